@@ -1,0 +1,1 @@
+"""Woolmill: a few seed tasks in, N accepted unique instruction records out."""

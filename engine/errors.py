@@ -1,0 +1,97 @@
+"""What can go wrong, as a tree. Each error is one line for the person and knows its exit code.
+
+    WoolmillError                      70  a bug of ours, when nothing more exact fits
+    ├── UsageError                     64  the command line
+    ├── InputError                     65  seeds, datasets, a damaged run store
+    ├── UnavailableError               69  the server, or the backend's process, is gone too long
+    ├── OutputError                    73  an output cannot be created
+    ├── DiskError                      74  reading or writing failed; the run stops for good
+    ├── StoppedError                   75  stopped early and resumable: budget, quota, outage, lock
+    ├── AuthError                      77  key, permission, certificate
+    ├── ConfigError                    78  settings, model, endpoint
+    └── BackendError                       one request failed; the verdict says what follows
+        (retry.py turns it into a retry, a dead letter or one of the above)
+
+The codes follow BSD's sysexits.h. Besides them: 0 done, 3 done with dead letters, 130 and 143
+drained after SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AuthError",
+    "BackendError",
+    "ConfigError",
+    "DiskError",
+    "InputError",
+    "OutputError",
+    "StoppedError",
+    "UnavailableError",
+    "UsageError",
+    "WoolmillError",
+]
+
+DONE_WITH_DEAD_LETTERS = 3
+
+
+class WoolmillError(Exception):
+    """The root. ``str(error)`` is one line: what, where, what to do next."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class UsageError(WoolmillError):
+    """The command line cannot be understood."""
+
+    exit_code = 64
+
+
+class InputError(WoolmillError):
+    """A seed file, dataset or run store holds what it must not. Names ``path:line`` where it can.
+    """
+
+    exit_code = 65
+
+
+class UnavailableError(WoolmillError):
+    """The server or the backend's process is not there, and waiting did not help."""
+
+    exit_code = 69
+
+
+class OutputError(WoolmillError):
+    """An output file or folder cannot be created."""
+
+    exit_code = 73
+
+
+class DiskError(WoolmillError):
+    """A write or sync failed. Nothing acknowledged is lost; the run does not go on by itself."""
+
+    exit_code = 74
+
+
+class StoppedError(WoolmillError):
+    """Stopped before the target and resumable: budget, quota, too many rejects, or the run is in
+    use.
+    """
+
+    exit_code = 75
+
+
+class AuthError(WoolmillError):
+    """The server refuses the key, or its certificate cannot be trusted."""
+
+    exit_code = 77
+
+
+class ConfigError(WoolmillError):
+    """A setting, model or endpoint is wrong, and asking again will not change it."""
+
+    exit_code = 78
+
+
+class BackendError(WoolmillError):
+    """One request failed. Raised by backends only; ``engine.retry`` decides what follows."""

@@ -1,0 +1,144 @@
+"""The Alpaca recipe: a numbered list of tasks that the model continues, and the parser of its
+continuation.
+
+Format and decisions are those of Stanford Alpaca's ``encode_prompt`` and
+``post_process_gpt3_response`` (https://github.com/tatsu-lab/stanford_alpaca,
+generate_instruction.py); the header text is our own. Its parser is kept with its edges (labels are
+not anchored to a line, their order is not checked), because a record that one of the two accepts
+and the other refuses would make results incomparable.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.filters import Refusal
+from engine.records import Completion, Record, Sampling, SeedTask
+
+__all__ = ["Piece", "demonstration", "header", "parse", "render", "sample", "sampling", "tail"]
+
+EXPECTED_YIELD = 2.0
+"""Records accepted an answer before anything is known; only paces the first requests."""
+
+LAST_NUMBER = 20
+STOP = (f"\n{LAST_NUMBER}", f"{LAST_NUMBER}.")
+
+_HEADER = """\
+Write a varied list of 20 tasks for a text-only assistant. Someone will hand each task to the assistant and \
+judge how well it is carried out.
+
+What the list must be like:
+1. No two tasks open with the same verb; spread the verbs as widely as you can.
+2. Change the wording too: some tasks are orders, some are questions, some describe a situation first.
+3. Cover many kinds of work: open answers, classification, rewriting, extraction, reasoning, planning, code.
+4. A language model must be able to do each task with text alone: nothing to see, hear, show or click, and no \
+alarm, reminder or action in the world.
+5. Everything is in English.
+6. An instruction is one or two sentences long.
+7. Where a task needs material, give it as the input: realistic, specific, no placeholder, at most 100 words.
+8. Where a task needs no material, as with general questions, the input is exactly "<noinput>".
+9. The output answers the instruction and its input fully and correctly, in fewer than 100 words.
+
+List of 20 tasks:
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part ``position`` of an answer: a record, or why it is none."""
+
+    position: int
+    record: Record | None
+    refusal: Refusal | None = None
+
+
+def sample(tasks: Sequence[SeedTask], count: int, *, seed: int, index: int) -> list[SeedTask]:
+    """The demonstrations of request ``index``: drawn without replacement, a pure function of its
+    arguments.
+    """
+    return random.Random((seed << 64) | index).sample(tasks, count)
+
+
+def sampling(
+    *, seed: int | None, index: int, max_tokens: int, temperature: float, top_p: float
+) -> Sampling:
+    """Sampling of request ``index``. ``seed`` None leaves the choice of a seed to the server."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop=STOP,
+        # Each request its own, so that two prompts alike do not get the same answer.
+        seed=None if seed is None else random.Random((seed << 64) | index).getrandbits(31),
+        forbid_eos=True,
+    )
+
+
+def header() -> str:
+    """What every prompt begins with; the same bytes each time, so that prefix caches hit."""
+    return _HEADER
+
+
+def demonstration(number: int, task: SeedTask) -> str:
+    """One task as an entry of the list."""
+    instruction = re.sub(r"\s+", " ", task.instruction).strip().rstrip(":")
+    return (
+        f"###\n{number}. Instruction: {instruction}\n"
+        f"{number}. Input:\n{task.input or '<noinput>'}\n"
+        f"{number}. Output:\n{task.output}\n"
+    )
+
+
+def tail(demonstrations: int) -> str:
+    """What the prompt ends with, and the model goes on from."""
+    return f"###\n{demonstrations + 1}. Instruction:"
+
+
+def render(tasks: Sequence[SeedTask]) -> str:
+    """The whole prompt for these demonstrations, in their order."""
+    entries = (demonstration(number, task) for number, task in enumerate(tasks, 1))
+    return f"{header()}{''.join(entries)}{tail(len(tasks))}"
+
+
+def parse(
+    completion: Completion,
+    *,
+    demonstrations: int,
+    api: Literal["completions", "chat"] = "completions",
+) -> list[Piece]:
+    """Split an answer into records, exactly as the reference does; a blank piece is no piece.
+
+    A chat model is not bound to continue the text: where it repeats the opening label itself, it is
+    not set before the answer a second time.
+    """
+    first = demonstrations + 1
+    text = completion.text
+    repeated = re.match(rf"\s*(?:###)?\s*(?={first}\.\s+Instruction:)", text)
+    if api == "chat" and repeated:
+        text = text[repeated.end() :]
+    else:
+        text = f"{first}. Instruction:{text}"
+    parts = text.split("###")
+    cut = len(parts) - 1 if completion.finish_reason == "length" else None
+    pieces = []
+    for position, part in enumerate(parts):
+        if not part.strip():
+            continue
+        if position == cut:
+            pieces.append(Piece(position, None, ("cut_off", "the answer ended at its token limit")))
+            continue
+        fields = re.split(rf"{first + position}\.\s+(Instruction|Input|Output):", part)
+        if len(fields) != 7:
+            labels = ", ".join(fields[1::2]) or "none"
+            detail = f"labels numbered {first + position}: {labels}"
+            pieces.append(Piece(position, None, ("bad_format", detail)))
+            continue
+        instruction, given, output = (fields[at].strip() for at in (2, 4, 6))
+        if given.lower() == "<noinput>":
+            given = ""
+        pieces.append(Piece(position, Record(instruction=instruction, input=given, output=output)))
+    return pieces
