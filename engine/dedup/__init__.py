@@ -1,0 +1,23 @@
+"""Near-duplicate rejection: exact text, ROUGE-L and meaning, as indexes of their own or as one cascade."""
+
+from engine.dedup.cascade import Candidate, Cascade, Judgement, compared_text
+from engine.dedup.exact import ExactIndex, normalise
+from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l, tokenize
+from engine.dedup.semantic import Encoder, SemanticIndex, SentenceEncoder
+
+__all__ = [
+    "Candidate",
+    "Cascade",
+    "Encoder",
+    "ExactIndex",
+    "Hit",
+    "Judgement",
+    "Nearest",
+    "RougeIndex",
+    "SemanticIndex",
+    "SentenceEncoder",
+    "compared_text",
+    "normalise",
+    "rouge_l",
+    "tokenize",
+]

@@ -1,0 +1,262 @@
+"""The decision on near-duplicates: exact text, then ROUGE-L, then meaning, each only where the one before passed.
+
+Every candidate is compared with all references and all candidates accepted before it, so decisions must be taken
+in one order, by one thread. They do not depend on how the candidates are cut into batches:
+
+* A batch is first sifted without being added to anything, to find the texts worth embedding; then it is decided
+  one by one. A candidate that falls to its meaning was therefore never compared against.
+* Embeddings move by some 1e-7 with the shape of the batch they were computed in, and by up to 1e-4 where they
+  were kept as half floats. A cosine decides by itself only where it is further than ``NOISE`` from the threshold
+  and from every other contender. Otherwise, and for the score that is reported, candidate and contenders are
+  embedded once more, each alone: that is the canonical value. It costs some milliseconds for each text refused
+  by its meaning, or close to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.dedup.exact import ExactIndex
+from engine.dedup.rouge import Hit, RougeIndex
+from engine.dedup.semantic import Encoder, SemanticIndex
+from engine.records import Neighbour
+
+__all__ = ["Candidate", "Cascade", "Judgement", "Reason", "Scope", "compared_text"]
+
+Scope = Literal["instruction", "instruction+input"]
+Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "embed_invalid"]
+
+NOISE = 1e-3
+"""Cosines closer than this are told apart by embedding the texts alone. See the head of this file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One record to judge."""
+
+    instruction: str
+    input: str = ""
+    source: str
+    """Where it comes from, as ``Neighbour.source`` names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What became of one candidate."""
+
+    reason: Reason | None
+    """None: accepted."""
+    nearest: Neighbour | None = None
+    """Refused: what it duplicates. Accepted: the nearest by ROUGE-L, where neighbours were asked for."""
+    detail: str = ""
+    """For the person: what is wrong with the embedding."""
+    most_similar: dict[str, float] = field(default_factory=dict)
+    """Accepted: the nearest texts by ROUGE-L with their F."""
+    mean_similarity: float = 0.0
+    """Accepted: the mean F over all references and earlier accepted candidates."""
+    vector: NDArray[np.float16] | None = None
+    """Accepted: the embedding (D,), as ``Cascade.restore`` takes it."""
+
+    @property
+    def accepted(self) -> bool:
+        return self.reason is None
+
+
+def compared_text(scope: Scope, instruction: str, input: str) -> str:
+    """What is compared of a record: its instruction, or instruction and input on two lines."""
+    return f"{instruction}\n{input}" if scope == "instruction+input" and input else instruction
+
+
+class Cascade:
+    """References and accepted candidates, and the decision on the next ones.
+
+    Args:
+        rouge_threshold: refuse above this F; None leaves ROUGE-L out.
+        semantic_threshold: refuse above this cosine; None leaves the embedding out, and needs no encoder.
+        encoder: turns texts into vectors.
+        scope: what of a record is compared.
+        neighbours: how many nearest texts an accepted candidate is given; 0 saves the time.
+    """
+
+    def __init__(
+        self,
+        rouge_threshold: float | None = 0.7,
+        semantic_threshold: float | None = None,
+        encoder: Encoder | None = None,
+        scope: Scope = "instruction",
+        neighbours: int = 10,
+    ) -> None:
+        if semantic_threshold is not None and encoder is None:
+            raise ValueError("a semantic threshold needs an encoder")
+        self.scope: Scope = scope
+        self.neighbours = neighbours if rouge_threshold is not None else 0
+        self._exact = ExactIndex()
+        self._rouge = None if rouge_threshold is None else RougeIndex(rouge_threshold)
+        self._encoder = encoder
+        self._semantic: SemanticIndex | None = None
+        if semantic_threshold is not None and encoder is not None:
+            self._semantic = SemanticIndex(encoder.dimension, semantic_threshold)
+        self._texts: list[str] = []
+        self._sources: list[str] = []
+        self._vector_items: list[int] = []
+        """Item of each vector in the semantic index; items whose embedding is invalid have none."""
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def add_reference(self, texts: Sequence[str], sources: Sequence[str]) -> None:
+        """Add texts to compare against without judging them; ``compared_text`` makes them from records."""
+        embed = self._semantic is not None and len(texts) > 0
+        vectors = self._embed(texts) if embed else [None] * len(texts)
+        for text, source, vector in zip(texts, sources, vectors, strict=True):
+            self._add(text, source, vector)
+
+    def restore(
+        self, accepted: Sequence[Candidate], vectors: Sequence[NDArray[np.generic] | None]
+    ) -> int:
+        """Add candidates that were accepted earlier, with their vectors; returns how many had to be embedded.
+
+        A vector that is missing or cannot be compared is made anew.
+        """
+        texts = [self._text(candidate) for candidate in accepted]
+        kept: list[NDArray[np.generic] | None] = list(vectors)
+        missing: list[int] = []
+        if self._semantic is not None:
+            for i, vector in enumerate(kept):
+                if vector is None or self._semantic.problem(vector) is not None:
+                    missing.append(i)
+            if missing:
+                fresh = self._embed([texts[i] for i in missing])
+                for i, vector in zip(missing, fresh, strict=True):
+                    kept[i] = vector
+        for text, candidate, vector in zip(texts, accepted, kept, strict=True):
+            self._add(text, candidate.source, vector)
+        return len(missing)
+
+    def judge(self, candidates: Sequence[Candidate], limit: int | None = None) -> list[Judgement]:
+        """Decide on candidates in their order, and add those accepted.
+
+        After ``limit`` acceptances the rest is not judged: the list returned is then shorter.
+        """
+        if limit is not None and limit <= 0:
+            return []
+        texts = [self._text(candidate) for candidate in candidates]
+        vectors = self._embed_survivors(texts)
+        judgements: list[Judgement] = []
+        accepted = 0
+        for i, (text, candidate) in enumerate(zip(texts, candidates, strict=True)):
+            judgement = self._judge_one(text, vectors.get(i))
+            judgements.append(judgement)
+            if judgement.accepted:
+                self._add(text, candidate.source, judgement.vector)
+                accepted += 1
+                if accepted == limit:
+                    break
+        return judgements
+
+    def _text(self, candidate: Candidate) -> str:
+        return compared_text(self.scope, candidate.instruction, candidate.input)
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        assert self._encoder is not None
+        return self._encoder.encode(texts)
+
+    def _embed_survivors(self, texts: Sequence[str]) -> dict[int, NDArray[np.float32]]:
+        """Vectors of the texts that exact text and ROUGE-L let pass, by position in the batch.
+
+        Texts of the batch are compared with each other as if all of them passed the semantic stage; the few
+        that are needed although this said otherwise are embedded when they are.
+        """
+        if self._semantic is None:
+            return {}
+        exact = ExactIndex()
+        rouge = None if self._rouge is None else RougeIndex(self._rouge.threshold)
+        survivors: list[int] = []
+        for i, text in enumerate(texts):
+            if self._exact.find(text) is not None or exact.find(text) is not None:
+                continue
+            if self._rouge is not None and rouge is not None:
+                if self._rouge.find(text) is not None or rouge.find(text) is not None:
+                    continue
+                rouge.add(text)
+            exact.add(text)
+            survivors.append(i)
+        if not survivors:
+            return {}
+        return dict(zip(survivors, self._embed([texts[i] for i in survivors]), strict=True))
+
+    def _judge_one(self, text: str, vector: NDArray[np.float32] | None) -> Judgement:
+        same = self._exact.find(text)
+        if same is not None:
+            return Judgement(reason="duplicate_exact", nearest=self._neighbour(Hit(same, 1.0)))
+        if self._rouge is not None:
+            hit = self._rouge.find(text)
+            if hit is not None:
+                return Judgement(reason="duplicate_rouge", nearest=self._neighbour(hit))
+        half: NDArray[np.float16] | None = None
+        if self._semantic is not None:
+            if vector is None:
+                vector = self._embed([text])[0]
+            problem = self._semantic.problem(vector)
+            if problem is not None:
+                return Judgement(reason="embed_invalid", detail=problem)
+            hit = self._same_meaning(text, vector)
+            if hit is not None:
+                return Judgement(reason="duplicate_semantic", nearest=self._neighbour(hit))
+            half = np.asarray(vector, np.float16)
+        if self._rouge is None or self.neighbours == 0:
+            return Judgement(reason=None, vector=half)
+        near = self._rouge.nearest(text, self.neighbours)
+        return Judgement(
+            reason=None,
+            nearest=self._neighbour(near.hits[0]) if near.hits else None,
+            most_similar={self._texts[hit.item]: hit.score for hit in near.hits},
+            mean_similarity=near.mean,
+            vector=half,
+        )
+
+    def _same_meaning(self, text: str, vector: NDArray[np.float32]) -> Hit | None:
+        """The item with the highest canonical cosine above the threshold (ties: the earliest), or None."""
+        assert self._semantic is not None
+        threshold = self._semantic.threshold
+        contenders = self._semantic.above(vector, threshold - NOISE)
+        if not contenders:
+            return None
+        items = [
+            self._vector_items[hit.item]
+            for hit in contenders
+            if hit.score >= contenders[0].score - 2 * NOISE
+        ]
+        alone = self._alone(text)
+        cosines = [(float(np.dot(alone, self._alone(self._texts[item]))), item) for item in items]
+        best, item = max(cosines, key=lambda found: (found[0], -found[1]))
+        return Hit(item, best) if best > threshold else None
+
+    def _alone(self, text: str) -> NDArray[np.float64]:
+        """The text's embedding (D,) computed in a batch of its own."""
+        vector = np.asarray(self._embed([text])[0], np.float64)
+        return np.asarray(vector / np.linalg.norm(vector), np.float64)
+
+    def _neighbour(self, hit: Hit) -> Neighbour:
+        return Neighbour(
+            text=self._texts[hit.item], score=hit.score, source=self._sources[hit.item]
+        )
+
+    def _add(self, text: str, source: str, vector: NDArray[np.generic] | None) -> None:
+        if (
+            self._semantic is not None
+            and vector is not None
+            and self._semantic.problem(vector) is None
+        ):
+            self._semantic.add(vector)
+            self._vector_items.append(len(self._texts))
+        self._texts.append(text)
+        self._sources.append(source)
+        self._exact.add(text)
+        if self._rouge is not None:
+            self._rouge.add(text)

@@ -1,0 +1,50 @@
+"""Exact text: two texts are the same when their normalised forms are.
+
+The first and cheapest stage of the cascade, and the only one besides the embedding that sees a text without
+Latin letters or digits: ROUGE-L has no tokens there. Only a 16-byte digest of each text is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+
+__all__ = ["ExactIndex", "normalise"]
+
+
+def normalise(text: str) -> str:
+    """The text with compatible characters unified (NFKC), case folded and whitespace collapsed.
+
+    Case folding can undo the composition (it decomposes ``ǰ``), so the form is composed once more after it.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def _digest(text: str) -> bytes:
+    # Lone surrogates are legal in JSON strings, and must not stop a run.
+    return hashlib.blake2b(
+        normalise(text).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()
+
+
+class ExactIndex:
+    """Finds the first item with the same normalised text. 128-bit digests: no chance of a false match."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, int] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def find(self, text: str) -> int | None:
+        """Id of the first item with this text, or None."""
+        return self._first.get(_digest(text))
+
+    def add(self, text: str) -> int:
+        """Add one text, known or not; returns its id, counted from 0."""
+        item = self._size
+        self._first.setdefault(_digest(text), item)
+        self._size += 1
+        return item
