@@ -1,0 +1,124 @@
+"""Open the database file of a run, and tell what is wrong with one that cannot be used.
+
+Memory mapping stays off: a failed read of a mapped page would kill the process instead of raising.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from engine.errors import ConfigError, DiskError, InputError
+from engine.store.manifest import Manifest
+from engine.store.rows import APPLICATION_ID, FORMAT, Checksum, damaged, decode
+
+__all__ = [
+    "check_header",
+    "connect",
+    "disk_errors",
+    "meta",
+    "read_manifest",
+    "read_run_id",
+    "sync_folder",
+]
+
+
+def connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    """A connection without implicit transactions, that returns text as bytes."""
+    mode = "rwc" if write else "ro"
+    connection = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        uri=True,
+        timeout=30.0,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=64,
+    )
+    # Damaged text must reach the checksum as it is, not fail to decode first.
+    connection.text_factory = bytes
+    connection.execute("PRAGMA mmap_size = 0")
+    if write:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages of 4 KiB: 16 MiB
+        connection.execute("PRAGMA journal_size_limit = 33554432")
+    return connection
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises while reading into an error of ours."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise from_sqlite(exc, path) from exc
+
+
+def from_sqlite(exc: sqlite3.Error, path: Path) -> InputError | DiskError:
+    """InputError (65) for a damaged or foreign file, DiskError (74) for what the disk refused."""
+    code = getattr(exc, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+                   sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY):  # fmt: skip
+        return DiskError(f"{path}: {exc}; check the disk, then resume the run")
+    return InputError(
+        f"{path}: not a whole run store ({exc}); see: woolmill verify, woolmill salvage"
+    )
+
+
+def check_header(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises InputError for what is not a run store, ConfigError for one of a later format."""
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application_id != APPLICATION_ID:
+        raise InputError(f"{path}: is not a run store of Woolmill; choose another folder")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > FORMAT:
+        raise ConfigError(
+            f"{path}: has format {version}, this Woolmill reads up to format {FORMAT}; "
+            "upgrade Woolmill"
+        )
+
+
+def read_run_id(connection: sqlite3.Connection, path: Path) -> str:
+    """The run's id, which is the key of all checksums, its own included."""
+    row = connection.execute("SELECT body, sum FROM meta WHERE name = 'run'").fetchone()
+    if row is None:
+        raise damaged("meta", "run", path)
+    try:
+        run_id = str(decode(row[0])["run_id"])
+        intact = Checksum(run_id)("meta", b"run", row[0]) == row[1]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise damaged("meta", "run", path)
+    return run_id
+
+
+def meta(connection: sqlite3.Connection, checksum: Checksum, name: str, path: Path) -> bytes:
+    """The checked body of one row of ``meta``."""
+    row = connection.execute("SELECT body, sum FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None or checksum("meta", name.encode(), row[0]) != row[1]:
+        raise damaged("meta", name, path)
+    body: bytes = row[0]
+    return body
+
+
+def read_manifest(connection: sqlite3.Connection, checksum: Checksum, path: Path) -> Manifest:
+    parts = {
+        name: decode(meta(connection, checksum, name, path))
+        for name in ("fixed", "decision", "free")
+    }
+    run = decode(meta(connection, checksum, "run", path))
+    return Manifest(**parts, engine_version=run["engine_version"])
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,283 @@
+"""Read a run store: in the run itself, or beside it for export, report and view.
+
+Every row is checked as it is read, and every full walk is checked against the counts, so that a
+damaged store raises InputError and never gives wrong or silently fewer rows.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.records import Answer, Decision
+from engine.store.database import (
+    check_header,
+    connect,
+    disk_errors,
+    meta,
+    read_manifest,
+    read_run_id,
+)
+from engine.store.manifest import Manifest
+from engine.store.rows import (
+    Checksum,
+    Counts,
+    Vector,
+    damaged,
+    decode,
+    decode_answer,
+    decode_counts,
+    decode_decision,
+)
+
+__all__ = ["InFlight", "Resume", "RunReader", "Session"]
+
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """A request that was recorded as sent and has no answer: it may have been billed."""
+
+    index: int
+    key: str
+    """``Prompt.key``: 64 hex digits."""
+    session: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One process that wrote to the run."""
+
+    number: int
+    pid: int
+    engine_version: str
+    started_s: float
+    """Unix time."""
+    ended_s: float | None
+    """None: it runs, or it was killed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """What a restart needs to go on."""
+
+    answered_below: int
+    """Every request below this index has its answer."""
+    answered_beyond: frozenset[int]
+    """The answered ones above it."""
+    in_flight: tuple[InFlight, ...]
+    """In order of index; these are sent again."""
+    last_decided: tuple[int, int] | None
+    """(index, position) of the last decision in plan order."""
+    counts: Counts
+
+    def is_answered(self, index: int) -> bool:
+        return index < self.answered_below or index in self.answered_beyond
+
+
+class RunReader:
+    """A run store opened for reading.
+
+    ``snapshot`` freezes it as it is now, so that counts and rows belong together while the run goes
+    on. Methods may be called from any thread, one at a time each.
+    """
+
+    def __init__(self, folder: Path, *, snapshot: bool = True) -> None:
+        self.folder = folder
+        self.path = folder / "run.sqlite"
+        if not self.path.is_file():
+            raise InputError(f"{folder}: holds no run (no run.sqlite)")
+        self._reading = threading.Lock()
+        with disk_errors(self.path):
+            self._connection = connect(self.path, write=False)
+            try:
+                if snapshot:
+                    self._connection.execute("BEGIN")
+                check_header(self._connection, self.path)
+                self.run_id = read_run_id(self._connection, self.path)
+                self._checksum = Checksum(self.run_id)
+                self.manifest: Manifest = read_manifest(self._connection, self._checksum, self.path)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def counts(self) -> Counts:
+        """All sums, as of the last commit."""
+        with self._reading, disk_errors(self.path):
+            return decode_counts(meta(self._connection, self._checksum, "counts", self.path))
+
+    def resume(self) -> Resume:
+        counts = self.counts()
+        beyond = self._query(
+            "SELECT request FROM answer WHERE request >= ?", (counts.answered_below,)
+        )
+        waiting = self._query(
+            "SELECT request, max(session), key, sum FROM sent WHERE request >= ? AND NOT EXISTS"
+            " (SELECT 1 FROM answer WHERE answer.request = sent.request) GROUP BY request",
+            (counts.answered_below,),
+        )
+        in_flight = []
+        for request, session, key, sum_ in waiting:
+            if self._checksum("sent", b"%d %d" % (request, session), key) != sum_:
+                raise damaged("sent", request, self.path)
+            in_flight.append(InFlight(index=request, key=key.hex(), session=session))
+        return Resume(
+            answered_below=counts.answered_below,
+            answered_beyond=frozenset(row[0] for row in beyond),
+            in_flight=tuple(in_flight),
+            last_decided=counts.last_decided,
+            counts=counts,
+        )
+
+    def answers(self, first: int, limit: int) -> list[Answer]:
+        """Up to ``limit`` answers to the requests from index ``first`` on, up to the first that is
+        missing.
+        """
+        rows = self._query(
+            "SELECT request, at, body, sum FROM answer WHERE request >= ? ORDER BY request LIMIT ?",
+            (first, limit),
+        )
+        answers: list[Answer] = []
+        for expected, (request, at, body, sum_) in enumerate(rows, first):
+            if request != expected:
+                break
+            if self._checksum("answer", b"%d %d" % (request, at), body) != sum_:
+                raise damaged("answer", request, self.path)
+            answers.append(decode_answer(body))
+        if len(answers) < limit and first + len(answers) < self.counts().answered_below:
+            raise damaged("answer", first + len(answers), self.path)
+        return answers
+
+    def all_answers(self) -> Iterator[tuple[Answer, float]]:
+        """Every answer in plan order with the Unix time of its commit; requests in flight are left
+        out.
+        """
+        expected = self.counts().answered
+        after, count = -1, 0
+        while rows := self._query(
+            "SELECT request, at, body, sum FROM answer WHERE request > ? ORDER BY request LIMIT ?",
+            (after, _CHUNK),
+        ):
+            for request, at, body, sum_ in rows:
+                if self._checksum("answer", b"%d %d" % (request, at), body) != sum_:
+                    raise damaged("answer", request, self.path)
+                yield decode_answer(body), at / 1000
+            after, count = rows[-1][0], count + len(rows)
+        self._complete("answer", count, expected)
+
+    def decisions(self, *, accepted: bool | None = None) -> Iterator[Decision]:
+        """Decisions in plan order: all, the accepted or the refused ones."""
+        if accepted is not False:
+            wanted = self.counts().accepted if accepted else self.counts().decided
+        else:
+            wanted = self.counts().decided - self.counts().accepted
+        which = {None: "", True: "AND reason IS NULL", False: "AND reason IS NOT NULL"}[accepted]
+        after, count = (-1, -1), 0
+        while rows := self._query(
+            "SELECT request, position, reason, body, sum FROM decision"
+            f" WHERE (request, position) > (?, ?) {which}"
+            f" ORDER BY request, position LIMIT {_CHUNK}",
+            after,
+        ):
+            for row in rows:
+                yield self._decision(*row)
+            after, count = rows[-1][:2], count + len(rows)
+        self._complete("decision", count, wanted)
+
+    def accepted(self, *, vectors: bool = False) -> Iterator[tuple[Decision, Vector | None]]:
+        """Accepted decisions in plan order, each with its vector where asked for and there."""
+        decisions = self.decisions(accepted=True)
+        if not vectors:
+            for decision in decisions:
+                yield decision, None
+            return
+        stored = self._vectors()
+        at, vector = next(stored, (None, None))
+        for decision in decisions:
+            if at == (decision.index, decision.position):
+                yield decision, vector
+                at, vector = next(stored, (None, None))
+            else:
+                yield decision, None
+
+    def sessions(self) -> list[Session]:
+        """The processes that wrote to the run, in order."""
+        sessions = []
+        for number, body, sum_ in self._query(
+            "SELECT number, body, sum FROM session ORDER BY number"
+        ):
+            if self._checksum("session", b"%d" % number, body) != sum_:
+                raise damaged("session", number, self.path)
+            sessions.append(Session(number=number, **decode(body)))
+        return sessions
+
+    def sent_again(self) -> list[InFlight]:
+        """Requests sent in more than one session, by key: in flight at a crash, so perhaps paid
+        twice.
+        """
+        rows = self._query(
+            "SELECT request, session, key, sum FROM sent GROUP BY request"
+            " HAVING count(DISTINCT session) > 1 ORDER BY request"
+        )
+        again = []
+        for request, session, key, sum_ in rows:
+            if self._checksum("sent", b"%d %d" % (request, session), key) != sum_:
+                raise damaged("sent", request, self.path)
+            again.append(InFlight(index=request, key=key.hex(), session=session))
+        return again
+
+    def _query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._reading, disk_errors(self.path):
+            try:
+                return self._connection.execute(sql, parameters).fetchall()
+            except sqlite3.ProgrammingError as exc:
+                raise InputError(f"{self.path}: the store is closed") from exc
+
+    def _decision(
+        self, request: int, position: int, reason: bytes | None, body: bytes, sum_: int
+    ) -> Decision:
+        if self._checksum("decision", b"%d %d" % (request, position), body) != sum_:
+            raise damaged("decision", f"{request}.{position}", self.path)
+        decision = decode_decision(body)
+        if (reason is None) != decision.accepted:
+            raise damaged("decision", f"{request}.{position}", self.path)
+        return decision
+
+    def _vectors(self) -> Iterator[tuple[tuple[int, int], Vector]]:
+        after, count, expected = (-1, -1), 0, self.counts().vectors
+        while rows := self._query(
+            "SELECT request, position, body, sum FROM vector"
+            f" WHERE (request, position) > (?, ?) ORDER BY request, position LIMIT {_CHUNK}",
+            after,
+        ):
+            for request, position, body, sum_ in rows:
+                if self._checksum("vector", b"%d %d" % (request, position), body) != sum_:
+                    raise damaged("vector", f"{request}.{position}", self.path)
+                yield (request, position), np.frombuffer(body, dtype="<f4")
+            after, count = rows[-1][:2], count + len(rows)
+        self._complete("vector", count, expected)
+
+    def _complete(self, table: str, count: int, expected: int) -> None:
+        # More is no fault: rows committed since the counts were read.
+        if count < expected:
+            raise InputError(
+                f"{self.path}: table {table} has {count} rows of {expected}; "
+                f"see: woolmill verify, woolmill salvage"
+            )
