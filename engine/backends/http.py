@@ -1,0 +1,569 @@
+"""An OpenAI-shaped server: a hosted API or vLLM's. One ``HttpBackend`` is one endpoint.
+
+It makes one attempt and is strict about what counts as an answer: the body is whole, it is JSON,
+each prompt has its choice and each choice its ``finish_reason``; in a stream an error event
+outweighs ``[DONE]``, and without
+``[DONE]`` there is no answer. Everything else is a ``Failure`` with the verdict of
+``engine.classify``.
+
+Whole answers cost far less CPU than streams (one event a token), but say nothing while they are
+made. So ``stream`` is by default a matter of load: up to ``STREAM_BELOW`` requests at once are
+streamed, which gives the time to the first token and shows that the engine behind a healthy port
+still generates; what goes beyond is asked for whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import httpx
+import orjson
+
+from engine.classify import Phase, classify, clean
+from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.records import Completion, Prompt, Usage
+from engine.retry import Failure, Verdict
+from engine.secrets import Secret
+from engine.transport import FastTransport
+
+__all__ = ["HttpBackend", "Timeouts", "normalise_base_url"]
+
+STREAM_BELOW = 64
+MAX_RESPONSE_BYTES = 32 * 2**20
+MAX_LINE_BYTES = 2**20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long one attempt may take, in seconds."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 120.0
+    """A stream's first event. Includes the server's own queue."""
+    idle_s: float = 30.0
+    """Silence within a stream."""
+    total_s: float = 600.0
+    """The whole attempt, however busy it looks."""
+
+
+def normalise_base_url(text: str) -> httpx.URL:
+    """The API's root, without a trailing slash: ``http://host:8000`` becomes
+    ``http://host:8000/v1``.
+
+    Raises ConfigError for other schemes, for credentials and for queries: keys in URLs end in logs.
+    """
+    try:
+        url = httpx.URL(text.strip())
+    except httpx.InvalidURL as exc:
+        raise ConfigError(f"--base-url: not a URL ({clean(str(exc))})") from exc
+    if url.userinfo or url.query or url.fragment:
+        raise ConfigError(
+            "--base-url: credentials, queries and fragments are not taken from a URL; "
+            "give the key by environment or file"
+        )
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"--base-url: {clean(text)} needs http:// or https:// and a host")
+    path = url.path.rstrip("/")
+    for suffix in ("/chat/completions", "/completions", "/models"):
+        path = path.removesuffix(suffix)
+    return url.copy_with(path=path or "/v1")
+
+
+class HttpBackend:
+    """One endpoint. See ``engine.backends.base.Backend`` for the methods' contract.
+
+    Args:
+        base_url: with or without ``/v1``. model: as the server names it; None takes the one model
+        that the server serves. key: sent as ``Authorization: Bearer``. Over plain http only to
+        this machine, unless ``insecure_http``. transport: what carries requests; by default
+        ``engine.transport.FastTransport``. stream: True, False, or ``"auto"`` (see the head of
+        this file). strict_model: stop when a reply names another model than was asked for.
+        max_in_flight: a limit known beforehand; None lets the limiter find it.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        *,
+        key: Secret | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        timeouts: Timeouts | None = None,
+        stream: bool | Literal["auto"] = "auto",
+        strict_model: bool = False,
+        insecure_http: bool = False,
+        ca_file: str | None = None,
+        max_in_flight: int | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        url = normalise_base_url(base_url)
+        if (
+            key is not None
+            and url.scheme == "http"
+            and not insecure_http
+            and not _is_loopback(url.host)
+        ):
+            raise ConfigError(
+                f"{url.host}: the key would travel unencrypted; use https, "
+                "or --insecure-http if the network is yours"
+            )
+        self.name = str(url).removesuffix("/v1")
+        self.model = model or ""
+        self.context_length: int | None = None
+        self.max_in_flight = max_in_flight
+        self.is_vllm = False
+        self.quota: dict[str, str] = {}
+        """The latest ``x-ratelimit-*`` headers, names without that prefix."""
+        self.in_flight = 0
+        self._base = url
+        self._root = url.copy_with(path=url.path.removesuffix("/v1") or "/")
+        self._urls = {
+            "completions": url.copy_with(path=url.path + "/completions"),
+            "chat": url.copy_with(path=url.path + "/chat/completions"),
+        }
+        self._key = key
+        self._transport = transport or FastTransport(ca_file=ca_file)
+        self._timeouts = timeouts or Timeouts()
+        self._stream = stream
+        self._strict_model = strict_model
+        self._max_response_bytes = max_response_bytes
+        self._identity: tuple[str, str, int | None] | None = None
+        self._checked = False
+        self._headers = {
+            "Host": url.netloc.decode("ascii"),
+            "Accept": "application/json, text/event-stream",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": "woolmill",
+        }
+
+    # The Backend protocol
+
+    async def start(self) -> None:
+        """Ask which models there are: the cheapest request that proves address, key and model."""
+        try:
+            await self._check("start")
+        except Failure as exc:
+            if exc.verdict.error is not None:
+                raise exc.verdict.error from exc
+            raise UnavailableError(f"{self.name}: no answer ({exc}); is the server up?") from exc
+
+    async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
+        try:
+            if not self._checked:  # after an outage another model may have taken the port
+                await self._check("probe")
+            self.in_flight += 1
+            try:
+                return await self._generate(prompts)
+            finally:
+                self.in_flight -= 1
+        except Failure as exc:
+            if exc.verdict.kind == "unavailable":
+                self._checked = False
+            raise
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+        if not self.is_vllm:
+            return None
+        counts: list[int] = []
+        url = self._root.copy_with(path=self._root.path.rstrip("/") + "/tokenize")
+        for text in texts:
+            body = {"model": self.model, "prompt": text, "add_special_tokens": True}
+            data = await self._json("POST", url, body, "probe")
+            count = data.get("count") if isinstance(data, dict) else None
+            if not isinstance(count, int):
+                return None
+            counts.append(count)
+        return counts
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    # Which model is served
+
+    async def _check(self, phase: Phase) -> None:
+        """Compare what is served with what was asked for, and with what was served before."""
+        url = self._base.copy_with(path=self._base.path + "/models")
+        data = await self._json("GET", url, None, phase)
+        served = (
+            [m for m in data.get("data") or [] if isinstance(m, dict)]
+            if isinstance(data, dict)
+            else []
+        )
+        ids = [str(m.get("id")) for m in served]
+        if not self.model:
+            if len(ids) != 1:
+                raise ConfigError(f"{self.name}: serves {_listed(ids)}; choose one with --model")
+            self.model = ids[0]
+        if self.model not in ids:
+            raise ConfigError(
+                f"{self.name}: does not serve {self.model!r} but {_listed(ids)}; check --model"
+            )
+        card = served[ids.index(self.model)]
+        length = card.get("max_model_len")
+        if isinstance(length, int) and length > 0:
+            self.context_length = length
+        self.is_vllm = card.get("owned_by") == "vllm"
+        identity = (self.model, str(card.get("root") or self.model), self.context_length)
+        if self._identity is not None and identity != self._identity:
+            raise ConfigError(
+                f"{self.name}: came back with another model ({identity}, was {self._identity}); "
+                "start a new run, or restore the model and resume"
+            )
+        self._identity = identity
+        self._checked = True
+
+    @property
+    def identity(self) -> tuple[str, str, int | None] | None:
+        """(model id, root, context length) as served; replicas must agree on the first two."""
+        return self._identity
+
+    async def _json(self, method: str, url: httpx.URL, body: Any, phase: Phase) -> Any:
+        """A small question that costs nothing, within the connect and idle times."""
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.idle_s):
+                response = await self._send(method, url, orjson.dumps(body) if body else b"")
+                raw = await self._whole(response)
+        except Exception as exc:  # classify re-raises what is not the wire's
+            raise self._failure(exc, phase) from exc
+        if response.status_code != 200:
+            raise Failure(self._classified(response, raw))
+        return _parsed(raw, response, self.name)
+
+    # One attempt
+
+    async def _generate(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
+        streamed = self._stream is True or (
+            self._stream == "auto" and self.in_flight <= STREAM_BELOW
+        )
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        timeouts = self._timeouts
+        first = timeouts.first_token_s if streamed else timeouts.total_s
+        body = orjson.dumps(self._payload(prompts, streamed))
+        try:
+            async with asyncio.timeout_at(began + min(first, timeouts.total_s)) as deadline:
+                response = await self._send("POST", self._urls[prompts[0].api], body)
+                try:
+                    self._note_quota(response.headers)
+                    if response.status_code != 200:
+                        raise Failure(self._classified(response, await self._whole(response)))
+                    if streamed and "event-stream" in response.headers.get("content-type", ""):
+                        answer = await self._read_stream(response, len(prompts), began, deadline)
+                    else:
+                        answer = _Answer.whole(
+                            _parsed(await self._whole(response), response, self.name), len(prompts)
+                        )
+                finally:
+                    await response.aclose()
+        except Failure:
+            raise
+        except Exception as exc:  # classify re-raises what is not the wire's
+            raise self._failure(exc, "generate") from exc
+        if answer.error is not None:
+            raise Failure(
+                classify(status=200, headers=response.headers, body=answer.error, where=self.name)
+            )
+        if self._strict_model and answer.model and answer.model != self.model:
+            error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
+            raise Failure(Verdict(kind="fatal", reason="model", message=str(error), error=error))
+        return answer.completions(prompts, loop.time() - began)
+
+    def _payload(self, prompts: Sequence[Prompt], streamed: bool) -> dict[str, Any]:
+        first = prompts[0]
+        sampling = first.sampling
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        if first.api == "chat":
+            if len(prompts) != 1:
+                raise ConfigError(
+                    "the chat API takes one prompt a call; set --request-batch-size 1"
+                )
+            body["messages"] = [{"role": "user", "content": first.text}]
+        else:
+            body["prompt"] = first.text if len(prompts) == 1 else [p.text for p in prompts]
+        if sampling.stop:
+            body["stop"] = sampling.stop
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.forbid_eos and self.is_vllm:
+            body["ignore_eos"] = True
+        if streamed:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+        return body
+
+    async def _send(self, method: str, url: httpx.URL, body: bytes) -> httpx.Response:
+        headers = self._headers
+        if self._key is not None:
+            headers = {**headers, "Authorization": f"Bearer {self._key.reveal()}"}
+        request = httpx.Request(
+            method,
+            url,
+            headers=headers,
+            content=body,
+            extensions={
+                "timeout": {
+                    "connect": self._timeouts.connect_s,
+                    "read": self._timeouts.total_s,
+                    "write": self._timeouts.total_s,
+                    "pool": None,
+                }
+            },
+        )
+        return await self._transport.handle_async_request(request)
+
+    async def _whole(self, response: httpx.Response) -> bytes:
+        try:
+            return b"".join([piece async for piece in self._pieces(response)])
+        finally:
+            await response.aclose()
+
+    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        """The body as it comes, unpacked if need be, cut off where it grows beyond all reason."""
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        unpack = _unpacker(
+            response.headers.get("content-encoding", "identity"), self._max_response_bytes
+        )
+        total = 0
+        async for piece in stream:
+            data = piece if unpack is None else unpack.decompress(piece, self._max_response_bytes)
+            total += len(data)
+            if total > self._max_response_bytes or (unpack is not None and unpack.unconsumed_tail):
+                raise Failure(
+                    Verdict(
+                        kind="dead",
+                        reason="too_large",
+                        message=f"an answer of more than {self._max_response_bytes} bytes",
+                    )
+                )
+            yield data
+
+    async def _read_stream(
+        self, response: httpx.Response, count: int, began: float, deadline: asyncio.Timeout
+    ) -> _Answer:
+        answer = _Answer(count)
+        loop = asyncio.get_running_loop()
+        end = began + self._timeouts.total_s
+        buffer = b""
+        async for piece in self._pieces(response):
+            *lines, buffer = (buffer + piece).split(b"\n")
+            if len(buffer) > MAX_LINE_BYTES:
+                raise Failure(
+                    Verdict(kind="ambiguous", reason="bad_stream", message="an endless line")
+                )
+            for line in lines:
+                if line.startswith(b"data:") and not answer.done:
+                    answer.event(line[5:].strip())
+            now = loop.time()
+            if answer.ttft_s is None and answer.started:
+                answer.ttft_s = now - began
+            if answer.ttft_s is not None:
+                deadline.reschedule(min(now + self._timeouts.idle_s, end))
+        if answer.error is None and not answer.done:
+            raise Failure(
+                Verdict(kind="ambiguous", reason="cut_body", message="the stream has no end")
+            )
+        return answer
+
+    def _note_quota(self, headers: Mapping[str, str]) -> None:
+        found = {k[12:]: v for k, v in headers.items() if k.startswith("x-ratelimit-")}
+        if found:
+            self.quota = found
+
+    def _classified(self, response: httpx.Response, body: bytes) -> Verdict:
+        return classify(
+            status=response.status_code, headers=response.headers, body=body, where=self.name
+        )
+
+    def _failure(self, exc: Exception, phase: Phase) -> Failure:
+        if isinstance(exc, Failure):
+            return exc
+        return Failure(classify(exception=exc, phase=phase, where=self.name))
+
+
+class _Answer:
+    """What one call's events add up to, whole or streamed. Choices are told apart by ``index``."""
+
+    def __init__(self, count: int) -> None:
+        self.texts: list[list[str]] = [[] for _ in range(count)]
+        self.finish: list[str | None] = [None] * count
+        self.refused = [False] * count
+        self.usage: Any = None
+        self.model = ""
+        self.error: bytes | None = None
+        self.started = False
+        self.done = False
+        self.ttft_s: float | None = None
+
+    @classmethod
+    def whole(cls, data: Any, count: int) -> _Answer:
+        answer = cls(count)
+        answer.add(data, "message")
+        return answer
+
+    def event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self.done = True
+            return
+        try:
+            parsed = orjson.loads(data)
+        except orjson.JSONDecodeError as exc:
+            raise Failure(
+                Verdict(
+                    kind="ambiguous", reason="bad_stream", message=f"an event is not JSON: {exc}"
+                )
+            ) from exc
+        self.add(parsed, "delta")
+
+    def add(self, data: Any, part: str) -> None:
+        if not isinstance(data, dict):
+            raise Failure(Verdict(kind="ambiguous", reason="bad_json", message="not a JSON object"))
+        if data.get("error"):
+            self.error = orjson.dumps({"error": data["error"]})
+            return
+        if isinstance(data.get("model"), str):
+            self.model = data["model"]
+        if data.get("usage"):
+            self.usage = data["usage"]
+        choices = data.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            self._add_choice(choice, part)
+
+    def _add_choice(self, choice: Any, part: str) -> None:
+        index = choice.get("index", 0) if isinstance(choice, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(self.texts):
+            raise Failure(
+                Verdict(kind="ambiguous", reason="bad_json", message="a choice out of range")
+            )
+        message = choice.get(part)
+        text = choice.get("text") if message is None else None
+        if isinstance(message, dict):
+            text = message.get("content")
+            self.refused[index] |= bool(message.get("refusal"))
+        if isinstance(text, str):
+            self.texts[index].append(text)
+            self.started = True
+        if choice.get("finish_reason") is not None:
+            self.finish[index] = str(choice["finish_reason"])
+
+    def completions(
+        self, prompts: Sequence[Prompt], latency_s: float
+    ) -> list[Completion | BaseException]:
+        usages = self._usages(prompts)
+        return [
+            self._completion(i, usage, latency_s)
+            for i, usage in zip(range(len(prompts)), usages, strict=True)
+        ]
+
+    def _completion(self, i: int, usage: Usage, latency_s: float) -> Completion | Failure:
+        finish = self.finish[i]
+        if finish is None:
+            if not self.texts[i] and self.model and not self.done:
+                return Failure(
+                    Verdict(kind="dead", reason="no_choices", message="no choice for the prompt")
+                )
+            return Failure(Verdict(kind="ambiguous", reason="cut_body", message="no finish_reason"))
+        if finish in ("abort", "error"):
+            return Failure(
+                Verdict(
+                    kind="ambiguous", reason=f"finish_{finish}", message="given up by the server"
+                )
+            )
+        if self.refused[i]:
+            finish = "refusal"
+        elif not self.texts[i] and finish in ("stop", "length"):
+            return Failure(Verdict(kind="dead", reason="no_content", message="the content is null"))
+        return Completion(
+            text="".join(self.texts[i]),
+            finish_reason=finish,
+            usage=usage,
+            model=self.model,
+            latency_s=latency_s,
+            ttft_s=self.ttft_s,
+        )
+
+    def _usages(self, prompts: Sequence[Prompt]) -> list[Usage]:
+        """Each prompt's share. A batch is billed as one sum, so shares are estimates there that
+        add up.
+        """
+        read = [p.tokens or max(len(p.text.encode()) // 4, 1) for p in prompts]
+        written = [max(sum(map(len, parts)) // 4, 1) if parts else 0 for parts in self.texts]
+        usage = self.usage if isinstance(self.usage, dict) else {}
+        p, c = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if not isinstance(p, int) or not isinstance(c, int) or p < 0 or c < 0:
+            return [
+                Usage(prompt_tokens=r, completion_tokens=w, estimated=True)
+                for r, w in zip(read, written, strict=True)
+            ]
+        if len(prompts) == 1:
+            return [Usage(prompt_tokens=p, completion_tokens=c)]
+        return [
+            Usage(prompt_tokens=r, completion_tokens=w, estimated=True)
+            for r, w in zip(_shares(p, read), _shares(c, written), strict=True)
+        ]
+
+
+def _shares(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole numbers in proportion to ``weights`` whose sum is ``total``."""
+    scale = sum(weights) or 1
+    ends = [0]
+    for weight in weights:
+        ends.append(ends[-1] + weight)
+    cuts = [total * end // scale for end in ends[:-1]] + [total]
+    return [b - a for a, b in pairwise(cuts)]
+
+
+def _parsed(raw: bytes, response: httpx.Response, where: str) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        if "html" in response.headers.get("content-type", "") or raw[:200].lstrip().startswith(
+            b"<"
+        ):
+            error: WoolmillError = ConfigError(
+                f"{where}: not an OpenAI endpoint (got HTML); check the base URL"
+            )
+            raise Failure(
+                Verdict(kind="fatal", reason="html", message=str(error), error=error)
+            ) from exc
+        raise Failure(
+            Verdict(kind="ambiguous", reason="bad_json", message=clean(str(exc)))
+        ) from exc
+
+
+def _unpacker(encoding: str, limit: int) -> Any:
+    """A bounded decompressor; we ask for none, but some proxies pack all the same."""
+    if encoding in ("identity", ""):
+        return None
+    if encoding in ("gzip", "deflate"):
+        return zlib.decompressobj(zlib.MAX_WBITS | 32)
+    raise Failure(
+        Verdict(kind="dead", reason="encoding", message=f"packed as {clean(encoding)}, unasked")
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(clean(i) for i in ids[:8]) or "no model"

@@ -1,0 +1,100 @@
+"""API keys: read from the environment or a private file, and never shown.
+
+A key on the command line can be read in /proc by everyone on the machine, and a key in a URL ends
+in logs, so neither is a way in. What comes out is a ``Secret``: printing, formatting, copying or
+pickling it gives a mask. The price: whoever needs the key writes ``reveal()``, which a reader and
+``grep`` can find.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+from engine.errors import ConfigError
+
+__all__ = ["Secret", "read_key"]
+
+MAX_KEY_FILE_BYTES = 16_384
+
+
+class Secret:
+    """A key that masks itself: ``str`` and ``repr`` show at most its last four characters."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str, *, source: str = "key") -> None:
+        """Raises ConfigError where ``value`` cannot be an HTTP header: empty, quoted, spaces, not
+        ASCII.
+        """
+        if not value:
+            raise ConfigError(f"{source}: the API key is empty; set it, or leave it out altogether")
+        if not value.isascii() or not value.isprintable() or any(c in " \"'" for c in value):
+            raise ConfigError(
+                f"{source}: the API key holds spaces, quotes, line breaks or "
+                "characters beyond ASCII; store the bare key"
+            )
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __str__(self) -> str:
+        shown = self._value[-4:] if len(self._value) >= 12 else ""
+        prefix = "sk-" if self._value.startswith("sk-") else ""
+        return f"{prefix}…{shown}"
+
+    def __repr__(self) -> str:
+        return f"Secret({str(self)!r})"
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(("Secret", self._value))
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is never pickled")
+
+
+def read_key(*, env: str | None = None, file: str | Path | None = None) -> Secret | None:
+    """The key in environment variable ``env``, else in ``file``; None where neither is set.
+
+    The file holds the key and nothing else, belongs to this user, and nobody else may read it
+    (mode 0600).
+    Raises ConfigError.
+    """
+    if env and (value := os.environ.get(env)) is not None:
+        return Secret(value.strip(), source=f"${env}")
+    if file is None:
+        return None
+    path = Path(file)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    except OSError as exc:
+        raise ConfigError(
+            f"{path}: the key file cannot be read ({exc.strerror}); name another"
+        ) from exc
+    with os.fdopen(fd, "rb") as opened:
+        info = os.fstat(opened.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise ConfigError(f"{path}: the key file is not a regular file")
+        if info.st_mode & 0o077:
+            raise ConfigError(f"{path}: others can read the key file; run: chmod 600 {path}")
+        raw = opened.read(MAX_KEY_FILE_BYTES)
+    try:
+        text = raw.decode("ascii").strip()
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: the key file holds characters beyond ASCII") from exc
+    return Secret(text, source=str(path))
