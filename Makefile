@@ -1,0 +1,50 @@
+# Everything sets itself up: make demo, make test, make test-vllm, make train-demo, make bench-dedup.
+
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo setup test test-vllm lint train-demo bench bench-dedup crash clean
+
+demo: setup
+	$(BIN)/woolmill generate --target 20 --out runs/demo
+	$(BIN)/woolmill export runs/demo --format alpaca -o runs/demo/alpaca_data.json
+
+setup: .venv/.ready
+	@$(BIN)/woolmill models fetch smollm2 > /dev/null
+
+# torch first: a later resolver would otherwise choose a build with CUDA.
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,train,parquet,dev]'
+	touch $@
+
+test: setup lint
+	$(BIN)/pytest -m "not vllm and not gpu and not network"
+
+lint: .venv/.ready
+	$(BIN)/ruff check -q
+	$(BIN)/ruff format -q --check
+	$(BIN)/mypy
+
+test-vllm: setup
+	bash scripts/setup-vllm.sh
+	WOOLMILL_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
+
+train-demo: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
+
+bench-setup: setup
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+
+bench-dedup: bench-setup
+	$(BIN)/python -m benchmarks.bench_dedup
+
+crash: setup
+	$(BIN)/python -m tests.crash
+
+clean:
+	rm -rf .venv .venv-vllm runs

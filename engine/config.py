@@ -1,0 +1,191 @@
+"""The run's settings: one TOML file, flags over the file, and an unknown key is an error.
+
+Which settings may change when a run goes on is said here once (``FREE``): everything else shapes
+the plan or the decisions and is compared with what the run store remembers.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from engine.budget import FitStep
+from engine.errors import ConfigError
+
+__all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
+
+EMBEDDED_MODEL = "smollm2"
+"""The model that ``woolmill models fetch`` can get without a model hub."""
+EMBEDDED_MAX_TOKENS = 512
+"""It runs on a CPU at some hundred tokens a second and loses the thread long before 3072."""
+ALPACA_MAX_TOKENS = 3072
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class EndpointConfig(_Strict):
+    """One OpenAI-compatible endpoint, with what applies to it alone."""
+
+    url: str
+    key_env: str = "OPENAI_API_KEY"
+    key_file: Path | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    max_in_flight: Positive | None = None
+    requests_per_min: Positive | None = None
+    tokens_per_min: Positive | None = None
+
+
+class RunConfig(_Strict):
+    """Everything ``woolmill generate`` can be told. Names are those of the flags."""
+
+    recipe: Literal["alpaca"] = "alpaca"
+    seeds: Path | None = None
+    """Seed tasks; None: the bundled ones."""
+    target: Positive = 100
+    """Accepted records wanted."""
+    out: Path = Path("runs/alpaca")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    num_demonstrations: Annotated[int, Field(ge=1, le=18)] = 3
+
+    backend: Literal["http", "transformers", "vllm", "scripted"] | None = None
+    """None: http where a base_url is given, else transformers."""
+    model: str | None = None
+    api: Literal["completions", "chat"] = "completions"
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Fraction = 1.0
+    max_tokens: Positive | None = None
+    """Completion tokens; None: Alpaca's 3072, or 512 with the embedded model."""
+    send_seed: bool = True
+    """Give each request a seed of its own."""
+    context_length: Positive | None = None
+    """Tokens of prompt and completion; None: as the model or server says."""
+    tokenizer: str | None = None
+    """Counts prompt tokens: a folder, a hub id, or tiktoken:NAME; None: the backend's own."""
+    fit: tuple[FitStep, ...] = ("demonstrations", "prompt", "completion")
+
+    rouge_threshold: Fraction | None = 0.7
+    semantic: bool | None = None
+    """Reject near-duplicates by meaning; None: where the packages are installed."""
+    semantic_threshold: Fraction = 0.9
+    semantic_model: str | None = None
+    scope: Literal["instruction", "instruction+input"] = "instruction"
+    against: tuple[Path, ...] = ()
+    """Datasets to stay clear of: compared with, never exported."""
+
+    base_url: tuple[str, ...] = ()
+    endpoint: tuple[EndpointConfig, ...] = ()
+    key_env: str = "OPENAI_API_KEY"
+    key_file: Path | None = None
+    ca_file: Path | None = None
+    insecure_http: bool = False
+    """Send a key over plain http to another machine."""
+    max_in_flight: Positive | Literal["auto"] = "auto"
+    request_batch_size: Annotated[int, Field(ge=1, le=1000)] = 1
+    requests_per_min: Positive | None = None
+    tokens_per_min: Positive | None = None
+    max_requests: Positive | None = None
+    max_attempts: Positive = 4
+    """Attempts that may have been paid for, per request."""
+    max_outage_s: Seconds = 600.0
+    max_tokens_total: Positive | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    price_prompt: Annotated[float, Field(ge=0)] = 0.0
+    """Per million prompt tokens, in the currency of max_cost."""
+    price_completion: Annotated[float, Field(ge=0)] = 0.0
+    max_barren_requests: Positive = 300
+    """Stop after this many answers in a row without one accepted record."""
+    drain_timeout_s: Seconds = 120.0
+    vllm_python: Path | None = None
+    """Interpreter of another environment that has vllm."""
+    vllm_arg: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunConfig:
+        if self.request_batch_size > 1 and self.api == "chat":
+            raise ValueError(
+                "request_batch_size needs api = completions: a chat call has one prompt"
+            )
+        if self.max_cost is not None and not (self.price_prompt or self.price_completion):
+            raise ValueError("max_cost needs price_prompt and price_completion")
+        if self.base_url and self.endpoint:
+            raise ValueError("give either base_url or [[endpoint]] tables, not both")
+        if self.chosen_backend == "http" and not self.base_url and not self.endpoint:
+            raise ValueError("backend http needs base_url, for example http://127.0.0.1:8000/v1")
+        if self.chosen_backend != "http" and (self.base_url or self.endpoint):
+            raise ValueError(f"base_url goes with backend http, not {self.chosen_backend}")
+        return self
+
+    @property
+    def chosen_backend(self) -> Literal["http", "transformers", "vllm", "scripted"]:
+        """What ``backend`` None stands for."""
+        return self.backend or ("http" if self.base_url or self.endpoint else "transformers")
+
+    @property
+    def chosen_max_tokens(self) -> int:
+        """What ``max_tokens`` None stands for."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        embedded = self.chosen_backend == "transformers" and self.model in (None, EMBEDDED_MODEL)
+        return EMBEDDED_MAX_TOKENS if embedded else ALPACA_MAX_TOKENS
+
+    def endpoints(self) -> tuple[EndpointConfig, ...]:
+        """The [[endpoint]] tables, or one for each base_url."""
+        return self.endpoint or tuple(
+            EndpointConfig(url=url, key_env=self.key_env, key_file=self.key_file)
+            for url in self.base_url
+        )
+
+
+FREE = frozenset(
+    "target out base_url endpoint key_env key_file ca_file insecure_http max_in_flight"
+    " request_batch_size requests_per_min tokens_per_min max_requests max_attempts max_outage_s"
+    " max_tokens_total max_cost price_prompt price_completion max_barren_requests drain_timeout_s"
+    " vllm_python vllm_arg tokenizer".split()
+)
+"""Settings that may differ when a run goes on: they change when and where, never what."""
+
+
+def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
+    """Settings of the file with the flags laid over them; flags that are None were not given.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest name), or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as exc:
+            raise ConfigError(f"{path}: cannot be read: {exc.strerror}; check --config") from exc
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{path}: not TOML: {exc}") from exc
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    try:
+        return RunConfig.model_validate(values | given)
+    except ValidationError as exc:
+        raise ConfigError(_explain(exc, path, given)) from exc
+
+
+def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> str:
+    first = exc.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    name = str(first["loc"][0]) if first["loc"] else ""
+    origin = f"{path}: " if path is not None and name not in flags else ""
+    shown = f"--{name.replace('_', '-')}" if name in flags else where
+    if first["type"] == "extra_forbidden":
+        fields = EndpointConfig.model_fields if "." in where else RunConfig.model_fields
+        near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; see woolmill generate --help"
+        return f"{origin}unknown setting {where!r}{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{origin}{shown}: {message}" if shown else f"{origin}{message}"

@@ -1,0 +1,231 @@
+"""From settings to a finished run: put the parts together, run the pipeline, say how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from engine import models
+from engine.backends.base import Backend
+from engine.backends.http import HttpBackend
+from engine.backends.scripted import ScriptedBackend
+from engine.budget import Budget, tokenizer_counter
+from engine.config import EMBEDDED_MODEL, FREE, EndpointConfig, RunConfig
+from engine.decide import Decider, row_source
+from engine.dedup.cascade import Candidate, Cascade, compared_text
+from engine.errors import ConfigError
+from engine.limits import LimitSettings, Pool
+from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
+from engine.records import SeedTask
+from engine.retry import RetryPolicy
+from engine.secrets import read_key
+from engine.seeds import bundled_seeds, fingerprint, read_seeds
+from engine.store import Manifest, RunReader, RunStore
+
+__all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semantic"]
+
+DECISION = ("rouge_threshold", "semantic_threshold", "semantic_model", "scope", "against")
+RESTORE_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a run ended."""
+
+    stop: Stop
+    progress: Progress
+    folder: Path
+    seconds: float
+    resent: int = 0
+    """Requests that an earlier session had sent and got no answer to."""
+
+
+async def generate(config: RunConfig, display: Display) -> Result:
+    """Run to the target, a stop or a fault; go on where an earlier run in the folder stopped.
+
+    Raises:
+        WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
+    """
+    began = time.monotonic()
+    tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
+    backends = make_backends(config)
+    async with AsyncExitStack() as stack:
+        pool = Pool(backends, _limits(config))
+        stack.push_async_callback(pool.aclose)
+        unnamed = not backends[0].model
+        if unnamed:
+            await pool.start()  # the server knows which model it serves, and asking is free
+        store = RunStore.open(config.out, make_manifest(config, tasks, backends[0].model))
+        stack.push_async_callback(store.aclose)
+        resume = store.resume()
+        if resume.counts.accepted >= config.target:
+            done = Progress(target=config.target, accepted=resume.counts.accepted)
+            seconds = time.monotonic() - began
+            return Result(stop=Stop(), progress=done, folder=config.out, seconds=seconds)
+        if resume.in_flight:
+            keys = ", ".join(request.key[:12] for request in resume.in_flight[:8])
+            display.note(
+                f"{len(resume.in_flight)} requests were in flight when the last session ended and"
+                f" may have been billed; sending them again: {keys}"
+                f"{' …' if len(resume.in_flight) > 8 else ''}"
+            )
+        if not unnamed:
+            display.note(f"starting {config.chosen_backend} with {backends[0].model}")
+            await pool.start()
+        budget = _budget(config, tasks, backends)
+        counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
+        await budget.count_parts(counter or backends[0].count_tokens)
+        cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
+        missing = await anyio.to_thread.run_sync(restore_cascade, cascade, store)
+        if missing and resume.counts.accepted:
+            display.note(f"embedded {missing} accepted rows again: their vectors were missing")
+        pipeline = Pipeline(
+            store=store,
+            pool=pool,
+            budget=budget,
+            decider=Decider(cascade, api=config.api, after=resume.last_decided),
+            policy=RetryPolicy(max_attempts=config.max_attempts),
+            pace=Pace(
+                target=config.target,
+                max_requests=config.max_requests,
+                request_batch_size=config.request_batch_size,
+                max_barren_requests=config.max_barren_requests,
+                drain_timeout_s=config.drain_timeout_s,
+                wait_at_target=config.chosen_backend == "http",
+            ),
+            display=display,
+        )
+        stop = await pipeline.run()
+    return Result(
+        stop=stop,
+        progress=pipeline.progress,
+        folder=config.out,
+        seconds=time.monotonic() - began,
+        resent=len(resume.in_flight),
+    )
+
+
+def make_backends(config: RunConfig) -> Sequence[Backend]:
+    """One backend for each place that answers; none is started yet."""
+    kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
+    if kind == "http":
+        return [_http(config, endpoint) for endpoint in config.endpoints()]
+    if kind == "scripted":
+        return [ScriptedBackend(model=config.model or "scripted")]
+    if kind == "vllm":
+        from engine.backends.vllm import VllmBackend
+
+        return [VllmBackend(model)]
+    from engine.backends.transformers import TransformersBackend
+
+    if config.model is None:
+        models.fetch(EMBEDDED_MODEL)
+    return [TransformersBackend(model)]
+
+
+def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
+    return HttpBackend(
+        endpoint.url,
+        config.model,
+        key=read_key(env=endpoint.key_env, file=endpoint.key_file),
+        ca_file=str(config.ca_file) if config.ca_file else None,
+        insecure_http=config.insecure_http,
+        max_in_flight=endpoint.max_in_flight,
+    )
+
+
+def _limits(config: RunConfig) -> LimitSettings:
+    return LimitSettings(
+        max_in_flight=config.max_in_flight,
+        requests_per_min=config.requests_per_min,
+        tokens_per_min=config.tokens_per_min,
+        max_tokens_total=config.max_tokens_total,
+        max_cost=config.max_cost,
+        price_per_million_prompt_tokens=config.price_prompt,
+        price_per_million_completion_tokens=config.price_completion,
+        max_outage_s=config.max_outage_s,
+    )
+
+
+def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Backend]) -> Budget:
+    known = [b.context_length for b in backends if b.context_length is not None]
+    return Budget(
+        tasks,
+        seed=config.seed,
+        api=config.api,
+        demonstrations=config.num_demonstrations,
+        max_tokens=config.chosen_max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        send_seed=config.send_seed,
+        fit=config.fit,
+        context_length=config.context_length or (min(known) if known else None),
+    )
+
+
+def uses_semantic(config: RunConfig) -> bool:
+    """Whether near-duplicates by meaning are refused: as set, else where the packages are there."""
+    installed = all(find_spec(name) for name in ("sentence_transformers", "faiss"))
+    if config.semantic and not installed:
+        raise ConfigError("--semantic needs more packages: pip install 'woolmill[local]'")
+    return installed if config.semantic is None else config.semantic
+
+
+def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> Manifest:
+    """What the run store remembers of the settings. No key is ever among them."""
+    values: dict[str, Any] = config.model_dump(mode="json")
+    values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
+    values |= {"backend": config.chosen_backend, "max_tokens": config.chosen_max_tokens}
+    decision = {name: values[name] for name in (*DECISION, "semantic")}
+    if not decision["semantic"]:
+        decision["semantic_threshold"] = decision["semantic_model"] = None
+    return Manifest(
+        fixed={n: v for n, v in values.items() if n not in FREE and n not in decision},
+        decision=decision,
+        free={n: v for n, v in values.items() if n in FREE},
+        engine_version=metadata.version("woolmill"),
+    )
+
+
+def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
+    """The near-duplicate cascade with the seeds in it. Loads the embedding model: takes seconds."""
+    threshold, encoder = None, None
+    if uses_semantic(config):
+        from engine.dedup.semantic import SentenceEncoder
+
+        threshold, encoder = config.semantic_threshold, SentenceEncoder(config.semantic_model)
+    cascade = Cascade(config.rouge_threshold, threshold, encoder, config.scope)
+    cascade.add_reference(
+        [compared_text(config.scope, task.instruction, task.input) for task in tasks],
+        [f"seed:{task.id}" for task in tasks],
+    )
+    return cascade
+
+
+def restore_cascade(cascade: Cascade, store: RunReader) -> int:
+    """Add the rows that the store holds as accepted; how many had to be embedded again."""
+    rows = store.accepted(vectors=True)
+    missing = 0
+    while batch := list(islice(rows, RESTORE_BATCH)):
+        candidates, vectors = [], []
+        for decision, vector in batch:
+            if decision.record is not None:
+                candidates.append(
+                    Candidate(
+                        instruction=decision.record.instruction,
+                        input=decision.record.input,
+                        source=row_source(decision.index, decision.position),
+                    )
+                )
+                vectors.append(vector)
+        missing += cascade.restore(candidates, vectors)
+    return missing

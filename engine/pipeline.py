@@ -1,0 +1,415 @@
+"""The run: one producer, a task for each call in flight, one consumer that decides. All tasks start
+here.
+
+    producer ──▶ call, call, call … ──▶ store ──▶ consumer ──▶ store
+    (plan order)  (any order)          (sent, answered)  (plan order)  (decided)
+
+* The producer takes a slot first and makes the prompt then, so nothing is planned that is not sent.
+* Between the calls and the consumer stand only indexes: answers wait in the store.
+* How much is outstanding (sent and not yet decided) is bounded by what the yield so far says is
+still
+  needed; near the target the number in flight shrinks by itself, and few answers are paid in vain.
+* Stopping is one thing, whatever the cause: nothing new is sent, calls in flight come home and are
+  committed within ``drain_timeout_s``, and what can be decided is decided.
+
+The price of plan order: an answer that is late holds back the *decisions* behind it, never the
+sending.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import anyio
+import anyio.abc
+
+from engine.budget import Budget
+from engine.decide import Decider, Vector
+from engine.errors import DiskError, StoppedError, WoolmillError
+from engine.limits import Lease, Pool
+from engine.recipes import alpaca
+from engine.records import Answer, Completion, Decision, Prompt
+from engine.retry import Delivery, Failure, RetryPolicy, deliver
+from engine.store import RunStore
+
+__all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
+
+WINDOW = 100_000
+"""Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
+DECIDE_BATCH = 256
+PRIOR_ANSWERS = 4.0
+"""Weight, in answers, of the recipe's expected yield against the yield seen."""
+REFRESH_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Why nothing more is sent."""
+
+    error: WoolmillError | None = None
+    signum: int | None = None
+
+    @property
+    def reached(self) -> bool:
+        """The target is reached, or the plan is at its end; nothing went wrong."""
+        return self.error is None and self.signum is None
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far the run is; what ``Display`` shows. Counts are of acknowledged (committed) rows."""
+
+    target: int
+    accepted: int = 0
+    sent: int = 0
+    answered: int = 0
+    decided_answers: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    session_answered: int = 0
+    """Answers that arrived since this process started."""
+    session_completion_tokens: int = 0
+    session_accepted: int = 0
+    draining: bool = False
+
+    @property
+    def records_per_answer(self) -> float:
+        """Accepted records an answer, by what was seen and a little of what is expected."""
+        seen = self.accepted + alpaca.EXPECTED_YIELD * PRIOR_ANSWERS
+        return seen / (self.decided_answers + PRIOR_ANSWERS)
+
+
+class Display(Protocol):
+    """Shows progress. ``refresh`` is called some times a second and must not block."""
+
+    def refresh(self, progress: Progress, pool: Pool) -> None: ...
+
+    def note(self, message: str) -> None:
+        """One line that stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """When to stop, and how much goes into one call."""
+
+    target: int
+    max_requests: int | None = None
+    request_batch_size: int = 1
+    max_barren_requests: int = 300
+    drain_timeout_s: float = 120.0
+    wait_at_target: bool = True
+    """At the target, wait for the calls in flight: they are paid for, and serve a higher target
+    later. An engine in this process has no bill; there they are dropped.
+    """
+
+
+class Changed:
+    """Wakes whoever waits for something to change."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+        self._event = anyio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self._event.wait()
+
+
+class Pipeline:
+    """One run from where its store stands to its target.
+
+    Args:
+        store: open for writing; says what earlier sessions sent, got and decided.
+        pool: the backends behind their limits, started.
+        budget: makes prompts.
+        decider: restored to the store's last decision.
+        policy: what is tried again.
+        pace: when to stop.
+        display: shows progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RunStore,
+        pool: Pool,
+        budget: Budget,
+        decider: Decider,
+        policy: RetryPolicy,
+        pace: Pace,
+        display: Display,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._budget = budget
+        self._decider = decider
+        self._policy = policy
+        self._pace = pace
+        self._display = display
+        self._changed = Changed()
+        self._stop: Stop | None = None
+        self._sending = anyio.CancelScope()
+        self._abandoning = anyio.Event()
+        self._in_flight = 0
+        resume = store.resume()
+        counts = resume.counts
+        self._again = deque(request.index for request in resume.in_flight)
+        """Sent by an earlier session and not answered: first in line."""
+        self._answered = set(resume.answered_beyond)
+        self._answered_below = resume.answered_below
+        """Every request below has its answer; ``_answered`` holds those above."""
+        self._next_index = 1 + max(resume.answered_below - 1, *self._answered, *self._again, -1)
+        # The answer of the last decision is parsed again: the target may have fallen inside it.
+        self._undecided = resume.last_decided[0] if resume.last_decided else 0
+        self._barren = 0
+        self.progress = Progress(
+            target=pace.target,
+            accepted=counts.accepted,
+            sent=self._next_index - len(self._again),
+            answered=counts.answered,
+            decided_answers=self._undecided,
+            failed=counts.failed,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
+            reasons=Counter(counts.reasons),
+        )
+
+    async def run(self) -> Stop:
+        """Run to the target, a stop or a fault; everything that arrived is committed on return."""
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._listen)
+            background.start_soon(self._show)
+            background.start_soon(self._pool.run)
+            async with anyio.create_task_group() as calls:
+                background.start_soon(self._drain, calls.cancel_scope)
+                calls.start_soon(self._consume)
+                await self._produce(calls)
+            if not isinstance(self._stop and self._stop.error, DiskError):
+                await self._consume()  # what came home while draining
+            background.cancel_scope.cancel()
+        assert self._stop is not None
+        return self._stop
+
+    # -- stopping ---------------------------------------------------------------------------------
+
+    def _halt(self, stop: Stop) -> None:
+        """Send nothing more; the first cause stands."""
+        if self._stop is None:
+            self._stop = stop
+            self.progress.draining = not stop.reached
+            self._sending.cancel()
+            self._changed.set()
+
+    async def _listen(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async for signum in signals:
+                if self._stop is not None and self._stop.signum is not None:
+                    self._display.note("leaving now; what arrived is committed")
+                    self._abandoning.set()
+                    continue
+                self._display.note(
+                    f"{signum.name}: sending nothing more, waiting for {self._in_flight} calls in"
+                    " flight (once more to leave at once)"
+                )
+                self._halt(Stop(signum=signum))
+
+    async def _drain(self, calls: anyio.CancelScope) -> None:
+        """After a stop, give the calls in flight their time, then cancel those that are left."""
+        await self._changed.until(lambda: self._stop is not None)
+        assert self._stop is not None
+        wait = self._pace.wait_at_target or not self._stop.reached
+        with anyio.move_on_after(self._pace.drain_timeout_s if wait else 0):
+            await self._abandoning.wait()
+        calls.cancel()
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    def _wanted(self) -> int:
+        """How many requests more the yield so far calls for, within window and cap."""
+        progress = self.progress
+        missing = progress.target - progress.accepted
+        needed = math.ceil(missing / max(progress.records_per_answer, 1e-6))
+        outstanding = self._next_index - len(self._again) - progress.decided_answers
+        wanted = min(needed, WINDOW) - outstanding
+        if self._pace.max_requests is not None:
+            unsent = max(0, self._pace.max_requests - self._next_index) + len(self._again)
+            wanted = min(wanted, unsent)
+        return wanted
+
+    def _take(self, count: int) -> list[int]:
+        """The next ``count`` indexes of the plan; those sent before a restart come first."""
+        indexes = []
+        for _ in range(count):
+            if self._again:
+                indexes.append(self._again.popleft())
+            else:
+                indexes.append(self._next_index)
+                self._next_index += 1
+        return indexes
+
+    async def _produce(self, calls: anyio.abc.TaskGroup) -> None:
+        with self._sending:
+            try:
+                while self._stop is None:
+                    await self._changed.until(lambda: self._wanted() > 0)
+                    indexes = self._take(min(self._wanted(), self._pace.request_batch_size))
+                    prompts = [self._budget.prompt(index) for index in indexes]
+                    lease = await self._pool.acquire(tokens=sum(map(_tokens, prompts)))
+                    if self._wanted() < 0 or self._stop is not None:
+                        # While this waited for a slot, decisions made it needless.
+                        lease.release()
+                        self._again.extendleft(reversed(indexes))
+                        continue
+                    self._in_flight += 1
+                    calls.start_soon(self._call, prompts, lease)
+            except WoolmillError as error:
+                self._halt(Stop(error=error))
+
+    async def _call(self, prompts: Sequence[Prompt], lease: Lease) -> None:
+        """One call from its slot to the commit of its answers."""
+        try:
+            async with self._budget.passage(prompts):
+                keys = [prompt.key(lease.backend.model) for prompt in prompts]
+                await self._store.sent(prompts, keys)
+                self.progress.sent += len(prompts)
+                deliveries = await deliver(
+                    prompts, self._pool, self._policy, lease, self._budget.refit
+                )
+                for delivery in deliveries:
+                    if isinstance(delivery.outcome, Completion):
+                        self._budget.fitted(delivery.prompt)
+            answers = [_answer(delivery) for delivery in deliveries]
+            with anyio.CancelScope(shield=True):  # it is paid for
+                await self._store.answered(answers)
+            self._count(answers)
+        except WoolmillError as error:
+            self._halt(Stop(error=error))
+        finally:
+            self._in_flight -= 1
+            self._changed.set()
+
+    def _count(self, answers: Sequence[Answer]) -> None:
+        progress = self.progress
+        for answer in answers:
+            progress.answered += 1
+            progress.session_answered += 1
+            self._answered.add(answer.index)
+            if answer.completion is None:
+                progress.failed += 1
+            else:
+                usage = answer.completion.usage
+                progress.prompt_tokens += usage.prompt_tokens
+                progress.completion_tokens += usage.completion_tokens
+                progress.session_completion_tokens += usage.completion_tokens
+        while self._answered_below in self._answered:
+            self._answered.remove(self._answered_below)
+            self._answered_below += 1
+
+    # -- deciding ---------------------------------------------------------------------------------
+
+    async def _consume(self) -> None:
+        """Decide answers in plan order until the target, or until no more will come."""
+        progress = self.progress
+        while True:
+            await self._changed.until(
+                lambda: (
+                    self._undecided < self._answered_below or self._stop is not None or self._idle()
+                )
+            )
+            if progress.accepted >= progress.target:
+                return self._halt(Stop())
+            if self._undecided >= self._answered_below:
+                if self._idle():
+                    self._halt(Stop(error=self._at_cap()))
+                return None
+            try:
+                await self._decide_next()
+            except WoolmillError as error:
+                self._halt(Stop(error=error))
+                return None
+
+    async def _decide_next(self) -> None:
+        progress = self.progress
+        count = min(DECIDE_BATCH, self._answered_below - self._undecided)
+        left = progress.target - progress.accepted
+        answers, decisions, vectors = await anyio.to_thread.run_sync(self._decide, count, left)
+        with anyio.CancelScope(shield=True):
+            await self._store.decided(decisions, vectors)
+        # Behind the target the last answer may be decided in part; a higher target goes on there.
+        fruitful = {decision.index for decision in decisions if decision.accepted}
+        for answer in answers:
+            self._barren = 0 if answer.index in fruitful else self._barren + 1
+        for decision in decisions:
+            if decision.accepted:
+                progress.accepted += 1
+                progress.session_accepted += 1
+            else:
+                progress.reasons[decision.reason or ""] += 1
+        self._undecided = answers[-1].index + 1
+        progress.decided_answers = self._undecided
+        self._changed.set()
+        if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
+            raise StoppedError(self._barren_message())
+
+    def _decide(
+        self, count: int, left: int
+    ) -> tuple[Sequence[Answer], list[Decision], list[Vector | None]]:
+        answers = self._store.answers(self._undecided, count)
+        decisions, vectors = self._decider.decide(answers, limit=left)
+        return answers, decisions, vectors
+
+    def _idle(self) -> bool:
+        """Nothing is under way and nothing more may be sent."""
+        return self._in_flight == 0 and self._undecided >= self._next_index and self._wanted() <= 0
+
+    def _at_cap(self) -> StoppedError:
+        p = self.progress
+        return StoppedError(
+            f"asked all {self._pace.max_requests} requests of --max-requests and accepted"
+            f" {p.accepted} of {p.target} records; go on with a higher --max-requests"
+        )
+
+    def _barren_message(self) -> str:
+        p = self.progress
+        reasons = ", ".join(f"{reason} {count}" for reason, count in p.reasons.most_common(4))
+        return (
+            f"the last {self._barren} answers gave no acceptable record"
+            f" (accepted {p.accepted} of {p.target}; refused: {reasons});"
+            " try other seeds, model or sampling, or allow more with --max-barren-requests"
+        )
+
+    # -- showing ----------------------------------------------------------------------------------
+
+    async def _show(self) -> None:
+        while True:
+            self._display.refresh(self.progress, self._pool)
+            await anyio.sleep(REFRESH_S)
+
+
+def _tokens(prompt: Prompt) -> int:
+    return (prompt.tokens or 0) + prompt.sampling.max_tokens
+
+
+def _answer(delivery: Delivery) -> Answer:
+    prompt, outcome = delivery.prompt, delivery.outcome
+    failed = outcome.verdict if isinstance(outcome, Failure) else None
+    return Answer(
+        index=prompt.index,
+        demonstrations=prompt.demonstrations,
+        completion=outcome if isinstance(outcome, Completion) else None,
+        failure=failed.reason if failed else None,
+        message=failed.message if failed else "",
+        truncated=prompt.truncated,
+        attempts=delivery.attempts,
+        backend=delivery.backend,
+    )
