@@ -43,16 +43,18 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     connection.execute("PRAGMA mmap_size = 0")
     if write:
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages of 4 KiB: 16 MiB
+        connection.execute("PRAGMA wal_autocheckpoint = 2000")  # pages of 8 KiB: 16 MiB
         connection.execute("PRAGMA journal_size_limit = 33554432")
     return connection
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises while reading into an error of ours."""
+    """Turn what SQLite or the system raises into an error of ours."""
     try:
         yield
+    except OSError as exc:
+        raise DiskError(f"{path}: {exc.strerror}; check the disk, then resume the run") from exc
     except sqlite3.Error as exc:
         raise from_sqlite(exc, path) from exc
 

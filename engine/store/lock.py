@@ -16,9 +16,9 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from engine.errors import OutputError, StoppedError
+from engine.errors import InputError, OutputError, StoppedError
 
-__all__ = ["RunLock"]
+__all__ = ["RunLock", "read_mark"]
 
 _LINE = 128
 
@@ -26,41 +26,71 @@ _LINE = 128
 class RunLock:
     """Held from construction to ``release``. Raises StoppedError (75) while another process holds
     it.
+
+    Attributes:
+        mark: (run id, commits) as the last holder left it; None where there is no whole mark.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._run_id = b""
         try:
-            # Not inheritable (PEP 446): a child must not keep the run locked after its parent's
-            # death.
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            # Not inheritable: a child must not keep the run locked after its parent's death.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(path, flags, 0o600)
         except OSError as exc:
             raise OutputError(f"{path}: cannot be opened: {exc.strerror}") from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as exc:
             holder = os.pread(self._fd, _LINE, 0).decode("ascii", "replace").strip(" \n\0")
             os.close(self._fd)
+            if not isinstance(exc, BlockingIOError):
+                raise OutputError(f"{path}: cannot be locked: {exc.strerror}") from exc
             raise StoppedError(
                 f"{path.parent}: in use by {holder or 'another process'}; "
                 "wait for it or stop it first"
             ) from None
+        self.mark = read_mark(path)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
+        who = f"pid {os.getpid()} since {now}".ljust(_LINE - 1).encode() + b"\n"
         with suppress(OSError):  # a full disk must not keep a run from being opened
-            os.pwrite(
-                self._fd, f"pid {os.getpid()} since {now}".ljust(_LINE - 1).encode() + b"\n", 0
+            os.pwrite(self._fd, who, 0)
+
+    def check(self, run_id: str, commits: int) -> None:
+        """Raises InputError where a database with ``commits`` lost some, or is another run's."""
+        self._run_id = run_id.encode()
+        if self.mark is None or self.mark == (run_id, commits):
+            return
+        marked_id, marked = self.mark
+        folder = self._path.parent
+        if marked_id != run_id:
+            raise InputError(
+                f"{folder}: run.sqlite is of another run than run.lock; put the right one back, "
+                "or delete run.lock if the database is the one you want"
+            )
+        if marked > commits:
+            raise InputError(
+                f"{folder}: run.sqlite holds {commits} of {marked} commits: its log "
+                "(run.sqlite-wal) was removed, or an older copy put in its place; "
+                "bring those files back, or go on with what there is: woolmill salvage"
             )
 
-    def mark(self) -> tuple[str, int] | None:
-        """(run id, commits) as last marked; None where there is no whole mark."""
-        words = os.pread(self._fd, _LINE, _LINE).split()
-        if len(words) != 3 or b"%d" % zlib.crc32(b" ".join(words[:2])) != words[2]:
-            return None
-        return words[0].decode(), int(words[1])
-
-    def set_mark(self, run_id: str, commits: int) -> None:
-        """Note the number of commits. Raises OSError."""
-        text = b"%s %d" % (run_id.encode(), commits)
+    def set_mark(self, commits: int) -> None:
+        """Note the number of commits; ``check`` has named the run. Raises OSError."""
+        text = b"%s %d" % (self._run_id, commits)
         os.pwrite(self._fd, (b"%s %d" % (text, zlib.crc32(text))).ljust(_LINE - 1) + b"\n", _LINE)
 
     def release(self) -> None:
         os.close(self._fd)
+
+
+def read_mark(path: Path) -> tuple[str, int] | None:
+    """The mark in the lock file ``path``; None where there is no whole one."""
+    try:
+        words = path.read_bytes()[_LINE:].split()
+    except OSError:
+        return None
+    if len(words) != 3 or b"%d" % zlib.crc32(b" ".join(words[:2])) != words[2]:
+        return None
+    return words[0].decode(), int(words[1])

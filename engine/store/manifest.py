@@ -35,9 +35,11 @@ class Manifest:
         lines = []
         for mine, theirs in (self.fixed, other.fixed), (self.decision, other.decision):
             was, now = dict(_leaves(_plain(mine))), dict(_leaves(_plain(theirs)))
-            for name in sorted(was.keys() | now.keys()):
-                if name not in was or name not in now or was[name] != now[name]:
-                    lines.append(f"{name}: was {_show(was, name)}, now {_show(now, name)}")
+            lines += [
+                f"{name}: was {_show(was, name)}, now {_show(now, name)}"
+                for name in sorted(was.keys() | now.keys())
+                if name not in was or name not in now or was[name] != now[name]
+            ]
         return lines
 
 
