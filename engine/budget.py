@@ -194,17 +194,14 @@ class Budget:
             again = alpaca.sample(self._tasks, self._count, seed=self._seed, index=prompt.index)
             fitted = self._fitted(prompt.index, again, self._max_tokens)
             return replace(fitted, truncated=True)
-        completion = int(prompt.sampling.max_tokens * SHRINK)
-        if completion >= MIN_COMPLETION_TOKENS and tries % 2:
-            return replace(
-                prompt, sampling=replace(prompt.sampling, max_tokens=completion), truncated=True
-            )
-        if len(shown) > 1:
-            smaller = self._fitted(prompt.index, shown[:-1], max(completion, MIN_COMPLETION_TOKENS))
-        else:
-            smaller = self._fitted(
-                prompt.index, [_shortened(shown[0], SHRINK)], max(completion, MIN_COMPLETION_TOKENS)
-            )
+        completion = max(int(prompt.sampling.max_tokens * SHRINK), MIN_COMPLETION_TOKENS)
+        if tries % 2 and completion < prompt.sampling.max_tokens:
+            sampling = replace(prompt.sampling, max_tokens=completion)
+            return replace(prompt, sampling=sampling, truncated=True)
+        shown = shown[:-1] if len(shown) > 1 else [_shortened(shown[0], SHRINK)]
+        smaller = self._fitted(prompt.index, shown, completion)
+        if smaller.text == prompt.text and smaller.sampling == prompt.sampling:
+            return None
         return replace(smaller, truncated=True)
 
     @asynccontextmanager

@@ -167,7 +167,7 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as exc:
             raise ConfigError(f"{path}: cannot be read: {exc.strerror}; check --config") from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise ConfigError(f"{path}: not TOML: {exc}") from exc
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     try:

@@ -1,0 +1,111 @@
+"""Seed files: what is read, and what is refused where."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.errors import InputError
+from engine.seeds import bundled_seeds, fingerprint, read_seeds
+
+TASK = {
+    "id": "one",
+    "name": "n",
+    "instruction": "Say something kind.",
+    "instances": [{"input": "", "output": "You did well."}],
+    "is_classification": False,
+}
+
+
+def line(**changes: object) -> str:
+    return json.dumps({**TASK, **changes})
+
+
+def written(folder: Path, *lines: str, encoding: str = "utf-8", end: str = "\n") -> Path:
+    path = folder / "seeds.jsonl"
+    path.write_bytes(end.join([*lines, ""]).encode(encoding))
+    return path
+
+
+def test_bundled_seeds_are_read() -> None:
+    assert len(read_seeds(bundled_seeds())) >= 175
+
+
+@pytest.mark.parametrize(
+    ("encoding", "end"),
+    [("utf-8-sig", "\n"), ("utf-8", "\r\n"), ("utf-8", "\n\n")],
+    ids=["byte_order_mark", "crlf", "blank_lines"],
+)
+def test_harmless_layout_changes_nothing(tmp_path: Path, encoding: str, end: str) -> None:
+    plain = read_seeds(written(tmp_path, line(), line(id="two")))
+    other = read_seeds(written(tmp_path, line(), line(id="two"), encoding=encoding, end=end))
+    assert other == plain
+    assert fingerprint(other) == fingerprint(plain)
+
+
+def test_alpaca_records_are_seeds_too(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"instruction": "Add the numbers.", "input": "1 2", "output": "3"}')
+    (task,) = read_seeds(path)
+    assert (task.id, task.input, task.output) == ("line_1", "1 2", "3")
+
+
+def test_fingerprint_follows_the_text() -> None:
+    tasks = read_seeds(bundled_seeds())
+    assert fingerprint(tasks) != fingerprint(tasks[:-1])
+
+
+BAD = [
+    ("{", "2:2"),
+    ("[]", "2"),
+    (line(id="one"), "line 1"),
+    (
+        json.dumps({k: v for k, v in TASK.items() if k != "instruction"} | {"id": "x"}),
+        "instruction",
+    ),
+    (line(id="x", instruction="  "), "empty"),
+    (line(id="x", instruction=3), "int"),
+    (line(id="x", instances=[]), "instances"),
+    (line(id="x", instances=[{"input": ""}]), "output"),
+    (line(id=True), "id"),
+    ("\udcff", "2:1"),
+]
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD, ids=[f"fault_116_{said}" for _, said in BAD])
+def test_a_bad_line_is_named_by_path_and_line(tmp_path: Path, bad: str, said: str) -> None:
+    path = tmp_path / "seeds.jsonl"
+    path.write_bytes(f"{line()}\n{bad}\n".encode(errors="surrogateescape"))
+    with pytest.raises(InputError) as caught:
+        read_seeds(path)
+    assert str(caught.value).startswith(f"{path}:2")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(read_seeds(path, skip_bad=True)) == 1
+
+
+def test_what_is_no_seed_file_is_refused(tmp_path: Path) -> None:
+    """fault_116: directory, FIFO, missing, empty, compressed and unreadable files."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    packed = tmp_path / "packed"
+    packed.write_bytes(b"\x1f\x8b\x08rest")
+    for path in (tmp_path, fifo, tmp_path / "none", written(tmp_path), packed):
+        with pytest.raises(InputError, match=str(path)):
+            read_seeds(path)
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    """fault_116: a 1 GB line is refused after 4 MiB."""
+    path = tmp_path / "long"
+    with path.open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(InputError, match="longer"):
+        read_seeds(path)
+
+
+def test_too_few_tasks_for_the_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least 3"):
+        read_seeds(written(tmp_path, line()), at_least=3)
