@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import orjson
@@ -190,8 +190,7 @@ class _Peer(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._server.peers.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -269,8 +268,8 @@ class _Peer(asyncio.Protocol):
             self.error(
                 400,
                 f"This model's maximum context length is {limit} tokens. However, you requested "
-                f"{wanted} tokens ({longest} in the messages, {wanted - longest} in the completion). "
-                "Please reduce the length of the messages or completion.",
+                f"{wanted} tokens ({longest} in the messages, {wanted - longest} in the completion)."
+                " Please reduce the length of the messages or completion.",
                 type_="BadRequestError",
             )
             return
