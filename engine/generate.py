@@ -24,7 +24,7 @@ from engine.decide import Decider, row_source
 from engine.dedup.cascade import Candidate, Cascade, compared_text
 from engine.errors import ConfigError
 from engine.limits import LimitSettings, Pool
-from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
+from engine.pipeline import EAGER, Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import read_key
@@ -88,6 +88,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         missing = await anyio.to_thread.run_sync(restore_cascade, cascade, store)
         if missing and resume.counts.accepted:
             display.note(f"embedded {missing} accepted rows again: their vectors were missing")
+        paid = config.chosen_backend == "http"
         pipeline = Pipeline(
             store=store,
             pool=pool,
@@ -100,7 +101,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 request_batch_size=config.request_batch_size,
                 max_barren_requests=config.max_barren_requests,
                 drain_timeout_s=config.drain_timeout_s,
-                wait_at_target=config.chosen_backend == "http",
+                eager=EAGER if paid else pool.limit,
+                wait_at_target=paid,
             ),
             display=display,
         )

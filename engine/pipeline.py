@@ -37,13 +37,16 @@ from engine.records import Answer, Completion, Decision, Prompt
 from engine.retry import Delivery, Failure, RetryPolicy, deliver
 from engine.store import RunStore
 
-__all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
+__all__ = ["EAGER", "Display", "Pace", "Pipeline", "Progress", "Stop"]
 
 WINDOW = 100_000
 """Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
 DECIDE_BATCH = 256
-PRIOR_ANSWERS = 4.0
-"""Weight, in answers, of the recipe's expected yield against the yield seen."""
+PRIOR_ANSWERS = 1.0
+"""Weight, in answers, of the most that an answer can hold against what they held so far. An estimate
+that starts high and sinks sends too few first and never too many.
+"""
+EAGER = 8
 REFRESH_S = 0.25
 
 
@@ -81,8 +84,8 @@ class Progress:
 
     @property
     def records_per_answer(self) -> float:
-        """Accepted records an answer, by what was seen and a little of what is expected."""
-        seen = self.accepted + alpaca.EXPECTED_YIELD * PRIOR_ANSWERS
+        """Accepted records an answer, estimated from above."""
+        seen = self.accepted + alpaca.MOST_RECORDS * PRIOR_ANSWERS
         return seen / (self.decided_answers + PRIOR_ANSWERS)
 
 
@@ -104,6 +107,8 @@ class Pace:
     request_batch_size: int = 1
     max_barren_requests: int = 300
     drain_timeout_s: float = 120.0
+    eager: int = EAGER
+    """Requests that may be sent before any decision says how many are needed."""
     wait_at_target: bool = True
     """At the target, wait for the calls in flight: they are paid for, and serve a higher target
     later. An engine in this process has no bill; there they are dropped.
@@ -238,7 +243,9 @@ class Pipeline:
         """How many requests more the yield so far calls for, within window and cap."""
         progress = self.progress
         missing = progress.target - progress.accepted
-        needed = math.ceil(missing / max(progress.records_per_answer, 1e-6))
+        needed = math.ceil(missing / progress.records_per_answer)
+        if missing > 0 and progress.decided_answers < self._pace.eager:
+            needed = max(needed, self._pace.eager)
         outstanding = self._next_index - len(self._again) - progress.decided_answers
         wanted = min(needed, WINDOW) - outstanding
         if self._pace.max_requests is not None:

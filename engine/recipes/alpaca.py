@@ -21,10 +21,9 @@ from engine.records import Completion, Record, Sampling, SeedTask
 
 __all__ = ["Piece", "demonstration", "header", "parse", "render", "sample", "sampling", "tail"]
 
-EXPECTED_YIELD = 2.0
-"""Records accepted an answer before anything is known; only paces the first requests."""
-
 LAST_NUMBER = 20
+MOST_RECORDS = LAST_NUMBER - 1
+"""Records that one answer can hold at most; paces the first requests."""
 STOP = (f"\n{LAST_NUMBER}", f"{LAST_NUMBER}.")
 
 _HEADER = """\
