@@ -14,12 +14,13 @@ from urllib.parse import quote
 
 from engine.errors import ConfigError, DiskError, InputError
 from engine.store.manifest import Manifest
-from engine.store.rows import APPLICATION_ID, FORMAT, Checksum, damaged, decode
+from engine.store.rows import APPLICATION_ID, FORMAT, PAGE_SIZE, Checksum, damaged, decode
 
 __all__ = [
     "check_header",
     "connect",
     "disk_errors",
+    "mend_header",
     "meta",
     "read_manifest",
     "read_run_id",
@@ -55,20 +56,32 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise DiskError(f"{path}: {exc.strerror}; check the disk, then resume the run") from exc
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         raise from_sqlite(exc, path) from exc
 
 
-def from_sqlite(exc: sqlite3.Error, path: Path) -> InputError | DiskError:
-    """InputError (65) for a damaged or foreign file, DiskError (74) for what the disk refused."""
+def from_sqlite(exc: sqlite3.Error | UnicodeDecodeError, path: Path) -> InputError | DiskError:
+    """InputError (65) for a damaged or foreign file, DiskError (74) for what the disk refused.
+
+    A UnicodeDecodeError is SQLite's own message quoting damaged text.
+    """
+    said = "".join(char if char.isprintable() else " " for char in str(exc))
     code = getattr(exc, "sqlite_errorcode", None)
-    primary = None if code is None else code & 0xFF
-    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-                   sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY):  # fmt: skip
-        return DiskError(f"{path}: {exc}; check the disk, then resume the run")
+    if code is not None and code & 0xFF in _DISK:
+        return DiskError(f"{path}: {said}; check the disk, then resume the run")
     return InputError(
-        f"{path}: not a whole run store ({exc}); see: woolmill verify, woolmill salvage"
+        f"{path}: not a whole run store ({said}); see: woolmill verify, woolmill salvage"
     )
+
+
+_DISK = {
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_BUSY,
+}
+"""SQLite's codes for what the disk or another process refuses."""
 
 
 def check_header(connection: sqlite3.Connection, path: Path) -> None:
@@ -91,7 +104,7 @@ def read_run_id(connection: sqlite3.Connection, path: Path) -> str:
         raise damaged("meta", "run", path)
     try:
         run_id = str(decode(row[0])["run_id"])
-        intact = Checksum(run_id)("meta", b"run", row[0]) == row[1]
+        intact = Checksum(run_id).holds("meta", (b"run",), *row)
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
@@ -102,7 +115,7 @@ def read_run_id(connection: sqlite3.Connection, path: Path) -> str:
 def meta(connection: sqlite3.Connection, checksum: Checksum, name: str, path: Path) -> bytes:
     """The checked body of one row of ``meta``."""
     row = connection.execute("SELECT body, sum FROM meta WHERE name = ?", (name,)).fetchone()
-    if row is None or checksum("meta", name.encode(), row[0]) != row[1]:
+    if row is None or not checksum.holds("meta", (name.encode(),), *row):
         raise damaged("meta", name, path)
     body: bytes = row[0]
     return body
@@ -115,6 +128,24 @@ def read_manifest(connection: sqlite3.Connection, checksum: Checksum, path: Path
     }
     run = decode(meta(connection, checksum, "run", path))
     return Manifest(**parts, engine_version=run["engine_version"])
+
+
+def mend_header(path: Path) -> None:
+    """Write anew what never differs in the database's first 100 bytes, so that a wreck can be
+    opened.
+
+    https://www.sqlite.org/fileformat.html#the_database_header
+    """
+    with path.open("r+b") as file:
+        file.write(
+            b"SQLite format 3\0" + PAGE_SIZE.to_bytes(2, "big") + bytes((2, 2, 0, 64, 32, 32))
+        )
+        file.seek(44)
+        file.write((4).to_bytes(4, "big"))  # schema format
+        file.seek(56)
+        file.write((1).to_bytes(4, "big") + FORMAT.to_bytes(4, "big"))  # UTF-8, user_version
+        file.seek(68)
+        file.write(APPLICATION_ID.to_bytes(4, "big"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -135,7 +135,7 @@ class RunReader:
         )
         in_flight = []
         for request, session, key, sum_ in waiting:
-            if self._checksum("sent", b"%d %d" % (request, session), key) != sum_:
+            if not self._checksum.holds("sent", (request, session), key, sum_):
                 raise damaged("sent", request, self.path)
             in_flight.append(InFlight(index=request, key=key.hex(), session=session))
         return Resume(
@@ -158,7 +158,7 @@ class RunReader:
         for expected, (request, at, body, sum_) in enumerate(rows, first):
             if request != expected:
                 break
-            if self._checksum("answer", b"%d %d" % (request, at), body) != sum_:
+            if not self._checksum.holds("answer", (request, at), body, sum_):
                 raise damaged("answer", request, self.path)
             answers.append(decode_answer(body))
         if len(answers) < limit and first + len(answers) < self.counts().answered_below:
@@ -176,7 +176,7 @@ class RunReader:
             (after, _CHUNK),
         ):
             for request, at, body, sum_ in rows:
-                if self._checksum("answer", b"%d %d" % (request, at), body) != sum_:
+                if not self._checksum.holds("answer", (request, at), body, sum_):
                     raise damaged("answer", request, self.path)
                 yield decode_answer(body), at / 1000
             after, count = rows[-1][0], count + len(rows)
@@ -223,7 +223,7 @@ class RunReader:
         for number, body, sum_ in self._query(
             "SELECT number, body, sum FROM session ORDER BY number"
         ):
-            if self._checksum("session", b"%d" % number, body) != sum_:
+            if not self._checksum.holds("session", (number,), body, sum_):
                 raise damaged("session", number, self.path)
             sessions.append(Session(number=number, **decode(body)))
         return sessions
@@ -238,7 +238,7 @@ class RunReader:
         )
         again = []
         for request, session, key, sum_ in rows:
-            if self._checksum("sent", b"%d %d" % (request, session), key) != sum_:
+            if not self._checksum.holds("sent", (request, session), key, sum_):
                 raise damaged("sent", request, self.path)
             again.append(InFlight(index=request, key=key.hex(), session=session))
         return again
@@ -253,7 +253,7 @@ class RunReader:
     def _decision(
         self, request: int, position: int, reason: bytes | None, body: bytes, sum_: int
     ) -> Decision:
-        if self._checksum("decision", b"%d %d" % (request, position), body) != sum_:
+        if not self._checksum.holds("decision", (request, position), body, sum_):
             raise damaged("decision", f"{request}.{position}", self.path)
         decision = decode_decision(body)
         if (reason is None) != decision.accepted:
@@ -268,7 +268,7 @@ class RunReader:
             after,
         ):
             for request, position, body, sum_ in rows:
-                if self._checksum("vector", b"%d %d" % (request, position), body) != sum_:
+                if not self._checksum.holds("vector", (request, position), body, sum_):
                     raise damaged("vector", f"{request}.{position}", self.path)
                 yield (request, position), np.frombuffer(body, dtype="<f4")
             after, count = rows[-1][:2], count + len(rows)

@@ -35,6 +35,7 @@ from engine.store.reader import RunReader
 from engine.store.rows import (
     APPLICATION_ID,
     FORMAT,
+    PAGE_SIZE,
     SCHEMA,
     Checksum,
     Counts,
@@ -243,7 +244,7 @@ def _create(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
     os.chmod(path, 0o600)
     run_id = uuid.uuid4().hex
     checksum = Checksum(run_id)
-    connection.execute("PRAGMA page_size = 8192")  # rows of 1 to 2 KiB: a fifth less CPU than 4096
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

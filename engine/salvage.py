@@ -1,0 +1,175 @@
+"""``woolmill salvage``: whatever is whole in a damaged run, as a run of its own that can go on.
+
+Answers are kept wherever their checksum holds: they were paid for. Decisions follow from the
+answers, so they are kept all or, where anything that they rest on is missing, not at all: then they
+are taken again, for nothing but time, when the run goes on or by ``woolmill redecide``. A lost
+answer is asked for again, and only that costs anything. Times and sessions start anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import anyio
+import click
+import numpy as np
+
+from engine.errors import InputError, OutputError
+from engine.records import Prompt, Sampling
+from engine.store import Counts, Manifest, RunStore, Vector
+from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
+from engine.store.lock import read_mark
+from engine.store.rows import Checksum, decode_answer, decode_counts, decode_decision
+from engine.store.scan import Row, scan
+
+__all__ = ["Salvaged", "salvage", "salvage_run"]
+
+BATCH = 500
+SMALLEST_ROW_BYTES = 40
+"""Of ``sent``, which has a row for every request of the plan so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvaged:
+    """What was found whole."""
+
+    answers: int
+    lost_answers: int
+    """Requests before the last answer that have none now: asked for again when the run goes on."""
+    decisions: int
+    dropped_decisions: int
+    """Of the decisions taken, those to be taken again."""
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Folder for the new run.")  # fmt: skip
+def salvage(folder: Path, output: Path) -> None:
+    """Copy what is whole in a damaged run into a new one.
+
+    \b
+    woolmill salvage runs/alpaca -o runs/alpaca-salvaged
+    """
+    found = salvage_run(folder, output)
+    click.echo(f"{found.answers} answers and {found.decisions} decisions kept  {output}")
+    if found.lost_answers:
+        click.echo(f"{found.lost_answers} answers are lost; they are asked for again on resume")
+    if found.dropped_decisions:
+        click.echo(
+            f"{found.dropped_decisions} decisions are taken again on resume, or now with: "
+            f"woolmill redecide {output}"
+        )
+
+
+def salvage_run(folder: Path, output: Path) -> Salvaged:
+    """Copy what is whole in ``folder`` into a new run in ``output``.
+
+    Raises InputError where not even the settings can be read, OutputError where ``output`` exists.
+    """
+    if output.exists():
+        raise OutputError(f"{output}: exists; choose a folder that does not")
+    if not (folder / "run.sqlite").is_file():
+        raise InputError(f"{folder}: holds no run (no run.sqlite)")
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as temporary:
+        # On a copy, because reading a log folds it in, and because the header is mended.
+        copy = Path(temporary) / "run.sqlite"
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{folder / 'run.sqlite'}{suffix}", f"{copy}{suffix}")
+        mend_header(copy)
+        try:
+            with closing(connect(copy, write=True)) as connection:
+                return anyio.run(_copy, _Wreck(connection, copy, folder), output)
+        except (sqlite3.Error, UnicodeDecodeError) as exc:
+            raise InputError(f"{folder}: nothing can be read ({exc})") from exc
+
+
+async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
+    answered = {row.key[0] for row in wreck.rows("answer")}
+    decided = [row.key for row in wreck.rows("decision")]
+    complete = (
+        wreck.counts is not None
+        and len(decided) == wreck.counts.decided
+        and (not decided or answered.issuperset(range(decided[-1][0] + 1)))
+    )
+    store = RunStore.open(output, wreck.manifest)
+    try:
+        for rows in _batches(wreck.rows("sent")):
+            await store.sent([_prompt(row) for row in rows], [row.body.hex() for row in rows])
+        for rows in _batches(wreck.rows("answer")):
+            await store.answered([decode_answer(row.body) for row in rows])
+        if complete:
+            vectors = wreck.rows("vector")
+            waiting = next(vectors, None)
+            for rows in _batches(wreck.rows("decision")):
+                beside: list[Vector | None] = []
+                for row in rows:
+                    while waiting is not None and waiting.key < row.key:
+                        waiting = next(vectors, None)
+                    mine = waiting if waiting is not None and waiting.key == row.key else None
+                    beside.append(None if mine is None else np.frombuffer(mine.body, "<f4"))
+                await store.decided([decode_decision(row.body) for row in rows], beside)
+    finally:
+        await store.aclose()
+    taken = len(decided) if wreck.counts is None else wreck.counts.decided
+    return Salvaged(
+        answers=len(answered),
+        lost_answers=max(answered, default=-1) + 1 - len(answered),
+        decisions=len(decided) if complete else 0,
+        dropped_decisions=0 if complete else taken,
+    )
+
+
+class _Wreck:
+    """A damaged database, of which as much as possible is read."""
+
+    def __init__(self, connection: sqlite3.Connection, copy: Path, folder: Path) -> None:
+        self._connection = connection
+        self._end = 1000 + copy.stat().st_size // SMALLEST_ROW_BYTES
+        path = folder / "run.sqlite"
+        try:
+            run_id = read_run_id(connection, path)
+        except (sqlite3.Error, UnicodeDecodeError, InputError):
+            mark = read_mark(folder / "run.lock")
+            if mark is None:
+                raise
+            run_id = mark[0]
+        self._checksum = Checksum(run_id)
+        self.manifest: Manifest = read_manifest(connection, self._checksum, path)
+        self.counts: Counts | None = None
+        with suppress(sqlite3.Error, UnicodeDecodeError, InputError):
+            self.counts = decode_counts(meta(connection, self._checksum, "counts", path))
+
+    def rows(self, table: str) -> Iterator[Row]:
+        """The rows of ``table`` whose checksum holds, in order, around what cannot be read."""
+        for first in range(0, self._end, BATCH):
+            yield from self._between(table, first, first + BATCH)
+
+    def _between(self, table: str, first: int, end: int) -> Iterator[Row]:
+        try:
+            rows = list(scan(self._connection, self._checksum, table, first, end))
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            if end - first > 1:
+                middle = (first + end) // 2
+                yield from self._between(table, first, middle)
+                yield from self._between(table, middle, end)
+            return
+        yield from (row for row in rows if row.intact)
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[Sequence[Row]]:
+    while batch := list(islice(rows, BATCH)):
+        yield batch
+
+
+def _prompt(row: Row) -> Prompt:
+    """The request as far as the store needs to know it."""
+    return Prompt(index=row.key[0], text="", api="completions", sampling=Sampling(max_tokens=1))

@@ -1,0 +1,182 @@
+"""``woolmill verify``: is every row, checksum, count and derived file of a run as it should be?"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from engine.errors import InputError, WoolmillError
+from engine.export import export
+from engine.store import Counts, RunReader
+from engine.store.database import check_header, connect, disk_errors, read_run_id
+from engine.store.lock import read_mark
+from engine.store.rows import Checksum, decode_answer, decode_counts, decode_decision
+from engine.store.scan import TABLES, Row, scan
+
+__all__ = ["problems", "verify"]
+
+DATASET = "alpaca_data.json"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def verify(folder: Path) -> None:
+    """Check a run: every row, checksum, count and derived file.
+
+    \b
+    woolmill verify runs/alpaca        exit 0: all is as it should be; 65: what is not is named
+    """
+    found = 0
+    for problem in problems(folder):
+        found += 1
+        click.echo(problem)
+    if found:
+        raise InputError(
+            f"{folder}: {found} problems; save what is whole with: "
+            f"woolmill salvage {folder} -o {folder}-salvaged"
+        )
+    with RunReader(folder) as run:
+        counts = run.counts()
+    click.echo(
+        f"{folder}: sound ({counts.answered} answers, {counts.decided} decisions, "
+        f"{counts.accepted} accepted, {counts.commits} commits)"
+    )
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """One line for each thing that is not as it should be. Raises nothing for a damaged store."""
+    path = folder / "run.sqlite"
+    if not path.is_file():
+        yield f"{path}: is missing"
+        return
+    try:
+        with disk_errors(path), closing(connect(path, write=False)) as connection:
+            connection.execute("BEGIN")
+            check_header(connection, path)
+            yield from (f"{path}: {line}" for line in _damaged_pages(connection))
+            checksum = Checksum(read_run_id(connection, path))
+            walk = _Walk(connection, checksum, path)
+            yield from walk.rows()
+            yield from walk.totals(folder)
+    except WoolmillError as exc:
+        yield str(exc)
+        return
+    yield from _derived(folder)
+
+
+def _damaged_pages(connection: sqlite3.Connection) -> Iterator[str]:
+    """What SQLite itself finds wrong with its pages and indexes."""
+    for (line,) in connection.execute("PRAGMA integrity_check(20)"):
+        if line != b"ok":
+            yield line.decode("utf-8", "replace").replace("\n", "; ")
+
+
+class _Walk:
+    """One walk over all rows, that counts them anew."""
+
+    def __init__(self, connection: sqlite3.Connection, checksum: Checksum, path: Path) -> None:
+        self._connection = connection
+        self._checksum = checksum
+        self._path = path
+        self._counts = Counts()
+        self._stored: Counts | None = None
+        self._answered: set[int] = set()
+        self._accepted: set[tuple[int, int]] = set()
+
+    def rows(self) -> Iterator[str]:
+        """Problems of single rows."""
+        for table in TABLES:
+            try:
+                for row in scan(self._connection, self._checksum, table):
+                    problem = self._problem(table, row) if row.intact else "fails its checksum"
+                    if problem:
+                        yield f"{self._path}: table {table}, row {_shown(row.key)}: {problem}"
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
+                yield f"{self._path}: table {table}: {exc}"
+
+    def _problem(self, table: str, row: Row) -> str | None:
+        counts = self._counts
+        if table == "meta" and row.key == (b"counts",):
+            self._stored = decode_counts(row.body)
+        elif table == "sent":
+            counts.sent += 1
+        elif table == "answer":
+            answer = decode_answer(row.body)
+            counts.add_answer(answer)
+            self._answered.add(answer.index)
+            seconds = row.key[1] / 1000
+            counts.first_at_s = min(counts.first_at_s or seconds, seconds)
+            counts.last_at_s = max(counts.last_at_s or seconds, seconds)
+            if answer.index != row.key[0]:
+                return f"holds the answer to request {answer.index}"
+        elif table == "decision":
+            decision = decode_decision(row.body)
+            counts.add_decision(decision)
+            if decision.accepted:
+                self._accepted.add((decision.index, decision.position))
+            if (decision.index, decision.position) != row.key:
+                return f"holds the decision on {decision.index}.{decision.position}"
+            if decision.reason != (None if row.reason is None else row.reason.decode()):
+                return f"its reason is {decision.reason}, its column says {row.reason!r}"
+            if decision.index not in self._answered:
+                return "decides a request that has no answer"
+        elif table == "vector":
+            counts.vectors += 1
+            if row.key not in self._accepted:
+                return "belongs to no accepted record"
+        return None
+
+    def totals(self, folder: Path) -> Iterator[str]:
+        """Where the counts kept with the rows differ from the rows, or the mark from the counts."""
+        stored, counted = self._stored, self._counts
+        if stored is None:
+            yield f"{self._path}: table meta has no counts"
+            return
+        while counted.answered_below in self._answered:
+            counted.answered_below += 1
+        # Kept nowhere else: how often was committed, and what came too late to be kept.
+        counted.commits, counted.wasted = stored.commits, stored.wasted
+        for name in (field.name for field in fields(Counts)):
+            was, now = getattr(stored, name), getattr(counted, name)
+            if was != now:
+                yield f"{self._path}: the count {name} says {was}, the rows say {now}"
+        mark = read_mark(folder / "run.lock")
+        if mark is not None and mark[1] > stored.commits:
+            yield f"{self._path}: holds {stored.commits} of {mark[1]} acknowledged commits"
+
+
+def _derived(folder: Path) -> Iterator[str]:
+    """The dataset in the folder, against the one that the store gives."""
+    dataset = folder / DATASET
+    if not dataset.is_file():
+        return
+    with tempfile.TemporaryDirectory() as temporary, RunReader(folder) as run:
+        again = Path(temporary) / DATASET
+        try:
+            count = export(run, "alpaca", again)
+        except WoolmillError as exc:
+            yield str(exc)
+            return
+        if _digest(again) != _digest(dataset):
+            yield (
+                f"{dataset}: is not what the {count} accepted records give; write it again with: "
+                f"woolmill export {folder} -o {dataset}"
+            )
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _shown(key: tuple[object, ...]) -> str:
+    return ".".join(
+        part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in key
+    )

@@ -1,0 +1,248 @@
+"""Damage to a run store: never wrong data, never a traceback, and what is whole can be saved."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from engine.errors import InputError, OutputError, WoolmillError
+from engine.salvage import salvage_run
+from engine.store import RunReader, RunStore
+from engine.verify import problems
+from tests.engine.store_rows import MANIFEST, answer, decision, fill
+
+PAGE = 8192
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run, closed: everything is in run.sqlite."""
+    folder = tmp_path_factory.mktemp("store") / "run"
+    anyio.run(fill, folder, 12)
+    assert not (folder / "run.sqlite-wal").exists()
+    return folder
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+def everything(folder: Path) -> tuple[Any, ...]:
+    """All that can be read of a run, in values that compare."""
+    with RunReader(folder) as run:
+        return (
+            run.manifest,
+            run.counts(),
+            run.resume(),
+            run.answers(0, 1000),
+            list(run.all_answers()),
+            list(run.decisions()),
+            list(run.decisions(accepted=False)),
+            [(d, None if v is None else v.tolist()) for d, v in run.accepted(vectors=True)],
+            run.sessions(),
+            run.sent_again(),
+        )
+
+
+def refused_to_read(folder: Path, expected: tuple[Any, ...], where: str) -> WoolmillError | None:
+    """The error that reading ends in; where it ends in none, it must give what is expected."""
+    try:
+        assert everything(folder) == expected, where
+    except WoolmillError as exc:
+        return exc
+    return None
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_a_sound_run_has_no_problems(run: Path) -> None:
+    """verify is silent about a run as it was left."""
+    assert list(problems(run)) == []
+
+
+def test_a_flipped_bit_is_never_wrong_data_fault_096(original: Path, run: Path) -> None:
+    """Of 1,500 bits flipped one by one, each leaves the data as it was or is refused with exit 65.
+
+    What is refused, verify names too. ``python -m tests.crash flips`` does the same for every bit.
+    """
+    path = run / "run.sqlite"
+    good = path.read_bytes()
+    expected = everything(original)
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(1500):
+        offset, bit = rng.randrange(len(good)), rng.randrange(8)
+        overwrite(path, offset, bytes([good[offset] ^ 1 << bit]))
+        where = f"bit {bit} of byte {offset}"
+        refusal = refused_to_read(run, expected, where)
+        if refusal is not None:
+            assert refusal.exit_code in (65, 78), where
+            assert "\n" not in str(refusal), where
+            refused += 1
+            if refused % 20 == 0:
+                assert list(problems(run)), f"{where}: verify finds nothing, opening says {refusal}"
+        overwrite(path, offset, good[offset : offset + 1])
+    assert refused > 150, "the data is a good part of the file"
+
+
+@pytest.mark.parametrize(
+    "kind", ["zeroed", "swapped", "duplicated", "cut_off", "emptied", "deleted"]
+)
+def test_damaged_pages_are_refused_and_named_fault_097(
+    original: Path, run: Path, kind: str
+) -> None:
+    """Whole pages zeroed, exchanged, written twice, or missing at the end."""
+    path = run / "run.sqlite"
+    good = path.read_bytes()
+    pages = [good[i : i + PAGE] for i in range(0, len(good), PAGE)]
+    expected = everything(original)
+    if kind == "deleted":
+        path.unlink()
+        with pytest.raises(InputError):
+            everything(run)
+        assert list(problems(run))
+        return
+    for page in range(1, len(pages)):
+        changed = list(pages)
+        if kind == "zeroed":
+            changed[page] = bytes(PAGE)
+        elif kind == "swapped":
+            changed[page], changed[page - 1] = changed[page - 1], changed[page]
+        elif kind == "duplicated":
+            changed[page] = changed[page - 1]
+        elif kind == "cut_off":
+            changed = changed[:page]
+        else:
+            changed = []
+        path.write_bytes(b"".join(changed))
+        refusal = refused_to_read(run, expected, f"page {page}")
+        assert refusal is None or refusal.exit_code == 65, page
+        assert list(problems(run)), f"page {page}: verify finds nothing"
+
+
+def test_a_store_that_lost_its_log_is_refused_fault_097(tmp_path: Path) -> None:
+    """Acknowledged commits that are gone with run.sqlite-wal are missed, not overlooked."""
+
+    async def unclosed() -> None:
+        store = RunStore.open(tmp_path / "run", MANIFEST)
+        await store.answered([answer(0)])
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        await store.answered([answer(1)])
+        await store.aclose()
+
+    anyio.run(unclosed)
+    killed = tmp_path / "killed"
+    (killed / "run.sqlite-wal").unlink()
+    assert any("acknowledged" in problem for problem in problems(killed))
+    with pytest.raises(InputError, match=r"0 of 1 commits.*salvage"):
+        RunStore.open(killed, MANIFEST)
+
+
+def test_a_database_of_another_run_is_refused_fault_097(tmp_path: Path) -> None:
+    """run.sqlite put into another run's folder, and another run's log beside run.sqlite."""
+    for name in "ab":
+        anyio.run(fill, tmp_path / name, 2)
+    shutil.copy(tmp_path / "a" / "run.sqlite", tmp_path / "b" / "run.sqlite")
+    with pytest.raises(InputError, match="another run"):
+        RunStore.open(tmp_path / "b", MANIFEST)
+
+
+def test_the_log_cut_at_any_byte_opens_at_a_commit_fault_092_fault_093(tmp_path: Path) -> None:
+    """Cut off or zero-filled from any byte on, the log gives back some prefix of the commits.
+
+    Here at the edges of every frame; ``python -m tests.crash log`` does it at every byte.
+    """
+
+    async def unclosed() -> None:
+        store = RunStore.open(tmp_path / "run", MANIFEST)
+        for i in range(4):
+            await store.answered([answer(i)])
+            await store.decided([decision(i, 0)])
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        await store.aclose()
+
+    anyio.run(unclosed)
+    killed = tmp_path / "killed"
+    log = killed / "run.sqlite-wal"
+    whole = log.read_bytes()
+    frames = range(32, len(whole) + 1, 24 + PAGE)
+    assert len(frames) > 8
+    opened = set()
+    around = {frame + n for frame in frames for n in (-1, 0, 1, 3000)}
+    for size in sorted(n for n in around if n <= len(whole)):
+        for tail in (b"", bytes(len(whole) - size)):
+            log.write_bytes(whole[:size] + tail)
+            try:
+                with RunReader(killed) as run:
+                    answers, decisions = run.answers(0, 9), list(run.decisions())
+                    counts = run.counts()
+            except InputError:
+                continue
+            finally:
+                (killed / "run.sqlite-shm").unlink(missing_ok=True)
+            assert answers == [answer(i) for i in range(len(answers))], size
+            assert decisions == [decision(i, 0) for i in range(len(decisions))], size
+            assert counts.commits == len(answers) + len(decisions), size
+            opened.add(counts.commits)
+    assert opened == set(range(9)), "every commit is a place to open at"
+
+
+def test_salvage_keeps_every_sound_answer(run: Path, tmp_path: Path) -> None:
+    """A damaged answer is lost alone; the decisions, which rest on it, are to be taken again."""
+    path = run / "run.sqlite"
+    good = path.read_bytes()
+    at = good.index(b'"index":7,"demonstrations"')
+    overwrite(path, at + 9, b"x")
+    found = salvage_run(run, tmp_path / "saved")
+    assert (found.answers, found.lost_answers) == (11, 1)
+    assert (found.decisions, found.dropped_decisions) == (0, 24)
+    assert list(problems(tmp_path / "saved")) == []
+    with RunReader(tmp_path / "saved") as saved:
+        assert [a for a, _ in saved.all_answers()] == [answer(i) for i in range(12) if i != 7]
+        assert [f.index for f in saved.resume().in_flight] == [7]
+    with pytest.raises(OutputError, match="exists"):
+        salvage_run(run, tmp_path / "saved")
+
+
+def test_salvage_of_a_sound_run_is_the_same_run(run: Path, tmp_path: Path) -> None:
+    """Nothing is lost where nothing is damaged; the vectors come along."""
+    found = salvage_run(run, tmp_path / "saved")
+    assert (found.answers, found.decisions, found.dropped_decisions) == (12, 24, 0)
+    with RunReader(run) as old, RunReader(tmp_path / "saved") as new:
+        assert list(old.decisions()) == list(new.decisions())
+        for (one, before), (other, after) in zip(
+            old.accepted(vectors=True), new.accepted(vectors=True), strict=True
+        ):
+            assert one == other
+            assert before is not None
+            assert after is not None
+            assert before.tobytes() == after.tobytes()
+
+
+@pytest.mark.parametrize("page", range(12))
+def test_salvage_reads_around_a_zeroed_page(run: Path, tmp_path: Path, page: int) -> None:
+    """Whatever page is gone, salvage gives a sound run of true rows, or says why it cannot."""
+    size = (run / "run.sqlite").stat().st_size
+    if page * PAGE >= size:
+        pytest.skip("the store has fewer pages")
+    overwrite(run / "run.sqlite", page * PAGE, bytes(PAGE))
+    try:
+        found = salvage_run(run, tmp_path / "saved")
+    except InputError:
+        assert page <= 1 or not (tmp_path / "saved").exists()
+        return
+    assert list(problems(tmp_path / "saved")) == []
+    with RunReader(tmp_path / "saved") as saved:
+        answers = [a for a, _ in saved.all_answers()]
+    assert len(answers) == found.answers
+    assert all(a == answer(a.index) for a in answers)
