@@ -43,8 +43,8 @@ WINDOW = 100_000
 """Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
 DECIDE_BATCH = 256
 PRIOR_ANSWERS = 1.0
-"""Weight, in answers, of the most that an answer can hold against what they held so far. An estimate
-that starts high and sinks sends too few first and never too many.
+"""Weight, in answers, of the most that an answer can hold against what they held so far. An
+estimate that starts high and sinks sends too few first and never too many.
 """
 EAGER = 8
 REFRESH_S = 0.25
@@ -168,12 +168,17 @@ class Pipeline:
         self._in_flight = 0
         resume = store.resume()
         counts = resume.counts
-        self._again = deque(request.index for request in resume.in_flight)
-        """Sent by an earlier session and not answered: first in line."""
         self._answered = set(resume.answered_beyond)
         self._answered_below = resume.answered_below
         """Every request below has its answer; ``_answered`` holds those above."""
-        self._next_index = 1 + max(resume.answered_below - 1, *self._answered, *self._again, -1)
+        in_flight = [request.index for request in resume.in_flight]
+        self._next_index = 1 + max(resume.answered_below - 1, *self._answered, *in_flight, -1)
+        # First in line: what was in flight, and what was never sent though later requests were.
+        self._again = deque(
+            index
+            for index in range(resume.answered_below, self._next_index)
+            if index not in self._answered
+        )
         # The answer of the last decision is parsed again: the target may have fallen inside it.
         self._undecided = resume.last_decided[0] if resume.last_decided else 0
         self._barren = 0
