@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import orjson
 
 from engine.errors import DiskError, OutputError
+from engine.failpoints import failpoint
 from engine.records import Decision
 from engine.store import RunReader
 
@@ -63,8 +64,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
             count = write(file)
             file.flush()
             os.fsync(file.fileno())
+        failpoint("export.written")
         temporary.chmod(0o644)
         temporary.replace(path)
+        failpoint("export.renamed")
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

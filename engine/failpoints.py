@@ -11,11 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 
 from engine.errors import ConfigError
 
-__all__ = ["POINTS", "failpoint"]
+__all__ = ["POINTS", "arm", "failpoint"]
 
 POINTS = (
     "store.create",  # the folder exists, the database has no tables yet
@@ -26,25 +25,38 @@ POINTS = (
     "store.committed",  # committed, nobody told
     "store.acknowledged",  # the event loop was told
     "store.close",  # everything is committed, the log is about to be folded in
-    "export.write",  # the export's temporary file is written, not renamed
-    "export.renamed",  # renamed, the folder not synced
+    "request.recorded",  # recorded, not sent
+    "answer.arrived",  # paid for, not written
+    "answer.kept",  # acknowledged
+    "decision.made",  # not written
+    "decision.kept",  # acknowledged
+    "export.written",  # the new dataset has another name yet
+    "export.renamed",  # it stands in the old one's place, its name not yet synced
 )
+ACTIONS = {"kill": 0, "eio": errno.EIO, "enospc": errno.ENOSPC}
 
 
 class _Armed:
+    """One point, the passings left until it acts, and the errno it raises (0: kill)."""
+
     def __init__(self, setting: str) -> None:
         name, _, rest = setting.partition(":")
         nth, _, action = rest.partition(":")
-        if name not in POINTS or not nth.isdecimal() or action not in ("kill", "eio", "enospc"):
+        if name not in POINTS or not nth.isdecimal() or action not in ACTIONS:
             raise ConfigError(
-                f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH:kill|eio|enospc with a name of "
-                + ", ".join(POINTS)
+                f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH:{'|'.join(ACTIONS)} "
+                f"with a name of {', '.join(POINTS)}"
             )
-        self.name, self.left, self.action = name, int(nth), action
+        self.name, self.left, self.errno = name, int(nth), ACTIONS[action]
 
 
-_setting = os.environ.get("WOOLMILL_FAILPOINT")
-_armed = _Armed(_setting) if _setting else None
+_armed: _Armed | None = None
+
+
+def arm(setting: str | None) -> None:
+    """Arm one point (``name:nth:action``) or none. Raises ConfigError for what is no setting."""
+    global _armed
+    _armed = _Armed(setting) if setting else None
 
 
 def failpoint(name: str) -> None:
@@ -54,8 +66,9 @@ def failpoint(name: str) -> None:
     _armed.left -= 1
     if _armed.left != 0:
         return
-    if _armed.action == "kill":
-        sys.stdout.flush()
+    if not _armed.errno:
         os.kill(os.getpid(), signal.SIGKILL)
-    code = errno.EIO if _armed.action == "eio" else errno.ENOSPC
-    raise OSError(code, f"{os.strerror(code)} (failpoint {name})")
+    raise OSError(_armed.errno, f"{os.strerror(_armed.errno)} (failpoint {name})")
+
+
+arm(os.environ.get("WOOLMILL_FAILPOINT"))

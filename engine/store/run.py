@@ -165,11 +165,14 @@ class RunStore(RunReader):
             raise self._inserts.shortage
         pairs = [(prompt.index, key) for prompt, key in zip(prompts, keys, strict=True)]
         await self._write(Work(size=100 * len(pairs), sent=pairs))
+        failpoint("request.recorded")
 
     async def answered(self, answers: Sequence[Answer]) -> None:
         """Keep ``answers``. Durable on return. A second one to a request only counts as waste."""
+        failpoint("answer.arrived")
         size = sum(500 + (len(a.completion.text) if a.completion else 0) for a in answers)
         await self._write(Work(size=size, answers=answers))
+        failpoint("answer.kept")
 
     async def decided(
         self, decisions: Sequence[Decision], vectors: Sequence[Vector | None] = ()
@@ -181,9 +184,11 @@ class RunStore(RunReader):
         """
         if vectors and len(vectors) != len(decisions):
             raise ValueError(f"{len(vectors)} vectors for {len(decisions)} decisions")
+        failpoint("decision.made")
         size = sum(1000 + (len(d.record.output) if d.record else 0) for d in decisions)
         size += sum(v.nbytes for v in vectors if v is not None)
         await self._write(Work(size=size, decisions=decisions, vectors=vectors))
+        failpoint("decision.kept")
 
     async def aclose(self) -> None:
         """Commit what waits, fold the log into the database, let go of the run.
