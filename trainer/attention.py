@@ -1,0 +1,125 @@
+"""Causal attention inside each record of a packed row, for any transformers model.
+
+Records that share a row must not see each other. On a CPU a masked row costs the square of its
+length, so every record gets its own call of the fused kernel; on a GPU one call of the
+variable-length kernel takes them all. The function is registered with transformers under a name of
+ours, and the model's forward passes ``segments`` down to it untouched. The price: soft-capped
+scores (Gemma 2) are computed in the open, and attention dropout takes the slower of the two ways.
+
+A padded row needs no mask either: padding stands at the right, where causal attention from a real
+token never looks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+__all__ = ["IMPLEMENTATION", "segment_attention"]
+
+IMPLEMENTATION = "woolmill_segments"
+"""What ``attn_implementation`` must be for a model to use this file."""
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: (B, heads, T, D) in, (B, T, heads, D) out.
+
+    ``segments`` are the lengths of a row's records, and sum to T; None: each row is one record.
+    ``sliding_window`` counts the positions a query sees, itself included.
+    """
+    lengths = segments or (query.shape[2],)
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and half and query.shape[0] == 1 and softcap is None and not dropout:
+        return _variable_length(query, key, value, lengths, scaling, sliding_window), None
+    edges = list(itertools.accumulate(lengths, initial=0))
+    out = [
+        _one_segment(
+            query[:, :, a:b],
+            key[:, :, a:b],
+            value[:, :, a:b],
+            scaling,
+            dropout,
+            sliding_window,
+            softcap,
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
+    joined = out[0] if len(out) == 1 else torch.cat(out, dim=2)
+    return joined.transpose(1, 2), None
+
+
+def _one_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    length = query.shape[2]
+    mask = None
+    if softcap is not None or (window is not None and window < length):
+        distance = torch.arange(length, device=query.device)
+        distance = distance[:, None] - distance[None, :]  # (T, T), query minus key position
+        mask = (distance >= 0) & (distance < (window or length))
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, mask, dropout, mask is None, scale=scaling, enable_gqa=True
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (scaling or query.shape[3] ** -0.5)
+    scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # type: ignore[operator]
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.dropout(weights, dropout, train=True) @ value
+
+
+def _variable_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: tuple[int, ...],
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    edges = edges.to(query.device, non_blocking=True)
+    longest = max(lengths)
+    out = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        edges,
+        edges,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+AttentionInterface.register(IMPLEMENTATION, segment_attention)

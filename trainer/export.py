@@ -1,0 +1,161 @@
+"""The finished model: one folder of safetensors that transformers and vLLM open.
+
+Weights are gathered one tensor at a time; rank 0 alone keeps them, in the export's type, so a host
+holds the model once beside its shards. The folder is complete or absent: config.json, without which
+nothing opens it, is moved in last.
+
+What the model was trained to read is exported too: a model trained on Alpaca's layout gets it as
+its chat template, so that a chat server asks it the way it has learned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import GenerationConfig
+
+from trainer.config import Settings
+from trainer.errors import DiskError
+from trainer.failpoints import failpoint
+from trainer.lora import ADAPTER_NAME, lora_config, merged
+from trainer.model import TokenLoss, architecture, load_config
+from trainer.ranks import Ranks
+from trainer.template import alpaca_prompt
+from trainer.tokens import opening_ids
+
+__all__ = ["alpaca_chat_template", "export", "gathered"]
+
+
+def export(
+    model: TokenLoss, tokenizer: Any, settings: Settings, ranks: Ranks, *, alpaca: bool
+) -> None:
+    """Write the model, its tokenizer and its chat template to ``output_dir``. Collective.
+
+    Args:
+        alpaca: every record was laid out as Alpaca does, so the chat template becomes that.
+
+    Raises:
+        DiskError: it cannot be written; what was there before is untouched.
+    """
+    config = ranks.together(lambda: load_config(settings.model))
+    name = settings.save.export_dtype
+    dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
+    tensors = gathered(model.hf, dtype, keep=ranks.rank == 0)
+
+    def write() -> None:
+        folder = settings.save.output_dir
+        try:
+            _write(folder, tensors, config, tokenizer, settings, alpaca=alpaca)
+        except OSError as exc:
+            raise DiskError(
+                f"{folder}: the model could not be written: {exc.strerror}; free space and start"
+                " again with --resume"
+            ) from exc
+
+    ranks.together(lambda: write() if ranks.rank == 0 else None)
+
+
+@torch.no_grad()
+def gathered(hf: nn.Module, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
+    """Whole tensors by name, in host memory, on the rank that keeps them; {} elsewhere.
+    Collective.
+    """
+    whole: dict[str, Tensor] = {}
+    for name, tensor in hf.named_parameters():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            # Adapters are folded in before anything is rounded.
+            final = dtype if ".lora_" not in name and ".base_layer." not in name else full.dtype
+            whole[name] = full.detach().to("cpu", final, copy=True)
+    return whole
+
+
+def _write(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: Any,
+    tokenizer: Any,
+    settings: Settings,
+    *,
+    alpaca: bool,
+) -> None:
+    temporary = folder / ".export"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    if settings.model.lora_r:
+        adapters = _adapters(tensors, settings, temporary)
+        tensors = merged(tensors, adapters.lora_alpha / adapters.r)
+    name = settings.save.export_dtype
+    config.dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
+    with torch.device("meta"):
+        shape = architecture(config, dtype=config.dtype)
+    with contextlib.suppress(OSError):  # few models have none; transformers' defaults do
+        shape.generation_config = GenerationConfig.from_pretrained(
+            settings.model.model_name_or_path, cache_dir=settings.model.cache_dir
+        )
+    weights = {name: tensor.to(config.dtype) for name, tensor in tensors.items()}
+    shape.save_pretrained(temporary, state_dict=weights)
+    if alpaca:
+        tokenizer.chat_template = alpaca_chat_template(tokenizer)
+    tokenizer.save_pretrained(temporary)
+    failpoint("export.weights")
+
+    files = sorted(temporary.iterdir(), key=lambda path: path.name == "config.json")
+    (folder / "config.json").unlink(missing_ok=True)
+    for stale in folder.glob("model*.safetensors*"):
+        stale.unlink()
+    for path in files:
+        _sync(path)
+        if path.name == "config.json":
+            failpoint("export.renamed")
+        shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.rename(folder / path.name)
+    _sync(folder)
+    temporary.rmdir()
+
+
+def _adapters(tensors: dict[str, Tensor], settings: Settings, folder: Path) -> Any:
+    """Write the adapters by themselves too, as peft reads them, to ``adapter/``."""
+    adapters = lora_config(settings.model)
+    adapters.base_model_name_or_path = settings.model.model_name_or_path
+    adapters.save_pretrained(folder / "adapter")
+    own = {
+        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": tensor.contiguous()
+        for name, tensor in tensors.items()
+        if ".lora_" in name
+    }
+    save_file(own, folder / "adapter" / "adapter_model.safetensors")
+    return adapters
+
+
+def alpaca_chat_template(tokenizer: Any) -> str:
+    """A chat template that lays a question out as :func:`trainer.template.alpaca_prompt` does."""
+    opening = "{{ bos_token }}" if opening_ids(tokenizer) else ""
+    preface = alpaca_prompt("").partition("\n\n")[0]
+    return (
+        f"{opening}{{% if messages[0]['role'] == 'system' %}}{{{{ messages[0]['content'] }}}}"
+        f"{{% else %}}{preface}{{% endif %}}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '\n\n### Instruction:\n' + message['content'] }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ '\n\n### Response:' + message['content'] + eos_token }}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n\n### Response:' }}{% endif %}"
+    )
+
+
+def _sync(path: Path) -> None:
+    for each in [*path.iterdir(), path] if path.is_dir() else [path]:
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

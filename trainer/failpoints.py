@@ -1,0 +1,80 @@
+"""Named places where a test may end the process or make something fail, to see what is left.
+
+``WOOLMILL_FAILPOINT=NAME:NTH:ACTION`` arms one: on its nth passing (from 1) the action happens, and
+``@RANK`` after the action limits it to one rank. Actions: ``kill`` (SIGKILL: nothing is flushed, no
+handler runs), ``hang`` (SIGSTOP: alive, but silent), ``eio`` and ``enospc`` (an OSError), ``nan``
+(:func:`failpoint` answers True, and the caller spoils its value). ``NTH+`` repeats from the nth on.
+The price when nothing is armed: one comparison.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+from trainer.errors import ConfigError
+
+__all__ = ["POINTS", "failpoint"]
+
+POINTS = (
+    "train.loss",  # a step's loss is known, the optimizer has not moved
+    "train.step",  # the optimizer has moved, metrics are not written
+    "save.begin",  # the checkpoint's folder exists and is empty
+    "save.shards",  # this rank's shard is written and synced
+    "save.digests",  # every rank's digests are known, there is no manifest
+    "save.manifest",  # the manifest is written under a temporary name
+    "save.whole",  # the manifest is in place, older checkpoints are still there
+    "save.pruned",  # older checkpoints are gone
+    "export.weights",  # weights and tokenizer are written to the temporary folder
+    "export.renamed",  # weights are in place, config.json is not
+)
+
+_SPELLING = re.compile(
+    r"(?P<name>[a-z.]+):(?P<nth>\d+)(?P<on>\+?):(?P<action>kill|hang|eio|enospc|nan)(@(?P<rank>\d+))?"
+)
+
+
+@dataclass
+class _Armed:
+    name: str
+    left: int
+    repeat: bool
+    action: str
+    rank: str | None
+
+
+def _arm(setting: str | None) -> _Armed | None:
+    if not setting:
+        return None
+    match = _SPELLING.fullmatch(setting)
+    if match is None or match["name"] not in POINTS:
+        raise ConfigError(
+            f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH[+]:kill|hang|eio|enospc|nan[@RANK]"
+            f" with a name of {', '.join(POINTS)}"
+        )
+    return _Armed(
+        match["name"], int(match["nth"]), match["on"] == "+", match["action"], match["rank"]
+    )
+
+
+_armed = _arm(os.environ.get("WOOLMILL_FAILPOINT"))
+
+
+def failpoint(name: str) -> bool:
+    """Pass the point ``name``; True where its action is ``nan``. Raises OSError where armed to."""
+    if _armed is None or _armed.name != name:
+        return False
+    if _armed.rank is not None and _armed.rank != os.environ.get("RANK", "0"):
+        return False
+    _armed.left -= 1
+    if _armed.left > 0 or (_armed.left < 0 and not _armed.repeat):
+        return False
+    if _armed.action in ("kill", "hang"):
+        os.kill(os.getpid(), signal.SIGKILL if _armed.action == "kill" else signal.SIGSTOP)
+    elif _armed.action == "nan":
+        return True
+    code = errno.EIO if _armed.action == "eio" else errno.ENOSPC
+    raise OSError(code, f"{os.strerror(code)} (failpoint {name})")

@@ -1,0 +1,162 @@
+"""The processes of one run, and the few things they say to each other outside of FSDP.
+
+torchrun starts one process a device and describes them in the environment; without it there is one
+process, and the same code runs with a group of one. Small facts travel as tensors over gloo on the
+CPU, also beside nccl, and in float64.
+
+A fault on one rank must not leave the others waiting: what only some ranks do is done inside
+:meth:`Ranks.together`, after which all go on or all stop. A rank that is killed or hangs is noticed
+by the next collective, at once or after ``--timeout_s``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from trainer.config import ParallelSettings
+from trainer.errors import ConfigError, StoppedError, TrainerError
+
+__all__ = ["OtherRankFailed", "RankLost", "Ranks", "noticing_lost_ranks"]
+
+T = TypeVar("T")
+
+
+class OtherRankFailed(TrainerError):
+    """Another rank has failed and says why; this one ends quietly with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another rank failed with exit code {exit_code}")
+        self.other_exit_code = exit_code
+
+
+class RankLost(StoppedError):
+    """Another process was killed, has crashed, or hangs. The process group is of no more use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    local_rank: int
+    """Among the processes of this host; 0 does what is done once a host."""
+    local_size: int
+    device: torch.device
+    saving: dist.ProcessGroup
+    """A gloo group for checkpoints alone: a save in the background must not mix its messages with
+    those of training."""
+
+    @classmethod
+    def start(cls, settings: ParallelSettings) -> Ranks:
+        """Join the process group that the environment describes, or start one of one process.
+
+        Raises:
+            ConfigError: no such device, or a broken environment.
+            RankLost: the others do not come.
+        """
+        size = _number("WORLD_SIZE", 1)
+        local_rank = _number("LOCAL_RANK", 0)
+        device = _device(settings.device, local_rank)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = timedelta(seconds=settings.timeout_s)
+        with noticing_lost_ranks():
+            if size > 1:
+                dist.init_process_group(backend, timeout=timeout)
+            else:
+                store = torch._C._distributed_c10d.HashStore()
+                dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+            saving = dist.new_group(backend="gloo", timeout=timeout)
+        rank, local_size = dist.get_rank(), _number("LOCAL_WORLD_SIZE", size)
+        return cls(rank, size, local_rank, local_size, device, saving)
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """``values`` summed over all ranks, in float64."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: bytes, group: dist.ProcessGroup | None = None) -> list[bytes]:
+        """The ``value`` of every rank; all must have the same length."""
+        mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(every, mine, group=group)
+        return [bytes(tensor.tolist()) for tensor in every]
+
+    def together(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Do ``action`` on this rank, and go on only if it succeeded on every rank.
+
+        Raises:
+            TrainerError, OSError: this rank's own.
+            OtherRankFailed: it succeeded here and failed elsewhere, or an earlier rank has failed
+                in the same way and says so.
+        """
+        error: TrainerError | OSError | None = None
+        try:
+            result = action()
+        except (TrainerError, OSError) as exc:
+            error = exc
+        code = error.exit_code if isinstance(error, TrainerError) else 74
+        codes = [byte[0] for byte in self.gather(bytes([code if error else 0]), group)]
+        failed = [rank for rank, code in enumerate(codes) if code]
+        if error is not None and failed[0] == self.rank:
+            raise error
+        if failed:
+            raise OtherRankFailed(codes[failed[0]])
+        return result
+
+
+@contextmanager
+def noticing_lost_ranks() -> Iterator[None]:
+    """Turn the failure of a collective into :class:`RankLost`.
+
+    gloo reports a lost peer as a bare RuntimeError, so its own name in the text is all there is to
+    go by; every other RuntimeError passes.
+    """
+    try:
+        yield
+    except dist.DistError as exc:
+        raise RankLost(_lost(exc)) from exc
+    except RuntimeError as exc:
+        if "gloo" not in str(exc):
+            raise
+        raise RankLost(_lost(exc)) from exc
+
+
+def _lost(exc: Exception) -> str:
+    timed_out = "imed out" in str(exc)
+    what = "does not answer (--timeout_s)" if timed_out else "is gone"
+    return f"another rank {what}; start all of them again with --resume"
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{variable}={text!r} is not a number; launch with torchrun")
+    return int(text)
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this PyTorch sees no GPU")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this host has no GPU of its own, there are"
+            f" {torch.cuda.device_count()}; lower --nproc_per_node"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

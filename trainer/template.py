@@ -1,0 +1,160 @@
+"""Lay a record out as text, and say which parts of it are learned.
+
+Alpaca's text is an interchange format: models in the wild expect it byte for byte. For chats the
+model's own chat template is rendered, and what is learned are the assistant's turns with whatever
+the template puts behind them, since that is what must be generated.
+
+Text of a record may hold the spelling of a special token (``<|im_end|>``, ``</s>``). A tokenizer
+would turn it into the real token, and a record could end its own turn and open another. Such
+stretches are handed on as ``literal``: tokenised as ordinary characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainer.errors import ConfigError, DataError
+from trainer.records import Conversation, Example, Instruction, Message
+
+__all__ = ["Piece", "Template", "alpaca_prompt"]
+
+_TASK = "Below is an instruction that describes a task"
+_RESPOND = "Write a response that appropriately completes the request."
+
+
+def alpaca_prompt(instruction: str, input: str = "") -> str:
+    """The prompt that Stanford Alpaca trains on, up to and including ``### Response:``."""
+    if input:
+        return (
+            f"{_TASK}, paired with an input that provides further context. {_RESPOND}\n\n"
+            f"### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+        )
+    return f"{_TASK}. {_RESPOND}\n\n### Instruction:\n{instruction}\n\n### Response:"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of text that is learned as a whole or not at all."""
+
+    text: str
+    learned: bool
+    literal: bool = False
+    """Spells a special token without meaning it."""
+
+
+class Template:
+    """Renders records for one tokenizer.
+
+    Args:
+        tokenizer: of transformers; its chat template and special tokens are used.
+        kind: ``alpaca``, ``chat``, or ``auto``: chats as chats, instructions as Alpaca does.
+    """
+
+    def __init__(self, tokenizer: Any, kind: Literal["auto", "alpaca", "chat"]) -> None:
+        if kind == "chat" and not tokenizer.chat_template:
+            raise ConfigError(
+                "--template chat: the tokenizer has no chat template; use --template alpaca"
+            )
+        self._tokenizer = tokenizer
+        self._kind = kind
+        special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        special |= set(tokenizer.all_special_tokens)
+        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+        self._special = re.compile("|".join(longest_first) or "(?!)")
+
+    def is_chat(self, example: Example) -> bool:
+        """Whether the model's chat template lays ``example`` out."""
+        if self._kind == "auto":
+            return isinstance(example, Conversation)
+        return self._kind == "chat"
+
+    def pieces(self, example: Example) -> list[Piece]:
+        """The stretches of ``example`` in order. The end-of-text token of Alpaca's layout is not
+        among them.
+
+        Raises:
+            ConfigError: a chat, and no template for it.
+            DataError: the chat template refuses the record, or does not lay turns end to end.
+        """
+        if self.is_chat(example):
+            return list(self._chat(example))
+        if isinstance(example, Conversation):
+            raise ConfigError(
+                f"{example.name}: is a conversation, which --template alpaca cannot lay out; use"
+                " --template chat"
+            )
+        prompt = alpaca_prompt(example.instruction, example.input)
+        return [*self._split(prompt, False), *self._split(example.output, True)]
+
+    def _split(self, text: str, learned: bool) -> Iterator[Piece]:
+        """``text`` of a record: its special spellings apart, as literals."""
+        start = 0
+        for match in self._special.finditer(text):
+            if match.start() > start:
+                yield Piece(text[start : match.start()], learned)
+            yield Piece(match.group(), learned, literal=True)
+            start = match.end()
+        if start < len(text) or not text:
+            yield Piece(text[start:], learned)
+
+    def _chat(self, example: Example) -> Iterator[Piece]:
+        if not self._tokenizer.chat_template:
+            raise ConfigError(
+                f"{example.name}: is a conversation, and the tokenizer has no chat template"
+            )
+        messages = _as_messages(example)
+        # What a record spells of special tokens becomes private characters before the template is
+        # rendered, and a literal piece after it.
+        hidden: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            hidden.append(match.group())
+            return f"\uf8f0{len(hidden) - 1}\uf8f1"
+
+        turns = [{"role": m.role, "content": self._special.sub(hide, m.content)} for m in messages]
+        done = ""
+        for index, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            before = self._render(example.name, turns[:index], generation_prompt=True)
+            after = self._render(example.name, turns[: index + 1], generation_prompt=False)
+            if not (before.startswith(done) and after.startswith(before)):
+                raise DataError(
+                    f"{example.name}: the chat template does not lay its turns end to end, so what"
+                    " the assistant said cannot be told apart; split it into one answer a record"
+                )
+            yield from _reveal(before[len(done) :], False, hidden)
+            yield from _reveal(after[len(before) :], True, hidden)
+            done = after
+
+    def _render(self, name: str, turns: Sequence[Any], *, generation_prompt: bool) -> str:
+        import jinja2
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except (jinja2.TemplateError, TypeError) as exc:
+            raise DataError(f"{name}: the chat template refuses it: {exc}") from exc
+        assert isinstance(text, str)
+        return text
+
+
+def _as_messages(example: Example) -> tuple[Message, ...]:
+    if isinstance(example, Conversation):
+        return example.messages
+    assert isinstance(example, Instruction)
+    question = "\n\n".join(part for part in (example.instruction, example.input) if part)
+    return Message("user", question), Message("assistant", example.output)
+
+
+def _reveal(text: str, learned: bool, hidden: list[str]) -> Iterator[Piece]:
+    parts = re.split("\uf8f0(\\d+)\uf8f1", text)
+    for index, part in enumerate(parts):
+        if index % 2:
+            yield Piece(hidden[int(part)], learned, literal=True)
+        elif part:
+            yield Piece(part, learned)

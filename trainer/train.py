@@ -1,0 +1,532 @@
+"""Fine-tune a causal language model on instruction records: the whole run, in reading order.
+
+    torchrun --nproc_per_node 2 -m trainer --model_name_or_path DIR --data_path alpaca.json \\
+        --output_dir out
+
+The loop is plain PyTorch: FSDP2 shards the model, every step's records and random numbers are a
+pure function of the seed and the step's number, and the loss is the sum over target tokens divided
+by their global count. So a step's result does not depend on how it was split over processes, and a
+run that was cut goes on as if it had not been. The price: no callbacks and no plug-ins; to change
+the loop, edit it.
+"""
+
+from __future__ import annotations
+
+if __package__ in (None, ""):  # started as a script, as Alpaca's README starts its own train.py
+    import pathlib
+    import sys
+
+    # Not its own folder, whose file names would hide other packages'.
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from trainer.checkpoint import Checkpoints, Manifest, manifest_facts
+from trainer.config import OptimSettings, Settings
+from trainer.errors import ConfigError, DataError, Interrupted, StoppedError
+from trainer.export import export
+from trainer.failpoints import failpoint
+from trainer.fsdp import apply_fsdp, hand_out, local, make_mesh
+from trainer.metrics import Metrics, peak_memory_mib, say
+from trainer.model import TokenLoss, empty_model, load_config, load_tokenizer, load_weights
+from trainer.optim import learning_rate, make_optimizer, training_state
+from trainer.output import claimed, name_dropped
+from trainer.packing import Batches, MicroBatch, collate
+from trainer.ranks import Ranks, noticing_lost_ranks
+from trainer.records import read_examples
+from trainer.tokens import TokenDataset, Tokenised, tokenised_dataset
+
+__all__ = ["train"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def train(settings: Settings) -> None:
+    """Train as ``settings`` say and write the finished model to ``output_dir``.
+
+    Raises:
+        TrainerError: one of its kinds; see trainer/errors.py.
+    """
+    ranks = Ranks.start(settings.parallel)
+    with noticing_lost_ranks(), _signals() as stop, claimed(settings.save, ranks):
+        # 1. Records to tokens: once a host, mapped by its other processes.
+        tokenizer = ranks.together(lambda: load_tokenizer(settings.model))
+        training, held_out = _datasets(settings, tokenizer, ranks)
+        batches, evaluation = _plans(settings, training, held_out, ranks)
+        total_steps = _total_steps(settings.optim, batches)
+
+        # 2. The model: read by rank 0, sharded over all.
+        compute = _compute_type(settings, ranks.device)
+        mesh = make_mesh(settings.parallel, ranks)
+        model = _sharded_model(settings, ranks, mesh, compute, training.largest_id)
+        optimizer = make_optimizer(model, settings.optim)
+
+        # 3. Where an earlier run was cut.
+        checkpoints = Checkpoints(
+            settings.save.output_dir,
+            ranks,
+            limit=settings.save.save_total_limit,
+            beside=settings.save.async_save,
+            say=say,
+        )
+        recipe = _recipe(settings, model, batches, total_steps, compute)
+        done = manifest_facts(step=0, updates=0, tokens=0, recipe=recipe)
+        if settings.save.resume:
+            done = _resumed(checkpoints, done, model, optimizer, ranks)
+
+        # 4. The loop.
+        metrics = None
+        if ranks.rank == 0:
+            _print_arithmetic(settings, model, batches, total_steps, ranks, compute)
+            metrics = Metrics(
+                settings.save.output_dir / "metrics.jsonl",
+                from_step=done.step,
+                every=settings.log.logging_steps,
+                report_to=settings.log.report_to,
+            )
+        replicas = mesh.size() // mesh["shard"].size()
+        run = _Run(
+            settings, ranks, model, replicas, optimizer, batches, evaluation, total_steps, metrics
+        )
+        if settings.log.eval_on_start and done.step == 0:
+            run.evaluate(step=0)
+        bad_in_a_row = 0
+        while done.step < total_steps:
+            outcome = run.step(done.step, stop)
+            bad_in_a_row = 0 if outcome.moved else bad_in_a_row + 1
+            done = manifest_facts(
+                step=done.step + 1,
+                updates=done.updates + outcome.moved,
+                tokens=done.tokens + outcome.tokens,
+                recipe=recipe,
+            )
+            if bad_in_a_row > settings.optim.max_bad_steps:
+                raise StoppedError(_not_finite(done, bad_in_a_row, checkpoints))
+            if _due(settings.log.eval_strategy, settings.log.eval_steps, done.step, batches):
+                run.evaluate(step=done.step)
+            save = settings.save
+            if outcome.signum or _due(save.save_strategy, save.save_steps, done.step, batches):
+                checkpoints.save(training_state(model, optimizer), done)
+            if outcome.signum:
+                _interrupted(outcome.signum, done, checkpoints)
+
+        # 5. The finished model.
+        log = settings.log
+        if log.eval_strategy != "no" and not _due(
+            log.eval_strategy, log.eval_steps, done.step, batches
+        ):
+            run.evaluate(step=done.step)
+        failed_save = checkpoints.wait()
+        export(model, tokenizer, settings, ranks, alpaca=not training.chats)
+        if metrics is not None:
+            metrics.close()
+            say(f"finished: {settings.save.output_dir}")
+        if failed_save is not None:
+            raise failed_save
+        ranks.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    moved: bool
+    """The optimizer moved; else loss or gradient was not finite."""
+    tokens: int
+    signum: signal.Signals | None
+    """What some rank was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run's parts, and the two things that are done with them again and again."""
+
+    settings: Settings
+    ranks: Ranks
+    model: TokenLoss
+    replicas: int
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    evaluation: Batches | None
+    total_steps: int
+    metrics: Metrics | None
+
+    def step(self, step: int, stop: set[int]) -> _Outcome:
+        """Forward, backward and optimizer for the global batch of ``step`` (from 0)."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        optim = self.settings.optim
+        groups = self.batches.micro_batches(step)
+        targets = [self.batches.targets(group) for group in groups]
+        losses, seen = [0.0] * len(groups), [0.0] * len(groups)
+        for number, batch in _own(groups, self.batches, self.ranks):
+            torch.manual_seed(_seed(optim.seed, step, number))
+            summed = self.model(batch)
+            if number >= len(groups):  # nothing left for this rank, but FSDP needs it
+                (summed * 0.0).backward()
+                continue
+            share = (
+                targets[number] * len(groups) if optim.loss_norm == "microbatch" else sum(targets)
+            )
+            (summed / share).backward()
+            losses[number], seen[number] = summed.item(), float(batch.input_ids.numel())
+
+        # One message for everything that all ranks must know.
+        signals = [float(signum in stop) for signum in _SIGNALS]
+        told = self.ranks.sum([*losses, *seen, self._squared_norm(), *signals])
+        losses, told = told[: len(groups)], told[len(groups) :]
+        squared_norm, *signals = told[len(groups) :]
+        positions = sum(told[: len(groups)])
+        loss = _mean(losses, targets, optim.loss_norm)
+        if failpoint("train.loss"):
+            loss = math.nan
+        # To float32: the sum of squares differs in float64's last bits with the number of ranks.
+        norm = float(np.float32(math.sqrt(squared_norm)))
+        rate = learning_rate(optim, step, self.total_steps)
+        moved = math.isfinite(loss) and math.isfinite(norm)
+        if moved:
+            self._move(norm, rate)
+        self.optimizer.zero_grad()
+        failpoint("train.step")
+
+        tokens = int(self.batches.dataset.lengths[self.batches.records(step)].sum())
+        if self.metrics is not None:
+            self.metrics.step(
+                step=step + 1,
+                loss=loss,
+                grad_norm=norm,
+                learning_rate=rate,
+                tokens=tokens,
+                targets=sum(targets),
+                fill=tokens / positions,
+                seconds=time.perf_counter() - started,
+                cpu_seconds=time.process_time() - cpu_started,
+                peak_memory_mib=peak_memory_mib(self.ranks.device),
+            )
+            if not moved:
+                say(f"step {step + 1:>6}  loss or gradient is not finite: step skipped")
+        sent = [signum for signum, count in zip(_SIGNALS, signals, strict=True) if count]
+        return _Outcome(moved, tokens, sent[0] if sent else None)
+
+    def _squared_norm(self) -> float:
+        """This rank's share of the squared gradient norm, summed in float64."""
+        total = 0.0
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                total += local(parameter.grad).double().square().sum().item()
+        return total / self.replicas  # each of which counts every shard
+
+    def _move(self, norm: float, rate: float) -> None:
+        limit = self.settings.optim.max_grad_norm
+        scale = min(1.0, limit / (norm + 1e-6)) if limit else 1.0  # as clip_grad_norm_
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            if scale < 1.0:
+                gradients = [local(p.grad) for p in group["params"] if p.grad is not None]
+                torch._foreach_mul_(gradients, scale)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> None:
+        """The loss on the held-out records, a mean over their target tokens."""
+        assert self.evaluation is not None
+        self.model.eval()
+        groups = self.evaluation.in_order()
+        losses = [0.0] * len(groups)
+        for number, batch in _own(groups, self.evaluation, self.ranks):
+            summed = self.model(batch)
+            if number < len(groups):
+                losses[number] = summed.item()
+        self.model.train()
+        losses = self.ranks.sum(losses)
+        targets = sum(self.evaluation.targets(group) for group in groups)
+        if self.metrics is not None:
+            self.metrics.evaluation(step=step, loss=math.fsum(losses) / targets, targets=targets)
+
+
+def _own(
+    groups: list[list[int]], batches: Batches, ranks: Ranks
+) -> Iterator[tuple[int, MicroBatch]]:
+    """This rank's micro-batches with their numbers. All ranks get the same count of them, the last
+    of some being one token that is not learned from, since FSDP's collectives need everyone.
+    """
+    for number in range(ranks.rank, math.ceil(len(groups) / ranks.size) * ranks.size, ranks.size):
+        if number < len(groups):
+            batch = batches.collate(groups[number])
+        else:
+            nothing = Tokenised(np.zeros(1, np.int32), np.zeros(1, np.bool_))
+            batch = collate([nothing], packing=batches.packing)
+        yield number, batch.to(ranks.device)
+
+
+def _seed(seed: int, step: int, number: int) -> int:
+    """Of the random numbers (dropout) of one micro-batch, wherever it is computed."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {number}".encode()).digest()[:7])
+
+
+def _mean(losses: list[float], targets: list[int], norm: str) -> float:
+    """The step's loss from its micro-batches' sums; fsum, so that their order does not matter."""
+    if norm == "microbatch":
+        return math.fsum(loss / n for loss, n in zip(losses, targets, strict=True)) / len(losses)
+    return math.fsum(losses) / sum(targets)
+
+
+@contextmanager
+def _signals() -> Iterator[set[int]]:
+    """A set that receives SIGINT and SIGTERM instead of their usual effect; a second one has it."""
+    received: set[int] = set()
+
+    def receive(signum: int, frame: FrameType | None) -> None:
+        received.add(signum)
+        signal.signal(signum, signal.default_int_handler if signum == 2 else signal.SIG_DFL)
+
+    before = {signum: signal.signal(signum, receive) for signum in _SIGNALS}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _datasets(
+    settings: Settings, tokenizer: Any, ranks: Ranks
+) -> tuple[TokenDataset, TokenDataset | None]:
+    """The training records, and those of ``eval_data_path``."""
+
+    def made(path: Path, suffix: str = "") -> TokenDataset:
+        def make() -> TokenDataset:
+            return tokenised_dataset(read_examples(path), tokenizer, settings.data)
+
+        first = ranks.together(lambda: make() if ranks.local_rank == 0 else None)
+        keys = ranks.gather(bytes.fromhex(first.key) if first else bytes(32))
+        key = keys[0].hex()
+        if first is not None and first.key != key:
+            raise DataError(f"{path}: is another dataset on this host than on rank 0's")
+        cache = settings.data.dataset_cache_dir.expanduser()
+        dataset = first or TokenDataset(cache / key)
+        if ranks.rank == 0:
+            name_dropped(dataset, path, settings.save.output_dir / f"dropped{suffix}.jsonl")
+        return dataset
+
+    held_out = settings.data.eval_data_path
+    return (
+        made(settings.data.data_path),
+        None if held_out is None else made(held_out, suffix="_eval"),
+    )
+
+
+def _plans(
+    settings: Settings, training: TokenDataset, held_out: TokenDataset | None, ranks: Ranks
+) -> tuple[Batches, Batches | None]:
+    """Which records are trained on in which step, and which are held out."""
+    data, optim = settings.data, settings.optim
+    indexes, held = np.arange(len(training)), np.arange(0)
+    if data.eval_split_ratio:
+        count = max(1, round(len(training) * data.eval_split_ratio))
+        shuffled = np.random.Generator(np.random.PCG64(optim.seed)).permutation(len(training))
+        held, indexes = np.sort(shuffled[:count]), np.sort(shuffled[count:])
+        if not len(indexes):
+            raise DataError(f"{data.data_path}: --eval_split_ratio leaves no record to train on")
+    per_round = optim.per_device_train_batch_size * ranks.size
+    batches = Batches(
+        training,
+        indexes,
+        global_batch=optim.global_batch_size or per_round * optim.gradient_accumulation_steps,
+        rows=optim.per_device_train_batch_size,
+        max_length=data.model_max_length,
+        packing=data.packing,
+        seed=optim.seed,
+    )
+    rows = settings.log.per_device_eval_batch_size
+    if held_out is not None:
+        return batches, replace(
+            batches, dataset=held_out, indexes=np.arange(len(held_out)), rows=rows
+        )
+    return batches, replace(batches, indexes=held, rows=rows) if len(held) else None
+
+
+def _total_steps(optim: OptimSettings, batches: Batches) -> int:
+    if optim.max_steps > 0:
+        return optim.max_steps
+    return math.ceil(optim.num_train_epochs * batches.steps_per_epoch)
+
+
+def _compute_type(settings: Settings, device: torch.device) -> torch.dtype:
+    """bfloat16 if asked for and there; and TensorFloat-32 likewise."""
+    if settings.model.tf32 and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    if not settings.model.bf16:
+        return torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _sharded_model(
+    settings: Settings, ranks: Ranks, mesh: DeviceMesh, compute: torch.dtype, largest_id: int
+) -> TokenLoss:
+    """The model with this rank's shards of the weights of ``model_name_or_path``."""
+    config = ranks.together(lambda: load_config(settings.model))
+    vocabulary = config.get_text_config().vocab_size
+    if largest_id >= vocabulary:
+        raise ConfigError(
+            f"{settings.model.model_name_or_path}: its tokenizer gives id {largest_id}, and the"
+            f" model has {vocabulary} rows; the two do not belong together"
+        )
+    source = ranks.together(
+        lambda: load_weights(settings.model, settings.optim.seed) if ranks.rank == 0 else None
+    )
+    model = empty_model(config, settings.model)
+    apply_fsdp(model, mesh, settings.parallel, compute)
+    hand_out(model, source, ranks, offload="offload" in settings.parallel.fsdp)
+    return model.train()
+
+
+def _recipe(
+    settings: Settings, model: TokenLoss, batches: Batches, total_steps: int, compute: torch.dtype
+) -> dict[str, Any]:
+    """Everything the loss curve follows from, except the number of processes."""
+    optim = settings.optim.model_dump(
+        mode="json",
+        exclude={
+            "num_train_epochs",
+            "max_steps",
+            "gradient_accumulation_steps",
+            "global_batch_size",
+            "max_bad_steps",
+        },
+    )
+    lora = settings.model.model_dump(mode="json", include={"lora_r", "lora_alpha", "lora_dropout"})
+    config = model.hf.config.to_json_string(use_diff=False)
+    return {
+        **optim,
+        **(lora if settings.model.lora_r else {}),
+        "model": hashlib.sha256(config.encode()).hexdigest()[:16],
+        "compute": str(compute).removeprefix("torch."),
+        "dataset": batches.dataset.key[:16],
+        "eval_split_ratio": settings.data.eval_split_ratio,
+        "model_max_length": settings.data.model_max_length,
+        "packing": settings.data.packing,
+        "global_batch_size": batches.global_batch,
+        "total_steps": total_steps,
+    }
+
+
+def _resumed(
+    checkpoints: Checkpoints,
+    fresh: Manifest,
+    model: TokenLoss,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+) -> Manifest:
+    """The newest whole checkpoint, loaded; ``fresh`` when there is none."""
+    found = checkpoints.newest()
+    if found is None:
+        return fresh
+    changed = [
+        f"{name} {found.recipe.get(name)!r} -> {value!r}"
+        for name, value in fresh.recipe.items()
+        if found.recipe.get(name) != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"checkpoint-{found.step} was made with other settings: {', '.join(changed)}; use the"
+            " same, or another --output_dir"
+        )
+    checkpoints.load(found.step, training_state(model, optimizer, updates=found.updates))
+    if ranks.rank == 0:
+        say(f"resumed from checkpoint-{found.step}, written by {found.world_size} processes")
+    return found
+
+
+def _print_arithmetic(
+    settings: Settings,
+    model: TokenLoss,
+    batches: Batches,
+    total_steps: int,
+    ranks: Ranks,
+    compute: torch.dtype,
+) -> None:
+    """What will happen, in numbers, before it does."""
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    wanted = (
+        " (bf16 was asked for; this device has none)"
+        if (settings.model.bf16 and compute == torch.float32)
+        else ""
+    )
+    say(
+        f"{type(model.hf).__name__}: {learned / 1e6:,.1f} M parameters learned in float32,"
+        f" computed in {str(compute).removeprefix('torch.')}{wanted}"
+    )
+    optim = settings.optim
+    how = (
+        "--global_batch_size"
+        if optim.global_batch_size
+        else (
+            f"{optim.per_device_train_batch_size} a device x {optim.gradient_accumulation_steps}"
+            f" accumulated x {ranks.size} {ranks.device.type}"
+        )
+    )
+    say(
+        f"{len(batches.indexes):,} records: {total_steps:,} steps of {batches.global_batch} records"
+        f" ({how}), {total_steps / batches.steps_per_epoch:.2f} epochs"
+    )
+    groups = batches.micro_batches(0)
+    tokens = int(batches.dataset.lengths[batches.records(0)].sum())
+    if batches.packing:
+        rows = (
+            f"packed in {len(groups)} rows of at most {batches.capacity:,},"
+            f" {tokens / (len(groups) * batches.capacity):.0%} full"
+        )
+    else:
+        rows = f"padded, in {len(groups)} micro-batches of at most {batches.rows} records"
+    say(
+        f"the first step: {tokens:,} tokens, {batches.targets(batches.records(0)):,} of them"
+        f" learned; {rows}; {math.ceil(len(groups) / ranks.size)} a process"
+    )
+
+
+def _due(strategy: str, every: int, step: int, batches: Batches) -> bool:
+    """Whether something happens after ``step`` steps."""
+    return (strategy == "steps" and step % every == 0) or (
+        strategy == "epoch" and step % batches.steps_per_epoch == 0
+    )
+
+
+def _not_finite(done: Manifest, bad: int, checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    return (
+        f"loss or gradient was not finite in {bad} steps in a row; the last good step is"
+        f" {done.step - bad}; look at the records of steps {done.step - bad + 1} to {done.step},"
+        " or start again with a lower --learning_rate"
+    )
+
+
+def _interrupted(signum: signal.Signals, done: Manifest, checkpoints: Checkpoints) -> None:
+    fault = checkpoints.wait()
+    if fault is not None:
+        raise fault
+    raise Interrupted(
+        signum,
+        f"{signum.name}: stopped after step {done.step}, in checkpoint-{done.step}; go on with"
+        " --resume",
+    )
+
+
+if __name__ == "__main__":
+    from trainer.__main__ import main
+
+    main()
