@@ -7,7 +7,6 @@ them.
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 import traceback
@@ -256,10 +255,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(UsageError.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        # Nobody reads standard output any more; keep the interpreter from saying so at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(143)
+    except SystemExit as exc:
+        # click's own way out of a closed pipe is 1, which no command of ours uses.
+        sys.exit(143 if exc.code == 1 else exc.code)
     except (WoolmillError, BaseExceptionGroup) as exc:
         known = _first_known(exc)
         if debug or known is None:
@@ -268,6 +266,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             sys.exit(BUG)
         _say_error(known)
         sys.exit(known.exit_code)
+    except Exception:  # noqa: BLE001 - a bug of ours: the traceback is what its report needs
+        traceback.print_exc()
+        click.echo(
+            "woolmill: error: this is a bug; please report it with the lines above", err=True
+        )
+        sys.exit(BUG)
     sys.exit(0)
 
 

@@ -1,0 +1,170 @@
+"""The command line: what a person types, sees and gets back as a status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def woolmill(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
+    """Run the command in this process: (exit status, standard output, standard error)."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in argv])
+    assert isinstance(caught.value.code, int)
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def scripted(out: Path, *more: str) -> list[str]:
+    return ["generate", "--backend", "scripted", "--no-semantic", "--out", str(out), *more]
+
+
+def test_generate_export_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The main job: records, datasets in three formats, and figures that add up."""
+    run = tmp_path / "run"
+    status, out, _ = woolmill(capsys, *scripted(run, "--target", "30"))
+    assert status == 0
+    assert "accepted 30 of 30" in out
+    assert str(run / "alpaca_data.json") in out
+
+    rows = json.loads((run / "alpaca_data.json").read_text())
+    assert len(rows) == 30
+    assert all(list(row) == ["instruction", "input", "output"] for row in rows)
+
+    jsonl, messages = tmp_path / "rows.jsonl", tmp_path / "chat.jsonl"
+    assert woolmill(capsys, "export", run, "--format", "jsonl", "-o", jsonl)[0] == 0
+    assert woolmill(capsys, "export", run, "--format", "messages", "-o", messages)[0] == 0
+    lines = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert [line["instruction"] for line in lines] == [row["instruction"] for row in rows]
+    assert all(len(line["most_similar_instructions"]) == 10 for line in lines)
+    assert all(0 < line["avg_similarity_score"] < 1 for line in lines)
+    chat = json.loads(messages.read_text().splitlines()[0])["messages"]
+    assert [turn["role"] for turn in chat] == ["user", "assistant"]
+
+    status, out, _ = woolmill(capsys, "report", run, "--format", "json")
+    figures = json.loads(out)
+    assert status == 0
+    assert figures["accepted"] == 30
+    assert figures["responses"] == figures["requests"]
+    assert figures["parsed"] == 30 + sum(figures["rejected"].values())
+    assert figures["tokens"]["completion"] > 0
+
+
+def test_alpacas_own_options_are_aliases(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, out, _ = woolmill(
+        capsys, "generate", "--backend", "scripted", "--no-semantic",
+        "--num_instructions_to_generate", "5", "--output_dir", tmp_path, "--model_name", "m",
+        "--num_prompt_instructions", "2", "--request_batch_size", "5",
+    )  # fmt: skip
+    assert status == 0
+    assert "accepted 5 of 5" in out
+
+
+def test_settings_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'target = 7\nbackend = "scripted"\nsemantic = false\nout = "{tmp_path}/r"')
+    assert "accepted 7 of 7" in woolmill(capsys, "generate", "--config", config)[1]
+
+
+def test_going_on_is_the_same_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status, _, err = woolmill(capsys, *scripted(tmp_path, "--target", "30", "--max-requests", "5"))
+    assert status == 75
+    assert "resume with: " in err
+    assert woolmill(capsys, *scripted(tmp_path, "--target", "30"))[0] == 0
+
+
+RUN = "generate --backend scripted --no-semantic --out {folder}/run"
+HTTP = "generate --no-semantic --out {folder}/run --base-url"
+MISTAKES = {
+    "unknown command": ("generat", 64, "generat"),
+    "unknown option": (f"{RUN} --targt 3", 64, "--target"),
+    "no number": (f"{RUN} --target x", 64, "--target"),
+    "out of range": (f"{RUN} --target 0", 78, "--target"),
+    "key in argv": (f"{RUN} --api-key sk-1", 64, "--api-key"),
+    "missing seeds": (f"{RUN} --seeds {{folder}}/none", 65, "--seeds"),
+    "bad seeds": (f"{RUN} --seeds {{folder}}/seeds.jsonl", 65, "seeds.jsonl:1"),
+    "seeds are a folder": (f"{RUN} --seeds {{folder}}", 64, "--seeds"),
+    "missing config": (f"{RUN} --config {{folder}}/none.toml", 78, "--config"),
+    "http without endpoint": ("generate --backend http", 78, "base_url"),
+    "no scheme": (f"{HTTP} 127.0.0.1:9", 78, "--base-url"),
+    "key in url": (f"{HTTP} http://u:p@127.0.0.1:9", 78, "--base-url"),
+    "open key file": (f"{HTTP} http://127.0.0.1:9 --key-file {{folder}}/key", 78, "600"),
+    "no key file": (f"{HTTP} http://127.0.0.1:9 --key-file {{folder}}/none", 78, "none"),
+    "out is a file": ("generate --out {folder}/key", 64, "--out"),
+    "no run": ("report {folder}/none", 65, "none"),
+    "export of no run": ("export {folder} -o x", 65, "no run"),
+    "unknown model name": ("models fetch smollm", 78, "smollm2"),
+}
+
+
+@pytest.mark.parametrize(("command", "expected", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_with_its_status(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, expected: int, said: str
+) -> None:
+    (tmp_path / "seeds.jsonl").write_text("{}\n")
+    (tmp_path / "key").write_text("sk-1")
+    (tmp_path / "key").chmod(0o644)
+    status, out, err = woolmill(capsys, *shlex.split(command.format(folder=tmp_path)))
+    assert (status, out) == (expected, "")
+    assert err.startswith("woolmill: error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert "sk-1" not in err
+
+
+def test_fault_002_a_dead_port(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Nothing listens: 69 after --max-outage, with the address."""
+    config = tmp_path / "run.toml"
+    config.write_text("max_outage_s = 0.2")
+    status, _, err = woolmill(
+        capsys, "generate", "--config", config, "--base-url", "http://127.0.0.1:9/v1",
+        "--no-semantic", "--out", tmp_path / "run", "--model", "m",
+    )  # fmt: skip
+    assert status == 69
+    assert "127.0.0.1:9" in err
+
+
+def test_export_into_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    woolmill(capsys, *scripted(tmp_path / "run", "--target", "3"))
+    missing = tmp_path / "no" / "rows.json"
+    status, _, err = woolmill(capsys, "export", tmp_path / "run", "-o", missing)
+    assert status == 73
+    assert str(missing) in err
+
+
+def test_fault_071_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    """``woolmill report … | head`` with nobody at the other end."""
+    woolmill_run = [sys.executable, "-m", "engine"]
+    subprocess.run([*woolmill_run, *scripted(tmp_path, "--target", "3")], check=True, cwd=ROOT)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*woolmill_run, "report", str(tmp_path)], stdout=write, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    os.close(write)
+    assert done.returncode == 143
+    assert done.stderr == b""
+
+
+def test_a_bug_is_status_70_with_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("engine.generate.read_seeds", broken)
+    status, _, err = woolmill(capsys, *scripted(tmp_path))
+    assert status == 70
+    assert "RuntimeError: boom" in err
