@@ -27,6 +27,7 @@ __all__ = ["cli", "main"]
 BUG = 70
 ELSEWHERE = {
     "dedup": "engine.dedup.tool:dedup",
+    "export": "engine.export.command:export",
     "merge": "engine.merge:merge",
     "redecide": "engine.redecide:redecide",
     "salvage": "engine.salvage:salvage",
@@ -195,23 +196,6 @@ def _say_end(result: Result, dataset: Path) -> NoReturn:
 def _command() -> str:
     program = "woolmill" if Path(sys.argv[0]).name != "__main__.py" else "python -m engine"
     return f"{program} {shlex.join(sys.argv[1:])}"
-
-
-@cli.command("export")
-@click.argument("folder", type=FOLDER)
-@click.option("--format", "format_", type=click.Choice(["alpaca", "jsonl", "messages"]),
-              default="alpaca", show_default=True)  # fmt: skip
-@click.option("-o", "--output", type=FILE, required=True)
-@click.option("--with-similarity", is_flag=True,
-              help="alpaca: add most_similar_instructions and avg_similarity_score.")  # fmt: skip
-def export_command(folder: Path, format_: Any, output: Path, with_similarity: bool) -> None:
-    """Write a run's accepted records as a dataset."""
-    from engine.export import export
-    from engine.store import RunStore
-
-    with RunStore.read(folder) as store:
-        count = export(store, format_, output, with_similarity=with_similarity)
-    click.echo(f"{count} records  {output}")
 
 
 @cli.command()

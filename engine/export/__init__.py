@@ -1,0 +1,169 @@
+"""Store to dataset: a pure function of the run's decisions, streamed in plan order, and put in
+place whole or not at all.
+
+    rows (accepted rows with where they come from) ─▶ formats (bytes) ─▶ files (one step)
+    split (which rows validate) ─────────┘            card (what the dataset is)
+
+The same run and the same options give the same bytes, on any machine with the same pyarrow.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.errors import OutputError
+from engine.export import files, formats
+from engine.export.card import card
+from engine.export.files import replace_file
+from engine.export.formats import Format
+from engine.export.rows import Row, rows
+from engine.export.split import Split, split
+from engine.store import RunReader
+
+__all__ = ["Export", "Format", "export", "export_dataset", "replace_file"]
+
+log = logging.getLogger(__name__)
+Part = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What was written."""
+
+    path: Path
+    records: int
+    split: Split | None
+
+
+def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
+    """Write the accepted records of ``run`` as one dataset at ``path``; how many there are.
+
+    ``export_dataset`` with its defaults, replacing what is there.
+    """
+    return export_dataset(run, format, path, with_similarity=with_similarity).records
+
+
+def export_dataset(
+    run: RunReader,
+    format: Format,
+    path: Path,
+    *,
+    with_similarity: bool = False,
+    validation: float = 0.0,
+    shard_rows: int | None = None,
+    overwrite: bool = True,
+) -> Export:
+    """Write the accepted records of ``run`` to ``path``, replacing it in one step.
+
+    Args:
+        format: see ``engine.export.formats``.
+        path: a file; a folder for ``datasets``, and with a validation part or shards.
+        with_similarity: ``alpaca`` only: add what its ``regen.json`` has besides.
+        validation: share of the rows for a validation part that no near-duplicate straddles.
+        shard_rows: rows in a file at most; None: all in one.
+        overwrite: also replace what is not an untouched earlier export of this run.
+
+    Raises:
+        OutputError: the place cannot be written, or is taken.
+        DiskError: writing failed; what stood at ``path`` is untouched.
+        ConfigError: the format needs a package, or the run holds nothing to split by.
+    """
+    touched = files.touched(run.folder, path)
+    if touched and not overwrite:
+        raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
+    if touched == files.CHANGED:
+        log.warning("%s: %s; it is written anew", path, touched)
+    parts = split(run, validation) if validation else None
+    if format == "datasets" or parts is not None or shard_rows is not None:
+        records = _folder(run, format, path, with_similarity, parts, shard_rows)
+    else:
+        with files.new_file(path) as file, formats.writer(format, file, with_similarity) as write:
+            records = 0
+            for row in rows(run, provenance=format in formats.WITH_PROVENANCE):
+                write(row)
+                records += 1
+    files.remember(run.folder, path)
+    return Export(path=path, records=records, split=parts)
+
+
+def _folder(
+    run: RunReader,
+    format: Format,
+    path: Path,
+    with_similarity: bool,
+    parts: Split | None,
+    shard_rows: int | None,
+) -> int:
+    accepted = run.counts().accepted
+    validating = parts.rows if parts is not None else 0
+    sizes: dict[Part, int] = {"train": accepted - validating, "validation": validating}
+    with files.new_folder(path) as folder:
+        data = folder / "data" if format == "datasets" else folder
+        data.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            shards = {
+                part: stack.enter_context(
+                    _Shards(format, data, part, size, shard_rows, with_similarity)
+                )
+                for part, size in sizes.items()
+                if size or part == "train"
+            }
+            for number, row in enumerate(rows(run, provenance=format in formats.WITH_PROVENANCE)):
+                validates = parts is not None and parts.validates(number)
+                shards["validation" if validates else "train"].write(row)
+        if format == "datasets":
+            text = card(run, sizes, parts)
+            (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
+    return accepted
+
+
+class _Shards:
+    """One part of a dataset, ``rows`` long: file after file of ``shard_rows`` rows."""
+
+    def __init__(
+        self,
+        format: Format,
+        folder: Path,
+        part: Part,
+        rows: int,
+        shard_rows: int | None,
+        with_similarity: bool,
+    ) -> None:
+        self._format: Format = format
+        self._folder = folder
+        self._part = part
+        self._shard_rows = shard_rows or max(rows, 1)
+        self._shards = -(-rows // self._shard_rows) or 1
+        self._with_similarity = with_similarity
+        self._written = self._opened = 0
+        self._stack = ExitStack()
+        self._write: Callable[[Row], None]
+
+    def __enter__(self) -> _Shards:
+        self._open()  # a dataset without rows is a file too
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def write(self, row: Row) -> None:
+        if self._written == self._shard_rows:
+            self._open()
+        self._write(row)
+        self._written += 1
+
+    def _open(self) -> None:
+        self._stack.close()
+        suffix = formats.SUFFIX[self._format]
+        name = f"{self._part}-{self._opened:05}-of-{self._shards:05}{suffix}"
+        file = self._stack.enter_context((self._folder / name).open("xb"))
+        self._write = self._stack.enter_context(
+            formats.writer(self._format, file, self._with_similarity)
+        )
+        self._opened += 1
+        self._written = 0

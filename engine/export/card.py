@@ -1,0 +1,111 @@
+"""The dataset card of a ``datasets`` export: what it is, made by what, under which thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.export.split import COSINE_LINK, ROUGE_LINK, Split
+from engine.store import RunReader
+
+__all__ = ["card", "plain"]
+
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+
+
+def card(run: RunReader, sizes: Mapping[Any, int], split: Split | None) -> str:
+    """Markdown with the metadata that the Hugging Face Hub reads."""
+    counts, manifest = run.counts(), run.manifest
+    fixed, decision = manifest.fixed, manifest.decision
+    rows = sum(sizes.values())
+    category = next((name for limit, name in SIZES if rows < limit), "n>1M")
+    files = "\n".join(
+        f"      - split: {part}\n        path: data/{part}-*.parquet"
+        for part, size in sizes.items()
+        if size
+    )
+    refused = "\n".join(
+        f"| {plain(reason)} | {count:,} |"
+        for reason, count in sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0]))
+    )
+    models = ", ".join(plain(name) for name in sorted(counts.models)) or "unknown"
+    semantic = (
+        f"refused above a cosine of {decision.get('semantic_threshold')}"
+        if decision.get("semantic")
+        else "not compared"
+    )
+    seeds = str(fixed.get("seeds", ""))[:16]
+    return f"""\
+---
+license: other
+license_name: terms-of-the-generating-model
+language:
+  - en
+task_categories:
+  - text-generation
+tags:
+  - synthetic
+  - instruction-tuning
+size_categories:
+  - {category}
+configs:
+  - config_name: default
+    data_files:
+{files}
+---
+
+# {rows:,} instruction records
+
+Made by a language model from seed tasks, filtered and freed of near-duplicates by Woolmill
+{plain(manifest.engine_version)}.
+
+| | |
+|---|---|
+| Model | {models} |
+| Recipe | {plain(fixed.get("recipe"))}, temperature {fixed.get("temperature")}, top-p \
+{fixed.get("top_p")}, run seed {fixed.get("seed")} |
+| Seed tasks | SHA-256 {seeds}…, {fixed.get("num_demonstrations")} in each prompt |
+| Near-duplicates by ROUGE-L | refused above F = {decision.get("rouge_threshold")} |
+| Near-duplicates by meaning | {semantic} |
+| Requests | {counts.answered:,} answered, {counts.failed:,} failed for good |
+| Tokens | {counts.prompt_tokens:,} prompt, {counts.completion_tokens:,} completion |
+| Accepted | {counts.accepted:,} of {counts.decided:,} pieces |
+
+{_splits(sizes, split)}
+
+## Refused
+
+| Reason | Pieces |
+|---|---|
+{refused or "| none | 0 |"}
+
+## Licence
+
+Whether these records may be used, and for what, follows from the terms of the model that wrote them
+({models}) and from the licence of the seed tasks. Woolmill adds no terms of its own.
+
+## Limits
+
+Nobody has read all records. They may be wrong, biased or unsafe, and repeat what the model saw.
+Text that looks like a special token is kept as text: have your tokenizer split special tokens.
+"""
+
+
+def _splits(sizes: Mapping[Any, int], split: Split | None) -> str:
+    parts = ", ".join(f"{size:,} rows in {part}" for part, size in sizes.items() if size)
+    if split is None:
+        return f"{parts or 'No rows'}."
+    meaning = f" or a cosine of {COSINE_LINK}" if split.by_meaning else ""
+    return (
+        f"{parts}. No validation row has a ROUGE-L F of {ROUGE_LINK}{meaning} or more with a\n"
+        f"row of train; they come from {split.groups:,} groups of near-duplicates. The largest\n"
+        f"group of all has {split.largest:,} rows."
+    )
+
+
+def plain(value: object) -> str:
+    """A value from outside as one table cell: no markup, no line break."""
+    text = " ".join(str(value).split())
+    for mark in "\\`*_{}[]<>()#|!":
+        text = text.replace(mark, f"\\{mark}")
+    return text

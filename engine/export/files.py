@@ -1,0 +1,175 @@
+"""Files and folders that are there whole or not at all, and a note of which are ours.
+
+``exports.json`` in the run's folder keeps the hash of what was exported where. So exporting again
+replaces an export without asking, and a file that somebody else wrote, or changed, only on request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from engine.errors import DiskError, OutputError
+
+__all__ = ["CHANGED", "FOREIGN", "new_file", "new_folder", "remember", "replace_file", "touched"]
+
+FOREIGN = "exists, and this run did not export it"
+CHANGED = "was changed since this run exported it"
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
+    """Let ``write`` fill a new file, and put it in the place of ``path``; what ``write`` returns.
+
+    Raises as ``new_file`` does.
+    """
+    with new_file(path) as file:
+        return write(file)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when the context ends, synced; not on an error.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or ``path`` is a folder.
+        DiskError: writing failed; an older file at ``path`` is untouched.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; choose another -o")
+    with _cannot_create(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with _cannot_write(path):
+            with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of ``path`` when the context ends, synced; not on an error.
+
+    Raises as ``new_file`` does.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file, where a folder is to be; choose another -o")
+    with _cannot_create(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        with _cannot_write(path):
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    Path(folder, name).chmod(0o644)
+                    _sync(Path(folder, name))
+                Path(folder).chmod(0o755)
+                _sync(Path(folder))
+            if path.exists():
+                _exchange(temporary, path)
+            else:
+                temporary.rename(path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def touched(run: Path, path: Path) -> str | None:
+    """Why ``path`` should not be replaced unasked; None where it is free or an untouched export."""
+    if not os.path.lexists(path):
+        return None
+    remembered = _remembered(run).get(str(path.absolute()))
+    if remembered is None:
+        return FOREIGN
+    return None if remembered == _fingerprint(path) else CHANGED
+
+
+def remember(run: Path, path: Path) -> None:
+    """Note that ``path`` holds an export of ``run`` as it is now."""
+    known = _remembered(run)
+    known[str(path.absolute())] = _fingerprint(path)
+    body = orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+    with suppress(OutputError, DiskError):  # a read-only run: the next export asks for --overwrite
+        replace_file(run / "exports.json", lambda file: file.write(body))
+
+
+def _remembered(run: Path) -> dict[str, str]:
+    try:
+        known: Any = orjson.loads((run / "exports.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's names and files."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for below in sorted(path.rglob("*")):
+        if below.is_file():
+            digest.update(os.fsencode(below.relative_to(path)) + b"\0")
+            digest.update(_fingerprint(below).encode())
+    return digest.hexdigest()
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders in one step (renameat2, Linux 3.15); in two where the system has no such.
+
+    Raises OSError.
+    """
+    at_cwd, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        names = os.fsencode(one), os.fsencode(other)
+        if libc.renameat2(at_cwd, names[0], at_cwd, names[1], exchange) == 0:
+            return
+        error = ctypes.get_errno()
+        if error not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(error, os.strerror(error), str(other))
+    aside = one.with_name(f"{one.name}.old")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _cannot_create(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be created: {exc.strerror}; choose another -o") from exc
+
+
+@contextmanager
+def _cannot_write(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        what = exc.strerror or exc
+        raise DiskError(f"{path}: cannot be written: {what}; what stood there stands") from exc
