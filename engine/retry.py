@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import anyio
+import tenacity
 
 from engine.errors import BackendError, WoolmillError
 from engine.records import Completion, Prompt
 
 if TYPE_CHECKING:
+    from engine.backends.base import Backend
     from engine.limits import Lease, Pool
 
-__all__ = ["Delivery", "Failure", "Refit", "RetryPolicy", "Verdict", "deliver"]
+__all__ = ["Delivery", "Failure", "Refit", "RetryPolicy", "Verdict", "deliver", "most_tokens"]
+
+ANSWERS_OF_NO_USE = frozenset({"no_choices", "no_content", "too_large", "encoding"})
+"""Reasons of requests that were answered, and paid for, in vain."""
 
 Kind = Literal["unavailable", "throttled", "ambiguous", "overflow", "dead", "fatal"]
 
@@ -53,6 +58,13 @@ class Verdict:
     """The prompt's length that an overflow message states, in tokens."""
     error: WoolmillError | None = None
 
+    @property
+    def billed(self) -> bool:
+        """Whether the attempt may have to be paid for."""
+        return self.kind == "ambiguous" or (
+            self.kind == "dead" and self.reason in ANSWERS_OF_NO_USE
+        )
+
 
 class Failure(BackendError):
     """One attempt, or in the end one request, failed; carries its verdict."""
@@ -69,13 +81,11 @@ class RetryPolicy:
     """How often and how patiently."""
 
     max_attempts: int = 4
-    """Attempts that may have been paid; free ones (refused, throttled) are bounded by the pool's
-    outage time.
-    """
-    max_refits: int = 2
+    """Attempts that may have been paid. The pool's outage time bounds the free ones."""
+    max_refits: int = 10
     """Times that one prompt is shrunk to fit the context."""
     backoff_s: float = 0.5
-    """The first wait; it doubles, with full jitter."""
+    """The most that the first wait after a fault takes; it doubles, with full jitter."""
     max_backoff_s: float = 30.0
 
 
@@ -89,6 +99,8 @@ class Delivery:
     attempts: int
     backend: str
 
+
+CANCELLED = Failure(Verdict(kind="ambiguous", reason="cancelled"))
 
 Refit = Callable[[Prompt, Verdict], Prompt | None]
 """A prompt that fits better than the one refused, or None where nothing more can be left out."""
@@ -105,31 +117,29 @@ async def deliver(
 
     ``lease`` is the slot of the first attempt; it is given back here whatever happens. A prompt
     that fails within a call of several is asked again alone.
+
     Raises a WoolmillError where no request can succeed any more: AuthError, ConfigError,
     StoppedError, UnavailableError.
     """
+    backend = lease.backend
     outcomes = await _attempt(prompts, lease)
-    name = lease.backend.name
     deliveries = []
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         if isinstance(outcome, Completion):
-            deliveries.append(Delivery(prompt=prompt, outcome=outcome, attempts=1, backend=name))
+            delivery = Delivery(prompt=prompt, outcome=outcome, attempts=1, backend=backend.name)
         else:
-            deliveries.append(await _again(prompt, outcome, pool, policy, refit, name))
+            delivery = await _Retrial(prompt, outcome, backend, pool, policy, refit).run()
+        deliveries.append(delivery)
     return deliveries
 
 
 async def _attempt(prompts: Sequence[Prompt], lease: Lease) -> list[Completion | Failure]:
     """One attempt of one call; the lease ends with it. Raises what is fatal."""
-    outcomes: list[Completion | Failure] = []
+    outcomes: list[Completion | Failure] = [CANCELLED] * len(prompts)
     try:
-        try:
-            for outcome in await lease.backend.complete(prompts):
-                if not isinstance(outcome, Completion | Failure):
-                    raise outcome
-                outcomes.append(outcome)
-        except Failure as exc:
-            outcomes = [exc] * len(prompts)
+        outcomes = [_checked(outcome) for outcome in await lease.backend.complete(prompts)]
+    except Failure as exc:
+        outcomes = [exc] * len(prompts)
     finally:
         lease.release([o if isinstance(o, Completion) else o.verdict for o in outcomes])
     for outcome in outcomes:
@@ -138,34 +148,95 @@ async def _attempt(prompts: Sequence[Prompt], lease: Lease) -> list[Completion |
     return outcomes
 
 
-async def _again(
-    prompt: Prompt, failure: Failure, pool: Pool, policy: RetryPolicy, refit: Refit, name: str
-) -> Delivery:
-    attempts, paid, refits = 1, 0, 0
-    outcome: Completion | Failure = failure
-    while isinstance(outcome, Failure):
-        verdict = outcome.verdict
-        paid += verdict.kind == "ambiguous"
-        if verdict.kind == "dead" or paid >= policy.max_attempts:
-            break
+def _checked(outcome: Completion | BaseException) -> Completion | Failure:
+    if isinstance(outcome, Completion | Failure):
+        return outcome
+    raise outcome  # a bug, or a cancellation: not ours to answer
+
+
+class _Retrial:
+    """One prompt after its first failure: tenacity runs it, by what, until when and how long."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        failure: Failure,
+        backend: Backend,
+        pool: Pool,
+        policy: RetryPolicy,
+        refit: Refit,
+    ) -> None:
+        self._prompt = prompt
+        self._outcome: Completion | Failure = failure
+        self._backend = backend
+        self._pool = pool
+        self._policy = policy
+        self._refit = refit
+        self._attempts = 0
+        self._maybe_paid = 0
+        self._refits = 0
+
+    async def run(self) -> Delivery:
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(_is_worth_another),
+            stop=self._is_used_up,
+            wait=self._wait_s,
+            sleep=anyio.sleep,
+            retry_error_callback=_last_outcome,
+        )
+        outcome: Completion | Failure = await retrying(self._attempt)
+        return Delivery(
+            prompt=self._prompt,
+            outcome=outcome,
+            attempts=self._attempts,
+            backend=self._backend.name,
+        )
+
+    async def _attempt(self) -> Completion | Failure:
+        """The first has been made already; a slot is held only while a later one is under way."""
+        if self._attempts > 0:
+            lease = await self._pool.acquire(
+                tokens=most_tokens(self._prompt), retry=True, avoid=self._backend
+            )
+            self._backend = lease.backend
+            (self._outcome,) = await _attempt([self._prompt], lease)
+        self._attempts += 1
+        return self._outcome
+
+    def _is_used_up(self, state: tenacity.RetryCallState) -> bool:
+        assert isinstance(self._outcome, Failure)
+        verdict = self._outcome.verdict
         if verdict.kind == "overflow":
-            smaller = refit(prompt, verdict) if refits < policy.max_refits else None
-            if smaller is None:
-                break
-            prompt, refits = smaller, refits + 1
-        else:
-            most_s = min(policy.backoff_s * 2 ** min(attempts - 1, 16), policy.max_backoff_s)
-            wait_s = random.uniform(0, most_s)
-            await anyio.sleep(max(wait_s, verdict.retry_after_s or 0))
-        lease = await pool.acquire(tokens=_most_tokens(prompt), retry=True)
-        attempts += 1
-        name = lease.backend.name
-        (outcome,) = await _attempt([prompt], lease)
-    return Delivery(prompt=prompt, outcome=outcome, attempts=attempts, backend=name)
+            self._refits += 1
+            enough = self._refits > self._policy.max_refits
+            smaller = None if enough else self._refit(self._prompt, verdict)
+            self._prompt = smaller or self._prompt
+            return smaller is None
+        self._maybe_paid += verdict.kind == "ambiguous"
+        return self._maybe_paid >= self._policy.max_attempts
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        """Only a fault is waited out here; pauses and outages of an endpoint are the pool's."""
+        assert isinstance(self._outcome, Failure)
+        verdict = self._outcome.verdict
+        if verdict.kind != "ambiguous":
+            return 0.0
+        most_s = self._policy.backoff_s * 2.0 ** min(self._maybe_paid - 1, 16)
+        wait_s = random.uniform(0.0, min(most_s, self._policy.max_backoff_s))
+        return max(wait_s, verdict.retry_after_s or 0.0)
 
 
-def _most_tokens(prompt: Prompt) -> int:
-    """The most that an attempt can use; a token is taken to be at least three bytes where nobody
-    counted.
-    """
-    return (prompt.tokens or len(prompt.text.encode()) // 3) + prompt.sampling.max_tokens
+def _is_worth_another(outcome: Completion | Failure) -> bool:
+    return isinstance(outcome, Failure) and outcome.verdict.kind != "dead"
+
+
+def _last_outcome(state: tenacity.RetryCallState) -> Completion | Failure:
+    assert state.outcome is not None
+    outcome: Completion | Failure = state.outcome.result()
+    return outcome
+
+
+def most_tokens(prompt: Prompt) -> int:
+    """The most that an attempt can use. Where nobody counted, a token has 1.5 bytes."""
+    counted = prompt.tokens or len(prompt.text.encode()) * 2 // 3
+    return counted + prompt.sampling.max_tokens

@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -36,6 +37,17 @@ from engine.transport import FastTransport
 __all__ = ["HttpBackend", "Timeouts", "normalise_base_url"]
 
 STREAM_BELOW = 64
+SILENCE_S = 60.0
+"""No event from any of the streams in flight for so long: the engine hangs behind its port."""
+GAUGES_S = 2.0
+"""How long an answer to ``/metrics`` may take; the next one is asked for soon."""
+RUNNING = rb"vllm:num_requests_running|sglang:num_running_reqs|llamacpp:requests_processing"
+WAITING = rb"vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred"
+PREEMPTIONS = rb"vllm:num_preemptions(?:_total)?"
+GAUGE = re.compile(
+    rb"^(?:(%b)|(%b)|(%b))(?:\{.*\})? ([0-9.eE+]+)$" % (RUNNING, WAITING, PREEMPTIONS), re.MULTILINE
+)
+"""vLLM, SGLang and llama.cpp's server; tgi has no counterpart."""
 MAX_RESPONSE_BYTES = 32 * 2**20
 MAX_LINE_BYTES = 2**20
 log = logging.getLogger(__name__)
@@ -122,7 +134,9 @@ class HttpBackend:
         self.is_vllm = False
         self.quota: dict[str, str] = {}
         """The latest ``x-ratelimit-*`` headers, names without that prefix."""
-        self.in_flight = 0
+        self.heard_at_s = 0.0
+        self._calls: set[asyncio.Timeout] = set()
+        self._has_gauges = True
         self._base = url
         self._root = url.copy_with(path=url.path.removesuffix("/v1") or "/")
         self._urls = {
@@ -132,9 +146,16 @@ class HttpBackend:
         self._key = key
         self._transport = transport or FastTransport(ca_file=ca_file)
         self._timeouts = timeouts or Timeouts()
+        self.hung_after_s = self._timeouts.total_s
         self._stream = stream
         self._strict_model = strict_model
         self._max_response_bytes = max_response_bytes
+        self._wire_timeout = {
+            "connect": self._timeouts.connect_s,
+            "read": self._timeouts.total_s,
+            "write": self._timeouts.total_s,
+            "pool": None,
+        }
         self._identity: tuple[str, str, int | None] | None = None
         self._checked = False
         self._headers = {
@@ -160,11 +181,7 @@ class HttpBackend:
         try:
             if not self._checked:  # after an outage another model may have taken the port
                 await self._check("probe")
-            self.in_flight += 1
-            try:
-                return await self._generate(prompts)
-            finally:
-                self.in_flight -= 1
+            return await self._generate(prompts)
         except Failure as exc:
             if exc.verdict.kind == "unavailable":
                 self._checked = False
@@ -186,6 +203,38 @@ class HttpBackend:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+    # What the pool watches (engine.limits.WatchedServer)
+
+    @property
+    def identity(self) -> tuple[str, str, int | None] | None:
+        """(model id, root, context length) as served; replicas must agree on the first two."""
+        return self._identity
+
+    def hang_up(self) -> None:
+        """Let every call in flight time out now, which closes its connection."""
+        now = asyncio.get_running_loop().time()
+        for call in self._calls:
+            if not call.expired():
+                call.reschedule(now)
+        self._checked = False
+
+    async def load(self) -> tuple[float, float, float] | None:
+        """(running, waiting, preemptions), summed over the server's engines."""
+        if not self._has_gauges:
+            return None
+        url = self._root.copy_with(path=self._root.path.rstrip("/") + "/metrics")
+        try:
+            response, raw = await self._ask("GET", url, None, "probe", GAUGES_S)
+        except Failure:
+            return None
+        sums = [0.0, 0.0, 0.0]
+        found = False
+        for *names, value in GAUGE.findall(raw) if response.status_code == 200 else ():
+            sums[next(i for i, name in enumerate(names) if name)] += float(value)
+            found = True
+        self._has_gauges = found
+        return (sums[0], sums[1], sums[2]) if found else None
 
     # Which model is served
 
@@ -221,38 +270,42 @@ class HttpBackend:
         self._identity = identity
         self._checked = True
 
-    @property
-    def identity(self) -> tuple[str, str, int | None] | None:
-        """(model id, root, context length) as served; replicas must agree on the first two."""
-        return self._identity
-
     async def _json(self, method: str, url: httpx.URL, body: Any, phase: Phase) -> Any:
-        """A small question that costs nothing, within the connect and idle times."""
-        try:
-            async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.idle_s):
-                response = await self._send(method, url, orjson.dumps(body) if body else b"")
-                raw = await self._whole(response)
-        except Exception as exc:  # classify re-raises what is not the wire's
-            raise self._failure(exc, phase) from exc
+        limit_s = self._timeouts.connect_s + self._timeouts.idle_s
+        response, raw = await self._ask(method, url, body, phase, limit_s)
         if response.status_code != 200:
             raise Failure(self._classified(response, raw))
         return _parsed(raw, response, self.name)
+
+    async def _ask(
+        self, method: str, url: httpx.URL, body: Any, phase: Phase, limit_s: float
+    ) -> tuple[httpx.Response, bytes]:
+        """A small question that costs nothing. Raises Failure."""
+        try:
+            async with asyncio.timeout(limit_s):
+                response = await self._send(method, url, orjson.dumps(body) if body else b"")
+                return response, await self._whole(response)
+        except Exception as exc:  # classify re-raises what is not the wire's
+            raise self._failure(exc, phase) from exc
 
     # One attempt
 
     async def _generate(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         streamed = self._stream is True or (
-            self._stream == "auto" and self.in_flight <= STREAM_BELOW
+            self._stream == "auto" and len(self._calls) < STREAM_BELOW
         )
         loop = asyncio.get_running_loop()
         began = loop.time()
         timeouts = self._timeouts
         first = timeouts.first_token_s if streamed else timeouts.total_s
         body = orjson.dumps(self._payload(prompts, streamed))
+        deadline = asyncio.timeout_at(began + min(first, timeouts.total_s))
         try:
-            async with asyncio.timeout_at(began + min(first, timeouts.total_s)) as deadline:
+            async with deadline:
+                self._calls.add(deadline)
                 response = await self._send("POST", self._urls[prompts[0].api], body)
                 try:
+                    self.heard_at_s = loop.time()
                     self._note_quota(response.headers)
                     if response.status_code != 200:
                         raise Failure(self._classified(response, await self._whole(response)))
@@ -268,6 +321,8 @@ class HttpBackend:
             raise
         except Exception as exc:  # classify re-raises what is not the wire's
             raise self._failure(exc, "generate") from exc
+        finally:
+            self._calls.discard(deadline)
         if answer.error is not None:
             raise Failure(
                 classify(status=200, headers=response.headers, body=answer.error, where=self.name)
@@ -306,22 +361,15 @@ class HttpBackend:
         return body
 
     async def _send(self, method: str, url: httpx.URL, body: bytes) -> httpx.Response:
-        headers = self._headers
+        headers = {**self._headers, "Content-Length": str(len(body))}
         if self._key is not None:
-            headers = {**headers, "Authorization": f"Bearer {self._key.reveal()}"}
-        request = httpx.Request(
+            headers["Authorization"] = f"Bearer {self._key.reveal()}"
+        request = httpx.Request(  # a stream, since httpx takes ten times as long over ``content``
             method,
             url,
             headers=headers,
-            content=body,
-            extensions={
-                "timeout": {
-                    "connect": self._timeouts.connect_s,
-                    "read": self._timeouts.total_s,
-                    "write": self._timeouts.total_s,
-                    "pool": None,
-                }
-            },
+            stream=httpx.ByteStream(body),
+            extensions={"timeout": self._wire_timeout},
         )
         return await self._transport.handle_async_request(request)
 
@@ -368,9 +416,10 @@ class HttpBackend:
             for line in lines:
                 if line.startswith(b"data:") and not answer.done:
                     answer.event(line[5:].strip())
-            now = loop.time()
+            self.heard_at_s = now = loop.time()
             if answer.ttft_s is None and answer.started:
                 answer.ttft_s = now - began
+                self.hung_after_s = SILENCE_S
             if answer.ttft_s is not None:
                 deadline.reschedule(min(now + self._timeouts.idle_s, end))
         if answer.error is None and not answer.done:
@@ -379,10 +428,10 @@ class HttpBackend:
             )
         return answer
 
-    def _note_quota(self, headers: Mapping[str, str]) -> None:
-        found = {k[12:]: v for k, v in headers.items() if k.startswith("x-ratelimit-")}
+    def _note_quota(self, headers: httpx.Headers) -> None:
+        found = [(k, v) for k, v in headers.raw if k[:12].lower() == b"x-ratelimit-"]
         if found:
-            self.quota = found
+            self.quota = {k[12:].decode("ascii").lower(): v.decode("ascii") for k, v in found}
 
     def _classified(self, response: httpx.Response, body: bytes) -> Verdict:
         return classify(
@@ -497,23 +546,19 @@ class _Answer:
         )
 
     def _usages(self, prompts: Sequence[Prompt]) -> list[Usage]:
-        """Each prompt's share. A batch is billed as one sum, so shares are estimates there that
-        add up.
-        """
-        read = [p.tokens or max(len(p.text.encode()) // 4, 1) for p in prompts]
-        written = [max(sum(map(len, parts)) // 4, 1) if parts else 0 for parts in self.texts]
+        """Each prompt's share. A batch is billed as one sum, so its shares are estimates."""
         usage = self.usage if isinstance(self.usage, dict) else {}
         p, c = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if not isinstance(p, int) or not isinstance(c, int) or p < 0 or c < 0:
-            return [
-                Usage(prompt_tokens=r, completion_tokens=w, estimated=True)
-                for r, w in zip(read, written, strict=True)
-            ]
-        if len(prompts) == 1:
-            return [Usage(prompt_tokens=p, completion_tokens=c)]
+        told = (p, c) if isinstance(p, int) and isinstance(c, int) and min(p, c) >= 0 else None
+        if told and len(prompts) == 1:
+            return [Usage(prompt_tokens=told[0], completion_tokens=told[1])]
+        read = [q.tokens or max(len(q.text.encode()) // 4, 1) for q in prompts]
+        written = [max(sum(map(len, parts)) // 4, 1) if parts else 0 for parts in self.texts]
+        if told:
+            read, written = _shares(told[0], read), _shares(told[1], written)
         return [
             Usage(prompt_tokens=r, completion_tokens=w, estimated=True)
-            for r, w in zip(_shares(p, read), _shares(c, written), strict=True)
+            for r, w in zip(read, written, strict=True)
         ]
 
 

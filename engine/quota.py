@@ -1,0 +1,117 @@
+"""What may be used: requests and tokens a minute, and tokens and money in all.
+
+Both are checked by reservation. A call reserves the most that it can use before it is sent and
+settles what it did use afterwards, so a hundred calls that look at the same time cannot pass a
+limit together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+__all__ = ["Bucket", "Spending"]
+
+
+class Bucket:
+    """``per_min`` units a minute, paced: at most ``burst_s`` seconds' worth at once.
+
+    A server's own headers (``x-ratelimit-remaining-…``) correct the level: others may use the same
+    key, and a full minute at the start may be spent faster than the pace.
+    """
+
+    def __init__(self, per_min: float, *, burst_s: float = 1.0) -> None:
+        self.per_min = per_min
+        self._burst = max(per_min * burst_s / 60, 1.0)
+        self._level = self._burst
+        self._then_s: float | None = None
+
+    def level(self, now_s: float) -> float:
+        if self._then_s is not None:
+            grown = (now_s - self._then_s) * self.per_min / 60
+            self._level = max(self._level, min(self._level + grown, self._burst))
+        self._then_s = now_s
+        return self._level
+
+    def ready_s(self, now_s: float, units: float) -> float:
+        """When ``units`` can be taken. More than fits at once is let through when it is full."""
+        short = min(units, self._burst) - self.level(now_s)
+        return now_s + max(short, 0.0) * 60 / self.per_min
+
+    def take(self, now_s: float, units: float) -> None:
+        self._level = self.level(now_s) - units
+
+    def give_back(self, units: float) -> None:
+        self._level += units
+
+    def correct(self, now_s: float, *, remaining: float, unseen: float) -> None:
+        """The server says what is left; ``unseen`` units were sent that it cannot know of yet."""
+        left = remaining - unseen
+        if left < self.level(now_s) or left > self._burst:
+            self._level = left
+
+
+RESET = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+
+
+def told(headers: Mapping[str, str], unit: str) -> tuple[float, float] | None:
+    """(limit a minute, remaining) of ``unit`` from ``x-ratelimit-*`` headers without that prefix.
+
+    Some servers count by the day; what refills slower than in two minutes is not a pace.
+    """
+    try:
+        limit, remaining = float(headers[f"limit-{unit}"]), float(headers[f"remaining-{unit}"])
+    except (KeyError, ValueError):
+        return None
+    found = RESET.fullmatch(headers.get(f"reset-{unit}", "").strip())
+    if found and (found[1] or found[2] or float(found[3] or 0) > 2):
+        return None
+    return (limit, remaining) if 0 < limit < float("inf") and remaining >= 0 else None
+
+
+class Spending:
+    """Tokens and money of a run, reserved before they are used.
+
+    Args:
+        max_tokens, max_cost: what the run may use; None: no bound.
+        prompt_price, completion_price: money a token.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int | None = None,
+        max_cost: float | None = None,
+        prompt_price: float = 0.0,
+        completion_price: float = 0.0,
+    ) -> None:
+        self._max_tokens = max_tokens
+        self._max_cost = max_cost
+        self._prompt_price = prompt_price
+        self._completion_price = completion_price
+        self._dearest = max(prompt_price, completion_price)
+        self.tokens = 0
+        self.cost = 0.0
+        self._reserved = 0
+
+    def fits(self, tokens: int) -> bool:
+        """Whether another ``tokens`` can be promised whatever becomes of all that is reserved."""
+        more = self._reserved + tokens
+        if self._max_tokens is not None and self.tokens + more > self._max_tokens:
+            return False
+        return self._max_cost is None or self.cost + more * self._dearest <= self._max_cost
+
+    def reserve(self, tokens: int) -> None:
+        self._reserved += tokens
+
+    def settle(self, tokens: int, *, prompt: int, completion: int) -> None:
+        """Give back a reservation of ``tokens`` and book what was used."""
+        self._reserved -= tokens
+        self.tokens += prompt + completion
+        self.cost += prompt * self._prompt_price + completion * self._completion_price
+
+    def lose(self, tokens: int) -> None:
+        """Nobody knows what a reservation of ``tokens`` used: book the most it can have been."""
+        self._reserved -= tokens
+        self.tokens += tokens
+        self.cost += tokens * self._dearest
