@@ -31,6 +31,8 @@ __all__ = [
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """A connection without implicit transactions, that returns text as bytes."""
     mode = "rwc" if write else "ro"
+    if not write and not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
+        mode += "&immutable=1"  # on a read-only disk SQLite cannot make its shared memory
     connection = sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?mode={mode}",
         uri=True,

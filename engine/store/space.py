@@ -20,6 +20,7 @@ RESERVE_BYTES = 32 << 20
 database.
 """
 
+MOUNTS = Path("/proc/self/mountinfo")
 _UNSAFE = {
     **dict.fromkeys(("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre"), "a network file system"),
     **dict.fromkeys(("9p", "virtiofs"), "a folder of another machine"),
@@ -79,7 +80,7 @@ def unsafe_filesystem(folder: Path) -> str | None:
     device = os.stat(folder).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        mounts = Path("/proc/self/mountinfo").read_text()
+        mounts = MOUNTS.read_text()
     except OSError:
         return None  # not Linux: nothing is known
     for line in mounts.splitlines():
