@@ -1,4 +1,5 @@
-"""Near-duplicate rejection: exact text, ROUGE-L and meaning, as indexes of their own or as one cascade."""
+"""Near-duplicate rejection: exact text, ROUGE-L and meaning, as indexes of their own or as one
+cascade."""
 
 from engine.dedup.cascade import Candidate, Cascade, Judgement, compared_text
 from engine.dedup.exact import ExactIndex, normalise

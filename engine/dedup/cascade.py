@@ -1,28 +1,31 @@
-"""The decision on near-duplicates: exact text, then ROUGE-L, then meaning, each only where the one before passed.
+"""The decision on near-duplicates: exact text, then ROUGE-L, then meaning, each only where the one
+before passed.
 
-Every candidate is compared with all references and all candidates accepted before it, so decisions must be taken
-in one order, by one thread. They do not depend on how the candidates are cut into batches:
+Every candidate is compared with all references and all candidates accepted before it, so decisions
+must be taken in one order, by one thread. They do not depend on how the candidates are cut into
+batches:
 
-* A batch is first sifted without being added to anything, to find the texts worth embedding; then it is decided
-  one by one. A candidate that falls to its meaning was therefore never compared against.
-* Embeddings move by some 1e-7 with the shape of the batch they were computed in, and by up to 1e-4 where they
-  were kept as half floats. A cosine decides by itself only where it is further than ``NOISE`` from the threshold
-  and from every other contender. Otherwise, and for the score that is reported, candidate and contenders are
-  embedded once more, each alone: that is the canonical value. It costs some milliseconds for each text refused
-  by its meaning, or close to it.
+* A batch is first sifted without being added to anything, to find the texts worth embedding; then
+  it is decided one by one. A candidate that falls to its meaning was therefore never compared
+  against.
+* Embeddings move by some 1e-7 with the shape of the batch they were computed in, and by up to 1e-4
+  where they were kept as half floats. A cosine decides by itself only where it is further than
+  ``NOISE`` from the threshold and from every other contender. Otherwise, and for the score that is
+  reported, candidate and contenders are embedded once more, each alone: that is the canonical
+  value. It costs some milliseconds for each text refused by its meaning, or close to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.dedup.exact import ExactIndex
-from engine.dedup.rouge import Hit, RougeIndex
+from engine.dedup.exact import ExactIndex, normalise
+from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l_of_tokens, tokenize
 from engine.dedup.semantic import Encoder, SemanticIndex
 from engine.records import Neighbour
 
@@ -32,7 +35,8 @@ Scope = Literal["instruction", "instruction+input"]
 Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "embed_invalid"]
 
 NOISE = 1e-3
-"""Cosines closer than this are told apart by embedding the texts alone. See the head of this file."""
+"""Cosines closer than this are told apart by embedding the texts alone. See the head of this
+file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,8 @@ class Judgement:
     reason: Reason | None
     """None: accepted."""
     nearest: Neighbour | None = None
-    """Refused: what it duplicates. Accepted: the nearest by ROUGE-L, where neighbours were asked for."""
+    """Refused: what it duplicates. Accepted: the nearest by ROUGE-L, where neighbours were asked
+    for."""
     detail: str = ""
     """For the person: what is wrong with the embedding."""
     most_similar: dict[str, float] = field(default_factory=dict)
@@ -77,10 +82,9 @@ class Cascade:
 
     Args:
         rouge_threshold: refuse above this F; None leaves ROUGE-L out.
-        semantic_threshold: refuse above this cosine; None leaves the embedding out, and needs no encoder.
-        encoder: turns texts into vectors.
-        scope: what of a record is compared.
-        neighbours: how many nearest texts an accepted candidate is given; 0 saves the time.
+        semantic_threshold: refuse above this cosine; None leaves the embedding out, and needs no
+        encoder. encoder: turns texts into vectors. scope: what of a record is compared. neighbours:
+        how many nearest texts an accepted candidate is given; 0 saves the time.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class Cascade:
         if semantic_threshold is not None and encoder is None:
             raise ValueError("a semantic threshold needs an encoder")
         self.scope: Scope = scope
-        self.neighbours = neighbours if rouge_threshold is not None else 0
+        self.neighbours = neighbours
         self._exact = ExactIndex()
         self._rouge = None if rouge_threshold is None else RougeIndex(rouge_threshold)
         self._encoder = encoder
@@ -110,7 +114,8 @@ class Cascade:
         return len(self._texts)
 
     def add_reference(self, texts: Sequence[str], sources: Sequence[str]) -> None:
-        """Add texts to compare against without judging them; ``compared_text`` makes them from records."""
+        """Add texts to compare against without judging them; ``compared_text`` makes them from
+        records."""
         embed = self._semantic is not None and len(texts) > 0
         vectors = self._embed(texts) if embed else [None] * len(texts)
         for text, source, vector in zip(texts, sources, vectors, strict=True):
@@ -119,7 +124,8 @@ class Cascade:
     def restore(
         self, accepted: Sequence[Candidate], vectors: Sequence[NDArray[np.generic] | None]
     ) -> int:
-        """Add candidates that were accepted earlier, with their vectors; returns how many had to be embedded.
+        """Add candidates that were accepted earlier, with their vectors; returns how many had to be
+        embedded.
 
         A vector that is missing or cannot be compared is made anew.
         """
@@ -148,15 +154,22 @@ class Cascade:
         texts = [self._text(candidate) for candidate in candidates]
         vectors = self._embed_survivors(texts)
         judgements: list[Judgement] = []
-        accepted = 0
+        accepted: list[tuple[int, int]] = []
+        """Position in the batch and item of each; an item sees only the items before it."""
         for i, (text, candidate) in enumerate(zip(texts, candidates, strict=True)):
             judgement = self._judge_one(text, vectors.get(i))
             judgements.append(judgement)
             if judgement.accepted:
-                self._add(text, candidate.source, judgement.vector)
-                accepted += 1
-                if accepted == limit:
+                accepted.append((i, self._add(text, candidate.source, judgement.vector)))
+                if len(accepted) == limit:
                     break
+        if self._rouge is not None and self.neighbours:
+            visible = [item for _, item in accepted]
+            near = self._rouge.nearest_each(
+                [texts[i] for i, _ in accepted], self.neighbours, visible
+            )
+            for (i, _), nearest in zip(accepted, near, strict=True):
+                judgements[i] = self._with_neighbours(judgements[i], nearest)
         return judgements
 
     def _text(self, candidate: Candidate) -> str:
@@ -169,22 +182,26 @@ class Cascade:
     def _embed_survivors(self, texts: Sequence[str]) -> dict[int, NDArray[np.float32]]:
         """Vectors of the texts that exact text and ROUGE-L let pass, by position in the batch.
 
-        Texts of the batch are compared with each other as if all of them passed the semantic stage; the few
-        that are needed although this said otherwise are embedded when they are.
+        Texts of the batch are compared with each other as if all of them passed the semantic stage;
+        the few that are needed although this said otherwise are embedded when they are.
         """
         if self._semantic is None:
             return {}
-        exact = ExactIndex()
-        rouge = None if self._rouge is None else RougeIndex(self._rouge.threshold)
+        threshold = 1.0 if self._rouge is None else self._rouge.threshold
+        passed: list[list[str]] = []
+        seen: set[str] = set()
         survivors: list[int] = []
         for i, text in enumerate(texts):
-            if self._exact.find(text) is not None or exact.find(text) is not None:
+            key = normalise(text)
+            if key in seen or self._exact.find(text) is not None:
                 continue
-            if self._rouge is not None and rouge is not None:
-                if self._rouge.find(text) is not None or rouge.find(text) is not None:
-                    continue
-                rouge.add(text)
-            exact.add(text)
+            tokens = tokenize(text)
+            if any(rouge_l_of_tokens(tokens, other) > threshold for other in passed):
+                continue
+            if self._rouge is not None and self._rouge.find(text) is not None:
+                continue
+            seen.add(key)
+            passed.append(tokens)
             survivors.append(i)
         if not survivors:
             return {}
@@ -209,19 +226,19 @@ class Cascade:
             if hit is not None:
                 return Judgement(reason="duplicate_semantic", nearest=self._neighbour(hit))
             half = np.asarray(vector, np.float16)
-        if self._rouge is None or self.neighbours == 0:
-            return Judgement(reason=None, vector=half)
-        near = self._rouge.nearest(text, self.neighbours)
-        return Judgement(
-            reason=None,
+        return Judgement(reason=None, vector=half)
+
+    def _with_neighbours(self, judgement: Judgement, near: Nearest) -> Judgement:
+        return replace(
+            judgement,
             nearest=self._neighbour(near.hits[0]) if near.hits else None,
             most_similar={self._texts[hit.item]: hit.score for hit in near.hits},
             mean_similarity=near.mean,
-            vector=half,
         )
 
     def _same_meaning(self, text: str, vector: NDArray[np.float32]) -> Hit | None:
-        """The item with the highest canonical cosine above the threshold (ties: the earliest), or None."""
+        """The item with the highest canonical cosine above the threshold (ties: the earliest), or
+        None."""
         assert self._semantic is not None
         threshold = self._semantic.threshold
         contenders = self._semantic.above(vector, threshold - NOISE)
@@ -247,16 +264,18 @@ class Cascade:
             text=self._texts[hit.item], score=hit.score, source=self._sources[hit.item]
         )
 
-    def _add(self, text: str, source: str, vector: NDArray[np.generic] | None) -> None:
+    def _add(self, text: str, source: str, vector: NDArray[np.generic] | None) -> int:
+        item = len(self._texts)
         if (
             self._semantic is not None
             and vector is not None
             and self._semantic.problem(vector) is None
         ):
             self._semantic.add(vector)
-            self._vector_items.append(len(self._texts))
+            self._vector_items.append(item)
         self._texts.append(text)
         self._sources.append(source)
         self._exact.add(text)
         if self._rouge is not None:
             self._rouge.add(text)
+        return item

@@ -1,7 +1,8 @@
 """Exact text: two texts are the same when their normalised forms are.
 
-The first and cheapest stage of the cascade, and the only one besides the embedding that sees a text without
-Latin letters or digits: ROUGE-L has no tokens there. Only a 16-byte digest of each text is kept.
+The first and cheapest stage of the cascade, and the only one besides the embedding that sees a text
+without Latin letters or digits: ROUGE-L has no tokens there. Only a 16-byte digest of each text is
+kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ __all__ = ["ExactIndex", "normalise"]
 def normalise(text: str) -> str:
     """The text with compatible characters unified (NFKC), case folded and whitespace collapsed.
 
-    Case folding can undo the composition (it decomposes ``ǰ``), so the form is composed once more after it.
+    Case folding can undo the composition (it decomposes ``ǰ``), so the form is composed once more
+    after it.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
@@ -29,7 +31,8 @@ def _digest(text: str) -> bytes:
 
 
 class ExactIndex:
-    """Finds the first item with the same normalised text. 128-bit digests: no chance of a false match."""
+    """Finds the first item with the same normalised text. 128-bit digests: no chance of a false
+    match."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, int] = {}

@@ -68,7 +68,8 @@ class SemanticIndex:
         return len(self._vectors)
 
     def problem(self, vector: ArrayLike) -> str | None:
-        """Why a vector cannot be compared, or None: wrong dimension, NaN, infinity or length zero."""
+        """Why a vector cannot be compared, or None: wrong dimension, NaN, infinity or length
+        zero."""
         v = np.asarray(vector, np.float32)
         if v.shape != (self.dimension,):
             return f"the vector has shape {v.shape}, not ({self.dimension},)"
@@ -79,7 +80,8 @@ class SemanticIndex:
         return None
 
     def find(self, vector: ArrayLike) -> Hit | None:
-        """The item with the highest cosine above the threshold, or None. ValueError: see ``problem``."""
+        """The item with the highest cosine above the threshold, or None. ValueError: see
+        ``problem``."""
         best = self.above(vector, self.threshold)
         return best[0] if best else None
 
@@ -93,7 +95,8 @@ class SemanticIndex:
         return sorted(found, key=lambda hit: (-hit.score, hit.item))
 
     def add(self, vector: ArrayLike) -> int:
-        """Add one vector of any length; returns its id, counted from 0. ValueError: see ``problem``."""
+        """Add one vector of any length; returns its id, counted from 0. ValueError: see
+        ``problem``."""
         self._vectors.append(self._unit(vector))
         return len(self._vectors) - 1
 

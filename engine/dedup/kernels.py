@@ -1,0 +1,333 @@
+"""The compiled inner loops of the ROUGE-L index: insert, and find what passes a threshold.
+
+Plain Python over numpy arrays, compiled by numba at first use and cached on disk from then on: no
+build step, and the GIL is free while they run. The price is numba as a dependency and some seconds
+at the very first call.
+
+Layout (``RougeIndex`` owns the arrays and makes room before each insert):
+
+* A text is a sequence of token ids, ``tokens[starts[item]:starts[item + 1]]``.
+* A *posting* says that a token is in the prefix of an item: the item's id and its *signature*, 56
+  bits of the bag of its tokens above 8 bits of length. The postings of a token are a chain of
+  chunks of growing size, newest first; slot 0 of a chunk holds the position of the chunk before it
+  (0: none) and, in place of a signature, its capacity and how much of it is used.
+* Prefixes hold the rarest tokens of a text, so all texts must agree on what is rare. The order is
+  fixed for an *epoch* from the counts at its start, and each epoch has chains of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+__all__ = ["CHUNK", "EPOCHS", "LONG", "compiled", "f_measure", "find", "freeze", "insert", "limits"]
+
+LONG = 255
+"""What the length in a signature says of all texts of so many tokens or more."""
+EPOCHS = 3
+CHUNK = 64
+"""Postings of the largest chunk."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    return cast(Function, numba.njit(nogil=True, cache=True)(function))
+
+
+def _popcount(_typing_context: Any, _word: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return numba.types.uint64(numba.types.uint64), generate
+
+
+popcount = intrinsic(_popcount)
+
+# numba takes the type of a mixed expression from its parts, and int64 with uint64 makes a float:
+# each crossing is spelt out. (To a type checker these are plain integers.)
+signed = cast("Callable[[Any], int]", np.int64)
+word = cast("Callable[[Any], int]", np.uint64)
+
+
+@compiled
+def f_measure(lcs: int, m: int, n: int) -> float:
+    """As ``rouge.f_measure``: the same operations in the same order, so the same bits."""
+    if lcs == 0:
+        return 0.0
+    precision = lcs / m
+    recall = lcs / n
+    return 2 * precision * recall / (precision + recall)
+
+
+@compiled
+def least_lcs(m: int, n: int, threshold: float) -> int:
+    """The smallest L with F(L, m, n) > threshold; above min(m, n) when there is none."""
+    lcs = max(1, int(threshold * (m + n) / 2) - 1)
+    while lcs <= min(m, n) and f_measure(lcs, m, n) <= threshold:
+        lcs += 1
+    return lcs
+
+
+@compiled
+def least_shared(n: int, threshold: float) -> int:
+    """The fewest tokens that a text of n shares with a text that passes; n + 1 when none can pass.
+
+    F falls as the other text grows, so at best the other text is nothing but the shared tokens.
+    """
+    shared = max(1, int(threshold * n / (2 - threshold)) - 1)
+    while shared <= n and f_measure(shared, shared, n) <= threshold:
+        shared += 1
+    return shared
+
+
+@compiled
+def limits(m: int, threshold: float, own: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+    """How many tokens of a text of m, and of an item of n, may lack a partner in the other.
+
+    Fills ``own[n]`` and ``other[n]``, (LONG + 1,): -1 where no item of that length passes; at
+    ``LONG`` stands what holds for all longer items.
+    """
+    for n in range(LONG):
+        lcs = least_lcs(m, n, threshold)
+        passes = n > 0 and lcs <= min(m, n)
+        own[n] = m - lcs if passes else -1
+        other[n] = n - lcs if passes else -1
+    own[LONG] = m - least_shared(m, threshold)
+    other[LONG] = 64
+
+
+@compiled
+def rarest_first(
+    ids: NDArray[np.uint32],
+    known: int,
+    epoch: int,
+    levels: NDArray[np.uint8],
+    keys: NDArray[np.int64],
+) -> None:
+    """Sort the tokens by level, within a level the youngest first. ``token_of`` undoes a key."""
+    for i in range(len(ids)):
+        level = signed(levels[ids[i] * EPOCHS + epoch]) if ids[i] < known else 0
+        key = (level << 32) | (0xFFFFFFFF - signed(ids[i]))
+        j = i - 1
+        while j >= 0 and keys[j] > key:
+            keys[j + 1] = keys[j]
+            j -= 1
+        keys[j + 1] = key
+
+
+@compiled
+def token_of(key: int) -> int:
+    return 0xFFFFFFFF - (key & 0xFFFFFFFF)
+
+
+@compiled
+def signature_of(keys: NDArray[np.int64]) -> int:
+    """Bits of the bag of tokens, above the length; the k-th occurrence of a token counts for
+    itself.
+
+    Ids count up with the first occurrence, so the most frequent tokens fall on different bits.
+    """
+    bits = word(min(len(keys), LONG))
+    repeat = 0
+    for i in range(len(keys)):
+        repeat = repeat + 1 if i > 0 and keys[i] == keys[i - 1] else 0
+        bits |= word(1) << word(8 + (token_of(keys[i]) + 23 * repeat) % 56)
+    return bits
+
+
+@compiled
+def freeze(epoch: int, counts: NDArray[np.uint32], known: int, levels: NDArray[np.uint8]) -> None:
+    """Fix the order of an epoch from the tokens' counts so far: four levels an octave."""
+    for token in range(known):
+        count = signed(counts[token])
+        octave = 0
+        while count >> octave >= 8:
+            octave += 1
+        levels[token * EPOCHS + epoch] = 4 * octave + (count >> octave)
+
+
+@compiled
+def _push(
+    head: int,
+    signature: int,
+    item: int,
+    heads: NDArray[np.uint32],
+    signatures: NDArray[np.uint64],
+    items: NDArray[np.uint32],
+    end: int,
+) -> int:
+    """Add a posting to the chain at ``heads[head]``; returns the new end of the pool."""
+    chunk = signed(heads[head])
+    used = signed(signatures[chunk] & word(0xFFFFFFFF))
+    capacity = signed(signatures[chunk] >> word(32))
+    if used == capacity:
+        capacity = min(capacity + (capacity + 1) // 2, CHUNK) if chunk else 1
+        used = 0
+        items[end] = chunk
+        chunk = end
+        heads[head] = chunk
+        end += 1 + capacity
+    used += 1
+    signatures[chunk] = (word(capacity) << word(32)) | word(used)
+    signatures[chunk + used] = signature
+    items[chunk + used] = item
+    return end
+
+
+@compiled
+def insert(
+    ids: NDArray[np.uint32],
+    item: int,
+    epoch: int,
+    threshold: float,
+    tokens: NDArray[np.uint32],
+    starts: NDArray[np.uint32],
+    counts: NDArray[np.uint32],
+    levels: NDArray[np.uint8],
+    heads: NDArray[np.uint32],
+    signatures: NDArray[np.uint64],
+    items: NDArray[np.uint32],
+    end: int,
+) -> int:
+    """Store a text as item ``item`` and add its postings; returns where the postings end."""
+    n = len(ids)
+    start = signed(starts[item])
+    starts[item + 1] = start + n
+    for p in range(n):
+        tokens[start + p] = ids[p]
+        counts[ids[p]] += 1
+
+    keys = np.empty(n, np.int64)
+    rarest_first(ids, len(counts), epoch, levels, keys)
+    signature = signature_of(keys)
+    for i in range(n - least_shared(n, threshold) + 1):
+        if i == 0 or keys[i] != keys[i - 1]:
+            head = token_of(keys[i]) * EPOCHS + epoch
+            end = _push(head, signature, item, heads, signatures, items, end)
+    return end
+
+
+@compiled
+def _mark(
+    ids: NDArray[np.uint32], known: int, table: NDArray[np.uint64], masks: NDArray[np.uint64]
+) -> None:
+    """Note where each token stands in the text.
+
+    Up to 64 tokens, ``table[token]`` is a word of positions. Beyond, it is a row of ``masks``,
+    (rows, words); row 0 stays empty, for tokens that the text has not.
+    """
+    rows = 0
+    for p in range(len(ids)):
+        token = ids[p]
+        if token >= known:
+            continue
+        if len(masks) == 0:
+            table[token] |= word(1) << word(p)
+            continue
+        if table[token] == 0:
+            rows += 1
+            table[token] = rows
+        masks[signed(table[token]), p // 64] |= word(1) << word(p % 64)
+
+
+@compiled
+def _lcs(
+    item: NDArray[np.uint32],
+    table: NDArray[np.uint64],
+    masks: NDArray[np.uint64],
+    row: NDArray[np.uint64],
+) -> int:
+    """Length of the longest common subsequence of the marked text and an item.
+
+    Bit-parallel (Hyyrö 2004): a zero at position i of ``row`` says that the i-th token of the text
+    ends a longer subsequence, and one addition moves all of them on.
+    """
+    if len(masks) == 0:
+        bits = ~word(0)
+        for token in item:
+            match = bits & table[token]
+            bits = (bits + match) | (bits - match)
+        return signed(popcount(~bits))
+    row[:] = ~word(0)
+    for token in item:
+        r = signed(table[token])
+        if r == 0:
+            continue
+        carry = word(0)
+        for w in range(len(row)):
+            match = row[w] & masks[r, w]
+            total = row[w] + match
+            carried = total + carry
+            carry = word(total < match) | word(carried < carry)
+            row[w] = carried | (row[w] - match)
+    zeros = 0
+    for w in range(len(row)):
+        zeros += signed(popcount(~row[w]))
+    return zeros
+
+
+@compiled
+def find(
+    ids: NDArray[np.uint32],
+    known: int,
+    epochs: int,
+    threshold: float,
+    own: NDArray[np.int64],
+    other: NDArray[np.int64],
+    tokens: NDArray[np.uint32],
+    starts: NDArray[np.uint32],
+    levels: NDArray[np.uint8],
+    heads: NDArray[np.uint32],
+    signatures: NDArray[np.uint64],
+    items: NDArray[np.uint32],
+    table: NDArray[np.uint64],
+    masks: NDArray[np.uint64],
+) -> tuple[int, float]:
+    """The item with the highest F above the threshold (ties: the earliest) and its F; -1 for none.
+
+    Two texts that pass share a token among the ``own[LONG] + 1`` rarest of each. ``ids`` from
+    ``known`` on are tokens that no item has. ``table`` (V,) is all zeros, and is left so;
+    ``masks``: see ``_mark``.
+    """
+    best, best_f = -1, threshold
+    m = len(ids)
+    keys = np.empty(m, np.int64)
+    row = np.empty(masks.shape[1], np.uint64)
+    length_bits = word(0xFF)
+    bag = word(0)
+    _mark(ids, known, table, masks)
+    for epoch in range(epochs):
+        rarest_first(ids, known, epoch, levels, keys)
+        if epoch == 0:
+            bag = signature_of(keys) & ~length_bits
+        for i in range(own[LONG] + 1):
+            token = token_of(keys[i])
+            if token >= known or (i > 0 and keys[i] == keys[i - 1]):
+                continue
+            chunk = signed(heads[token * EPOCHS + epoch])
+            while chunk:
+                end = chunk + 1 + signed(signatures[chunk] & word(0xFFFFFFFF))
+                for posting in range(chunk + 1, end):
+                    signature = signatures[posting]
+                    n = signed(signature & length_bits)
+                    if (
+                        signed(popcount(bag & ~signature)) > own[n]
+                        or signed(popcount(signature & ~bag & ~length_bits)) > other[n]
+                    ):
+                        continue
+                    item = signed(items[posting])
+                    text = tokens[signed(starts[item]) : signed(starts[item + 1])]
+                    f = f_measure(_lcs(text, table, masks, row), m, len(text))
+                    if f > best_f or (f == best_f and item < best):
+                        best, best_f = item, f
+                chunk = signed(items[chunk])
+    for token in ids:
+        if token < known:
+            table[token] = 0
+    return best, best_f
