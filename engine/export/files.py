@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from engine.errors import DiskError, OutputError
+from engine.failpoints import failpoint
 
 __all__ = ["CHANGED", "FOREIGN", "new_file", "new_folder", "remember", "replace_file", "touched"]
 
@@ -55,8 +56,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            failpoint("export.written")
             temporary.chmod(0o644)
             temporary.replace(path)
+            failpoint("export.renamed")
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
