@@ -12,8 +12,8 @@ scout): thus one overflow message, not one for each request in flight, teaches t
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -204,25 +204,16 @@ class Budget:
             return None
         return replace(smaller, truncated=True)
 
-    @asynccontextmanager
-    async def passage(self, prompts: Sequence[Prompt]) -> AsyncIterator[None]:
-        """Hold while a call is under way; lets one scout through at a time while the context is
-        unknown.
-        """
-        largest = max(self._total(prompt) for prompt in prompts)
-        if self.context_length is not None or largest <= self._largest_fitted:
-            yield
-            return
-        async with self._scout:
-            yield
+    def passage(self, prompts: Sequence[Prompt]) -> AbstractAsyncContextManager[None]:
+        """Hold while a call is under way. While the context is unknown, scouts go one by one."""
+        if self.context_length is not None or self._largest_fitted >= max(map(_total, prompts)):
+            return _FREE
+        return self._scout
 
     def fitted(self, prompt: Prompt) -> None:
         """The server answered this prompt: prompts up to its size go freely from now on."""
         self._shrinks.pop(prompt.index, None)
-        self._largest_fitted = max(self._largest_fitted, self._total(prompt))
-
-    def _total(self, prompt: Prompt) -> int:
-        return (prompt.tokens or 0) + prompt.sampling.max_tokens
+        self._largest_fitted = max(self._largest_fitted, _total(prompt))
 
     def _tokens(self, shown: Sequence[SeedTask]) -> int:
         parts = self._parts
@@ -280,6 +271,13 @@ class Budget:
             tokens=tokens,
             truncated=truncated,
         )
+
+
+_FREE = nullcontext()
+
+
+def _total(prompt: Prompt) -> int:
+    return (prompt.tokens or 0) + prompt.sampling.max_tokens
 
 
 def _shortened(task: SeedTask, factor: float) -> SeedTask:

@@ -116,17 +116,20 @@ class Pace:
 
 
 class Changed:
-    """Wakes whoever waits for something to change."""
+    """Wakes whoever waits for something to change; costs nothing while nobody does."""
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
+        self._event: anyio.Event | None = None
 
     def set(self) -> None:
-        self._event.set()
-        self._event = anyio.Event()
+        if self._event is not None:
+            self._event.set()
+            self._event = None
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
+            if self._event is None:
+                self._event = anyio.Event()
             await self._event.wait()
 
 
