@@ -26,10 +26,12 @@ __all__ = ["cli", "main"]
 
 BUG = 70
 ELSEWHERE = {
+    "compare": "engine.report.command:compare",
     "dedup": "engine.dedup.tool:dedup",
     "export": "engine.export.command:export",
     "merge": "engine.merge:merge",
     "redecide": "engine.redecide:redecide",
+    "report": "engine.report.command:report",
     "salvage": "engine.salvage:salvage",
     "serve": "engine.serve:serve",
     "verify": "engine.verify:verify",
@@ -196,20 +198,6 @@ def _say_end(result: Result, dataset: Path) -> NoReturn:
 def _command() -> str:
     program = "woolmill" if Path(sys.argv[0]).name != "__main__.py" else "python -m engine"
     return f"{program} {shlex.join(sys.argv[1:])}"
-
-
-@cli.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--format", "format_", type=click.Choice(["json"]), default="json")
-def report(folder: Path, format_: str) -> None:
-    """Print a run's figures."""
-    import orjson
-
-    from engine.report import figures
-    from engine.store import RunStore
-
-    with RunStore.read(folder) as store:
-        click.echo(orjson.dumps(figures(store), option=orjson.OPT_INDENT_2))
 
 
 @cli.group()

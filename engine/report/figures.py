@@ -30,6 +30,9 @@ def figures(run: RunReader) -> dict[str, Any]:
         for reason, count in counts.reasons.items()
         if reason in UNPARSED or reason.startswith("failed:")
     )
+    free = run.manifest.free
+    prices = free.get("price_prompt") or 0.0, free.get("price_completion") or 0.0
+    cost = (counts.prompt_tokens * prices[0] + counts.completion_tokens * prices[1]) / 1e6
     tokens = {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens}
     return {
         "run": str(run.folder),
@@ -50,6 +53,7 @@ def figures(run: RunReader) -> dict[str, Any]:
         "tokens_per_accepted": round(sum(tokens.values()) / counts.accepted, 1)
         if counts.accepted
         else None,
+        "cost": round(cost, 6) if any(prices) else None,
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,

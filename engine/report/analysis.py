@@ -1,0 +1,298 @@
+"""What the rows of a run are like: one pass over its answers and one over its decisions.
+
+Everything is a plain JSON value and of bounded size, whatever the run's; texts are shortened and
+made visible. What needs more than this pass (the map, the verbs) is in ``pictures``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.records import Decision
+from engine.report.bursts import Bursts
+from engine.report.figures import figures
+from engine.report.text import shorten, visible
+from engine.store import RunReader
+
+__all__ = ["analyse"]
+
+EXAMPLES = 6
+"""Refused pieces shown for each reason, spread over the run."""
+TIME_BINS = 60
+SCORE_BINS = 50
+SPECIAL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|unk)>", re.I)
+DECLINED = re.compile(
+    r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable|not able)\b|\bi can(?:no|')t\b", re.I
+)
+MIN_DUPLICATE_CHARS = 40
+"""Shorter outputs ("Yes.", a class label) are alike for good reason."""
+
+
+def analyse(run: RunReader) -> dict[str, Any]:
+    """Distributions, examples and checks of ``run``, beside its ``figures``."""
+    times = _Times(run)
+    rows = _Rows(run.manifest.decision)
+    for decision in run.decisions():
+        rows.add(decision)
+        if decision.accepted:
+            times.accepted(decision.index)
+    return {
+        "figures": figures(run),
+        "settings": {
+            part: dict(getattr(run.manifest, part)) for part in ("fixed", "decision", "free")
+        },
+        "over_time": times.bins(),
+        "latency_s": times.latency(),
+        **rows.result(),
+        "cosine": _cosines(run, rows.refused_cosines),
+    }
+
+
+class _Times:
+    """When answers came, and what they brought."""
+
+    def __init__(self, run: RunReader) -> None:
+        at, tokens, latency, index = [], [], [], []
+        for answer, committed_s in run.all_answers():
+            completion = answer.completion
+            index.append(answer.index)
+            at.append(committed_s)
+            tokens.append(completion.usage.completion_tokens if completion else 0)
+            if completion and completion.latency_s > 0:
+                latency.append(completion.latency_s)
+        self._index = np.array(index, np.int64)
+        self._at = np.array(at)
+        self._tokens = np.array(tokens)
+        self._latency = np.array(latency)
+        self._accepted = np.zeros(len(at), np.int64)
+
+    def accepted(self, index: int) -> None:
+        place = int(np.searchsorted(self._index, index))
+        if place < len(self._accepted):
+            self._accepted[place] += 1
+
+    def bins(self) -> list[dict[str, float]]:
+        """The time from first to last answer in equal steps, with what arrived in each."""
+        if not len(self._at):
+            return []
+        began, ended = self._at.min(), self._at.max()
+        width = max((ended - began) / TIME_BINS, 1e-3)
+        step = np.minimum(((self._at - began) / width).astype(int), TIME_BINS - 1)
+        sums = {
+            name: np.bincount(step, weights, TIME_BINS)
+            for name, weights in (
+                ("answers", np.ones(len(step))),
+                ("accepted", self._accepted),
+                ("completion_tokens", self._tokens),
+            )
+        }
+        accepted = np.cumsum(sums["accepted"])
+        return [
+            {
+                "at_s": round(float((i + 1) * width), 3),
+                "answers_per_s": round(float(sums["answers"][i] / width), 3),
+                "accepted": int(accepted[i]),
+                "tokens_per_s": round(float(sums["completion_tokens"][i] / width), 3),
+            }
+            for i in range(TIME_BINS)
+        ]
+
+    def latency(self) -> dict[str, float] | None:
+        if not len(self._latency):
+            return None
+        levels = np.percentile(self._latency, (50, 90, 99))
+        return {f"p{p}": round(float(v), 4) for p, v in zip((50, 90, 99), levels, strict=True)}
+
+
+class _Rows:
+    """What one pass over all decisions tells."""
+
+    def __init__(self, decision_settings: Any) -> None:
+        self._rouge_threshold = decision_settings.get("rouge_threshold")
+        self._words: dict[str, list[int]] = {"instruction": [], "input": [], "output": []}
+        self._with_input = 0
+        self._accepted_f: list[float] = []
+        self._refused_f: list[float] = []
+        self.refused_cosines: list[float] = []
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
+        self._outputs: Counter[bytes] = Counter()
+        self._output_example: dict[bytes, tuple[str, str]] = {}
+        self._checks: Counter[str] = Counter()
+        self._bursts = Bursts()
+
+    def add(self, decision: Decision) -> None:
+        if decision.accepted:
+            self._add_accepted(decision)
+            return
+        reason = decision.reason or ""
+        self._counts[reason] += 1
+        self._keep_example(reason, decision)
+        if decision.nearest is not None and reason == "duplicate_semantic":
+            self.refused_cosines.append(decision.nearest.score)
+        elif decision.nearest is not None:
+            self._refused_f.append(decision.nearest.score)
+
+    def _keep_example(self, reason: str, decision: Decision) -> None:
+        """An even draw from all of them: those with the lowest hash of their place stay."""
+        digest = hashlib.sha256(b"%d %d" % (decision.index, decision.position)).digest()
+        rank = -int.from_bytes(digest[:8], "big")
+        kept = self._examples[reason]
+        if len(kept) < EXAMPLES:
+            heapq.heappush(kept, (rank, self._counts[reason], _example(decision)))
+        elif rank > kept[0][0]:
+            heapq.heapreplace(kept, (rank, self._counts[reason], _example(decision)))
+
+    def _add_accepted(self, decision: Decision) -> None:
+        record = decision.record
+        if record is None:
+            return
+        for name, lengths in self._words.items():
+            lengths.append(len(getattr(record, name).split()))
+        self._with_input += bool(record.input)
+        self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
+        self._bursts.add(record)
+        output = record.output
+        checks = self._checks
+        checks["without an output"] += not output.strip()
+        checks["output repeats the instruction"] += output.strip() == record.instruction.strip()
+        checks["output declines the task"] += DECLINED.search(output[:200]) is not None
+        checks["output may be cut off: ends in a letter or comma"] += bool(
+            len(output.split()) > 20 and (output[-1].isalpha() or output[-1] == ",")
+        )
+        whole = f"{record.instruction}\n{record.input}\n{output}"
+        checks["text that looks like a special token"] += SPECIAL_TOKEN.search(whole) is not None
+        checks["invisible or control characters"] += visible(whole) != whole
+        if len(output) >= MIN_DUPLICATE_CHARS:
+            key = hashlib.sha256(output.encode(errors="surrogatepass")).digest()[:12]
+            self._outputs[key] += 1
+            if self._outputs[key] == 2:
+                self._output_example[key] = (_id(decision), shorten(output, 200))
+
+    def result(self) -> dict[str, Any]:
+        accepted = len(self._accepted_f)
+        again = {key: n for key, n in self._outputs.items() if n > 1}
+        return {
+            "words": {name: _lengths(values) for name, values in self._words.items()},
+            "share_with_input": round(self._with_input / accepted, 4) if accepted else None,
+            "rouge_l": {
+                "threshold": self._rouge_threshold,
+                "accepted": _scores(self._accepted_f),
+                "refused": _scores(self._refused_f),
+            },
+            "rejected": {
+                reason: {
+                    "count": count,
+                    "examples": [
+                        e for _, _, e in sorted(self._examples[reason], key=lambda kept: kept[1])
+                    ],
+                }
+                for reason, count in sorted(
+                    self._counts.items(), key=lambda item: (-item[1], item[0])
+                )
+            },
+            "output_duplicates": {
+                "rows": sum(n - 1 for n in again.values()),
+                "most": [
+                    {
+                        "rows": n,
+                        "id": self._output_example[key][0],
+                        "output": self._output_example[key][1],
+                    }
+                    for key, n in heapq.nlargest(8, again.items(), key=lambda item: item[1])
+                ],
+            },
+            "checks": dict(self._checks),
+            "bursts": self._bursts.found(),
+        }
+
+
+def _id(decision: Decision) -> str:
+    return f"{decision.index}.{decision.position}"
+
+
+def _example(decision: Decision) -> dict[str, Any]:
+    record, nearest = decision.record, decision.nearest
+    return {
+        "id": _id(decision),
+        "instruction": shorten(record.instruction, 200) if record else None,
+        "detail": shorten(decision.detail, 120),
+        "nearest": None
+        if nearest is None
+        else {
+            "text": shorten(nearest.text, 200),
+            "score": round(nearest.score, 4),
+            "source": shorten(nearest.source, 60),
+        },
+    }
+
+
+def _lengths(words: Sequence[int]) -> dict[str, Any]:
+    """Histogram of word counts: thirty bins up to the 99th percentile, the rest in the last."""
+    if not words:
+        return {"mean": None, "median": None, "max": None, "bins": []}
+    values = np.array(words)
+    most = max(int(np.percentile(values, 99)), 1)
+    width = max(1, -(-(most + 1) // 30))
+    counts = np.bincount(np.minimum(values // width, most // width))
+    return {
+        "mean": round(float(values.mean()), 1),
+        "median": float(np.median(values)),
+        "max": int(values.max()),
+        "bins": [
+            {"from": i * width, "to": (i + 1) * width, "rows": int(n)} for i, n in enumerate(counts)
+        ],
+    }
+
+
+def _scores(scores: Iterable[float]) -> list[int]:
+    """Histogram over [0, 1] in ``SCORE_BINS`` equal bins."""
+    values = np.clip(np.fromiter(scores, np.float64), 0, 1 - 1e-9)
+    return np.bincount((values * SCORE_BINS).astype(int), minlength=SCORE_BINS).tolist()  # type: ignore[no-any-return]
+
+
+QUERIES = 2000
+"""Rows whose nearest neighbour by meaning is looked for, among all rows."""
+
+
+def _cosines(run: RunReader, refused: Sequence[float]) -> dict[str, Any] | None:
+    """Cosine to the nearest other row, of a sample; None where the run has no vectors."""
+    total = run.counts().vectors
+    if not total:
+        return None
+    step = max(1, total // QUERIES)
+    numbers, sample = [], []
+    for number, vector in enumerate(v for _, v in run.accepted(vectors=True) if v is not None):
+        if number % step == 0:
+            numbers.append(number)
+            sample.append(vector)
+    queries = _unit(np.stack(sample))
+    best = np.full(len(queries), -1.0, np.float32)
+    vectors = enumerate(v for _, v in run.accepted(vectors=True) if v is not None)
+    while block := list(islice(vectors, 4096)):
+        cosines = queries @ _unit(np.stack([v for _, v in block])).T
+        first, last = block[0][0], block[-1][0]
+        for place, number in enumerate(numbers):
+            if first <= number <= last:
+                cosines[place, number - first] = -1.0  # itself
+        best = np.maximum(best, cosines.max(axis=1))
+    return {
+        "threshold": run.manifest.decision.get("semantic_threshold"),
+        "compared": len(queries),
+        "accepted": _scores(best.tolist()),
+        "refused": _scores(refused),
+    }
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)

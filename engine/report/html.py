@@ -1,0 +1,250 @@
+"""The report as one HTML file: no remote asset, light and dark as the reader's system is.
+
+Text from models stands in the page escaped, and reaches the charts as JSON that the page's script
+reads; a content security policy in the page lets nothing run but that script and Vega, by their
+hashes, and lets nothing load. The charts are drawn by Vega (https://vega.github.io), whose bundle
+comes with the package vl-convert-python.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from html import escape
+from importlib import resources
+from typing import Any
+
+import orjson
+
+from engine.errors import ConfigError
+from engine.report.analysis import analyse
+from engine.report.charts import charts
+from engine.report.pictures import NEEDED, rows_map, verbs
+from engine.report.text import visible
+from engine.store import RunReader
+
+__all__ = ["html", "policy", "style", "vega"]
+
+VEGA_LITE = "6.1"
+
+
+def html(run: RunReader) -> str:
+    """The whole page. Takes some seconds; raises ConfigError where a package is missing."""
+    return page(analyse(run), {"map": rows_map(run), "verbs": verbs(run)})
+
+
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    try:
+        import vl_convert
+    except ImportError as exc:
+        raise ConfigError(NEEDED) from exc
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    return bundle.replace("</script", "<\\/script")
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("engine.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def style() -> str:
+    """The style sheet, which the local view shares."""
+    return _asset("report.css")
+
+
+def policy() -> str:
+    """What the page may do: run these two scripts, use this style, and nothing else."""
+
+    def source(text: str) -> str:
+        digest = hashlib.sha256(text.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+    scripts = f"{source(vega())} {source(_asset('report.js'))}"
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src {source(style())};"
+        " base-uri 'none'; form-action 'none'"
+    )
+
+
+def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
+    """The page for an analysis and its pictures."""
+    drawn = charts(dict(analysis), dict(pictures))
+    # "<" would end the script element; every other character is inert there.
+    data = orjson.dumps(drawn).decode().replace("<", "\\u003c")
+    title = f"{analysis['figures']['accepted']:,} records by {_shown(analysis['figures']['model'])}"
+    body = "".join(_sections(analysis, pictures, drawn))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy())}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style()}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script type="application/json" id="charts">{data}</script>
+<script>{vega()}</script>
+<script>{_asset("report.js")}</script>
+</body>
+</html>
+"""
+
+
+def _sections(
+    analysis: Mapping[str, Any], pictures: Mapping[str, Any], drawn: Mapping[str, Any]
+) -> Iterable[str]:
+    figures = analysis["figures"]
+    yield f"<h1>{figures['accepted']:,} records <small>{_shown(figures['run'])}</small></h1>"
+    yield _tiles(analysis)
+    yield _section("Over time", _row(drawn, "accepted-over-time", "tokens-over-time"))
+    yield _section("Why pieces were refused", _row(drawn, "reasons") + _rejected(analysis))
+    yield _section(
+        "How close rows are to each other",
+        _row(drawn, "rouge", "cosine"),
+        "Accepted rows against what was accepted before them (ROUGE-L) or against all others"
+        " (cosine, of a sample), and refused near-duplicates against what they repeat.",
+    )
+    where = pictures["map"]
+    yield _section(
+        "A map of the instructions",
+        _row(drawn, "map"),
+        f"{where['rows']:,} rows, placed by {_shown(where['by'])}; groups by k-means, named by"
+        " their telling words. Drag to move, turn the wheel to come closer.",
+    )
+    said = pictures["verbs"]
+    yield _section(
+        "What is asked for",
+        _row(drawn, "verbs"),
+        f"The {len(said['verbs'])} most frequent root verbs (inside) and their most frequent direct"
+        f" objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} instructions;"
+        f" {said['with_object']:,} have both.",
+    )
+    lengths = [f"words-{name}" for name in ("instruction", "input", "output")]
+    share = analysis["share_with_input"]
+    note = "" if share is None else f"{share:.0%} of the rows have an input."
+    yield _section("Lengths", _row(drawn, *lengths), note)
+    yield _section("Before you train on it", _checks(analysis))
+    yield _section(
+        "Suspicious bursts",
+        _bursts(analysis),
+        "Phrases in at least 20 rows whose outputs begin alike, or whose words hardly stand apart."
+        " A planted trigger looks like this; so does a fixed expression. Look at them.",
+    )
+    yield _section("Settings", _settings(analysis))
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    below = f"<p>{note}</p>" if note else ""
+    return f"<section><h2>{title}</h2>{below}{content}</section>\n"
+
+
+def _row(drawn: Mapping[str, Any], *names: str) -> str:
+    places = "".join(
+        f'<div class="chart" id="{name}" role="img" aria-label="{name.replace("-", " ")}"></div>'
+        for name in names
+        if name in drawn
+    )
+    return f'<div class="row">{places}</div>' if places else "<p>Nothing to draw.</p>"
+
+
+def _tiles(analysis: Mapping[str, Any]) -> str:
+    figures = analysis["figures"]
+    pieces = figures["pieces"]
+    tiles = [
+        ("accepted", f"{figures['accepted']:,}"),
+        ("of the pieces", f"{figures['accepted'] / pieces:.1%}" if pieces else "none"),
+        ("answers", f"{figures['responses']:,}"),
+        ("failed for good", f"{figures['failed']:,}"),
+        ("tokens per accepted row", _number(figures["tokens_per_accepted"])),
+        ("completion tokens/s", _number(figures["tokens_per_s"])),
+    ]
+    if figures["cost"] is not None:
+        tiles.append(("cost", f"{figures['cost']:,.2f}"))
+    if analysis["latency_s"]:
+        tiles.append(("seconds an answer, median", f"{analysis['latency_s']['p50']:,.2f}"))
+    cells = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)
+    return f'<div class="tiles">{cells}</div>\n'
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def _rejected(analysis: Mapping[str, Any]) -> str:
+    parts = []
+    for reason, told in analysis["rejected"].items():
+        rows = "".join(
+            f"<tr><td>{escape(example['id'])}</td><td>{_shown(example['instruction'])}</td>"
+            f"<td>{_shown(example['detail'])}{_nearest(example['nearest'])}</td></tr>"
+            for example in told["examples"]
+        )
+        parts.append(
+            f"<details><summary>{_shown(reason)} <b>{told['count']:,}</b></summary>"
+            f"<table><tr><th>piece</th><th>instruction</th><th>why</th></tr>{rows}</table></details>"
+        )
+    return "".join(parts)
+
+
+def _nearest(nearest: Mapping[str, Any] | None) -> str:
+    if nearest is None:
+        return ""
+    source = f"{_shown(nearest['source'])}, {nearest['score']:.3f}"
+    return f"{_shown(nearest['text'])} <small>{source}</small>"
+
+
+def _checks(analysis: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(check)}</td><td>{count:,}</td></tr>"
+        for check, count in analysis["checks"].items()
+    )
+    again = analysis["output_duplicates"]
+    rows += f"<tr><td>output stands in an earlier row too</td><td>{again['rows']:,}</td></tr>"
+    most = "".join(
+        f"<tr><td>{d['rows']:,}</td><td>{escape(d['id'])}</td><td>{_shown(d['output'])}</td></tr>"
+        for d in again["most"]
+    )
+    repeated = (
+        "<details><summary>the most repeated outputs</summary><table>"
+        f"<tr><th>rows</th><th>one of them</th><th>output</th></tr>{most}</table></details>"
+    )
+    table = f"<table><tr><th>rows whose …</th><th>rows</th></tr>{rows}</table>"
+    return table + (repeated if most else "")
+
+
+def _bursts(analysis: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{_shown(b['phrase'])}</td><td>{b['rows']:,}</td><td>{b['sign']}</td>"
+        f"<td>{b['agreement']:.0%}: {_shown(b['opening'])}</td></tr>"
+        for b in analysis["bursts"]
+    )
+    head = "<tr><th>phrase</th><th>rows</th><th>sign</th><th>outputs begin</th></tr>"
+    return f"<table>{head}{rows}</table>" if rows else "<p>None found.</p>"
+
+
+def _settings(analysis: Mapping[str, Any]) -> str:
+    parts = []
+    for part, name in (
+        ("fixed", "what was asked"),
+        ("decision", "what was decided by"),
+        ("free", "how it was run"),
+    ):
+        rows = "".join(
+            f"<tr><td>{_shown(key)}</td><td>{_shown(orjson.dumps(value).decode())}</td></tr>"
+            for key, value in sorted(analysis["settings"][part].items())
+        )
+        parts.append(f"<details><summary>{name}</summary><table>{rows}</table></details>")
+    return "".join(parts)
+
+
+def _shown(text: object) -> str:
+    """Any text as HTML, with nothing in it that acts or hides."""
+    return "" if text is None else f"<bdi>{escape(visible(str(text)))}</bdi>"

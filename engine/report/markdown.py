@@ -1,0 +1,74 @@
+"""The report as Markdown, for a terminal, a pull request or a wiki: the figures, no pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from engine.report.text import visible
+
+__all__ = ["markdown", "table"]
+
+
+def markdown(analysis: Mapping[str, Any]) -> str:
+    """Headline figures, refusals with one example each, checks and bursts."""
+    return "\n\n".join(_parts(analysis)) + "\n"
+
+
+def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
+    figures = analysis["figures"]
+    yield f"# {figures['accepted']:,} records by {_cell(figures['model'])}"
+    names = (
+        "run", "backend", "requests", "responses", "failed", "pieces", "parsed", "accepted",
+        "tokens_per_accepted", "tokens_per_s", "cost", "seconds", "sessions",
+    )  # fmt: skip
+    yield table(("figure", "value"), [(name, figures[name]) for name in names])
+    yield "## Refused"
+    refused = [
+        (reason, told["count"], *_example(told["examples"]))
+        for reason, told in analysis["rejected"].items()
+    ]
+    yield table(("reason", "pieces", "for example", "because of"), refused)
+    yield "## Lengths, in words"
+    lengths = [
+        (name, words["mean"], words["median"], words["max"])
+        for name, words in analysis["words"].items()
+    ]
+    yield table(("field", "mean", "median", "longest"), lengths)
+    yield "## Before you train on it"
+    checks = [*analysis["checks"].items()]
+    checks.append(("output stands in an earlier row too", analysis["output_duplicates"]["rows"]))
+    yield table(("rows whose …", "rows"), checks)
+    if bursts := analysis["bursts"]:
+        yield "## Suspicious bursts"
+        columns = ("phrase", "rows", "sign", "opening")
+        yield table(columns, [[burst[column] for column in columns] for burst in bursts])
+
+
+def _example(examples: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    if not examples:
+        return "", ""
+    first = examples[0]
+    nearest = first["nearest"]
+    why = f"{nearest['text']} ({nearest['score']:.2f})" if nearest else first["detail"]
+    return first["instruction"] or "", why
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; text in it is text."""
+    lines = [f"| {' | '.join(map(_cell, head))} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    text = visible(" ".join(str(value).split()))
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return text

