@@ -2,9 +2,10 @@
 cascade."""
 
 from engine.dedup.cascade import Candidate, Cascade, Judgement, compared_text
+from engine.dedup.encoder import Encoder, SentenceEncoder
 from engine.dedup.exact import ExactIndex, normalise
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l, tokenize
-from engine.dedup.semantic import Encoder, SemanticIndex, SentenceEncoder
+from engine.dedup.semantic import SemanticIndex
 
 __all__ = [
     "Candidate",

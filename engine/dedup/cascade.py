@@ -24,9 +24,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.dedup.encoder import Encoder
 from engine.dedup.exact import ExactIndex, normalise
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l_of_tokens, tokenize
-from engine.dedup.semantic import Encoder, SemanticIndex
+from engine.dedup.semantic import SemanticIndex
 from engine.records import Neighbour
 
 __all__ = ["Candidate", "Cascade", "Judgement", "Reason", "Scope", "compared_text"]

@@ -14,16 +14,17 @@ The price: some 100 bytes an item, and one lock around each call (the GIL is fre
 
 from __future__ import annotations
 
-import mmap
 import re
 import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
+
+from engine.dedup.memory import reserve, room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,10 +36,6 @@ _TOKEN = re.compile("[a-z0-9]+")
 _EPOCH_STARTS = (4_096, 65_536)
 """Numbers of items at which the tokens' counts are looked at anew (see ``kernels``). An old order
 gets stale where the vocabulary drifts; each order more costs a lookup per token and query."""
-
-_RESERVE = 256 << 20
-"""Bytes of address space that an array starts with: room for three million items before anything
-must be copied. Pages cost nothing until they are written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +108,17 @@ class RougeIndex:
         self._vocabulary: dict[str, int] = {}
         self._limits: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         # By item and by posting; see kernels.
-        self._tokens = _reserve(np.uint32)
-        self._starts = _reserve(np.uint32)
-        self._signatures = _reserve(np.uint64)
-        self._items = _reserve(np.uint32)
+        self._tokens = reserve(np.uint32)
+        self._starts = reserve(np.uint32)
+        self._signatures = reserve(np.uint64)
+        self._items = reserve(np.uint32)
         # By token.
-        self._counts = _reserve(np.uint32)
-        self._levels = _reserve(np.uint8)
-        self._heads = _reserve(np.uint32)
+        self._counts = reserve(np.uint32)
+        self._levels = reserve(np.uint8)
+        self._heads = reserve(np.uint32)
         # By token, and all zeros between two calls.
-        self._table = _reserve(np.uint64)
-        self._rows = _reserve(np.uint16)
+        self._table = reserve(np.uint64)
+        self._rows = reserve(np.uint16)
 
     def __len__(self) -> int:
         return self._size
@@ -278,33 +275,18 @@ class RougeIndex:
         """Room for one more text of n tokens, whatever it needs."""
         kernels = self._kernels
         known = len(self._vocabulary)
-        self._tokens = _room(self._tokens, int(self._starts[self._size]) + n)
-        self._starts = _room(self._starts, self._size + 2)
+        self._tokens = room(self._tokens, int(self._starts[self._size]) + n)
+        self._starts = room(self._starts, self._size + 2)
         postings = self._postings + n * (1 + kernels.CHUNK)
-        self._signatures = _room(self._signatures, postings)
-        self._items = _room(self._items, postings)
-        self._counts = _room(self._counts, known)
-        self._table = _room(self._table, known)
-        self._rows = _room(self._rows, known)
-        self._levels = _room(self._levels, known * kernels.EPOCHS)
-        self._heads = _room(self._heads, known * kernels.EPOCHS)
+        self._signatures = room(self._signatures, postings)
+        self._items = room(self._items, postings)
+        self._counts = room(self._counts, known)
+        self._table = room(self._table, known)
+        self._rows = room(self._rows, known)
+        self._levels = room(self._levels, known * kernels.EPOCHS)
+        self._heads = room(self._heads, known * kernels.EPOCHS)
 
 
 def _words(tokens: Sequence[str]) -> int:
     """How many words of 32 bits a text takes in the scan."""
     return max(1, -(-len(tokens) // 32))
-
-
-def _reserve(dtype: Any, nbytes: int = _RESERVE) -> NDArray[Any]:
-    """Zeros. Mapped here rather than by numpy, which asks for huge pages: an insert waits for each
-    of them."""
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(pages, dtype)
-
-
-def _room(array: NDArray[Any], size: int) -> NDArray[Any]:
-    if size <= len(array):
-        return array
-    larger = _reserve(array.dtype, max(2 * array.nbytes, size * array.itemsize))
-    larger[: len(array)] = array
-    return larger

