@@ -5,7 +5,8 @@ Three signals, one limit:
 * **Refusals** (429): a hosted API's way. The limit falls a little at the first of an episode and
   hard when cutting once was not enough; requests admitted before a cut cannot cut again. The limit
   climbs back to just under where it was refused, and beyond only as often as a small share of
-  refusals allows.
+  refusals allows. Where the refusals follow the clock rather than the number in flight, the server
+  counts requests a minute, and what it took since the last refusal becomes a pace.
 * **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
   Little's law every answer is a sample: with n in flight on average during its life, an answer of
   T tokens after L seconds means n·T/L tokens a second. So two levels are compared within about one
@@ -23,27 +24,39 @@ damping of bursts; Netflix's and Envoy's gradient limiters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["Adaptive", "Ticket"]
+__all__ = ["Adaptive", "Controller", "Ticket"]
 
-START = 8.0
+START = 4.0
 SATURATED = 0.8
 """Share of the limit that must be in flight before its measure counts."""
-WORTH = 0.02
+WORTH = 0.03
 """Gain in goodput that is worth a larger limit."""
 CHANGED = 0.12
 """Change in goodput at the same limit that means another server."""
-PROBE_UP, PROBE_DOWN = 1.25, 0.8
-MAX_PATIENCE = 8
+CLEAR = 0.15
+"""Difference in goodput that needs only a quarter of the answers to be believed."""
+PROBE_UP, PROBE_DOWN, RETREAT = 1.25, 0.9, 0.7
+MAX_PATIENCE = 16
 """Rounds between two probes that led nowhere; starts at 1 and doubles."""
-CUT_FIRST, CUT_AGAIN = 0.95, 0.7
+REMEMBER_S = 60.0
+"""How long a level that did worse is not tried again."""
+CUT_FIRST, CUT_AGAIN = 0.05, 0.3
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
+STUBBORN = 3
+"""Episodes in a row after which refusals are taken to follow the clock, not the number."""
 SUCCESSES_PER_REFUSAL = 120
 """What must have gone well before a refusal is risked again: under one per cent are refused."""
+TOLERATED = 0.03
+"""Share of the running sequences that may be preempted in a second: chance alone does some."""
 MAX_SAMPLES = 48
-MAX_RAMP_S = 1.0
+"""Answers that make a measure while doubling; a probe in steady state takes four times as many."""
+MAX_CLIMB_S = 1.0
 """A larger limit is reached within this time, so that a refusal on the way stops the climb."""
+BURST_S = 0.1
+"""How far a pace may be made up for after a lull."""
 
 
 @dataclass(slots=True)
@@ -52,14 +65,46 @@ class Ticket:
 
     at_s: float
     area: float
+    in_flight: int
+
+
+class Controller(Protocol):
+    """The limit of one endpoint. All times are seconds of one monotonic clock.
+
+    ``admit`` is called when a request goes out, and exactly one of ``complete``, ``refuse`` and
+    ``fail`` when it ends.
+    """
+
+    paused_until_s: float
+    """The server wants silence until then."""
+
+    def limit(self, now_s: float) -> float:
+        """How many may be in flight."""
+
+    def has_room(self, now_s: float) -> bool:
+        """Whether one more may go out now."""
+
+    def next_change_s(self, now_s: float) -> float | None:
+        """When there may be room by the passing of time alone; None: only when something ends."""
+
+    def admit(self, now_s: float) -> Ticket:
+        """One more is in flight."""
+
+    def fail(self, now_s: float) -> None:
+        """It ended by a fault, which says nothing about the limit."""
+
+    def complete(self, ticket: Ticket, now_s: float, tokens: int) -> None:
+        """It ended with an answer of ``tokens``."""
+
+    def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
+        """It ended with 429 or the like."""
+
+    def observe(self, now_s: float, running: float, waiting: float, preemptions: float) -> None:
+        """The server's own gauges, about once a second."""
 
 
 class Adaptive:
-    """The limit of one endpoint. All times are seconds of one monotonic clock.
-
-    Call ``admit`` when a request goes out and exactly one of ``complete``, ``refuse`` and ``fail``
-    when it ends.
-    """
+    """The controller of ``--max-in-flight auto``; see the head of this file."""
 
     def __init__(self, *, start: float = START, ceiling: float = 4096) -> None:
         self.ceiling = ceiling
@@ -73,10 +118,11 @@ class Adaptive:
         self._area = 0.0  # integral of in_flight over time
         self._area_at_s = 0.0
         # rounds: one measure of goodput at one limit
-        self._phase = "start"  # start: doubling; hold; up, down: trying another limit
+        self._phase = "start"  # doubling; or hold; or up, down, retreat: trying another limit
         self._base: tuple[float, float] | None = (
             None  # the limit to beat, and its tokens per second
         )
+        self._worse: tuple[float, float] | None = None  # a limit that did worse, and until when
         self._patience = 1
         self._rounds = 0
         self._down_next = False
@@ -87,43 +133,43 @@ class Adaptive:
         self._work = 0.0
         # refusals
         self._refused_at: float | None = None  # in flight when the server last said no
-        self._episode_s = float("-inf")
+        self._episode_s: float | None = None
         self._streak = 0
         self._refusals = 0
         self._successes = 0
-        self._last_release_s = 0.0
-        # metrics
+        self._by_clock = False
+        self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
+        self._raise = 0.1
+        self._all_successes = 0
+        self._pace_per_s: float | None = None
+        self._next_send_s = 0.0
+        # gauges
         self._watched_until_s = 0.0
-        self._idle_polls = 0
+        self._growth = 0.1
         self._preemptions: float | None = None
 
     # What the pool asks
 
     def limit(self, now_s: float) -> float:
-        """May be below 1: then one request at a time, with pauses between."""
         if now_s >= self._climb_at_s + self._climb_s:
             return self._target
-        share = (now_s - self._climb_at_s) / self._climb_s
+        share = max(now_s - self._climb_at_s, 0.0) / self._climb_s
         return self._from + (self._target - self._from) * share
 
+    def has_room(self, now_s: float) -> bool:
+        if now_s < self.paused_until_s or self.in_flight + 1 > self.limit(now_s):
+            return False
+        return self._pace_per_s is None or now_s >= self._next_send_s
+
     def next_change_s(self, now_s: float) -> float | None:
-        """When to look again for room, besides at each end of a request; None: not by time."""
         if now_s < self.paused_until_s:
             return self.paused_until_s
-        if self._target < 1 and self.in_flight == 0:
-            return self._last_release_s + self.latency_s * (1 / self._target - 1)
+        if self.in_flight + 1 <= self.limit(now_s):
+            return self._next_send_s
         if now_s < self._climb_at_s + self._climb_s:
             step_s = self._climb_s / max(self._target - self._from, 1.0)
             return now_s + max(step_s, 0.01)
         return None
-
-    def has_room(self, now_s: float) -> bool:
-        if now_s < self.paused_until_s:
-            return False
-        if self._target < 1:
-            pause_s = self.latency_s * (1 / self._target - 1)
-            return self.in_flight == 0 and now_s >= self._last_release_s + pause_s
-        return self.in_flight + 1 <= self.limit(now_s)
 
     # What the pool tells
 
@@ -132,21 +178,21 @@ class Adaptive:
         self.in_flight += 1
         if self._full_at_s is None and self.in_flight >= SATURATED * self._target:
             self._full_at_s = now_s
-        return Ticket(now_s, self._area)
+        if self._pace_per_s is not None:
+            self._next_send_s = max(self._next_send_s, now_s - BURST_S) + 1 / self._pace_per_s
+        return Ticket(now_s, self._area, self.in_flight)
 
     def fail(self, now_s: float) -> None:
-        """Ended by a fault: says nothing about the limit."""
         self._count_area(now_s)
         self.in_flight -= 1
-        self._last_release_s = now_s
 
     def complete(self, ticket: Ticket, now_s: float, tokens: int) -> None:
-        """Ended with an answer of ``tokens``."""
         self.fail(now_s)
         took_s = max(now_s - ticket.at_s, 1e-6)
-        self.latency_s += 0.1 * (took_s - self.latency_s) if self._successes else took_s - 1.0
+        self.latency_s += 0.1 * (took_s - self.latency_s)
         self._successes += 1
-        if ticket.at_s > self._episode_s and self._successes > max(10.0, self._target):
+        self._all_successes += 1
+        if self._streak and self._successes > max(10.0, self._target):
             self._streak = 0
         if self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
@@ -154,153 +200,188 @@ class Adaptive:
         self._count += 1
         self._tokens += max(tokens, 1)
         self._work += took_s / max(mean_in_flight, 1.0)
-        if self._count >= min(max(self._target / 2, 3.0), MAX_SAMPLES):
-            self._round_ended(now_s, self._tokens / self._work)
+        self._maybe_end_round(now_s)
 
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
-        """Ended with 429 or the like. One cut an episode, however many are refused in it."""
+        """One cut an episode, however many are refused in it."""
         self.fail(now_s)
         self._refusals += 1
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
-        if ticket.at_s <= self._episode_s:
+        if self._episode_s is not None and ticket.at_s <= self._episode_s:
             return
         if self._streak == 0:
             self._refusals = 1
-        self._episode_s = now_s
-        self._successes = 0
-        factor = CUT_FIRST if self._streak == 0 else CUT_AGAIN
-        self._refused_at = float(max(self.in_flight, 1))
-        if retry_after_s is None:
-            pause_s = min(PAUSE_S * 2.0**self._streak, MAX_PAUSE_S) if self._streak else 0.0
-            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+        held = float(max(self.in_flight, 1))
+        if retry_after_s is not None or self._is_below_known(ticket):
+            self._by_clock = True
+        self._learn_pace(now_s)
+        room = min(self.limit(now_s), held)
+        self._set(now_s, max(_less(room, CUT_AGAIN if self._streak else CUT_FIRST), 1.0))
+        if self._streak:
+            if retry_after_s is None:
+                pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
+                self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+            # Not all at once when the pause is over: the first refusal stops the rest.
+            self._from = min(float(self.in_flight), self._target)
+            self._climb_at_s, self._climb_s = self.paused_until_s, MAX_CLIMB_S
+        self._episode_s, self._refused_at, self._successes = now_s, held, 0
         self._streak = min(self._streak + 1, 16)
-        room = min(self.limit(now_s), self._refused_at)
-        self._set(now_s, max(room * factor, 1 / 64) if room > 1 else max(room * 0.5, 1 / 64))
         self._phase, self._base = "hold", None
 
     def observe(self, now_s: float, running: float, waiting: float, preemptions: float) -> None:
-        """The server's own gauges, about once a second."""
         self._watched_until_s = now_s + 5.0
-        thrown_out = preemptions - (
-            self._preemptions if self._preemptions is not None else preemptions
-        )
+        before = preemptions if self._preemptions is None else self._preemptions
         self._preemptions = preemptions
+        if self.in_flight > self._target * 1.02 or now_s < self._climb_at_s + self._climb_s:
+            return  # on the way to another level
         full = self.in_flight >= SATURATED * self._target
-        if thrown_out > 0 and full:
-            self._idle_polls = -10
-            self._settle(now_s, 0.85 * min(self._target, float(self.in_flight)))
+        if preemptions - before > TOLERATED * running and full:
+            self._growth = 0.1
+            self._settle(now_s, 0.9 * self._target, worse=True)
         elif waiting > max(2.0, 0.1 * running):
-            self._idle_polls = -5
+            self._growth = 0.1
             kept = max(self.in_flight - waiting + 0.05 * running, running, 1.0)
             self._settle(now_s, min(self._target, kept))
-        elif waiting == 0 and full and now_s >= self._climb_at_s + self._climb_s:
-            self._idle_polls += 1
+        elif waiting == 0 and full:
             if self._phase == "start":
                 self._set(now_s, self._target * 2)
-            elif self._idle_polls >= 3:
-                self._idle_polls = 0
-                self._set(now_s, self._target * 1.1 + 1)
+            else:
+                target = self._higher(now_s, 1 + self._growth)
+                self._growth = min(2 * self._growth, 1.0) if target > self._target else 0.1
+                self._settle(now_s, target)
 
-    # Rounds
+    # Rounds: what the answers say
 
-    def _round_ended(self, now_s: float, rate: float) -> None:
-        """``rate``: tokens per second at the present limit, measured over its own requests."""
+    def _maybe_end_round(self, now_s: float) -> None:
+        most = MAX_SAMPLES if self._phase == "start" else 4 * MAX_SAMPLES
+        wanted = min(max(self._target / 2, 3.0), most)
+        rate = self._tokens / self._work
+        if self._base is not None and abs(rate / self._base[1] - 1) > CLEAR:
+            wanted = max(wanted / 4, 3.0)
+        if self._count < wanted:
+            return
         self._count, self._tokens, self._work = 0, 0.0, 0.0
         self._rounds += 1
-        if now_s < self._watched_until_s:  # the gauges know better
-            return
+        if now_s < self._watched_until_s:
+            return  # the gauges know better
         if self._refused_at is not None:
             self._climb_back(now_s)
-            return
-        if self._base is None:
+        elif self._base is None:
             self._base = (self._target, rate)
             if self._phase == "start":
                 self._set(now_s, self._target * 2)
-            return
-        level, best = self._base
-        gain = rate / best - 1
-        if self._phase == "start":
-            if gain >= WORTH and self._target > level:
-                self._base = (self._target, rate)
-                self._set(now_s, self._target * 2)
-            elif self._target > level:
-                self._patience = 1
-                self._settle(now_s, level if gain < 0 else self._target)
-                self._base = (level, best) if gain < 0 else (self._target, rate)
-            else:
-                self._settle(now_s, self._target)
         elif self._phase == "hold":
-            self._hold(now_s, level, best, rate)
-        elif self._phase == "up":
-            self._judge(now_s, rate, accepted=gain >= WORTH)
+            self._hold(now_s, rate)
         else:
-            self._judge(now_s, rate, accepted=gain >= -WORTH / 2)
+            self._judge(now_s, rate)
 
-    def _hold(self, now_s: float, level: float, best: float, rate: float) -> None:
-        self._odd = self._odd + 1 if abs(rate / best - 1) > CHANGED else 0
-        if self._odd >= 2:
-            self._odd, self._patience = 0, 1
-            self._phase, self._base = "start", (self._target, rate)
-            self._set(now_s, self._target * 2)
+    def _hold(self, now_s: float, rate: float) -> None:
+        assert self._base is not None
+        level, usual = self._base
+        if abs(rate / usual - 1) > CHANGED:
+            self._odd += 1
+            if self._odd >= 2:  # another server: look for its best from here
+                self._odd, self._patience, self._worse = 0, 1, None
+                self._base = (self._target, rate)
+                self._try(now_s, "start" if rate > usual else "retreat")
             return
-        if self._odd == 0:
-            self._base = (level, best + 0.3 * (rate - best))
+        self._odd = 0
+        self._base = (level, usual + 0.3 * (rate - usual))
         if self._rounds >= self._patience:
-            self._phase = "down" if self._down_next else "up"
+            self._try(now_s, "down" if self._down_next else "up")
             self._down_next = not self._down_next
-            self._set(
-                now_s, max(self._target * (PROBE_UP if self._phase == "up" else PROBE_DOWN), 1.0)
-            )
 
-    def _judge(self, now_s: float, rate: float, *, accepted: bool) -> None:
-        """A probe is over: keep its limit, or go back."""
+    def _try(self, now_s: float, phase: str) -> None:
+        """Go to another level, to compare it with the base."""
+        factor = {"start": 2.0, "up": PROBE_UP, "down": PROBE_DOWN, "retreat": RETREAT}[phase]
+        if factor < 1:
+            target = max(self._target * factor, 1.0)
+        else:
+            target = self._higher(now_s, factor)
+        self._rounds = 0
+        self._phase = phase if target != self._target else "hold"
+        self._set(now_s, target)
+
+    def _judge(self, now_s: float, rate: float) -> None:
+        """A measure at another level is here: keep that level, or go back."""
         assert self._base is not None
         level, best = self._base
-        went_up = self._phase == "up"
-        self._rounds = 0
-        if not accepted:
-            self._patience = min(self._patience * 2, MAX_PATIENCE)
-            self._phase = "hold"
-            self._set(now_s, level)
+        gain, phase = rate / best - 1, self._phase
+        downwards = phase in ("down", "retreat")
+        if gain >= (-WORTH / 3 if downwards else WORTH):
+            self._base, self._patience = (self._target, rate), 1
+            self._down_next = downwards
+            if phase == "down":
+                self._phase, self._rounds = "hold", 0
+            else:
+                self._try(now_s, "start" if phase == "up" and gain > 0.1 else phase)
             return
-        self._patience = 1
-        self._base = (self._target, rate)
-        self._down_next = not went_up
-        if went_up and rate / best - 1 > 0.1:
-            self._phase = "start"
-            self._set(now_s, self._target * 2)
-        else:
-            self._phase = "hold"
+        self._patience = min(self._patience * 2, MAX_PATIENCE) if phase in ("up", "down") else 1
+        if not downwards:
+            self._worse = (self._target, now_s + REMEMBER_S)
+        self._settle(now_s, level)
+
+    def _higher(self, now_s: float, factor: float) -> float:
+        """The next level to try: halfway to one that did worse, where that is remembered."""
+        if self._worse is None or now_s >= self._worse[1] or self._worse[0] <= self._target:
+            return self._target * factor
+        middle = (self._target * self._worse[0]) ** 0.5
+        return min(middle, self._target * factor) if middle >= 1.04 * self._target else self._target
+
+    def _settle(self, now_s: float, target: float, *, worse: bool = False) -> None:
+        if worse:
+            self._worse = (self._target, now_s + REMEMBER_S)
+        self._phase, self._rounds = "hold", 0
+        if target != self._target:
+            self._set(now_s, target)
+
+    # Refusals
+
+    def _is_below_known(self, ticket: Ticket) -> bool:
+        """Refused again and again, with fewer in flight than had just been accepted."""
+        known = self._refused_at
+        return self._streak >= STUBBORN and known is not None and ticket.in_flight < 0.97 * known
+
+    def _learn_pace(self, now_s: float) -> None:
+        """Between two refusals by the clock the server took what it takes a minute, no less."""
+        if not self._by_clock:
+            return
+        accepted = self._all_successes + self.in_flight
+        if self._mark is not None and now_s - self._mark[0] >= 5 * max(self.latency_s, 1.0):
+            rate = (accepted - self._mark[1]) / (now_s - self._mark[0])
+            self._pace_per_s = max(0.99 * rate, 0.01)
+            self._next_send_s = now_s
+            self._mark = None
+        self._raise = 0.1
+        self._mark = self._mark or (now_s, accepted)
 
     def _climb_back(self, now_s: float) -> None:
         """After refusals: up to just under where they began, later a step beyond."""
         assert self._refused_at is not None
-        known = self._refused_at * 0.98
         if self._streak:
             return
+        known = _less(self._refused_at, 0.02)
         if self._target < known:
             self._set(now_s, min(self._target * 1.05 + 0.25, known))
         elif self._successes >= SUCCESSES_PER_REFUSAL * self._refusals:
-            if self._target > self._refused_at:  # the step beyond went well: the server has grown
-                self._refused_at = None
+            self._successes = 0
+            if self._pace_per_s is not None:
+                self._pace_per_s *= 1 + self._raise
+                self._raise = min(2 * self._raise, 1.0)
+            elif self._target > self._refused_at:  # the step beyond went well: it has grown
+                self._refused_at, self._by_clock, self._mark = None, False, None
                 self._phase, self._base = "start", None
                 self._set(now_s, self._target * 2)
             else:
                 self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
-                self._successes -= int(self._target)
-
-    def _settle(self, now_s: float, target: float) -> None:
-        self._phase, self._rounds = "hold", 0
-        if target != self._target:
-            self._set(now_s, target)
 
     def _set(self, now_s: float, target: float) -> None:
         """Up by a short climb, down at once; measuring begins anew."""
         target = min(target, self.ceiling)
         self._from = min(self.limit(now_s), target)
         self._climb_at_s = now_s
-        self._climb_s = min(MAX_RAMP_S, self.latency_s / 2) if target > self._from else 0.0
+        self._climb_s = min(MAX_CLIMB_S, self.latency_s / 2) if target > self._from else 0.0
         self._target = target
         self._full_at_s = now_s if self.in_flight >= target else None
         self._count, self._tokens, self._work = 0, 0.0, 0.0
@@ -308,3 +389,8 @@ class Adaptive:
     def _count_area(self, now_s: float) -> None:
         self._area += self.in_flight * (now_s - self._area_at_s)
         self._area_at_s = now_s
+
+
+def _less(level: float, share: float) -> float:
+    """``share`` less, but nothing off a handful: one of four in flight is not five per cent."""
+    return level - max(share * level - 0.5, 0.0)

@@ -16,14 +16,14 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.backends.base import Backend
-from engine.controller import Adaptive, Ticket
+from engine.controller import Adaptive, Controller, Ticket
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.quota import Bucket, Spending, told
 from engine.records import Completion
@@ -142,6 +142,7 @@ class Pool:
         backends: started by ``start``, closed by ``aclose``.
         settings: for all of them together or each, as they say.
         own: limits of single endpoints, in the backends' order.
+        controller: what finds the limit of an endpoint that has none; benchmarks try others.
     """
 
     def __init__(
@@ -149,11 +150,12 @@ class Pool:
         backends: Sequence[Backend],
         settings: LimitSettings | None = None,
         own: Sequence[EndpointLimits] = (),
+        controller: Callable[[], Controller] = Adaptive,
     ) -> None:
         self.settings = settings = settings or LimitSettings()
         own = list(own) or [EndpointLimits()] * len(backends)
         self._endpoints = [
-            _Endpoint(backend, settings, limits)
+            _Endpoint(backend, settings, limits, controller())
             for backend, limits in zip(backends, own, strict=True)
         ]
         self._spending = Spending(
@@ -410,14 +412,20 @@ class _Waiter:
 class _Endpoint:
     """One backend with its limit, paces and breaker."""
 
-    def __init__(self, backend: Backend, settings: LimitSettings, own: EndpointLimits) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: LimitSettings,
+        own: EndpointLimits,
+        controller: Controller,
+    ) -> None:
         fixed = own.max_in_flight or backend.max_in_flight
         if fixed is None and settings.max_in_flight != "auto":
             fixed = settings.max_in_flight
         self.backend = backend
         self.server = backend if isinstance(backend, WatchedServer) else None
         self.fixed = fixed
-        self.controller = Adaptive()
+        self.controller = controller
         self.in_flight = 0
         self.state: State = "closed"
         self.failure = ""
@@ -523,7 +531,7 @@ class _Endpoint:
             self.state, self._opened, self.failure = "closed", 0, ""
             return
         for verdict in verdicts:
-            if verdict.kind in self._in_a_row:
+            if verdict.kind in self._in_a_row and verdict.reason != "cancelled":
                 self._in_a_row[verdict.kind] += 1
                 if (
                     self.state == "probing"
