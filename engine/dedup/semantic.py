@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,7 @@ class _Rows:
             self._file = tempfile.TemporaryFile(dir=directory)
         except OSError as exc:
             raise DiskError(f"cannot make a file for the embeddings: {exc}") from exc
+        weakref.finalize(self, self._file.close)
         self._mapped = np.empty((0, dimension), np.float32)
         self._size = 0
 
