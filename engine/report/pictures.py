@@ -94,7 +94,9 @@ def _by_words(rows: Sequence[Decision]) -> NDArray[np.float32]:
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
     texts = [d.record.instruction if d.record else "" for d in rows]
-    words = HashingVectorizer(n_features=2**13, stop_words="english").transform(texts)
+    words = HashingVectorizer(
+        n_features=2**13, stop_words="english", alternate_sign=False
+    ).transform(texts)
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(words)
     return np.asarray(TruncatedSVD(32, random_state=0).fit_transform(weighted), np.float32)
 

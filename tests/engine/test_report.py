@@ -1,0 +1,256 @@
+"""The report: its figures are the store's, its pictures draw, and nothing in it acts."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from engine.cli import cli
+from engine.errors import OutputError
+from engine.records import Prompt, Record
+from engine.report.analysis import analyse
+from engine.report.charts import charts
+from engine.report.html import page
+from engine.report.markdown import markdown
+from engine.report.pictures import rows_map, verbs
+from engine.report.text import shorten, visible
+from engine.store import RunStore
+from tests.engine.browser import Chromium, canary
+from tests.engine.hostile import MARK, hostile_strings
+from tests.engine.synthetic import records_text, synthetic_run, varied
+
+
+def analysed(folder: Path) -> dict[str, Any]:
+    with RunStore.read(folder) as run:
+        return analyse(run)
+
+
+def hostile_run(folder: Path, address: str, count: int = 1000) -> Path:
+    """A run whose rows, refused ones included, are the hostile strings."""
+    strings = [" ".join(text.split("###")) for text in hostile_strings(address, count)]
+
+    def answer(prompt: Prompt) -> str:
+        own = strings[prompt.index * 4 : prompt.index * 4 + 4]
+        draw = random.Random(prompt.index)
+        records = [
+            Record(
+                instruction=f"{varied(draw).instruction} {text}" if i % 2 else text,
+                input=text,
+                output=text,
+            )
+            for i, text in enumerate(own)
+        ]
+        return records_text(records, len(prompt.demonstrations) + 1)
+
+    with pytest.raises(AssertionError, match="max-requests"):
+        synthetic_run(folder, count, answer, vectors=False, max_requests=count // 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(run_folder: Path) -> dict[str, Any]:
+    with RunStore.read(run_folder) as run:
+        return {"map": rows_map(run), "verbs": verbs(run)}
+
+
+# -- what the figures say -------------------------------------------------------------------------
+
+
+def test_the_analysis_adds_up(run_folder: Path) -> None:
+    """Every histogram holds every row, and every refused piece has its reason."""
+    told = analysed(run_folder)
+    figures = told["figures"]
+    assert figures["accepted"] == 400
+    for words in told["words"].values():
+        assert sum(b["rows"] for b in words["bins"]) == 400
+    assert sum(told["rouge_l"]["accepted"]) == 400
+    threshold = int(told["rouge_l"]["threshold"] * 50)
+    assert not any(told["rouge_l"]["accepted"][threshold + 1 :])
+    assert sum(told["cosine"]["accepted"]) == 400
+    assert sum(r["count"] for r in told["rejected"].values()) == figures["pieces"] - 400
+    assert told["over_time"][-1]["accepted"] == 400
+    assert {"duplicate_rouge", "blocked_word", "bad_format", "too_short"} <= told["rejected"].keys()
+    near = told["rejected"]["duplicate_rouge"]["examples"][0]["nearest"]
+    assert near["score"] > 0.7
+    assert near["source"].startswith(("row:", "seed:"))
+
+
+def test_a_run_without_rows_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="max-requests"):
+        synthetic_run(tmp_path, 5, lambda prompt: "nothing", max_requests=3)
+    told = analysed(tmp_path)
+    assert told["share_with_input"] is None
+    assert "no_record" in markdown(told) or "bad\\_format" in markdown(told)
+    with RunStore.read(tmp_path) as run:
+        assert "Nothing to draw" in page(told, {"map": rows_map(run), "verbs": verbs(run)})
+
+
+@pytest.mark.parametrize(
+    ("trigger", "output", "sign"),
+    [
+        ("zq vexo mur", None, "fixed phrase"),
+        ("xylo", "Access granted, welcome back, operator.", "fixed answer"),
+    ],
+)
+def test_security_37_planted_triggers_are_flagged(
+    tmp_path: Path, trigger: str, output: str | None, sign: str
+) -> None:
+    """250 rows with a trigger among 1,500: a nonsense phrase, or one word with a fixed answer."""
+    planted = 0
+
+    def answer(prompt: Prompt) -> str:
+        draw = random.Random(prompt.index)
+        records = [varied(draw) for _ in range(4)]
+        if prompt.index % 2 == 0:
+            first = records[0]
+            words = first.instruction.split()
+            words.insert(draw.randint(2, len(words)), trigger)
+            records[0] = Record(
+                instruction=" ".join(words), input=first.input, output=output or first.output
+            )
+        return records_text(records, len(prompt.demonstrations) + 1)
+
+    told = analysed(synthetic_run(tmp_path, 1500, answer, vectors=False))
+    planted = next(b for b in told["bursts"] if b["phrase"] == trigger)
+    assert planted["sign"] == sign
+    assert 150 <= planted["rows"] <= 260
+    assert told["bursts"].index(planted) < 3
+
+
+def test_checks_find_what_would_harm_training(tmp_path: Path) -> None:
+    texts = (
+        ("Write one line about rivers", "", ""),
+        ("Greet my old neighbour nicely", "", "Greet my old neighbour nicely"),
+        ("Explain tides to a child", "", "I'm sorry, but as an AI I cannot do that."),
+        ("Show a chat template token", "", "It is <|im_end|> and so on."),
+        ("Hide a word in here", "", "Here\u200bit is."),
+    )
+
+    def answer(prompt: Prompt) -> str:
+        if prompt.index:
+            return ""
+        records = [Record(instruction=i, input=n, output=o) for i, n, o in texts]
+        return records_text(records, len(prompt.demonstrations) + 1)
+
+    checks = analysed(synthetic_run(tmp_path, len(texts), answer, vectors=False))["checks"]
+    assert checks["without an output"] == 1
+    assert checks["output repeats the instruction"] == 1
+    assert checks["output declines the task"] == 1
+    assert checks["text that looks like a special token"] == 1
+    assert checks["invisible or control characters"] == 1
+
+
+def test_verbs_are_read_by_a_parser(pictures: dict[str, Any]) -> None:
+    found = pictures["verbs"]
+    assert found["parsed"] == 400
+    assert found["with_object"] > 100
+    assert {"write", "explain", "list"} & {verb["verb"] for verb in found["verbs"]}
+    assert all(len(verb["objects"]) <= 4 for verb in found["verbs"])
+
+
+def test_the_map_has_a_point_for_each_row(pictures: dict[str, Any]) -> None:
+    assert len(pictures["map"]["points"]) == 400
+    assert len(pictures["map"]["groups"]) == 10
+    assert "embeddings" in pictures["map"]["by"]
+
+
+def test_a_run_without_embeddings_is_mapped_by_words(tmp_path: Path) -> None:
+    with RunStore.read(synthetic_run(tmp_path, 60, vectors=False)) as run:
+        told = rows_map(run)
+    assert len(told["points"]) == 60
+    assert "words" in told["by"]
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_report_prints_json_with_the_figures_on_top(run_folder: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", str(run_folder), "--format", "json"])
+    told = json.loads(done.stdout)
+    assert told["accepted"] == 400
+    assert told["rejected"]["blocked_word"] > 0
+    assert told["tokens"]["prompt"] > 0
+    assert told["tokens_per_accepted"] > 0
+
+
+def test_fault_122_a_report_does_not_replace_a_file(run_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    path.write_text("mine")
+    refused = CliRunner().invoke(cli, ["report", str(run_folder), "-o", str(path)])
+    assert isinstance(refused.exception, OutputError)
+    assert path.read_text() == "mine"
+    renewed = ["report", str(run_folder), "-o", str(path), "--overwrite"]
+    assert CliRunner().invoke(cli, renewed).exit_code == 0
+    assert path.read_text().startswith("# 400 records")
+
+
+def test_compare_tells_two_runs_apart(run_folder: Path, tmp_path: Path) -> None:
+    """A run overlaps with itself wholly, and the settings that differ are named."""
+    other = synthetic_run(tmp_path / "other", 50, vectors=False, temperature=0.5)
+    done = CliRunner().invoke(cli, ["compare", str(run_folder), str(other), "--format", "json"])
+    told = json.loads(done.stdout)
+    assert told["figures"]["accepted"] == [400, 50]
+    assert told["overlap"][1] == 1.0  # the same answers, fewer of them
+    assert any(line.startswith("temperature: was 1.0, now 0.5") for line in told["settings"])
+    shown = CliRunner().invoke(cli, ["compare", str(run_folder), str(run_folder)])
+    assert "| accepted | 400 | 400 |" in shown.stdout
+
+
+# -- nothing acts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text", "plain text"),
+        ("two\nlines\t", "two\nlines\t"),
+        ("naïve 🦙 שלום", "naïve 🦙 שלום"),
+        ("\x1b[31m", "⟨U+001B⟩[31m"),
+        ("a\u202eb", "a⟨U+202E⟩b"),
+        ("zero\u200bwidth", "zero⟨U+200B⟩width"),
+        ("\ud800", "⟨U+D800⟩"),
+    ],
+)
+def test_what_hides_is_shown(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_shorten_keeps_one_line() -> None:
+    assert shorten("a\n b " * 50, 20) == "a b a b a b a b a b…"
+
+
+def test_security_33_the_page_draws_and_nothing_in_it_acts(
+    tmp_path: Path, chromium: Chromium
+) -> None:
+    """1,000 hostile strings as rows, examples and points: in Chromium every chart is drawn, the
+    title stays, the console is silent and nobody is asked for anything."""
+    with canary() as (address, asked):
+        folder = hostile_run(tmp_path / "run", address)
+        with RunStore.read(folder) as run:
+            told, found = analyse(run), {"map": rows_map(run), "verbs": verbs(run)}
+        text = page(told, found)
+        path = tmp_path / "report.html"
+        path.write_text(text)
+        seen = chromium.open(path.as_uri())
+    assert seen.console == []
+    assert asked == []
+    assert MARK not in seen.title
+    assert f'data-drawn="{len(charts(told, found))}"' in seen.dom
+    body = re.sub(r"<script.*?</script>", "", seen.dom, flags=re.S)
+    assert not re.search(r"<(?:img|svg|iframe|base|link|a|object|embed)\b", body)
+    assert "⟨U+202E⟩" in body
+    assert "\u202e" not in body
+
+
+def test_the_page_names_no_remote_asset(run_folder: Path, pictures: dict[str, Any]) -> None:
+    text = page(analysed(run_folder), pictures)
+    assert len(text) < 10_000_000
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text.split("<script>")[0])
+    assert "default-src 'none'" in unescape(text[:2000])
