@@ -23,11 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = parse(arguments)
         # After parsing: --help and a mistyped flag should not wait for torch.
-        from transformers.utils.logging import disable_progress_bar
-
         from trainer.train import train
 
-        disable_progress_bar()
         train(settings)
     except TrainerError as exc:
         code, line = _told(exc)

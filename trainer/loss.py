@@ -71,19 +71,33 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None  # type: ignore[arg-type]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        # One buffer for the logits of all chunks: fresh pages cost as much as the exponentials.
+        rows = min(CHUNK, len(targets))
+        buffer = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), CHUNK):
             h, t = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-            logits = torch.nn.functional.linear(h, weight, bias).float()  # (n, V)
-            logits, slope = _shaped(logits, shape)
-            lse = logits.logsumexp(dim=1)
-            total += (lse - logits.gather(1, t[:, None])[:, 0]).sum(dtype=torch.float64)
+            logits = buffer[: len(t)]  # (n, V)
+            if weight.dtype == torch.float32:
+                torch.mm(h, weight.T, out=logits)
+            else:
+                logits.copy_(h @ weight.T)
+            if bias is not None:
+                logits += bias
+            slope = _shape(logits, shape)
+            target_logit = logits.gather(1, t[:, None])
+            top = logits.max(dim=1, keepdim=True)
+            # The fused softmax is ten times as fast as a logsumexp and an exponential, and the
+            # logsumexp can be read off it where it is largest: log p = logit - logsumexp.
+            p = torch.softmax(logits, dim=1, out=logits)
+            logsumexp = top.values - p.gather(1, top.indices).log()
+            total += (logsumexp - target_logit).sum(dtype=torch.float64)
             if not (wants_hidden or wants_weight or wants_bias):
                 continue
             # d loss / d logits = softmax - one-hot, written over the logits.
-            grad = logits.sub_(lse[:, None]).exp_()
+            grad = p
             grad[torch.arange(len(t), device=t.device), t] -= 1.0
             if slope is not None:
-                grad.mul_(slope)
+                grad *= slope
             if grad_bias is not None:
                 grad_bias += grad.sum(dim=0)
             grad = grad.to(weight.dtype)
@@ -109,13 +123,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return *scaled, None, None
 
 
-def _shaped(logits: Tensor, shape: LogitShape) -> tuple[Tensor, Tensor | None]:
-    """Apply ``shape`` in place; the second value is its derivative, None for the identity."""
+def _shape(logits: Tensor, shape: LogitShape) -> Tensor | None:
+    """Apply ``shape`` in place and return its derivative; None for the identity."""
     if shape.scale == 1.0 and shape.cap is None:
-        return logits, None
-    logits.mul_(shape.scale)
+        return None
+    logits *= shape.scale
     if shape.cap is None:
-        return logits, torch.full((), shape.scale, device=logits.device)
-    squashed = logits.div_(shape.cap).tanh_()
-    slope = squashed.square().neg_().add_(1.0).mul_(shape.scale)
-    return squashed.mul_(shape.cap), slope
+        return torch.tensor(shape.scale, device=logits.device)
+    logits.div_(shape.cap).tanh_()
+    slope = logits.square().neg_().add_(1.0).mul_(shape.scale)
+    logits *= shape.cap
+    return slope

@@ -17,12 +17,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from trainer.attention import IMPLEMENTATION
 from trainer.config import ModelSettings
 from trainer.errors import AuthError, ConfigError, DataError, TrainerError, UnavailableError
 from trainer.loss import LogitShape, summed_cross_entropy
 from trainer.packing import MicroBatch
+
+disable_progress_bar()  # type: ignore[no-untyped-call]
 
 __all__ = [
     "TokenLoss",
