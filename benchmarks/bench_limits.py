@@ -282,6 +282,11 @@ SCENARIOS = (
         in_tokens=True, steps=((90.0, scale_engine(0.5)),), seconds=180,
     ),
     Scenario(
+        name="vLLM, room for 200, then 100, gauges",
+        server=engine(kv_tokens=156_000, gauges=True), best=per_engine,
+        in_tokens=True, steps=((90.0, scale_engine(0.5)),), seconds=240,
+    ),
+    Scenario(
         name="vLLM 64 wide, then 256, gauges", server=engine(width=64, gauges=True),
         best=per_engine, in_tokens=True, steps=((90.0, scale_engine(4)),), seconds=180,
     ),

@@ -135,6 +135,7 @@ class Adaptive:
         self._refused_at: float | None = None  # in flight when the server last said no
         self._episode_s: float | None = None
         self._streak = 0
+        self._resuming = False
         self._refusals = 0
         self._successes = 0
         self._by_clock = False
@@ -157,7 +158,13 @@ class Adaptive:
         return self._from + (self._target - self._from) * share
 
     def has_room(self, now_s: float) -> bool:
-        if now_s < self.paused_until_s or self.in_flight + 1 > self.limit(now_s):
+        if now_s < self.paused_until_s:
+            return False
+        if self._resuming:  # not all at once after a pause: the first refusal stops the rest
+            self._resuming = False
+            self._from = min(float(self.in_flight), self._target)
+            self._climb_at_s, self._climb_s = now_s, MAX_CLIMB_S
+        if self.in_flight + 1 > self.limit(now_s):
             return False
         return self._pace_per_s is None or now_s >= self._next_send_s
 
@@ -190,8 +197,9 @@ class Adaptive:
         self.fail(now_s)
         took_s = max(now_s - ticket.at_s, 1e-6)
         self.latency_s += 0.1 * (took_s - self.latency_s)
-        self._successes += 1
         self._all_successes += 1
+        if self._episode_s is None or ticket.at_s > self._episode_s:
+            self._successes += 1
         if self._streak and self._successes > max(10.0, self._target):
             self._streak = 0
         if self._full_at_s is None or ticket.at_s < self._full_at_s:
@@ -222,9 +230,7 @@ class Adaptive:
             if retry_after_s is None:
                 pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
                 self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
-            # Not all at once when the pause is over: the first refusal stops the rest.
-            self._from = min(float(self.in_flight), self._target)
-            self._climb_at_s, self._climb_s = self.paused_until_s, MAX_CLIMB_S
+            self._resuming = True
         self._episode_s, self._refused_at, self._successes = now_s, held, 0
         self._streak = min(self._streak + 1, 16)
         self._phase, self._base = "hold", None
@@ -309,7 +315,9 @@ class Adaptive:
         level, best = self._base
         gain, phase = rate / best - 1, self._phase
         downwards = phase in ("down", "retreat")
-        if gain >= (-WORTH / 3 if downwards else WORTH):
+        # A retreat is judged leniently: its base was measured while things got worse.
+        enough = {"down": -WORTH / 3, "retreat": -0.1}.get(phase, WORTH)
+        if gain >= enough:
             self._base, self._patience = (self._target, rate), 1
             self._down_next = downwards
             if phase == "down":
