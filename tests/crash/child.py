@@ -1,0 +1,134 @@
+"""The process that is killed: the real command line, saying what was acknowledged to it.
+
+``python -m tests.crash.child`` carries out the first line on its standard input itself, so that
+everything is imported and compiled, and forks a child for each of the others: a thousand kills do
+not cost a thousand imports. When it forks it has one thread and no event loop.
+
+    {"argv": […], "acks": PATH, "stderr": PATH, "failpoint": SETTING or null, "mutant": NAME or
+    null}
+
+It answers each line with the child's pid, and with its exit status when it has ended. With such a
+line as its argument, it is the child itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Any, NoReturn
+
+import engine.generate  # noqa: F401  imported before the fork
+from engine import failpoints
+from engine.cli import main
+from engine.records import Decision, Prompt
+from engine.store import RunStore
+from tests.crash import mutants
+
+
+def ledger_key(prompt: Prompt) -> str:
+    """A request as the server's ledger names it."""
+    text = f"{prompt.sampling.seed}\n{prompt.text}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def digest(decision: Decision) -> str:
+    record = decision.record
+    assert record is not None
+    text = json.dumps([record.instruction, record.input, record.output])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def witness(acks: str) -> None:
+    """Write down what the store acknowledges, after it does: one unbuffered write for each call."""
+    fd = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def say(lines: Sequence[str]) -> None:
+        now = time.monotonic_ns()
+        os.write(fd, "".join(f"{now} {line}\n" for line in lines).encode())
+
+    say([f"start {os.getpid()}"])
+    wrap(
+        RunStore,
+        "sent",
+        lambda prompts, keys: say([f"sent {p.index} {ledger_key(p)}" for p in prompts]),
+    )
+    wrap(RunStore, "answered", lambda answers: say([f"answered {a.index}" for a in answers]))
+    wrap(RunStore, "decided", lambda decisions, vectors=(): say(
+        [f"accepted {d.index}.{d.position} {digest(d)}" for d in decisions if d.accepted]
+    ))  # fmt: skip
+    opened = RunStore.open.__func__  # type: ignore[attr-defined]
+
+    def open_and_list(cls: type[RunStore], *args: Any) -> RunStore:
+        store: RunStore = opened(cls, *args)
+        say([f"again {request.index}" for request in store.resume().in_flight])
+        return store
+
+    RunStore.open = classmethod(open_and_list)  # type: ignore[method-assign, assignment]
+
+
+def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
+    method = getattr(cls, name)
+
+    async def acknowledged(self: object, *args: Any) -> None:
+        await method(self, *args)
+        say(*args)
+
+    setattr(cls, name, acknowledged)
+
+
+def child(order: dict[str, Any]) -> NoReturn:
+    status = 70
+    try:
+        os.setsid()
+        err = os.open(order["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(err, 1)
+        os.dup2(err, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if order.get("mutant"):
+            mutants.apply(order["mutant"])
+        witness(order["acks"])
+        failpoints.arm(order.get("failpoint"))
+        sys.argv = ["woolmill", *order["argv"]]
+        main(order["argv"])
+    except SystemExit as exc:
+        status = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:  # noqa: BLE001  nothing may get out of the fork
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def warm_up(order: dict[str, Any]) -> None:
+    with suppress(SystemExit), open(order["stderr"], "w") as log, redirect_stderr(log):
+        with redirect_stdout(log):
+            main(order["argv"])
+    gc.collect()
+    assert threading.active_count() == 1
+
+
+def serve() -> None:
+    warm_up(json.loads(sys.stdin.readline()))
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            child(order)
+        print(pid, flush=True)  # noqa: T201
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        child(json.loads(sys.argv[1]))
+    serve()
