@@ -252,8 +252,8 @@ class Pipeline:
         progress = self.progress
         missing = progress.target - progress.accepted
         needed = math.ceil(missing / progress.records_per_answer)
-        if missing > 0 and progress.decided_answers < self._pace.eager:
-            needed = max(needed, self._pace.eager)
+        if missing > 0:
+            needed = max(needed, self._pace.eager - progress.decided_answers)
         outstanding = self._next_index - len(self._again) - progress.decided_answers
         wanted = min(needed, WINDOW) - outstanding
         if self._pace.max_requests is not None:
