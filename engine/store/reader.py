@@ -182,14 +182,19 @@ class RunReader:
             after, count = rows[-1][0], count + len(rows)
         self._complete("answer", count, expected)
 
-    def decisions(self, *, accepted: bool | None = None) -> Iterator[Decision]:
-        """Decisions in plan order: all, the accepted or the refused ones."""
+    def decisions(
+        self, *, accepted: bool | None = None, after: tuple[int, int] = (-1, -1)
+    ) -> Iterator[Decision]:
+        """Decisions in plan order: all, the accepted or the refused ones.
+
+        Only a walk from the start is checked for missing rows, not one ``after`` a place.
+        """
         if accepted is not False:
             wanted = self.counts().accepted if accepted else self.counts().decided
         else:
             wanted = self.counts().decided - self.counts().accepted
         which = {None: "", True: "AND reason IS NULL", False: "AND reason IS NOT NULL"}[accepted]
-        after, count = (-1, -1), 0
+        whole, count = after == (-1, -1), 0
         while rows := self._query(
             "SELECT request, position, reason, body, sum FROM decision"
             f" WHERE (request, position) > (?, ?) {which}"
@@ -199,7 +204,8 @@ class RunReader:
             for row in rows:
                 yield self._decision(*row)
             after, count = rows[-1][:2], count + len(rows)
-        self._complete("decision", count, wanted)
+        if whole:
+            self._complete("decision", count, wanted)
 
     def accepted(self, *, vectors: bool = False) -> Iterator[tuple[Decision, Vector | None]]:
         """Accepted decisions in plan order, each with its vector where asked for and there."""
