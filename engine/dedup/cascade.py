@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -65,6 +66,8 @@ class Judgement:
     """Accepted: the nearest texts by ROUGE-L with their F."""
     mean_similarity: float = 0.0
     """Accepted: the mean F over all references and earlier accepted candidates."""
+    nearest_meaning: Neighbour | None = None
+    """Accepted: the nearest by meaning, where it is within ``margin`` of the threshold."""
     vector: NDArray[np.float16] | None = None
     """Accepted: the embedding (D,), as ``Cascade.restore`` takes it."""
 
@@ -86,6 +89,8 @@ class Cascade:
         semantic_threshold: refuse above this cosine; None leaves the embedding out, and needs no
         encoder. encoder: turns texts into vectors. scope: what of a record is compared. neighbours:
         how many nearest texts an accepted candidate is given; 0 saves the time.
+        margin: how far below the threshold the nearest meaning is told; costs an embedding or two
+        each. directory: where ``SemanticIndex`` keeps its file.
     """
 
     def __init__(
@@ -95,17 +100,20 @@ class Cascade:
         encoder: Encoder | None = None,
         scope: Scope = "instruction",
         neighbours: int = 10,
+        margin: float = 0.0,
+        directory: Path | None = None,
     ) -> None:
         if semantic_threshold is not None and encoder is None:
             raise ValueError("a semantic threshold needs an encoder")
         self.scope: Scope = scope
         self.neighbours = neighbours
+        self._margin = margin
         self._exact = ExactIndex()
         self._rouge = None if rouge_threshold is None else RougeIndex(rouge_threshold)
         self._encoder = encoder
         self._semantic: SemanticIndex | None = None
         if semantic_threshold is not None and encoder is not None:
-            self._semantic = SemanticIndex(encoder.dimension, semantic_threshold)
+            self._semantic = SemanticIndex(encoder.dimension, semantic_threshold, directory)
         self._texts: list[str] = []
         self._sources: list[str] = []
         self._vector_items: list[int] = []
@@ -216,33 +224,33 @@ class Cascade:
             hit = self._rouge.find(text)
             if hit is not None:
                 return Judgement(reason="duplicate_rouge", nearest=self._neighbour(hit))
-        half: NDArray[np.float16] | None = None
-        if self._semantic is not None:
-            if vector is None:
-                vector = self._embed([text])[0]
-            problem = self._semantic.problem(vector)
-            if problem is not None:
-                return Judgement(reason="embed_invalid", detail=problem)
-            hit = self._same_meaning(text, vector)
-            if hit is not None:
-                return Judgement(reason="duplicate_semantic", nearest=self._neighbour(hit))
-            half = np.asarray(vector, np.float16)
-        return Judgement(reason=None, vector=half)
+        if self._semantic is None:
+            return Judgement(reason=None)
+        if vector is None:
+            vector = self._embed([text])[0]
+        problem = self._semantic.problem(vector)
+        if problem is not None:
+            return Judgement(reason="embed_invalid", detail=problem)
+        hit = self._nearest_meaning(text, vector)
+        nearest = None if hit is None else self._neighbour(hit)
+        if hit is not None and hit.score > self._semantic.threshold:
+            return Judgement(reason="duplicate_semantic", nearest=nearest)
+        half = np.asarray(vector, np.float16)
+        return Judgement(reason=None, nearest_meaning=nearest, vector=half)
 
     def _with_neighbours(self, judgement: Judgement, near: Nearest) -> Judgement:
         return replace(
             judgement,
-            nearest=self._neighbour(near.hits[0]) if near.hits else None,
+            nearest=next((self._neighbour(hit) for hit in near.hits if hit.score > 0), None),
             most_similar={self._texts[hit.item]: hit.score for hit in near.hits},
             mean_similarity=near.mean,
         )
 
-    def _same_meaning(self, text: str, vector: NDArray[np.float32]) -> Hit | None:
-        """The item with the highest canonical cosine above the threshold (ties: the earliest), or
-        None."""
+    def _nearest_meaning(self, text: str, vector: NDArray[np.float32]) -> Hit | None:
+        """The item with the highest canonical cosine (ties: the earliest), if above the margin."""
         assert self._semantic is not None
-        threshold = self._semantic.threshold
-        contenders = self._semantic.above(vector, threshold - NOISE)
+        floor = self._semantic.threshold - self._margin
+        contenders = self._semantic.above(vector, floor - NOISE)
         if not contenders:
             return None
         items = [
@@ -253,7 +261,7 @@ class Cascade:
         alone = self._alone(text)
         cosines = [(float(np.dot(alone, self._alone(self._texts[item]))), item) for item in items]
         best, item = max(cosines, key=lambda found: (found[0], -found[1]))
-        return Hit(item, best) if best > threshold else None
+        return Hit(item, best) if best > floor else None
 
     def _alone(self, text: str) -> NDArray[np.float64]:
         """The text's embedding (D,) computed in a batch of its own."""

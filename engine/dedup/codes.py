@@ -23,7 +23,7 @@ from engine.dedup.memory import reserve, room
 
 __all__ = ["SignLists"]
 
-CHUNK = 16
+CHUNK = 32
 """Codes of a list that lie side by side."""
 
 
@@ -77,7 +77,7 @@ class SignLists:
         )
 
     def candidates(self, vector: NDArray[np.float32], floor: float) -> NDArray[np.int64]:
-        """Items that may have a cosine above ``floor`` to the vector (D,)."""
+        """Items that may have a cosine above ``floor`` to the vector (D,), the likeliest first."""
         # The bits that differ are binomial, were the components independent; 3.6 standard
         # deviations keep 9,998 of 10,000 at the floor itself, and more above it.
         share = math.acos(max(-1.0, min(1.0, floor))) / math.pi
@@ -97,7 +97,9 @@ class SignLists:
             self._items,
             found,
         )
-        return found[:count]
+        found.resize(count, refcheck=False)
+        found.sort()
+        return found & 0xFFFFFFFF
 
     def _make_room(self) -> None:
         """Room for one more chunk."""
@@ -169,7 +171,10 @@ def _search(
     items: NDArray[np.uint32],
     found: NDArray[np.int64],
 ) -> int:
-    """Fill ``found`` with the items within ``radius`` in the nearest lists; returns how many."""
+    """Find the items within ``radius`` in the nearest lists; returns how many.
+
+    Fills ``found``: the distance above the 32 bits of the item.
+    """
     words = len(code)
     at = np.zeros(64 * words + 1, np.int64)
     for i in range(len(centres)):
@@ -193,8 +198,9 @@ def _search(
         used = (signed(sizes[i]) - 1) % CHUNK + 1
         while chunk:
             for slot in range(chunk * CHUNK, chunk * CHUNK + used):
-                if _distance(code, codes, slot * words) <= radius:
-                    found[count] = items[slot]
+                distance = _distance(code, codes, slot * words)
+                if distance <= radius:
+                    found[count] = (distance << 32) | signed(items[slot])
                     count += 1
             chunk = signed(previous[chunk])
             used = CHUNK

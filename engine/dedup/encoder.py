@@ -114,11 +114,13 @@ def default_model() -> str:
 def _load(model: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
     except ImportError as exc:
         raise ConfigError(
             "comparing by meaning needs sentence-transformers: pip install 'woolmill[local]', "
             "or leave it out"
         ) from exc
+    transformers_logging.disable_progress_bar()
     try:
         return SentenceTransformer(model, device="cpu", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as exc:

@@ -1,0 +1,81 @@
+"""Thresholds by sight: what pairs of texts look like at each score."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import click
+
+from engine.dedup.datasets import read_rows
+from engine.dedup.encoder import Encoder
+from engine.dedup.rouge import RougeIndex
+from engine.dedup.semantic import SemanticIndex
+
+__all__ = ["explain_bands"]
+
+ROWS = 10_000
+"""Rows that are looked at: enough for examples, and a matter of a minute with the embedding."""
+EXAMPLES = 2
+LOWEST = 0.5
+
+Pairs = list[tuple[float, str, str]]
+
+
+def explain_bands(
+    path: Path, fields: tuple[str, ...], rouge_threshold: float | None, encoder: Encoder | None
+) -> None:
+    """Print, for each band of scores, how many rows have their nearest there, and examples."""
+    texts = [row.text(fields) for row in islice(read_rows(path), ROWS)]
+    click.echo(f"the first {len(texts):,} rows of {path}, each with the nearest row before it")
+    if rouge_threshold is not None:
+        _show("ROUGE-L", _by_rouge(texts))
+    if encoder is not None:
+        _show("meaning (cosine)", _by_meaning(texts, encoder))
+
+
+def _by_rouge(texts: list[str]) -> Pairs:
+    index = RougeIndex()
+    for text in texts:
+        index.add(text)
+    nearest = index.nearest_each(texts, k=1, visible=range(len(texts)))
+    return [
+        (hit.score, text, texts[hit.item])
+        for text, near in zip(texts, nearest, strict=True)
+        for hit in near.hits
+    ]
+
+
+def _by_meaning(texts: list[str], encoder: Encoder) -> Pairs:
+    index = SemanticIndex(encoder.dimension)
+    items: list[str] = []
+    pairs: Pairs = []
+    for text, vector in zip(texts, encoder.encode(texts), strict=True):
+        if index.problem(vector) is None:
+            above = index.above(vector, LOWEST)
+            pairs += [(hit.score, text, items[hit.item]) for hit in above[:1]]
+            index.add(vector)
+            items.append(text)
+    return pairs
+
+
+def _show(name: str, pairs: Pairs) -> None:
+    """Bands of a twentieth, with the examples in the middle of each."""
+    bands: dict[int, Pairs] = {}
+    for pair in pairs:
+        if pair[0] >= LOWEST:
+            bands.setdefault(min(int(pair[0] * 20 + 1e-9), 20), []).append(pair)
+    click.echo(f"\n{name}")
+    for band, inside in sorted(bands.items()):
+        upper = "" if band == 20 else f" to {(band + 1) / 20:.2f}"
+        click.echo(f"  {band / 20:.2f}{upper}: {len(inside):,} rows")
+        inside.sort()
+        step = max(1, len(inside) // EXAMPLES)
+        for score, text, other in inside[step // 2 :: step][:EXAMPLES]:
+            click.echo(f"    {score:.3f}  {one_line(text)}\n           {one_line(other)}")
+
+
+def one_line(text: str, width: int = 88) -> str:
+    """For the person: without control characters, shortened."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line if len(line) <= width else line[: width - 1] + "…"
