@@ -268,8 +268,8 @@ class _Peer(asyncio.Protocol):
             self.error(
                 400,
                 f"This model's maximum context length is {limit} tokens. However, you requested "
-                f"{wanted} tokens ({longest} in the messages, {wanted - longest} in the completion)."
-                " Please reduce the length of the messages or completion.",
+                f"{wanted} tokens ({longest} in the messages, {wanted - longest} in the completion)"
+                ". Please reduce the length of the messages or completion.",
                 type_="BadRequestError",
             )
             return

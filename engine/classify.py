@@ -58,7 +58,7 @@ LIMIT_NUMBER = re.compile(
 PROMPT_NUMBER = re.compile(
     r"(\d[\d,]*) (?:tokens )?(?:in the messages|of text input|in (?:your|the) (?:prompt|input)"
     r"|input tokens|from the input)"
-    r"|prompt (?:contains|has)(?: at least)? (\d[\d,]*)|(\d[\d,]*) tokens >"
+    r"|prompt (?:contains|has)(?: at least)? (\d[\d,]*)(?![\d,]| characters)|(\d[\d,]*) tokens >"
     r"|request \((\d[\d,]*) tokens\)|resulted in (\d[\d,]*) tokens|given: (\d[\d,]*)"
     r"|prompt \(length (\d[\d,]*)\)",
     re.I,

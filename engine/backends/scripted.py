@@ -25,59 +25,53 @@ Delay = Callable[[Prompt], float]
 Fault = Callable[[Prompt, int], Verdict | None]
 """What attempt 1, 2, … of a prompt comes to; None: its answer."""
 
-TEMPLATES = (
-    "Write a {adjective} {text} about {topic} for {person}.",
-    "Explain how {topic} affects {place} and name two {adjective} consequences.",
-    "Suggest three {adjective} ways in which {person} could {task} without {obstacle}.",
-    "Compare {topic} with {other} from the point of view of {person}.",
-    "Given the following {text}, decide whether its tone is {adjective} and say why.",
-    "What should {person} know about {topic} before they {task}?",
-    "Rewrite the {text} below so that {person} can understand {topic}.",
-    "List five questions that {person} might ask about {topic} in {place}.",
-    "Plan a {adjective} weekend in {place} for {person} who cares about {topic}.",
-    "Convert this {adjective} {text} about {topic} into a short dialogue.",
-    "Calculate what it costs {person} to {task} in {place}, and state your assumptions.",
-    "Identify the main argument against {topic} and answer it as {person} would.",
-)
-WORDS = {
-    "adjective": (
-        "brief formal playful honest cautious vivid technical modern sceptical gentle thorough "
-        "surprising balanced practical unusual elegant persuasive neutral"
-    ),
-    "text": (
-        "letter poem recipe speech review summary proposal fable diary-entry press-release sonnet "
-        "memo toast eulogy riddle complaint apology lesson"
-    ),
-    "topic": (
-        "photosynthesis inflation recycling migration honesty chess astronomy pottery sailing "
-        "nutrition geometry democracy volcanoes vaccination jazz-history beekeeping glaciers "
-        "encryption soil-erosion public-transport earthquakes probability medieval-trade "
-        "ocean-currents sleep urban-farming rainfall fermentation antibiotics copyright"
-    ),
-    "other": (
-        "gravity friendship electricity grammar composting philosophy carpentry swimming taxation "
-        "meditation algebra journalism bread-baking archaeology insurance origami forestry optics"
-    ),
-    "person": (
-        "a-carpenter a-new-parent the-mayor a-retired-nurse an-apprentice a-shy-student "
-        "your-grandmother a-night-porter the-head-chef a-bus-driver an-exchange-student "
-        "a-beekeeper a-young-judge the-librarian a-tired-teacher a-fisherman"
-    ),
-    "place": (
-        "Lisbon Nairobi a-mountain-village Montreal a-desert-town Osaka the-suburbs Krakow "
-        "a-fishing-harbour Wellington Oaxaca a-university-town the-Arctic-coast Kerala"
-    ),
-    "task": (
-        "repair-a-bicycle learn-a-language start-a-choir save-for-a-house organise-a-library "
-        "teach-fractions grow-tomatoes settle-a-quarrel run-a-marathon sell-old-furniture "
-        "host-a-debate cross-the-Alps open-a-bakery renovate-a-kitchen"
-    ),
-    "obstacle": (
-        "spending-money leaving-home special-tools a-deadline prior-knowledge electricity "
-        "help-from-friends an-internet-connection working-at-night"
-    ),
-}
-SLOTS = {slot: [w.replace("-", " ") for w in words.split()] for slot, words in WORDS.items()}
+VERBS = (
+    "Describe Explain Outline Summarise Criticise Invent Compare Rewrite List Suggest Plan "
+    "Propose Identify Estimate Defend Translate Classify Improve Design Review Compose Discuss "
+    "Analyse Recommend Simplify Imagine Correct Evaluate Predict Interpret"
+).split()
+OBJECTS = (
+    "a-short-story three-arguments the-main-causes a-polite-email two-alternatives "
+    "a-weekly-schedule an-opening-paragraph five-interview-questions a-convincing-slogan "
+    "the-likely-consequences a-tender-poem one-common-mistake a-balanced-budget "
+    "an-honest-apology a-training-plan four-historical-examples the-necessary-steps "
+    "a-bedtime-fable an-angry-review a-job-advert several-synonyms a-legal-objection "
+    "the-hidden-assumptions a-brief-biography an-unusual-metaphor a-fair-compromise "
+    "six-warning-signs a-dinner-menu the-strongest-evidence a-radio-announcement "
+    "an-emergency-procedure a-simple-experiment two-opposing-views a-farewell-speech "
+    "the-grammatical-errors a-travel-itinerary"
+).split()
+LINKS = ("about concerning based-on inspired-by in-favour-of against related-to on").split()
+MODIFIERS = (
+    "medieval seasonal affordable underwater municipal neglected artificial edible volunteer "
+    "coastal digital ancient nocturnal recycled competitive suburban solar endangered handmade "
+    "statistical nomadic industrial imaginary diplomatic tropical wireless bilingual haunted "
+    "organic elderly migratory wooden financial orbital vegetarian forgotten parliamentary "
+    "veterinary classical portable"
+).split()
+NOUNS = (
+    "gardening taxation bicycles lighthouses pottery vaccines glaciers libraries beekeeping "
+    "railways sculpture insurance weddings orchards submarines astronomy fermentation bridges "
+    "journalism chess earthquakes textiles swimming democracy carpentry proverbs fireworks "
+    "irrigation opera kites archaeology nutrition windmills inheritance perfume sledges "
+    "auctions calendars waterfalls cheese mathematics passports satellites tribunals umbrellas "
+    "volcanoes debates harbours museums encryption tournaments compost translation hospitals "
+    "lullabies vineyards"
+).split()
+TAILS = (
+    "for-a-nervous-first-time-speaker without-using-any-numbers in-under-fifty-words "
+    "as-a-lighthouse-keeper-would for-children-who-dislike-school with-one-surprising-fact "
+    "from-the-buyer's-point-of-view before-the-deadline-on-Friday in-the-style-of-a-newsreader "
+    "so-that-my-grandmother-agrees using-only-questions given-a-very-small-team "
+    "and-rank-the-results for-readers-in-Nairobi while-staying-polite with-a-twist-at-the-end "
+    "as-a-numbered-procedure for-somebody-moving-abroad and-justify-each-choice "
+    "in-plain-everyday-words despite-heavy-rain for-a-village-of-two-hundred-people "
+    "keeping-the-original-tone and-state-your-doubts in-the-year-2150 when-money-is-no-object "
+    "for-an-audience-of-experts as-a-dialogue-between-rivals with-sources-to-check "
+    "during-a-power-cut"
+).split()
+POPULAR = 1500
+"""So many ideas come again and again, in one record of eight, as they do from a real model."""
 OPEN_NUMBER = re.compile(r"(\d+)\. Instruction:\s*$")
 
 
@@ -92,25 +86,28 @@ def alpaca_text(prompt: str, *, seed: int | None = None, records: int = 3) -> st
     parts = []
     for position in range(number, number + records):
         bits = int.from_bytes(hashlib.sha256(digest + position.to_bytes(4, "big")).digest(), "big")
-        bits, which = divmod(bits, len(TEMPLATES))
-        chosen = {}
-        for slot, words in SLOTS.items():
-            bits, rest = divmod(bits, len(words))
-            chosen[slot] = words[rest]
-        instruction = TEMPLATES[which].format_map(chosen)
-        given = (
-            "The {adjective} {text} that {person} kept." if "below" in instruction else "<noinput>"
-        )
-        output = (
-            "It depends on {topic}. In {place}, {person} would begin with a {adjective} {text}, then "
-            "{task}, and only later turn to {other}, since {obstacle} is what most people fear."
-        )
         head = f"{position}. Instruction:" if position > number or not opened else ""
-        parts.append(
-            f"{head} {instruction}\n{position}. Input:\n{given.format_map(chosen)}\n"
-            f"{position}. Output:\n{output.format_map(chosen)}\n###\n"
-        )
+        parts.append(f"{head} {_record(bits, position)}")
     return "".join(parts)
+
+
+def _record(bits: int, number: int) -> str:
+    """One of some 10¹⁰ records, chosen by ``bits``."""
+    if bits % 8 == 0:
+        popular = (bits // 8) % POPULAR
+        bits = int.from_bytes(hashlib.sha256(popular.to_bytes(4, "big")).digest(), "big")
+    words = []
+    for choices in (VERBS, OBJECTS, LINKS, MODIFIERS, NOUNS, TAILS, NOUNS, TAILS):
+        bits, which = divmod(bits, len(choices))
+        words.append(choices[which].replace("-", " "))
+    verb, what, link, modifier, noun, tail, other, manner = words
+    given = f"Notes on {other}, {manner}." if bits % 5 < 2 else "<noinput>"
+    return (
+        f"{verb} {what} {link} {modifier} {noun} {tail}.\n{number}. Input:\n{given}\n"
+        f"{number}. Output:\nStart with {what} and leave {other} for later. {noun.capitalize()} "
+        f"that are {modifier} deserve care: {verb.lower()} them {manner}, then look again {tail}, since "
+        f"most people think of {other} first.\n###\n"
+    )
 
 
 def _alpaca(prompt: Prompt) -> str:
