@@ -207,6 +207,15 @@ class RunReader:
         if whole:
             self._complete("decision", count, wanted)
 
+    def decision(self, index: int, position: int) -> Decision | None:
+        """The decision on one piece; None where there is none (yet)."""
+        rows = self._query(
+            "SELECT request, position, reason, body, sum FROM decision"
+            " WHERE request = ? AND position = ?",
+            (index, position),
+        )
+        return self._decision(*rows[0]) if rows else None
+
     def accepted(self, *, vectors: bool = False) -> Iterator[tuple[Decision, Vector | None]]:
         """Accepted decisions in plan order, each with its vector where asked for and there."""
         decisions = self.decisions(accepted=True)
