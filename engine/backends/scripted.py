@@ -105,8 +105,8 @@ def _record(bits: int, number: int) -> str:
     return (
         f"{verb} {what} {link} {modifier} {noun} {tail}.\n{number}. Input:\n{given}\n"
         f"{number}. Output:\nStart with {what} and leave {other} for later. {noun.capitalize()} "
-        f"that are {modifier} deserve care: {verb.lower()} them {manner}, then look again {tail}, since "
-        f"most people think of {other} first.\n###\n"
+        f"that are {modifier} deserve care: {verb.lower()} them {manner}, then look again {tail}, "
+        f"since most people think of {other} first.\n###\n"
     )
 
 

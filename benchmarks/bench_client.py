@@ -1,0 +1,276 @@
+"""What a request costs the client: the whole engine beside bare sockets, httpx and the openai SDK.
+
+    python -m benchmarks.bench_client [--in-flight 64,1024,4096] [--requests 20000]
+
+Every client runs in a process of its own against the loopback server in another, with the same
+Alpaca prompts (3 kB) and answers (three records, 1.5 kB), not streamed; httpx with its pool as
+large as the number in flight, the SDK as it comes. CPU is the client process's own, all threads,
+user and system. The engine does everything that a run does (sampling, prompts,
+HTTP, parsing, filters, ROUGE-L against all before, the store with its syncs); only
+near-duplicates by meaning are off. "wire" is the engine's HTTP backend with limits and retries alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import httptools
+import httpx
+import orjson
+import uvloop
+
+PROMPT = "You are asked to come up with a set of diverse tasks. " * 55 + "\n###\n4. Instruction:"
+BODY = {"model": "toy", "max_tokens": 512, "temperature": 1.0, "top_p": 1.0, "stop": ["\n20"]}
+Ask = Callable[[int], Awaitable[None]]
+
+
+def prompt(index: int) -> str:
+    return f"{index:08d} {PROMPT}"
+
+
+async def keep_busy(ask: Ask, requests: int, in_flight: int) -> None:
+    """``requests`` calls of ``ask``, ``in_flight`` at a time."""
+    numbers = iter(range(requests))
+
+    async def worker() -> None:
+        for number in numbers:
+            await ask(number)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(in_flight):
+            group.create_task(worker())
+
+
+class _Socket(asyncio.Protocol):
+    """The least that can be done: bytes out, httptools in, no checks, no timeouts."""
+
+    def __init__(self) -> None:
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._answer: asyncio.Future[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        assert self._answer is not None
+        self._answer.set_result(b"".join(self._body))
+        self._body.clear()
+
+    async def post(self, data: bytes) -> bytes:
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(data)
+        return await self._answer
+
+
+async def bare_sockets(port: int, requests: int, in_flight: int) -> None:
+    loop = asyncio.get_running_loop()
+    idle = [(await loop.create_connection(_Socket, "127.0.0.1", port))[1] for _ in range(in_flight)]
+
+    async def ask(number: int) -> None:
+        body = orjson.dumps({**BODY, "prompt": prompt(number)})
+        connection = idle.pop()
+        answer = await connection.post(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+        idle.append(connection)
+        assert orjson.loads(answer)["choices"][0]["text"]
+
+    await keep_busy(ask, requests, in_flight)
+
+
+async def httpx_default(port: int, requests: int, in_flight: int) -> None:
+    limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
+    async with httpx.AsyncClient(limits=limits, timeout=600) as client:
+
+        async def ask(number: int) -> None:
+            response = await client.post(
+                f"http://127.0.0.1:{port}/v1/completions", json={**BODY, "prompt": prompt(number)}
+            )
+            assert response.json()["choices"][0]["text"]
+
+        await keep_busy(ask, requests, in_flight)
+
+
+async def openai_sdk(port: int, requests: int, in_flight: int) -> None:
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600)
+
+    async def ask(number: int) -> None:
+        answer = await client.completions.create(
+            model="toy", prompt=prompt(number), max_tokens=512, stop=["\n20"]
+        )
+        assert answer.choices[0].text
+
+    await keep_busy(ask, requests, in_flight)
+    await client.close()
+
+
+async def wire(port: int, requests: int, in_flight: int) -> None:
+    from engine.backends.http import HttpBackend
+    from engine.limits import LimitSettings, Pool
+    from engine.records import Completion, Prompt, Sampling
+    from engine.retry import RetryPolicy, deliver
+
+    backend = HttpBackend(f"http://127.0.0.1:{port}", stream=False)
+    pool = Pool([backend], LimitSettings(max_in_flight=in_flight))
+    await pool.start()
+    sampling = Sampling(max_tokens=512, stop=("\n20",))
+
+    async def ask(number: int) -> None:
+        asked = Prompt(index=number, text=prompt(number), api="completions", sampling=sampling)
+        lease = await pool.acquire(tokens=1500)
+        (done,) = await deliver([asked], pool, RetryPolicy(), lease, lambda prompt, verdict: None)
+        assert isinstance(done.outcome, Completion)
+
+    await keep_busy(ask, requests, in_flight)
+    await pool.aclose()
+
+
+async def whole_engine(port: int, requests: int, in_flight: int) -> int:
+    """A run with so large a target that it takes about ``requests``; how many answers it got."""
+    from engine.config import RunConfig
+    from engine.generate import generate
+    from engine.progress import SilentDisplay
+
+    with tempfile.TemporaryDirectory(prefix="woolmill-bench-") as folder:
+        config = RunConfig(
+            base_url=(f"http://127.0.0.1:{port}",),
+            target=int(requests * 2.5),
+            out=Path(folder) / "run",
+            max_in_flight=in_flight,
+            max_requests=requests,
+            max_tokens=512,
+            semantic=False,
+        )
+        result = await generate(config, SilentDisplay())
+    return result.progress.answered
+
+
+CLIENTS: dict[str, Callable[[int, int, int], Awaitable[int | None]]] = {
+    "bare sockets": bare_sockets,
+    "woolmill wire": wire,
+    "woolmill whole engine": whole_engine,
+    "httpx": httpx_default,
+    "openai SDK": openai_sdk,
+}
+
+
+def measure(client: str, port: int, requests: int, in_flight: int) -> dict[str, Any]:
+    """In a process of its own: one client once for warmth, then timed."""
+    run = CLIENTS[client]
+    uvloop.run(_as_coroutine(run(port, 200, min(in_flight, 64))))
+    gc.collect()
+    cpu, began = time.process_time(), time.perf_counter()
+    done = uvloop.run(_as_coroutine(run(port, requests, in_flight))) or requests
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {
+        "client": client,
+        "in_flight": in_flight,
+        "requests": done,
+        "per_s": round(done / seconds, 1),
+        "cpu_us": round(cpu / done * 1e6, 1),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+async def _as_coroutine(work: Awaitable[int | None]) -> int | None:
+    return await work
+
+
+def spawn_server(*arguments: str) -> tuple[subprocess.Popen[str], int]:
+    """A server on a free port, once it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.server", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, int(process.stdout.readline().rsplit(":", 1)[1])
+
+
+def compare(
+    clients: list[str], levels: list[int], requests: int, latency_s: float
+) -> list[dict[str, Any]]:
+    results = []
+    server, port = spawn_server("--latency", str(latency_s))
+    try:
+        for in_flight in levels:
+            for client in clients:
+                slow = client in ("httpx", "openai SDK")
+                count = min(requests, max(2 * in_flight, 1500)) if slow else requests
+                command = [sys.executable, "-m", "benchmarks.bench_client", "--one", client]
+                command += ["--port", str(port), "--in-flight", str(in_flight)]
+                output = subprocess.run(
+                    [*command, "--requests", str(count)],
+                    check=True, stdout=subprocess.PIPE, text=True,
+                )  # fmt: skip
+                result = json.loads(output.stdout.splitlines()[-1])
+                results.append({"latency_s": latency_s, **result})
+                print(
+                    f"{latency_s:5.1f} s {in_flight:6,} {client:24} {result['per_s']:10,.0f}/s "
+                    f"{result['cpu_us']:9,.0f} µs {result['peak_mb']:7.0f} MB",
+                    flush=True,
+                )
+    finally:
+        server.terminate()
+        server.wait()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--in-flight", default="64,1024,4096")
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--clients", default=",".join(CLIENTS))
+    parser.add_argument("--latency", type=float, help="only with answers this late")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    levels = [int(level) for level in args.in_flight.split(",")]
+    if args.one:
+        print(json.dumps(measure(args.one, args.port, args.requests, levels[0])))
+        return
+    raise_open_files()
+    print(f"{'latency':>7} {'flying':>6} {'client':24} {'requests':>12} {'CPU':>12} {'peak':>10}")
+    clients = args.clients.split(",")
+    if args.latency is None:
+        results = compare(clients, levels, args.requests, 0.0)
+        results += compare(clients, [1024], args.requests, 0.5)
+    else:
+        results = compare(clients, levels, args.requests, args.latency)
+    print(json.dumps({"bench": "client", "cpus": os.cpu_count(), "results": results}))
+
+
+def raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(20_000, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+if __name__ == "__main__":
+    main()
