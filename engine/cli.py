@@ -35,6 +35,7 @@ ELSEWHERE = {
     "salvage": "engine.salvage:salvage",
     "serve": "engine.serve:serve",
     "verify": "engine.verify:verify",
+    "view": "engine.view.command:view",
 }
 """Commands that stand beside the thing they do; imported when they are called."""
 
@@ -143,6 +144,10 @@ _GENERATE = _options(
     click.option("--semantic-model", help="Embedding model: folder or hub id. [all-MiniLM-L6-v2]"),
     click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
                  help="What is compared. [instruction]"),
+    click.option("--against", type=FILE, multiple=True,
+                 help="Dataset to stay clear of; again for several."),
+    click.option("--vllm-arg", multiple=True, metavar="KEY=VALUE",
+                 help="Engine argument for vLLM; again for several."),
     click.option("--vllm-python", type=FILE, help="Interpreter of an environment with vllm."),
 )  # fmt: skip
 
@@ -165,6 +170,7 @@ def generate(config_file: Path | None, no_progress: bool, **flags: Any) -> None:
     from engine.progress import LiveDisplay, PlainDisplay
     from engine.store import RunStore
 
+    flags["vllm_arg"] = _pairs(flags["vllm_arg"])
     config = load_config(config_file, flags)
     uvloop = {"use_uvloop": sys.platform != "win32"}
     if no_progress or not sys.stderr.isatty():
@@ -177,6 +183,14 @@ def generate(config_file: Path | None, no_progress: bool, **flags: Any) -> None:
         with RunStore.read(config.out) as store:
             export(store, "alpaca", dataset)
     _say_end(result, dataset)
+
+
+def _pairs(options: tuple[str, ...]) -> dict[str, str] | None:
+    """``KEY=VALUE`` options as a mapping; None where none was given."""
+    for option in options:
+        if "=" not in option:
+            raise UsageError(f"--vllm-arg {option}: write KEY=VALUE")
+    return dict(option.split("=", 1) for option in options) or None
 
 
 def _say_end(result: Result, dataset: Path) -> NoReturn:

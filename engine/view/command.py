@@ -1,0 +1,81 @@
+"""``woolmill view``."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+
+import anyio
+import click
+
+from engine.errors import ConfigError, UsageError
+from engine.seeds import bundled_seeds, fingerprint, read_seeds
+from engine.store import RunStore
+
+__all__ = ["view"]
+
+PORT = 7878
+TOKEN = "WOOLMILL_VIEW_TOKEN"
+MIN_TOKEN_CHARS = 32
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True,
+              help="The first port tried.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--expose", is_flag=True, help="Allow a --host that other machines reach.")
+@click.option("--seeds", type=click.Path(path_type=Path, dir_okay=False),
+              help="The run's own seed tasks, to show its prompts. [bundled]")  # fmt: skip
+def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -> None:
+    """Browse and search a run's rows in a browser, live and read-only.
+
+    Prints a link with a token, and needs it: other programs and pages cannot look in. Metrics for
+    Prometheus are at /metrics, with WOOLMILL_VIEW_TOKEN as the bearer token.
+
+    \b
+    woolmill view runs/alpaca
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as exc:
+        raise UsageError(f"--host {host}: give an IP address, for example 127.0.0.1") from exc
+    if not address.is_loopback and not expose:
+        raise UsageError(f"--host {host}: other machines reach it; add --expose if that is meant")
+    if address.is_unspecified:
+        raise UsageError(f"--host {host}: give the one address that browsers are to use")
+    token = os.environ.get(TOKEN) or secrets.token_urlsafe(32)
+    if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable():
+        raise ConfigError(f"{TOKEN}: give at least {MIN_TOKEN_CHARS} printable ASCII characters")
+    try:
+        from engine.view.app import Access, make_app
+        from engine.view.rows import Rows
+        from engine.view.server import bind, make_server
+    except ImportError as exc:
+        raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
+    tasks = read_seeds(seeds or bundled_seeds())
+    with RunStore.read(folder) as run:
+        ours = run.manifest.fixed.get("seeds") == fingerprint(tasks)
+    if not ours:
+        click.echo("the run has other seed tasks: prompts are not shown (see --seeds)", err=True)
+    listener, other_port = bind(host, port)
+    bound = listener.getsockname()[1]
+    if other_port:
+        click.echo(f"port {port} is in use; taking {bound}", err=True)
+    shown = f"[{host}]" if ":" in host else host
+    names = {shown, *(("localhost",) if address.is_loopback else ())}
+    access = Access(
+        token=token,
+        hosts=frozenset(f"{name}:{bound}" for name in names),
+        cookie=f"woolmill-{bound}",
+    )
+    rows = Rows(folder, {task.id: task for task in tasks} if ours else {})
+    try:
+        click.echo(f"http://{shown}:{bound}/enter?token={token}")
+        server = make_server(make_app(rows, folder, access))
+        anyio.run(lambda: server.serve(sockets=[listener]))
+    finally:
+        rows.close()
+        listener.close()

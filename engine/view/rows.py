@@ -1,0 +1,213 @@
+"""What the page shows of a run: its counts, its rows found by words, one row with all it came from.
+
+Words are looked up in a full-text index (SQLite's FTS5) that is made from the store when the page
+starts, lies in a temporary file, and takes in what was decided since at every question. The store
+itself is opened anew for each question and never held, so the run that writes it is not hindered.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InputError
+from engine.recipes import alpaca
+from engine.records import Answer, Decision, SeedTask
+from engine.report.figures import figures
+from engine.store import RunReader
+
+__all__ = ["NEWEST", "PAGE", "Rows"]
+
+PAGE = 50
+COUNTED = 10_000
+"""Matches are counted up to here."""
+MAX_WORDS = 20
+NEWEST = 2**62
+SHORT = 400
+"""Characters of a text in a list."""
+
+_SCHEMA = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE row (id INTEGER PRIMARY KEY, request INTEGER, position INTEGER, reason TEXT);
+CREATE INDEX row_by_reason ON row (reason, id);
+CREATE VIRTUAL TABLE text USING fts5 (instruction, input, output, detail, content = '');
+"""
+
+
+class Rows:
+    """Answers questions about the run in ``folder``; methods may be called from any thread.
+
+    Args:
+        seeds: the run's seed tasks by id, where they are known, to show what a prompt was.
+    """
+
+    def __init__(self, folder: Path, seeds: Mapping[str, SeedTask]) -> None:
+        self._folder = folder
+        self._seeds = seeds
+        self._lock = threading.Lock()
+        self._last = (-1, -1)
+        self._temporary = tempfile.TemporaryDirectory(prefix="woolmill-view-")
+        path = Path(self._temporary.name) / "index.sqlite"
+        self._index = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._index.executescript(_SCHEMA)
+        self._take_in()
+
+    def close(self) -> None:
+        self._index.close()
+        self._temporary.cleanup()
+
+    def state(self) -> dict[str, Any]:
+        """The run's figures as of its last commit."""
+        with RunReader(self._folder) as run:
+            counts = run.counts()
+            return {**figures(run), "in_flight": max(0, counts.sent - counts.answered),
+                    "target": run.manifest.free.get("target"),
+                    "last_at_s": counts.last_at_s}  # fmt: skip
+
+    def find(
+        self, words: str, *, status: str = "all", reason: str = "", before: int = NEWEST
+    ) -> dict[str, Any]:
+        """A page of the decisions that hold all ``words``, the latest in plan order first.
+
+        Args:
+            words: each is a whole word, the last one may be the beginning of one; empty: all rows.
+            status: ``accepted``, ``refused`` or ``all``. reason: refused for this only.
+            before: the ``next`` of the page before.
+        """
+        self._take_in()
+        parts = ["id < ?"]
+        where = {"accepted": "reason IS NULL", "refused": "reason IS NOT NULL"}.get(status)
+        if where:
+            parts.append(where)
+        if reason:
+            parts.append("reason = ?")
+        match = _match(words)
+        source = "row"
+        if match is not None:
+            parts.append("text MATCH ?")
+            # CROSS: the words first, or SQLite tries them on one row after the other.
+            source = "text CROSS JOIN row ON row.id = text.rowid"
+        elif words.strip():
+            return {"rows": [], "matches": 0, "next": None}
+        values: list[Any] = [*([reason] if reason else []), *([match] if match else [])]
+        condition = " AND ".join(parts)
+        with self._lock:
+            found = self._index.execute(
+                f"SELECT id, request, position FROM {source} WHERE {condition}"
+                f" ORDER BY id DESC LIMIT {PAGE + 1}",
+                [before, *values],
+            ).fetchall()
+            matches = self._index.execute(
+                f"SELECT count(*) FROM (SELECT 1 FROM {source} WHERE {condition}"
+                f" LIMIT {COUNTED + 1})",
+                [NEWEST, *values],
+            ).fetchone()[0]
+        with RunReader(self._folder) as run:
+            decisions = [_decision(run, request, position) for _, request, position in found[:PAGE]]
+        return {
+            "rows": [_brief(decision) for decision in decisions],
+            "matches": matches,
+            "next": found[PAGE - 1][0] if len(found) > PAGE else None,
+        }
+
+    def row(self, request: int, position: int) -> dict[str, Any]:
+        """One decision and all that led to it. Raises InputError where there is none."""
+        with RunReader(self._folder) as run:
+            decision = _decision(run, request, position)
+            answers = run.answers(request, 1)
+            settings = run.manifest.fixed
+        answer = answers[0] if answers else None
+        record, nearest = decision.record, decision.nearest
+        told: dict[str, Any] = {
+            "id": f"{request}.{position}",
+            "reason": decision.reason,
+            "detail": decision.detail,
+            "instruction": record.instruction if record else None,
+            "input": record.input if record else None,
+            "output": record.output if record else None,
+            "nearest": nearest
+            and {"text": nearest.text, "score": nearest.score, "source": nearest.source},
+            "most_similar": [[text, score] for text, score in decision.most_similar.items()],
+            "mean_similarity": decision.mean_similarity,
+        }
+        return told | self._provenance(answer, settings) if answer is not None else told
+
+    def _provenance(self, answer: Answer, settings: Mapping[str, Any]) -> dict[str, Any]:
+        completion = answer.completion
+        shown = [self._seeds.get(name) for name in answer.demonstrations]
+        tasks = [task for task in shown if task is not None]
+        whole = len(tasks) == len(shown) and not answer.truncated
+        return {
+            "answer": completion.text if completion else None,
+            "failure": answer.failure,
+            "message": answer.message,
+            "finish_reason": completion.finish_reason if completion else None,
+            "model": completion.model if completion else settings.get("model"),
+            "prompt_tokens": completion.usage.prompt_tokens if completion else None,
+            "completion_tokens": completion.usage.completion_tokens if completion else None,
+            "latency_s": completion.latency_s if completion else None,
+            "attempts": answer.attempts,
+            "backend": answer.backend,
+            "truncated": answer.truncated,
+            "demonstrations": list(answer.demonstrations),
+            # The store keeps which seed tasks were shown; the prompt follows from them.
+            "prompt": alpaca.render(tasks) if whole and tasks else None,
+        }
+
+    def _take_in(self) -> None:
+        """Index what was decided since the last question."""
+        with self._lock, RunReader(self._folder) as run:
+            self._index.execute("BEGIN")
+            for decision in run.decisions(after=self._last):
+                record = decision.record
+                cursor = self._index.execute(
+                    "INSERT INTO row (request, position, reason) VALUES (?, ?, ?)",
+                    (decision.index, decision.position, decision.reason),
+                )
+                texts = (record.instruction, record.input, record.output) if record else ("",) * 3
+                self._index.execute(
+                    "INSERT INTO text (rowid, instruction, input, output, detail)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    (cursor.lastrowid, *map(_storable, texts), _storable(decision.detail)),
+                )
+                self._last = (decision.index, decision.position)
+            self._index.execute("COMMIT")
+
+
+def _decision(run: RunReader, request: int, position: int) -> Decision:
+    decision = run.decision(request, position)
+    if decision is None:
+        raise InputError(f"no row {request}.{position}")
+    return decision
+
+
+def _brief(decision: Decision) -> dict[str, Any]:
+    record, nearest = decision.record, decision.nearest
+    return {
+        "id": f"{decision.index}.{decision.position}",
+        "reason": decision.reason,
+        "detail": decision.detail[:SHORT],
+        "instruction": record.instruction[:SHORT] if record else None,
+        "input": record.input[:SHORT] if record else None,
+        "output": record.output[:SHORT] if record else None,
+        "score": nearest.score if nearest else None,
+    }
+
+
+def _match(words: str) -> str | None:
+    """An FTS5 expression for rows with all words; what was typed is never syntax."""
+    found = re.findall(r"\w+", words)[:MAX_WORDS]
+    if not found:
+        return None
+    quoted = [f'"{word}"' for word in found]
+    return " ".join(quoted) + ("" if words[-1:].isspace() else "*")
+
+
+def _storable(text: str) -> str:
+    return text.encode(errors="replace").decode()

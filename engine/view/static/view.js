@@ -1,0 +1,189 @@
+"use strict";
+// Shows a run's rows. Every text goes into the page as textContent, never as HTML.
+
+const POLL_MS = 2000;
+const at = (id) => document.getElementById(id);
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined && text !== null) made.textContent = text;
+  return made;
+}
+
+// Controls, bidirectional overrides and other characters that cannot be seen become their name.
+const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}]/gu;
+function visible(text) {
+  return String(text).replace(HIDDEN, (char) => char === "\n" || char === "\t"
+    ? char : `⟨U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+}
+
+function shown(text, className = "block") {
+  const block = element("bdi", className, visible(text));
+  block.style.display = "block";
+  return block;
+}
+
+const number = (value, digits = 0) => value === null || value === undefined
+  ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
+
+async function ask(path) {
+  const response = await fetch(path, { credentials: "same-origin" });
+  if (!response.ok) throw new Error((await response.text()).slice(0, 200));
+  return response.json();
+}
+
+// -- the head -----------------------------------------------------------------------------------
+
+let lastDecided = -1;
+const speed = { at: 0, answers: 0, perSecond: null };
+
+function showState(state) {
+  at("run").textContent = visible(`${state.run} · ${state.model}`);
+  document.title = `${number(state.accepted)} · Woolmill`;
+  const share = state.target ? Math.min(1, state.accepted / state.target) : 0;
+  at("bar").style.width = `${100 * share}%`;
+  const now = Date.now() / 1000;
+  const answers = state.responses + state.failed;
+  if (speed.at && now > speed.at) speed.perSecond = (answers - speed.answers) / (now - speed.at);
+  Object.assign(speed, { at: now, answers });
+  const tiles = [
+    ["accepted", state.target ? `${number(state.accepted)} / ${number(state.target)}` : number(state.accepted)],
+    ["of the pieces", state.pieces ? `${number(100 * state.accepted / state.pieces, 1)} %` : "–"],
+    ["answers", number(answers)], ["answers/s now", number(speed.perSecond, 1)],
+    ["failed", number(state.failed)], ["in flight", number(state.in_flight)],
+    ["tokens per accepted row", number(state.tokens_per_accepted)],
+  ];
+  if (state.cost !== null) tiles.push(["cost", number(state.cost, 2)]);
+  at("tiles").replaceChildren(...tiles.map(([name, value]) => {
+    const pair = element("div");
+    pair.append(element("dt", "", name), element("dd", "", value));
+    return pair;
+  }));
+  const idle = state.last_at_s ? now - state.last_at_s : 0;
+  at("state").textContent = idle < 10 ? "live" : `last answer ${new Date(state.last_at_s * 1000).toLocaleString()}`;
+  showReasons(state.rejected);
+  const decided = state.pieces;
+  const changed = decided !== lastDecided;
+  lastDecided = decided;
+  return changed;
+}
+
+function showReasons(rejected) {
+  const select = at("reason");
+  const wanted = Object.entries(rejected).map(([reason, count]) => `${visible(reason)} (${number(count)})`);
+  if (select.dataset.shown === wanted.join("\n")) return;
+  select.dataset.shown = wanted.join("\n");
+  const chosen = select.value;
+  const options = Object.keys(rejected).map((reason, i) => {
+    const option = element("option", "", wanted[i]);
+    option.value = reason;
+    return option;
+  });
+  select.replaceChildren(select.options[0], ...options);
+  select.value = chosen in rejected ? chosen : "";
+}
+
+// -- the list -----------------------------------------------------------------------------------
+
+let next = null;
+let asked = 0;
+let current = null;
+
+function query(before) {
+  const parameters = new URLSearchParams({
+    q: at("words").value, status: at("status").value, reason: at("reason").value,
+  });
+  if (before !== null) parameters.set("before", before);
+  return `/api/rows?${parameters}`;
+}
+
+async function search(before = null) {
+  const mine = ++asked;
+  const found = await ask(query(before));
+  if (mine !== asked) return; // a later question was faster
+  const items = found.rows.map(item);
+  if (before === null) at("rows").replaceChildren(...items);
+  else at("rows").append(...items);
+  next = found.next;
+  at("more").hidden = next === null;
+  at("matches").textContent = found.matches > 10000 ? "10,000+ rows" : `${number(found.matches)} rows`;
+  document.body.dataset.rows = String(at("rows").children.length);
+}
+
+function item(row) {
+  const line = element("li", row.reason === null ? "accepted" : "refused");
+  const button = element("button");
+  const head = row.reason === null ? row.id : `${row.id} · ${row.reason}${row.score !== null ? ` ${row.score.toFixed(2)}` : ""}`;
+  button.append(shown(head, "dim"), shown(row.instruction ?? row.detail, "text"));
+  button.setAttribute("aria-current", String(row.id === current));
+  button.addEventListener("click", () => open(row.id).catch(complain));
+  line.append(button);
+  line.dataset.id = row.id;
+  return line;
+}
+
+// -- one row ------------------------------------------------------------------------------------
+
+async function open(id) {
+  const [request, position] = id.split(".");
+  const row = await ask(`/api/row/${request}/${position}`);
+  current = id;
+  history.replaceState(null, "", `#${id}`);
+  for (const line of at("rows").children) {
+    line.firstChild.setAttribute("aria-current", String(line.dataset.id === id));
+  }
+  const pane = at("row");
+  pane.replaceChildren();
+  const add = (title, ...content) => pane.append(element("h2", "", title), ...content);
+  const verdict = row.reason === null ? "accepted" : row.reason + (row.detail ? `: ${row.detail}` : "");
+  add(`row ${row.id}`, shown(verdict, row.reason === null ? "kept" : "reason"));
+  if (row.instruction !== null) {
+    add("instruction", shown(row.instruction));
+    if (row.input) add("input", shown(row.input));
+    add("output", shown(row.output));
+  }
+  if (row.nearest) {
+    add(`nearest: ${visible(row.nearest.source)}, ${row.nearest.score.toFixed(3)}`, shown(row.nearest.text));
+  }
+  const model = [row.model, row.backend, row.finish_reason, row.latency_s === null ? "" : `${number(row.latency_s, 2)} s`,
+    `${number(row.prompt_tokens)} + ${number(row.completion_tokens)} tokens`, `${row.attempts} attempts`];
+  add("answer of", shown(model.filter(Boolean).join(" · ")));
+  add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
+  fold(pane, "raw answer", row.answer ?? `${row.failure}: ${row.message}`);
+  fold(pane, "prompt", row.prompt ?? "not shown: it was shortened to fit, or the seed tasks are not here (--seeds)");
+  const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);
+  if (near.length) fold(pane, "nearest instructions by ROUGE-L", near.join("\n"));
+  pane.scrollTop = 0;
+}
+
+function fold(pane, title, text) {
+  const details = element("details");
+  details.append(element("summary", "", title), shown(text));
+  pane.append(details);
+}
+
+// -- keeping up ---------------------------------------------------------------------------------
+
+function complain(error) {
+  at("state").textContent = error instanceof TypeError ? "woolmill view has ended" : String(error.message);
+}
+
+async function poll() {
+  try {
+    const changed = showState(await ask("/api/state"));
+    if (changed && at("list").scrollTop === 0) await search();
+  } catch (error) {
+    complain(error);
+  }
+  setTimeout(poll, POLL_MS);
+}
+
+const again = () => search().catch(complain);
+at("search").addEventListener("submit", (event) => { event.preventDefault(); again(); });
+at("words").addEventListener("input", again);
+at("status").addEventListener("change", () => { if (at("status").value !== "refused") at("reason").value = ""; again(); });
+at("reason").addEventListener("change", () => { if (at("reason").value) at("status").value = "refused"; again(); });
+at("more").addEventListener("click", () => search(next).catch(complain));
+if (/^#\d+\.\d+$/.test(location.hash)) open(location.hash.slice(1)).catch(complain);
+poll();

@@ -1,0 +1,390 @@
+"""The local page: what it finds, whom it answers, and that nothing in it acts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from engine.cli import cli
+from engine.errors import ConfigError, InputError, UsageError
+from engine.records import Prompt
+from engine.seeds import bundled_seeds, read_seeds
+from engine.store import RunReader
+from engine.view import app as app_module
+from engine.view import server as server_module
+from engine.view.app import Access, make_app
+from engine.view.rows import PAGE, Rows
+from engine.view.server import bind, make_server
+from tests.engine.browser import Chromium, canary
+from tests.engine.hostile import MARK
+from tests.engine.synthetic import answer_of, synthetic_run
+from tests.engine.test_report import hostile_run
+
+TOKEN = "canary-token-0123456789-0123456789-0123456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running page."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def link(self) -> str:
+        return f"{self.url}/enter?token={TOKEN}"
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.ask("GET", path, **headers)
+
+    def ask(self, method: str, path: str, **headers: str) -> httpx.Response:
+        given = {"authorization": f"Bearer {TOKEN}"} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        with httpx.Client(trust_env=False) as client:
+            return client.request(method, f"{self.url}{path}", headers=given)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Served]:
+    """The page of ``folder``, as ``woolmill view`` serves it, from a thread."""
+    tasks = read_seeds(bundled_seeds())
+    rows = Rows(folder, {task.id: task for task in tasks})
+    listener, _ = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    hosts = frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})
+    access = Access(token=TOKEN, hosts=hosts, cookie=f"woolmill-{port}")
+    server = make_server(make_app(rows, folder, access))
+    loop = asyncio.new_event_loop()
+    work = server.serve(sockets=[listener])
+    thread = threading.Thread(target=loop.run_until_complete, args=(work,))
+    thread.start()
+    try:
+        yield Served(port)
+    finally:
+        server.should_exit = True
+        thread.join()
+        loop.close()
+        rows.close()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def page(run_folder: Path) -> Iterator[Served]:
+    with served(run_folder) as page:
+        yield page
+
+
+@pytest.fixture
+def rows(run_folder: Path) -> Iterator[Rows]:
+    rows = Rows(run_folder, {})
+    yield rows
+    rows.close()
+
+
+# -- what it finds --------------------------------------------------------------------------------
+
+
+def test_every_row_is_found_once(rows: Rows, run_folder: Path) -> None:
+    """Page after page, the latest first, accepted and refused."""
+    seen: list[str] = []
+    found = rows.find("")
+    while True:
+        assert len(found["rows"]) <= PAGE
+        seen += [row["id"] for row in found["rows"]]
+        if found["next"] is None:
+            break
+        found = rows.find("", before=found["next"])
+    with RunReader(run_folder) as run:
+        expected = [f"{d.index}.{d.position}" for d in run.decisions()]
+    assert seen == expected[::-1]
+    assert found["matches"] == len(expected)
+
+
+def test_words_and_filters_narrow(rows: Rows) -> None:
+    """All words must stand in the row; the last may be the beginning of one."""
+    accepted = rows.find("letter", status="accepted")
+    assert accepted["rows"]
+    for row in accepted["rows"]:
+        assert row["reason"] is None
+        assert "letter" in json.dumps(row).lower()
+    both = rows.find("letter grandm")
+    assert 0 < both["matches"] < rows.find("letter")["matches"]
+    blocked = rows.find("", reason="blocked_word")
+    assert {row["reason"] for row in blocked["rows"]} == {"blocked_word"}
+    assert rows.find("picture", status="accepted")["matches"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    ['"', "a OR", "NEAR(a b)", "*", "instruction:x", "'; DROP TABLE row; --", "-x", "\ud800"],
+)
+def test_what_is_typed_is_never_syntax(rows: Rows, words: str) -> None:
+    rows.find(words)
+    assert rows.find("")["matches"] > 400
+
+
+def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
+    """The prompt is, to the byte, the one that was sent; so are answer and decision."""
+    sent: dict[int, Prompt] = {}
+
+    def answer(prompt: Prompt) -> str:
+        sent[prompt.index] = prompt
+        return answer_of(prompt)
+
+    folder = synthetic_run(tmp_path, 30, answer, vectors=False)
+    seeds = {task.id: task for task in read_seeds(bundled_seeds())}
+    rows = Rows(folder, seeds)
+    told = rows.row(3, 1)
+    assert told["prompt"] == sent[3].text
+    assert told["demonstrations"] == list(sent[3].demonstrations)
+    assert told["answer"] == answer_of(sent[3])
+    assert told["model"] == "scripted"
+    with RunReader(folder) as run:
+        decision = run.decision(3, 1)
+    assert decision is not None
+    assert told["reason"] == decision.reason
+    assert told["instruction"] == (decision.record.instruction if decision.record else None)
+    with pytest.raises(InputError, match="no row"):
+        rows.row(3, 99)
+    rows.close()
+
+
+def test_rows_decided_later_are_found(tmp_path: Path) -> None:
+    """The page goes on with the run: what is committed while it is open is found."""
+    synthetic_run(tmp_path, 30, vectors=False)
+    rows = Rows(tmp_path, {})
+    before = rows.find("")["matches"]
+    synthetic_run(tmp_path, 60, vectors=False)
+    assert rows.find("")["matches"] > before
+    assert rows.state()["accepted"] == 60
+    rows.close()
+
+
+# -- whom it answers ------------------------------------------------------------------------------
+
+
+def test_security_26_the_token_becomes_a_cookie(page: Served) -> None:
+    """The link sets a cookie that scripts cannot read, and leads to an address without a token."""
+    with httpx.Client(trust_env=False) as client:
+        entered = client.get(page.link)
+        assert entered.status_code == 303
+        assert entered.headers["location"] == "/"
+        cookie = entered.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert client.get(f"{page.url}/").status_code == 200
+    for token in ("", "x", TOKEN[:-1], TOKEN + "x", "ü"):
+        with httpx.Client(trust_env=False) as stranger:
+            refused = stranger.get(f"{page.url}/enter", params={"token": token})
+            assert refused.status_code == 401
+            assert "set-cookie" not in refused.headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/state", "/api/rows", "/report", "/metrics", "/static/view.js", "/x"]
+)
+def test_security_26_nothing_without_the_token(page: Served, path: str) -> None:
+    for given in ("", "Bearer", "Bearer x", "Basic " + TOKEN):
+        assert page.get(path, authorization=given).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", "[::1]:80"]
+)
+def test_security_27_another_name_is_refused(page: Served, host: str) -> None:
+    """DNS rebinding: a page that makes its own name resolve to this machine gets nothing."""
+    assert page.get("/api/state", host=host).status_code == 421
+
+
+def test_security_27_another_origin_is_refused(page: Served) -> None:
+    assert page.get("/api/state", origin=page.url).status_code == 200
+    for origin in ("http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1:1"):
+        assert page.get("/api/state", origin=origin).status_code == 403
+    assert page.get("/api/state", sec_fetch_site="cross-site").status_code == 403
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
+def test_security_28_it_is_read_only(page: Served, method: str) -> None:
+    for path in ("/api/state", "/", "/enter", "/nowhere"):
+        assert page.ask(method, path).status_code == 405
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/enter", "/api/state", "/api/row/999999/0", "/static/view.css", "/none", "/report"],
+)
+def test_security_29_every_answer_is_fenced(page: Served, path: str) -> None:
+    headers = page.get(path).headers
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert "unsafe" not in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert not any(name.startswith("access-control") for name in headers)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd",
+     "/static/%00", "/../../etc/passwd", "/static/view.html"],
+)  # fmt: skip
+def test_security_31_no_path_leads_out(page: Served, path: str) -> None:
+    """Sent as it is, since a client would tidy it up."""
+    with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nConnection: close\r\n"
+        connection.sendall(f"{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.split(b" ", 2)[1] in (b"404", b"400")
+    assert b"root:" not in answer
+    assert b"import" not in answer
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["before=x", "before=-1", "before=" + "9" * 40, "status=x&reason=%00", "q=" + "a" * 5000],
+)
+def test_odd_questions_get_an_answer(page: Served, query: str) -> None:
+    assert page.get(f"/api/rows?{query}").status_code == 200
+    assert page.get("/api/row/99999999999999999999/0").status_code == 404
+
+
+def test_metrics_are_the_stores_counts(page: Served) -> None:
+    text = page.get("/metrics").text
+    assert "woolmill_accepted_records_total 400\n" in text
+    assert re.search(r'woolmill_refused_pieces_total\{reason="blocked_word"\} \d+', text)
+    assert 'woolmill_tokens_total{kind="prompt"}' in text
+
+
+# -- slow, many, taken ----------------------------------------------------------------------------
+
+
+def test_fault_121_a_slow_client_is_ended(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that never ends its headers (slowloris), and one that sends a body without end."""
+    monkeypatch.setattr(server_module, "HEADERS_S", 0.2)
+    with served(run_folder) as page:
+        with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nA: b")
+            assert ended(connection)
+        with socket.create_connection(("127.0.0.1", page.port), timeout=10) as connection:
+            head = (
+                f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Length: 1000000\r\n\r\n"
+            )
+            connection.sendall(head.encode())
+            assert b" 413 " in connection.recv(65536)
+        assert page.get("/api/state").status_code == 200
+
+
+def test_fault_121_two_hundred_connections_are_bounded(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the limit connections are closed at once; when the others go, the page answers."""
+    monkeypatch.setattr(server_module, "HEADERS_S", 60.0)
+    with served(run_folder) as page:
+        with ExitStack() as stack:
+            connections = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=10))
+                for _ in range(200)
+            ]
+            closed = [connection for connection in connections if is_closed(connection)]
+            assert len(closed) >= 200 - server_module.CONNECTIONS - 1
+        with httpx.Client(transport=httpx.HTTPTransport(retries=20), trust_env=False) as client:
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            assert client.get(f"{page.url}/api/state", headers=headers).status_code == 200
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server ended it; asks after every connection was taken or refused."""
+    connection.settimeout(0.02)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_security_32_too_many_requests_are_put_off(
+    page: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "PER_SECOND", 2)
+    with httpx.Client(trust_env=False, headers={"authorization": f"Bearer {TOKEN}"}) as client:
+        codes = [client.get(f"{page.url}/static/view.css").status_code for _ in range(30)]
+    assert set(codes) == {200, 429}
+
+
+def test_fault_120_a_taken_port_gives_the_next(run_folder: Path) -> None:
+    first, moved = bind("127.0.0.1", 0)
+    taken = first.getsockname()[1]
+    second, moved = bind("127.0.0.1", taken)
+    assert moved
+    assert second.getsockname()[1] != taken
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--host", "0.0.0.0"], UsageError),
+        (["--host", "192.0.2.1"], UsageError),
+        (["--host", "example"], UsageError),
+        (["--host", "0.0.0.0", "--expose"], UsageError),
+    ],
+)
+def test_security_25_only_this_machine_unless_said(
+    run_folder: Path, arguments: list[str], error: type[Exception]
+) -> None:
+    done = CliRunner().invoke(cli, ["view", str(run_folder), *arguments])
+    assert isinstance(done.exception, error)
+
+
+def test_a_short_token_is_refused(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WOOLMILL_VIEW_TOKEN", "short")
+    done = CliRunner().invoke(cli, ["view", str(run_folder)])
+    assert isinstance(done.exception, ConfigError)
+
+
+# -- nothing acts ---------------------------------------------------------------------------------
+
+
+def test_security_30_hostile_rows_are_text(tmp_path: Path, chromium: Chromium) -> None:
+    """In Chromium: list and detail of hostile rows, no element of theirs, a silent console, nobody
+    asked, and the title is ours."""
+    with canary() as (address, asked):
+        folder = hostile_run(tmp_path / "run", address)
+        with served(folder) as page:
+            for row in ("0.1", "5.1"):
+                seen = chromium.open(f"{page.link}#{row}", settle_ms=3000)
+                assert seen.console == []
+                assert MARK not in seen.title
+                assert seen.title.endswith("Woolmill")
+                assert 'data-rows="50"' in seen.dom
+                assert "<h2>raw answer" in seen.dom or "raw answer</summary>" in seen.dom
+                elements = {name.lower() for name in re.findall(r"<([a-zA-Z]+)", seen.dom)}
+                assert not elements & {"img", "svg", "iframe", "base", "object", "style"}
+                assert seen.dom.count("<script") == seen.dom.count("<link") == 1
+                assert "\u202e" not in seen.dom
+    assert asked == []
