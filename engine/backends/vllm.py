@@ -36,7 +36,7 @@ from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Usage
 from engine.retry import Failure, Verdict
 
-__all__ = ["VllmBackend", "child_environment", "last_error"]
+__all__ = ["VllmBackend", "child_environment", "engine_arguments", "last_error"]
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class VllmBackend:
         self.context_length: int | None = None
         self.max_in_flight: int | None = max_in_flight or (256 if _has_gpu() else 32)
         self._python = python or Path(sys.executable)
-        self._arguments = _engine_arguments(args or {})
+        self._arguments = engine_arguments(args or {})
         self._log_file = log_file
         self._restarts = 0
         self._child: _Child | None = None
@@ -159,7 +159,8 @@ class VllmBackend:
                 )
                 raise _fatal("engine_died", what) from error
             self._restarts += 1
-            log.warning("vLLM died %s (%s): start %d again", error, said, self._restarts)
+            log.warning("vLLM died %s (%s): restart %d", error, said, self._restarts)
+            await dead.close()
             try:
                 await self.start()
             except WoolmillError as failed:
@@ -365,12 +366,13 @@ def _message(prompt: Prompt) -> dict[str, Any]:
     return {"text": prompt.text, "chat": prompt.api == "chat", "sampling": wanted}
 
 
-def _engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
+def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
     """vLLM's arguments from text: JSON where it is JSON (2, true, 0.8), else the text itself.
 
     Raises ConfigError for an argument that is refused here.
     """
-    arguments: dict[str, Any] = {}
+    # Compiling for a CPU takes minutes, and a compiler.
+    arguments: dict[str, Any] = {} if _has_gpu() else {"enforce_eager": True}
     for name, text in args.items():
         key = name.removeprefix("--").replace("-", "_")
         if key in _REFUSED_ARGUMENTS:

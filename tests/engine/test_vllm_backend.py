@@ -1,0 +1,279 @@
+"""The vllm backend's side of the pipe, with the real child program and a fake vLLM in it.
+
+``tests/vllm`` has the same with vLLM itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.backends.vllm import VllmBackend, child_environment, last_error
+from engine.errors import ConfigError, UnavailableError
+from engine.records import Completion, Prompt, Sampling
+from engine.retry import Failure
+
+pytestmark = pytest.mark.anyio
+
+FAKE = Path(__file__).parent / "fake_vllm"
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """An interpreter whose environment has the fake vLLM, and no other."""
+    path = tmp_path / "python"
+    path.write_text(
+        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(FAKE))} exec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+@asynccontextmanager
+async def started(python: Path, folder: Path, **options: Any) -> AsyncIterator[VllmBackend]:
+    """A backend from ``start`` to ``aclose``."""
+    backend = VllmBackend(str(folder), python=python, **options)
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+def prompt(text: str, **changed: Any) -> Prompt:
+    """A prompt of few tokens."""
+    return Prompt(index=0, text=text, api="completions", sampling=Sampling(max_tokens=8), **changed)
+
+
+def text_of(answer: Completion | BaseException) -> str:
+    """The text of what must be an answer."""
+    assert isinstance(answer, Completion), answer
+    return answer.text
+
+
+def verdict(answer: Completion | BaseException) -> Any:
+    """What a failed answer says."""
+    assert isinstance(answer, Failure), answer
+    return answer.verdict
+
+
+def child_pid(backend: VllmBackend) -> int:
+    """The child's process id."""
+    child = backend._child
+    assert child is not None
+    assert child._transport is not None
+    pid = child._transport.get_pid()
+    assert pid is not None
+    return pid
+
+
+def holders(path: Path) -> Iterator[int]:
+    """Processes that have ``path`` open."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            if any(os.path.realpath(fd) == str(path) for fd in folder.iterdir()):
+                yield int(folder.parent.name)
+        except OSError:
+            continue
+
+
+def wait_for_end(pid: int) -> None:
+    """Return when the process is gone; the test's own time limit is the only one."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        select.select([descriptor], [], [])
+    finally:
+        os.close(descriptor)
+
+
+async def test_answers_come_back_to_their_prompts(python: Path, tmp_path: Path) -> None:
+    """Several calls at once, each with its own answer, usage and time to the first token."""
+    async with started(python, tmp_path) as backend:
+        assert backend.context_length == 40
+        calls = await asyncio.gather(
+            *(backend.complete([prompt(f"a{n}"), prompt(f"b{n}")]) for n in range(50))
+        )
+        chat = Prompt(index=0, text="hi", api="chat", sampling=Sampling(max_tokens=8))
+        [answer] = await backend.complete([chat])
+        assert await backend.count_tokens(["abc", ""]) == [3, 0]
+        assert await backend.count_tokens([]) == []
+    assert [[text_of(a) for a in call] for call in calls] == [[f"A{n}", f"B{n}"] for n in range(50)]
+    assert text_of(answer) == "<HI>"
+    assert isinstance(answer, Completion)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 3)
+    assert answer.ttft_s == 0.25
+
+
+async def test_failures_stand_in_their_place(python: Path, tmp_path: Path) -> None:
+    """Overflow, a refused request and an aborted one, beside one that is answered."""
+    async with started(python, tmp_path) as backend:
+        long, refused, aborted, fine = await backend.complete(
+            [prompt("x" * 33), prompt("boom"), prompt("abort"), prompt("fine")]
+        )
+    assert verdict(long).kind == "overflow"
+    assert (verdict(long).context_length, verdict(long).prompt_tokens) == (40, 33)
+    assert (verdict(refused).kind, verdict(refused).message) == ("dead", "ValueError: bad request")
+    assert (verdict(aborted).kind, verdict(aborted).reason) == ("ambiguous", "finish_abort")
+    assert text_of(fine) == "FINE"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_fault_057_what_was_in_flight_is_sent_again(
+    python: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The child dies in the middle: every call is still answered, exactly once."""
+    async with started(python, tmp_path, args={"max_model_len": "400"}) as backend:
+        crash = f"die once in {tmp_path / 'x'}"
+        calls = [backend.complete([prompt(f"a{n}"), prompt(f"b{n}")]) for n in range(20)]
+        crashing = asyncio.ensure_future(backend.complete([prompt(crash)]))
+        slow = asyncio.ensure_future(backend.complete([prompt("slow")]))
+        answers = await asyncio.gather(*calls)
+        assert text_of((await crashing)[0]) == crash.upper()
+        assert not slow.done()
+        os.kill(child_pid(backend), number)
+        assert text_of((await backend.complete([prompt("again")]))[0]) == "AGAIN"
+        slow.cancel()
+    assert [[text_of(a) for a in call] for call in answers] == [
+        [f"A{n}", f"B{n}"] for n in range(20)
+    ]
+
+
+@pytest.mark.parametrize("text", ["die", "dead"])
+async def test_fault_057_the_fourth_death_is_the_last(
+    python: Path, tmp_path: Path, text: str
+) -> None:
+    """Three new children, then exit code 69 with the log; nobody waits for ever."""
+    async with started(python, tmp_path) as backend:
+        with pytest.raises(Failure) as caught:
+            await backend.complete([prompt(text)])
+    error = caught.value.verdict.error
+    assert isinstance(error, UnavailableError)
+    assert error.exit_code == 69
+    assert "died 4 times" in str(error)
+    assert ("SIGKILL" if text == "die" else "status 1") in str(error)
+
+
+async def test_a_cancelled_call_is_cancelled_in_the_child(python: Path, tmp_path: Path) -> None:
+    """Nothing is computed for somebody who has left, and the child goes on."""
+    async with started(python, tmp_path) as backend:
+        slow = asyncio.ensure_future(backend.complete([prompt("slow")]))
+        assert text_of((await backend.complete([prompt("one")]))[0]) == "ONE"
+        slow.cancel()
+        assert text_of((await backend.complete([prompt("two")]))[0]) == "TWO"
+        child = backend._child
+        assert child is not None
+        assert child._owed == {}
+
+
+@pytest.mark.parametrize("how", ["close", "kill"])
+async def test_workers_do_not_outlive_the_child(python: Path, tmp_path: Path, how: str) -> None:
+    """vLLM's own worker processes end with the child, closed in order or killed."""
+    async with started(python, tmp_path) as backend:
+        pid = child_pid(backend)
+        worker = next(holders(tmp_path / "worker"), None)
+        while worker is None:
+            await backend.count_tokens(["x"])
+            worker = next(holders(tmp_path / "worker"), None)
+        if how == "kill":
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(wait_for_end, worker)
+    await asyncio.to_thread(wait_for_end, worker)
+    await asyncio.to_thread(wait_for_end, pid)
+
+
+async def test_the_child_does_not_outlive_its_parent(python: Path, tmp_path: Path) -> None:
+    """kill -9 of the engine ends the child, its workers included."""
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from engine.backends.vllm import VllmBackend
+from tests.engine.test_vllm_backend import child_pid, holders
+async def main():
+    backend = VllmBackend({str(tmp_path)!r}, python=Path({str(python)!r}))
+    await backend.start()
+    while not (worker := next(holders(Path({str(tmp_path / "worker")!r})), None)):
+        await backend.count_tokens(["x"])
+    print(child_pid(backend), worker, flush=True)
+    await asyncio.get_running_loop().create_future()
+asyncio.run(main())
+"""
+    parent = subprocess.Popen(  # noqa: ASYNC220 - killed below, which asyncio's cannot outlive
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in (await asyncio.to_thread(parent.stdout.readline)).split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for pid in pids:
+        await asyncio.to_thread(wait_for_end, pid)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "says"),
+    [
+        ({"dtyp": "float32"}, ConfigError, "no argument 'dtyp'; did you mean dtype"),
+        ({"dtype": "memory"}, UnavailableError, "CUDA out of memory"),
+        ({"dtype": "exit"}, ConfigError, "no such quantization"),
+    ],
+)
+async def test_an_engine_that_does_not_start(
+    python: Path, tmp_path: Path, args: dict[str, str], error: type[Exception], says: str
+) -> None:
+    """One line with the root cause, which may stand in the log alone, and where the log is."""
+    log_file = tmp_path / "vllm.log"
+    backend = VllmBackend(str(tmp_path), python=python, args=args, log_file=log_file)
+    with pytest.raises(error, match=says) as caught:
+        await backend.start()
+    assert "\n" not in str(caught.value)
+    assert str(log_file) in str(caught.value)
+
+
+async def test_no_vllm_and_no_interpreter(tmp_path: Path) -> None:
+    """Each says what to install or name."""
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"pip install 'woolmill\[vllm\]'"):
+        await VllmBackend(str(tmp_path), python=bare).start()
+    with pytest.raises(ConfigError, match="cannot run"):
+        await VllmBackend(str(tmp_path), python=tmp_path / "nothing").start()
+    with pytest.raises(ConfigError, match="never run"):
+        VllmBackend("m", args={"trust-remote-code": "true"})
+
+
+def test_keys_stay_out_of_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child gets what it needs, and no key of ours."""
+    secrets = ["OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DB_PASSWORD"]
+    for name in [*secrets, "HF_TOKEN", "TOKENIZERS_PARALLELISM", "PYTHONPATH"]:
+        monkeypatch.setenv(name, "x")
+    given = child_environment()
+    assert not set(given) & {*secrets, "PYTHONPATH"}
+    assert {"HF_TOKEN", "TOKENIZERS_PARALLELISM", "PATH", "VLLM_NO_USAGE_STATS"} <= set(given)
+
+
+def test_the_root_cause_in_a_log(tmp_path: Path) -> None:
+    """The last exception counts, without vLLM's own report that its core has failed."""
+    log_file = tmp_path / "log"
+    log_file.write_text(
+        "ERROR safetensors_rust.SafetensorError: header too large\n"
+        "RuntimeError: Engine core initialization failed. See root cause above.\n"
+    )
+    assert last_error(log_file) == "safetensors_rust.SafetensorError: header too large"
+    assert last_error(tmp_path / "none") == ""
