@@ -1,0 +1,161 @@
+"""Starting, watching and stopping servers, with small real servers in vLLM's place.
+
+``tests/vllm`` has the same with vLLM itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from engine import serve as serve_module
+from engine.errors import ConfigError, UnavailableError
+from engine.serve import Server, serve, serving
+from tests.engine.test_vllm_backend import wait_for_end
+
+ROOT = Path(__file__).parents[2]
+
+# Answers every path with its process id; ``--dtype`` says how it fails.
+FAKE_SERVER = """
+import http.server, os, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if options.get("--dtype") == "wrong":
+    sys.exit("OSError: model not found")
+if options.get("--dtype") == "large":
+    sys.exit("torch.OutOfMemoryError: CUDA out of memory")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{os.getpid()} {options['--served-model-name']}".encode())
+http.server.HTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter with which ``-m vllm.entrypoints.openai.api_server`` is the fake server."""
+    monkeypatch.setattr("engine.serve.engine_arguments", dict)  # eager mode is a flag alone
+    monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path / "home"))
+    program = tmp_path / "server.py"
+    program.write_text(FAKE_SERVER)
+    path = tmp_path / "python"
+    path.write_text(
+        f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def ask(server: Server) -> tuple[int, str]:
+    """Process id and model name that the server answers with; waits while it is restarted."""
+    url = server.base_url.removesuffix("/v1")
+    while True:
+        try:
+            with urllib.request.build_opener().open(url) as answer:
+                pid, name = answer.read().decode().split()
+                return int(pid), name
+        except OSError:
+            assert not server.gone.is_set()
+
+
+def test_replicas_are_endpoints_that_end_with_the_context(python: Path, tmp_path: Path) -> None:
+    """Each listens on a port of its own with the model's name, and none is left."""
+    with serving(str(tmp_path), python=python, replicas=2) as servers:
+        answers = [ask(server) for server in servers]
+        assert {name for _, name in answers} == {str(tmp_path)}
+        assert len({server.base_url for server in servers}) == 2
+        assert all(server.log_file.is_file() for server in servers)
+    for pid, _ in answers:
+        wait_for_end(pid)
+
+
+def test_a_killed_server_comes_back_three_times(python: Path, tmp_path: Path) -> None:
+    """It is the same endpoint again; the fourth death is the last."""
+    with serving(str(tmp_path), python=python) as [server]:
+        seen = set()
+        for _ in range(4):
+            pid, _ = ask(server)
+            assert not server.gone.is_set()
+            seen.add(pid)
+            os.kill(pid, signal.SIGKILL)
+            wait_for_end(pid)
+        server.gone.wait()
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "says"),
+    [("wrong", ConfigError, "model not found"), ("large", UnavailableError, "out of memory")],
+)
+def test_a_server_that_does_not_start(
+    python: Path, tmp_path: Path, dtype: str, error: type[Exception], says: str
+) -> None:
+    """One line with the cause from the log, and where the log is."""
+    with (
+        pytest.raises(error, match=says) as caught,
+        serving(str(tmp_path), python=python, args={"dtype": dtype}),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert "vllm-" in str(caught.value)
+
+
+def test_what_cannot_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that is none, more GPUs than there are, code that comes with a model."""
+    with (
+        pytest.raises(ConfigError, match="is no program"),
+        serving(str(tmp_path), python=tmp_path / "none"),
+    ):
+        pass
+    monkeypatch.setattr(serve_module, "_gpus", lambda: ["0", "1"])
+    with (
+        pytest.raises(ConfigError, match="there are 2"),
+        serving(str(tmp_path), replicas=2, args={"tensor_parallel_size": "2"}),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match="never run"),
+        serving(str(tmp_path), args={"trust_remote_code": "true"}),
+    ):
+        pass
+    result = CliRunner().invoke(serve, [str(tmp_path), "--vllm-arg", "dtype"])
+    assert result.exit_code == 2
+    assert "is not KEY=VALUE" in result.output
+
+
+def test_flags() -> None:
+    """Arguments become the server's flags, switches with their negation."""
+    given = {"enforce_eager": True, "enable_prefix_caching": False, "dtype": "float32", "seed": 3}
+    assert serve_module._flags(given) == [
+        "--enforce-eager", "--no-enable-prefix-caching", "--dtype", "float32", "--seed", "3"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_servers_end_with_the_command(python: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C, SIGTERM and kill -9 of ``woolmill serve`` leave no server behind."""
+    program = (
+        "import sys; import engine.serve as s; s.engine_arguments = dict; "
+        "s.serve.main(sys.argv[1:], standalone_mode=False)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), "--vllm-python", str(python)]
+    woolmill = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+    )
+    assert woolmill.stdout is not None
+    url = woolmill.stdout.readline().strip().removesuffix("/v1")
+    with urllib.request.urlopen(url) as answer:
+        pid = int(answer.read().split()[0])
+    woolmill.send_signal(number)
+    woolmill.wait()
+    woolmill.stdout.close()
+    wait_for_end(pid)
