@@ -155,7 +155,9 @@ _GENERATE = _options(
 @cli.command()
 @_GENERATE
 @click.option("--no-progress", is_flag=True, help="Plain lines instead of the live block.")
-def generate(config_file: Path | None, no_progress: bool, **flags: Any) -> None:
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
+              help="json: progress, notes and logs as JSON Lines.")  # fmt: skip
+def generate(config_file: Path | None, no_progress: bool, log_format: str, **flags: Any) -> None:
     """Generate records until the target is reached. The same command again goes on.
 
     \b
@@ -167,13 +169,17 @@ def generate(config_file: Path | None, no_progress: bool, **flags: Any) -> None:
     from engine.config import load_config
     from engine.export import export
     from engine.generate import generate as run
-    from engine.progress import LiveDisplay, PlainDisplay
+    from engine.progress import JsonDisplay, JsonLog, LiveDisplay, PlainDisplay
     from engine.store import RunStore
 
     flags["vllm_arg"] = _pairs(flags["vllm_arg"])
     config = load_config(config_file, flags)
     uvloop = {"use_uvloop": sys.platform != "win32"}
-    if no_progress or not sys.stderr.isatty():
+    if log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLog())
+        result = anyio.run(run, config, JsonDisplay(), backend_options=uvloop)
+    elif no_progress or not sys.stderr.isatty():
         result = anyio.run(run, config, PlainDisplay(), backend_options=uvloop)
     else:
         with LiveDisplay() as display:

@@ -1,0 +1,169 @@
+"""What a run shows while it goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+
+import pytest
+from rich.console import Console
+
+from engine.backends.scripted import ScriptedBackend
+from engine.limits import LimitSettings, Pool
+from engine.pipeline import Progress
+from engine.progress import (
+    JsonDisplay,
+    JsonLog,
+    LiveDisplay,
+    PlainDisplay,
+    Speed,
+    block,
+    clock,
+    told,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress(answers: int = 100) -> Progress:
+    """A run after ``answers`` answers of 10 + 20 tokens and 2 accepted records each."""
+    return Progress(
+        target=1000,
+        accepted=2 * answers,
+        sent=answers + 8,
+        answered=answers,
+        decided_answers=answers - 3,
+        failed=2,
+        prompt_tokens=10 * answers,
+        completion_tokens=20 * answers,
+        reasons=Counter({"duplicate_rouge": 30, "evil\x1b[2J": 10}),
+    )
+
+
+def pool(**settings: float) -> Pool:
+    backends = [ScriptedBackend(name=f"http://127.0.0.1:{port}") for port in (8000, 8001)]
+    return Pool(backends, LimitSettings.model_validate(settings))
+
+
+def measured(answers: int) -> Speed:
+    """A clock that saw ``answers`` answers in ten seconds."""
+    time = Clock()
+    speed = Speed(time)
+    speed.note(progress(100))
+    time.now = 10.0
+    speed.note(progress(100 + answers))
+    return speed
+
+
+def drawn(width: int = 110) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    state = told(progress(200), pool(price_per_million_prompt_tokens=1e6), measured(100))
+    console.print(block(state))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def test_rates_money_and_time_left_are_told() -> None:
+    state = told(progress(200), pool(price_per_million_prompt_tokens=1000), measured(100))
+    assert state["answers_per_s"] == 10.0
+    assert state["prompt_tokens_per_s"] == 100.0
+    assert state["completion_tokens_per_s"] == 200.0
+    assert state["left_s"] == 30.0  # 600 records at 20 a second
+    assert state["tokens_per_accepted"] == 15.0
+    assert state["cost"] == 2.0
+    assert state["cost_at_end"] == 5.0
+    assert [endpoint["name"] for endpoint in state["endpoints"]] == [
+        "http://127.0.0.1:8000",
+        "http://127.0.0.1:8001",
+    ]
+
+
+def test_rates_forget_what_is_long_past() -> None:
+    """A run that was fast and stands still is shown as standing still."""
+    time = Clock()
+    speed = Speed(time)
+    for second in range(100):
+        time.now = float(second)
+        speed.note(progress(min(100 + 10 * second, 300)))
+    assert speed.per_s() == (0.0, 0.0, 0.0, 0.0)
+
+
+async def test_the_block_says_what_a_person_decides_by() -> None:
+    text = drawn()
+    parts = ["400 / 1,000 accepted  40%", "0:30 left", "for an accepted record", "cost"]
+    parts += ["held back by", "http://127.0.0.1:8001", "duplicate_rouge 75%", "2 failed"]
+    for part in parts:
+        assert part in text
+
+
+async def test_security_14_a_servers_text_has_no_terminal_codes() -> None:
+    """A reason is a server's own word; its escape sequences are shown, not obeyed."""
+    assert "\x1b" not in drawn()
+    assert "evil⟨U+001B⟩[2J" in drawn()
+
+
+async def test_a_backlog_of_decisions_is_named() -> None:
+    slow = progress(2000)
+    slow.decided_answers = 100
+    stream = io.StringIO()
+    display = JsonDisplay(stream, every_s=0)
+    display.refresh(slow, pool())
+    assert json.loads(stream.getvalue())["binds"] == "deciding (1,900 answers wait)"
+
+
+async def test_plain_lines_and_notes() -> None:
+    stream = io.StringIO()
+    display = PlainDisplay(stream, every_s=0)
+    display.refresh(progress(), pool())
+    display.note("look\x1b[31m")
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("woolmill: accepted 200/1,000 · answers 100 · in flight 0/128")
+    assert second == "woolmill: look⟨U+001B⟩[31m"
+
+
+async def test_json_lines_are_whole_objects() -> None:
+    stream = io.StringIO()
+    display = JsonDisplay(stream, every_s=0)
+    display.refresh(progress(), pool())
+    display.note("two\nlines")
+    record = logging.LogRecord("engine.x", logging.WARNING, "", 0, "half of %s", ("it",), None)
+    events = [
+        json.loads(line) for line in [*stream.getvalue().splitlines(), JsonLog().format(record)]
+    ]
+    assert [event["event"] for event in events] == ["progress", "note", "log"]
+    assert events[0]["accepted"] == 200
+    assert events[1]["message"] == "two\nlines"
+    assert events[2]["message"] == "half of it"
+    assert all(event["time"].endswith("+00:00") for event in events)
+
+
+async def test_a_listener_that_went_away_does_not_end_the_run() -> None:
+    stream = io.StringIO()
+    display = PlainDisplay(stream, every_s=0)
+    stream.close()
+    display.refresh(progress(), pool())
+    display.note("still here")
+
+
+async def test_the_live_block_leaves_nothing_behind() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with LiveDisplay(console) as display:
+        display.refresh(progress(), pool())
+        display.note("one line that stays")
+    assert isinstance(console.file, io.StringIO)
+    assert "one line that stays" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3723, "1:02:03")])
+def test_clock(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
