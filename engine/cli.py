@@ -28,7 +28,9 @@ BUG = 70
 ELSEWHERE = {
     "compare": "engine.report.command:compare",
     "dedup": "engine.dedup.tool:dedup",
+    "doctor": "engine.doctor:doctor",
     "export": "engine.export.command:export",
+    "init": "engine.init:init",
     "merge": "engine.merge:merge",
     "redecide": "engine.redecide:redecide",
     "report": "engine.report.command:report",

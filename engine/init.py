@@ -1,0 +1,35 @@
+"""``woolmill init``: write a settings file that explains itself."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from engine.errors import OutputError
+from engine.export.files import new_file
+
+__all__ = ["init", "template"]
+
+
+def template() -> str:
+    """Every setting with its default, commented out."""
+    return (resources.files("engine") / "data" / "run.toml").read_text(encoding="utf-8")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="woolmill.toml")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def init(path: Path, overwrite: bool) -> None:
+    """Write a commented settings file. [PATH: woolmill.toml]
+
+    \b
+    woolmill init
+    woolmill generate --config woolmill.toml
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists; replace it with --overwrite, or choose another name")
+    with new_file(path) as file:
+        file.write(template().encode())
+    click.echo(f"{path}\nuse it with: woolmill generate --config {path}")
