@@ -158,6 +158,7 @@ class HttpBackend:
         }
         self._identity: tuple[str, str, int | None] | None = None
         self._checked = False
+        self._checking = asyncio.Lock()
         self._headers = {
             "Host": url.netloc.decode("ascii"),
             "Accept": "application/json, text/event-stream",
@@ -180,12 +181,16 @@ class HttpBackend:
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         try:
             if not self._checked:  # after an outage another model may have taken the port
-                await self._check("probe")
+                async with self._checking:
+                    if not self._checked:
+                        await self._check("probe")
             return await self._generate(prompts)
         except Failure as exc:
-            if exc.verdict.kind == "unavailable":
+            if exc.verdict.kind == "unavailable" or isinstance(exc.__cause__, httpx.TransportError):
                 self._checked = False
             raise
+        except ConfigError as exc:  # from the check
+            raise Failure(classify(exception=exc, where=self.name)) from exc
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
         if not self.is_vllm:
