@@ -18,13 +18,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.dedup.kernels import compiled, popcount, signed
+from engine.dedup.kernels import compiled, popcount, signed, word
 from engine.dedup.memory import reserve, room
 
 __all__ = ["SignLists"]
 
-CHUNK = 32
-"""Codes of a list that lie side by side."""
+CHUNK = 64
+"""Codes that lie together, word by word: word w of lane l is at (chunk * W + w) * CHUNK + l."""
 
 
 class SignLists:
@@ -42,7 +42,7 @@ class SignLists:
         self._words: int = self._centres.shape[1]
         self._probes = min(probes, lists)
         self._previous = reserve(np.uint32)
-        self._codes = reserve(np.uint64)
+        self._codes = reserve(np.uint64, huge_pages=True)
         self._items = reserve(np.uint32)
         self._distances = np.empty(lists, np.int64)
         # Each of the first items begins the list that it is the centre of; chunk 0 means none.
@@ -52,7 +52,7 @@ class SignLists:
         self._heads = np.arange(1, lists + 1, dtype=np.uint32)
         self._items[CHUNK : self._chunks * CHUNK : CHUNK] = np.arange(lists)
         codes = self._codes[: self._chunks * CHUNK * self._words]
-        codes.reshape(self._chunks, -1)[1:, : self._words] = self._centres
+        codes.reshape(self._chunks, self._words, CHUNK)[1:, :, 0] = self._centres
 
     @property
     def nbytes(self) -> int:
@@ -118,10 +118,10 @@ def _codes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 @compiled
-def _distance(code: NDArray[np.uint64], codes: NDArray[np.uint64], start: int) -> int:
+def _distance(code: NDArray[np.uint64], codes: NDArray[np.uint64], at: int, stride: int) -> int:
     differ = 0
     for w in range(len(code)):
-        differ += signed(popcount(code[w] ^ codes[start + w]))
+        differ += signed(popcount(code[w] ^ codes[at + w * stride]))
     return differ
 
 
@@ -141,7 +141,7 @@ def _insert(
     words = len(code)
     best, least = 0, 64 * words + 1
     for i in range(len(centres)):
-        distance = _distance(code, centres[i], 0)
+        distance = _distance(code, centres[i], 0, 1)
         if distance < least:
             best, least = i, distance
     lane = signed(sizes[best]) % CHUNK
@@ -152,7 +152,7 @@ def _insert(
     slot = signed(heads[best]) * CHUNK + lane
     items[slot] = item
     for w in range(words):
-        codes[slot * words + w] = code[w]
+        codes[(slot // CHUNK * words + w) * CHUNK + lane] = code[w]
     sizes[best] += 1
     return chunks
 
@@ -178,7 +178,7 @@ def _search(
     words = len(code)
     at = np.zeros(64 * words + 1, np.int64)
     for i in range(len(centres)):
-        distances[i] = _distance(code, centres[i], 0)
+        distances[i] = _distance(code, centres[i], 0, 1)
         at[distances[i]] += 1
     # The distance up to which lists are read, and how many of those at just that distance.
     reach, left = 0, probes
@@ -186,6 +186,8 @@ def _search(
         left -= at[reach]
         reach += 1
 
+    partial = np.empty(CHUNK, np.uint64)
+    reachable = word(radius)
     count = 0
     for i in range(len(centres)):
         if distances[i] > reach:
@@ -197,11 +199,19 @@ def _search(
         chunk = signed(heads[i])
         used = (signed(sizes[i]) - 1) % CHUNK + 1
         while chunk:
-            for slot in range(chunk * CHUNK, chunk * CHUNK + used):
-                distance = _distance(code, codes, slot * words)
-                if distance <= radius:
-                    found[count] = (distance << 32) | signed(items[slot])
-                    count += 1
+            first = chunk * words * CHUNK
+            partial[:used] = 0
+            for w in range((words + 1) // 2):
+                plane = codes[first + w * CHUNK : first + w * CHUNK + used]
+                for lane in range(used):
+                    partial[lane] += popcount(code[w] ^ plane[lane])
+            for lane in range(used):
+                # Half of a code tells most of those that are too far away.
+                if partial[lane] <= reachable:
+                    distance = _distance(code, codes, first + lane, CHUNK)
+                    if distance <= radius:
+                        found[count] = (distance << 32) | signed(items[chunk * CHUNK + lane])
+                        count += 1
             chunk = signed(previous[chunk])
             used = CHUNK
     return count

@@ -120,7 +120,8 @@ def _load(model: str) -> Any:
             "comparing by meaning needs sentence-transformers: pip install 'woolmill[local]', "
             "or leave it out"
         ) from exc
-    transformers_logging.disable_progress_bar()
+    quiet: Any = transformers_logging
+    quiet.disable_progress_bar()
     try:
         return SentenceTransformer(model, device="cpu", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as exc:

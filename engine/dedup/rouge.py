@@ -33,7 +33,7 @@ __all__ = ["Hit", "Nearest", "RougeIndex", "rouge_l", "rouge_l_of_tokens", "toke
 
 _TOKEN = re.compile("[a-z0-9]+")
 
-_EPOCH_STARTS = (4_096, 65_536)
+EPOCH_STARTS = (4_096, 65_536)
 """Numbers of items at which the tokens' counts are looked at anew (see ``kernels``). An old order
 gets stale where the vocabulary drifts; each order more costs a lookup per token and query."""
 
@@ -154,7 +154,7 @@ class RougeIndex:
         with self._lock:
             item = self._size
             vocabulary = self._vocabulary
-            if item in _EPOCH_STARTS:
+            if item in EPOCH_STARTS:
                 self._epoch += 1
                 self._kernels.freeze(self._epoch, self._counts, len(vocabulary), self._levels)
             ids = [vocabulary.setdefault(token, len(vocabulary)) for token in words]

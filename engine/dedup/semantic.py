@@ -82,9 +82,8 @@ class SemanticIndex:
         return flat if self._lists is None else self._lists.nbytes
 
     def problem(self, vector: ArrayLike) -> str | None:
-        """Why a vector cannot be compared: wrong dimension, NaN, infinity, length zero. Else
-        None."""
-        v = np.asarray(vector, np.float32)
+        """Why a vector cannot be compared, or None: wrong dimension, NaN, infinity, length zero."""
+        v = np.asarray(vector, np.float64)
         if v.shape != (self.dimension,):
             return f"the vector has shape {v.shape}, not ({self.dimension},)"
         if not np.isfinite(v).all():
@@ -149,6 +148,7 @@ class SemanticIndex:
         if problem is not None:
             raise ValueError(problem)
         v = np.asarray(vector, np.float64)
+        v = v / np.abs(v).max()  # or the squares of very large or small components are inf or 0
         return np.asarray(v / np.linalg.norm(v), np.float32)
 
 

@@ -1,0 +1,188 @@
+"""``woolmill dedup``: datasets in, datasets and decisions out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from engine.dedup import datasets, tool
+from engine.errors import InputError, OutputError, UsageError, WoolmillError
+
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "Name three primary colours.", "input": "", "id": 1},
+    {"instruction": "name three primary colours", "input": "x", "id": 2},
+    {"instruction": "Name three primary  COLOURS.", "input": "", "id": 3},
+    {"instruction": "写一首诗", "input": "", "id": 2**70},
+    {"instruction": "写一首歌", "input": "", "id": None},
+]
+
+
+def dedup(*arguments: object) -> Result:
+    """Run the command; an error of ours is raised here as it is to the command line."""
+    result = CliRunner().invoke(tool.dedup, [str(a) for a in (*arguments, "--no-semantic")])
+    if isinstance(result.exception, WoolmillError):
+        raise result.exception
+    return result
+
+
+def lines(path: Path) -> list[Any]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    rows = [row | {"id": str(row["id"])} for row in ROWS]
+    path.write_bytes(b"\n".join(orjson.dumps(row) for row in rows))
+    return path
+
+
+def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
+    """One decision a line, in the order of the file; accepted rows with all their fields."""
+    result = dedup(dataset, "-o", tmp_path / "out.jsonl", "--decisions", tmp_path / "why.jsonl")
+    assert result.exit_code == 0, result.output
+    assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == ["1", str(2**70), "None"]
+    decisions = lines(tmp_path / "why.jsonl")
+    assert [list(decision)[:6] for decision in decisions] == [
+        ["index", "accepted", "reason", "nearest_index", "nearest_text", "score"]
+    ] * 5
+    assert decisions[1] == {
+        "index": 1,
+        "accepted": False,
+        "reason": "duplicate_rouge",
+        "nearest_index": 0,
+        "nearest_text": "Name three primary colours.",
+        "score": 1.0,
+    }
+    assert [d["reason"] for d in decisions] == [
+        None,
+        "duplicate_rouge",
+        "duplicate_exact",
+        None,
+        None,
+    ]
+    assert "5 rows, 3 accepted" in result.output
+
+
+def test_against_files_are_compared_with_and_never_written(dataset: Path, tmp_path: Path) -> None:
+    """The decision names the file and the line instead of a row of ours."""
+    for name, text in (("a.jsonl", "unrelated"), ("b.jsonl", "Name three primary colours!")):
+        (tmp_path / name).write_bytes(b"\n" + orjson.dumps({"instruction": text}))
+    against = [f"--against={tmp_path / name}" for name in ("a.jsonl", "b.jsonl")]
+    dedup(dataset, "-o", tmp_path / "o.json", "--decisions", tmp_path / "why.jsonl", *against)
+    first = lines(tmp_path / "why.jsonl")[0]
+    assert first["reason"] == "duplicate_rouge"
+    assert first["nearest_index"] is None
+    assert (first["nearest_file"], first["nearest_line"]) == (str(tmp_path / "b.jsonl"), 2)
+    kept = orjson.loads((tmp_path / "o.json").read_bytes())
+    assert [row["instruction"] for row in kept] == ["写一首诗", "写一首歌"]
+
+
+@pytest.mark.parametrize("source", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("target", ["ndjson", "json", "parquet"])
+def test_every_format_in_and_out(source: str, target: str, tmp_path: Path) -> None:
+    """Rows come out as they went in, whatever the format, over several batches of Parquet."""
+    rows = [{"instruction": f"word{i} other{i}", "n": i, "tags": ["a", "b"]} for i in range(2_100)]
+    path, out = tmp_path / f"in.{source}", tmp_path / f"out.{target}"
+    with datasets.writer(path) as write:
+        for row in [*rows, rows[0]]:
+            write(row)
+    dedup(path, "-o", out)
+    assert [row.values for row in datasets.read_rows(out)] == rows
+    if source == target == "parquet":
+        assert pq.read_schema(out) == pq.read_schema(path)
+
+
+def test_parquet_keeps_the_types_of_its_columns(tmp_path: Path) -> None:
+    """Also where the first rows alone would say otherwise."""
+    schema = pa.schema([("instruction", pa.large_string()), ("n", pa.int8())])
+    rows = [{"instruction": "a b c", "n": None}, {"instruction": "d e f", "n": 3}]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "in.parquet")
+    dedup(tmp_path / "in.parquet", "-o", tmp_path / "out.parquet")
+    assert pq.read_schema(tmp_path / "out.parquet").equals(schema)
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows
+
+
+def test_empty_dataset(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").touch()
+    for name in ("out.jsonl", "out.json", "out.parquet"):
+        dedup(tmp_path / "in.jsonl", "-o", tmp_path / name)
+        assert list(datasets.read_rows(tmp_path / name)) == []
+
+
+def test_fields_are_compared_together(tmp_path: Path) -> None:
+    """Several ``--field``: rows of one instruction with other inputs are not duplicates."""
+    rows = [{"q": "Translate this", "a": f"text{i} " * 5} for i in range(3)]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    dedup(tmp_path / "in.jsonl", "-o", tmp_path / "one.jsonl", "--field", "q")
+    dedup(tmp_path / "in.jsonl", "-o", tmp_path / "two.jsonl", "--field", "q", "--field", "a")
+    assert len(lines(tmp_path / "one.jsonl")) == 1
+    assert lines(tmp_path / "two.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"instruction": "a"}\n{"instruction": ', "in.jsonl:2: not JSON"),
+        (b'\n\n["a"]', "in.jsonl:3: the row is not an object"),
+        (b'{"text": "a"}', "in.jsonl:1: there is no field 'instruction'"),
+        (b'{"instruction": 3}', "in.jsonl:1: field 'instruction' is not text"),
+        (b'{"instruction": "\xff"}', "in.jsonl:1: not JSON"),
+    ],
+)
+def test_bad_row_is_named_and_nothing_is_written(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    """Path and line, in one line; a half-written output never appears."""
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_other_failures_are_one_line_too(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 no such thing")
+    (tmp_path / "no.json").write_bytes(b'{"instruction": "a"}')
+    for path, error in [
+        (tmp_path / "missing.jsonl", InputError),
+        (tmp_path / "no.parquet", InputError),
+        (tmp_path / "no.json", InputError),
+        (tmp_path / "in.csv", UsageError),
+    ]:
+        with pytest.raises(error, match=path.name):
+            dedup(path, "-o", tmp_path / "out.jsonl")
+    with pytest.raises(UsageError, match="nothing to write"):
+        dedup(dataset)
+    with pytest.raises(OutputError):
+        dedup(dataset, "-o", tmp_path / "missing" / "out.jsonl")
+
+
+def test_borderline_band_counts_both_sides(tmp_path: Path) -> None:
+    """How many decisions another threshold would turn, with the closest examples."""
+    texts = ["a b c d e f g h i j", "a b c d e f g x y z", "a b c d e f g h u v w x", "one two"]
+    (tmp_path / "in.jsonl").write_bytes(
+        b"\n".join(orjson.dumps({"instruction": text}) for text in texts)
+    )
+    summary = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl").output
+    assert "at ROUGE-L 0.65 instead of 0.70, 1 more refused" in summary
+    assert "at ROUGE-L 0.75 instead of 0.70, 1 more accepted" in summary
+    assert "0.727" in summary
+    narrow = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--borderline", "0.01")
+    assert "at ROUGE-L 0.69 instead of 0.70, 1 more refused" in narrow.output
+    assert "more accepted" not in narrow.output
+
+
+def test_explain_shows_pairs_by_score(dataset: Path) -> None:
+    """Each band says how many rows have their nearest there, and shows some."""
+    output = dedup(dataset, "--explain").output
+    assert "ROUGE-L" in output
+    assert "1.00: 2 rows" in output
+    assert "Name three primary  COLOURS." in output
