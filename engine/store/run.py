@@ -12,10 +12,11 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from engine.errors import ConfigError, InputError, OutputError, StoppedError
 from engine.failpoints import failpoint
@@ -129,6 +130,9 @@ class RunStore(RunReader):
         put_meta(self._writing, self._checksum, "free", dict(manifest.free))
         self._writing.execute("COMMIT")
         self.manifest = manifest
+        self._start_inserts()
+
+    def _start_inserts(self) -> None:
         self._inserts = Inserts(
             self._writing,
             path=self.path,
@@ -189,6 +193,26 @@ class RunStore(RunReader):
         size += sum(v.nbytes for v in vectors if v is not None)
         await self._write(Work(size=size, decisions=decisions, vectors=vectors))
         failpoint("decision.kept")
+
+    def forget_decisions(self, decision: Mapping[str, Any]) -> None:
+        """Drop all decisions in one transaction; from now on they follow from ``decision``.
+
+        Before anything is written in this session.
+        """
+        counts = self.counts()
+        counts.decided = counts.accepted = counts.vectors = 0
+        counts.reasons, counts.last_decided = {}, None
+        counts.commits += 1
+        with disk_errors(self.path):
+            self._writing.execute("BEGIN IMMEDIATE")
+            self._writing.execute("DELETE FROM decision")
+            self._writing.execute("DELETE FROM vector")
+            put_meta(self._writing, self._checksum, "decision", dict(decision))
+            put_meta(self._writing, self._checksum, "counts", counts)
+            self._writing.execute("COMMIT")
+            self._lock.set_mark(counts.commits)
+        self.manifest = replace(self.manifest, decision=decision)
+        self._start_inserts()
 
     async def aclose(self) -> None:
         """Commit what waits, fold the log into the database, let go of the run.

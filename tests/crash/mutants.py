@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine import secrets
 from engine.errors import StoppedError
 from engine.records import Answer
 from engine.secrets import Secret
@@ -233,7 +234,7 @@ def log_keys() -> None:
     """With --debug, a key is logged as it is read."""
     from engine import generate
 
-    read_key = generate.read_key
+    read_key = secrets.read_key
 
     def talkative(**where: Any) -> Secret | None:
         key = read_key(**where)

@@ -1,0 +1,115 @@
+"""``woolmill merge``: the answers of several runs, decided anew as one.
+
+The runs' answers are laid one after the other in the order given, and decided in that order, so
+that a record is compared with all seeds and with every record accepted before it, from whichever
+run. The same runs in the same order give the same dataset. The merged run holds all it needs and
+can be exported, reported on and redecided; it has no plan of its own and does not go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from engine.config import RunConfig
+from engine.decide import Decider
+from engine.errors import ConfigError, OutputError
+from engine.generate import make_cascade, make_manifest
+from engine.records import SeedTask
+from engine.redecide import BATCH, decide_answers, decision_options, settings_of
+from engine.store import Manifest, RunReader, RunStore
+
+__all__ = ["merge", "merge_runs"]
+
+SHARED = ("recipe", "api", "seeds")
+"""Fixed settings in which merged runs must agree: how answers are parsed and what records are
+compared with.
+"""
+
+
+@click.command()
+@click.argument(
+    "folders", type=click.Path(path_type=Path, file_okay=False), nargs=-1, required=True
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Folder for the merged run.")  # fmt: skip
+@decision_options
+def merge(folders: tuple[Path, ...], output: Path, seeds: Path | None, **changes: Any) -> None:
+    """Merge several runs into one, without duplicates across them.
+
+    \b
+    woolmill merge runs/a runs/b -o runs/ab
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    accepted = anyio.run(merge_runs, folders, output, seeds, given)
+    click.echo(f"accepted {accepted} from {len(folders)} runs  {output}")
+
+
+async def merge_runs(
+    folders: Sequence[Path], output: Path, seeds: Path | None, changes: Mapping[str, Any]
+) -> int:
+    """Merge the runs in ``folders`` into a new one in ``output``; how many records it accepted.
+
+    Decides under the first run's settings with ``changes``; without a target, all answers are
+    decided. Raises OutputError where ``output`` exists, ConfigError where the runs do not go
+    together.
+    """
+    if await anyio.Path(output).exists():
+        raise OutputError(f"{output}: exists; choose a folder that does not")
+    with ExitStack() as stack:
+        runs = [stack.enter_context(RunStore.read(folder)) for folder in folders]
+        manifest, config, tasks = _settings(runs, seeds, changes)
+        cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
+        store = RunStore.open(output, manifest)
+        try:
+            index = 0
+            for run in runs:
+                index = await _copy(run, store, index)
+            target = config.target if "target" in changes else 2**62
+            return await decide_answers(store, Decider(cascade, api=config.api), target)
+        finally:
+            await store.aclose()
+
+
+def _settings(
+    runs: Sequence[RunReader], seeds: Path | None, changes: Mapping[str, Any]
+) -> tuple[Manifest, RunConfig, Sequence[SeedTask]]:
+    """The merged run's manifest, and the configuration and seeds that it is decided with."""
+    first = runs[0]
+    for run in runs[1:]:
+        for name in SHARED:
+            ours, theirs = first.manifest.fixed.get(name), run.manifest.fixed.get(name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"{run.folder}: its {name} is {theirs}, that of {first.folder} is {ours}; "
+                    "only runs with the same can be merged"
+                )
+    if len({run.run_id for run in runs}) < len(runs):
+        raise ConfigError("the same run is named twice, or is a copy of another one named")
+    config, tasks = settings_of(first.manifest, seeds, changes)
+    wanted = make_manifest(config, tasks, str(first.manifest.fixed["model"]))
+    merged = [{"run": run.run_id, "model": run.manifest.fixed.get("model")} for run in runs]
+    manifest = Manifest(
+        fixed={**first.manifest.fixed, "merged": merged},
+        decision=wanted.decision,
+        free=wanted.free,
+        engine_version=wanted.engine_version,
+    )
+    return manifest, config, tasks
+
+
+async def _copy(run: RunReader, store: RunStore, index: int) -> int:
+    """The answers of ``run``, renumbered from ``index`` on; the index after the last."""
+    answers = (answer for answer, _ in run.all_answers())
+    while batch := await anyio.to_thread.run_sync(lambda: list(islice(answers, BATCH))):
+        renumbered = [replace(answer, index=index + i) for i, answer in enumerate(batch)]
+        await store.answered(renumbered)
+        index += len(batch)
+    return index

@@ -1,0 +1,182 @@
+"""verify, salvage, redecide and merge, on runs that the engine made."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from engine import cli
+from engine.config import RunConfig
+from engine.errors import ConfigError, OutputError, WoolmillError
+from engine.export import export
+from engine.generate import generate
+from engine.merge import merge_runs
+from engine.progress import SilentDisplay
+from engine.records import Decision
+from engine.redecide import redecide_run
+from engine.store import RunStore
+from engine.verify import problems
+
+pytestmark = pytest.mark.anyio
+
+LOOSE = {"rouge_threshold": 0.9, "semantic": False}
+
+
+async def run(folder: Path, **settings: Any) -> None:
+    config = RunConfig.model_validate(
+        {"backend": "scripted", "out": folder, "target": 60, **LOOSE, **settings}
+    )
+    result = await generate(config, SilentDisplay())
+    assert result.stop.reached
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs that differ in their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    anyio.run(run, folder / "a")
+
+    async def other() -> None:
+        await run(folder / "b", seed=1)
+
+    anyio.run(other)
+    return folder
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+def decisions(folder: Path) -> list[Decision]:
+    with RunStore.read(folder) as reader:
+        return list(reader.decisions())
+
+
+async def test_deciding_again_gives_the_same(runs: Path) -> None:
+    """Under unchanged settings, decisions are a pure function of the answers."""
+    before = decisions(runs / "a")
+    done = await redecide_run(runs / "a", None, {})
+    assert done.accepted == done.accepted_before == 60
+    assert decisions(runs / "a") == before
+    assert list(problems(runs / "a")) == []
+
+
+async def test_a_stricter_threshold_and_back(runs: Path) -> None:
+    """Another threshold gives other decisions; the old one gives the old ones back."""
+    before = decisions(runs / "a")
+    done = await redecide_run(runs / "a", None, {"rouge_threshold": 0.25})
+    assert done.accepted < 60
+    with RunStore.read(runs / "a") as reader:
+        assert reader.manifest.decision["rouge_threshold"] == 0.25
+        assert reader.counts().answered == done.answers
+    await redecide_run(runs / "a", None, {"rouge_threshold": 0.9})
+    assert decisions(runs / "a") == before
+
+
+async def test_a_redecided_run_goes_on_under_its_new_settings(runs: Path) -> None:
+    """The old settings are refused by name; with the new ones the run goes on to its target."""
+    await redecide_run(runs / "a", None, {"rouge_threshold": 0.7})
+    with pytest.raises(ConfigError, match="rouge_threshold"):
+        await run(runs / "a")
+    await run(runs / "a", rouge_threshold=0.7)
+    with RunStore.read(runs / "a") as reader:
+        assert reader.counts().accepted == 60
+
+
+async def test_a_lower_target_takes_fewer(runs: Path) -> None:
+    """--target bounds what is accepted; the first records are the same."""
+    before = [d for d in decisions(runs / "a") if d.accepted]
+    await redecide_run(runs / "a", None, {"target": 10})
+    assert [d for d in decisions(runs / "a") if d.accepted] == before[:10]
+
+
+async def test_other_seeds_cannot_decide_a_run(runs: Path, tmp_path: Path) -> None:
+    """Records are compared with the seeds, so that these must be the run's own."""
+    other = tmp_path / "seeds.jsonl"
+    tasks = [
+        {
+            "id": f"seed_{i}",
+            "name": "n",
+            "instruction": f"Say {i}",
+            "instances": [{"input": "", "output": f"{i}"}],
+            "is_classification": False,
+        }
+        for i in range(5)
+    ]
+    other.write_bytes(b"".join(orjson.dumps(task) + b"\n" for task in tasks))
+    with pytest.raises(ConfigError, match="--seeds"):
+        await redecide_run(runs / "a", other, {})
+
+
+async def test_merged_runs_hold_no_duplicates_and_are_deterministic(
+    runs: Path, tmp_path: Path
+) -> None:
+    """The first run's records come first and unchanged; the same merge gives the same bytes."""
+    accepted = await merge_runs([runs / "a", runs / "b"], tmp_path / "ab", None, {})
+    assert await merge_runs([runs / "a", runs / "b"], tmp_path / "again", None, {}) == accepted
+    assert 60 < accepted
+    datasets = []
+    for name in ("ab", "again"):
+        with RunStore.read(tmp_path / name) as reader:
+            export(reader, "jsonl", tmp_path / f"{name}.jsonl")
+            texts = [d.record.instruction for d, _ in reader.accepted() if d.record]
+            assert len(set(texts)) == len(texts) == accepted
+        datasets.append((tmp_path / f"{name}.jsonl").read_bytes())
+        assert list(problems(tmp_path / name)) == []
+    assert datasets[0] == datasets[1]
+    first = [d for d in decisions(runs / "a") if d.accepted]
+    assert [d for d in decisions(tmp_path / "ab") if d.accepted][: len(first)] == first
+
+
+async def test_merge_refuses_what_does_not_go_together(runs: Path, tmp_path: Path) -> None:
+    """A copy of a run, an output that exists, a run with another prompt form."""
+    shutil.copytree(runs / "a", tmp_path / "copy")
+    with pytest.raises(ConfigError, match="twice"):
+        await merge_runs([runs / "a", tmp_path / "copy"], tmp_path / "new", None, {})
+    with pytest.raises(OutputError, match="exists"):
+        await merge_runs([runs / "a", runs / "b"], tmp_path / "copy", None, {})
+    await run(tmp_path / "chat", api="chat")
+    with pytest.raises(ConfigError, match="its api is chat"):
+        await merge_runs([runs / "a", tmp_path / "chat"], tmp_path / "new", None, {})
+
+
+def test_verify_says_what_is_wrong_with_its_exit_code(runs: Path) -> None:
+    """Sound: 0 and the counts. A changed row, an edited dataset: each is named, and 65."""
+    run_ = runs / "a"
+    sound = CliRunner().invoke(cli.cli, ["verify", str(run_)])
+    assert (sound.exit_code, sound.output.count("60 accepted")) == (0, 1)
+    with RunStore.read(run_) as reader:
+        export(reader, "alpaca", run_ / "alpaca_data.json")
+    assert CliRunner().invoke(cli.cli, ["verify", str(run_)]).exit_code == 0
+    with (run_ / "alpaca_data.json").open("ab") as file:
+        file.write(b"\n")
+    edited = CliRunner().invoke(cli.cli, ["verify", str(run_)])
+    assert isinstance(edited.exception, WoolmillError)
+    assert edited.exception.exit_code == 65
+    assert "alpaca_data.json: is not what the 60 accepted records give" in edited.output
+    with closing(sqlite3.connect(run_ / "run.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE answer SET body = replace(body, 'stop', 'Stop') WHERE request=2")
+    assert "table answer, row 2" in CliRunner().invoke(cli.cli, ["verify", str(run_)]).output
+
+
+def test_the_commands_of_upkeep_work_from_the_command_line(runs: Path, tmp_path: Path) -> None:
+    """salvage, redecide and merge print what they did and leave sound runs."""
+    for argv in (
+        ["salvage", f"{runs}/a", "-o", f"{tmp_path}/saved"],
+        ["redecide", f"{tmp_path}/saved", "--rouge-threshold", "0.5", "--no-semantic"],
+        ["merge", f"{runs}/a", f"{runs}/b", "-o", f"{tmp_path}/merged", "--target", "80"],
+    ):
+        done = CliRunner().invoke(cli.cli, argv)
+        assert done.exit_code == 0, (argv, done.output, done.exception)
+    assert list(problems(tmp_path / "saved")) == []
+    with RunStore.read(tmp_path / "merged") as reader:
+        assert reader.counts().accepted == 80
