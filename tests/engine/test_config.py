@@ -24,9 +24,12 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
 
 def test_defaults_depend_on_the_backend() -> None:
     embedded = load_config(None, {})
-    assert (embedded.chosen_backend, embedded.chosen_max_tokens) == ("transformers", 512)
+    assert embedded.chosen_backend == "transformers"
+    assert embedded.sampling()["temperature"] < 1
     hosted = load_config(None, {"base_url": ("http://127.0.0.1:1",)})
-    assert (hosted.chosen_backend, hosted.chosen_max_tokens) == ("http", 3072)
+    assert hosted.chosen_backend == "http"
+    assert hosted.sampling() == {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
+    assert load_config(None, {"top_p": 0.5}).sampling()["top_p"] == 0.5
 
 
 BAD = {
