@@ -19,10 +19,10 @@ class Backend(Protocol):
     """One place that answers prompts: an endpoint, or an engine in a child process or thread.
 
     Attributes:
-        name: for people and the store: ``http://host:port``, ``transformers``, … model: the model
-        id asked for. context_length: tokens that prompt and completion may take together; None
-        until known. max_in_flight: how many prompts make sense at once; None where the server's
-        answers must tell.
+        name: for people and the store: ``http://host:port``, ``transformers``, …
+        model: the model id asked for.
+        context_length: tokens that prompt and completion take together at most; None until known.
+        max_in_flight: how many prompts make sense at once; None where the answers must tell.
     """
 
     name: str
