@@ -2,7 +2,7 @@
 
 ``WOOLMILL_FAILPOINT=NAME:NTH:ACTION`` arms one: on its nth passing (from 1) the action happens, and
 ``@RANK`` after the action limits it to one rank. Actions: ``kill`` (SIGKILL: nothing is flushed, no
-handler runs), ``hang`` (SIGSTOP: alive, but silent), ``eio`` and ``enospc`` (an OSError), ``nan``
+handler runs), ``term`` and ``int`` (those signals), ``hang`` (SIGSTOP: alive, but silent), ``eio`` and ``enospc`` (an OSError), ``nan``
 (:func:`failpoint` answers True, and the caller spoils its value). ``NTH+`` repeats from the nth on.
 The price when nothing is armed: one comparison.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from trainer.errors import ConfigError
 
-__all__ = ["POINTS", "failpoint"]
+__all__ = ["POINTS", "arm", "failpoint"]
 
 POINTS = (
     "train.loss",  # a step's loss is known, the optimizer has not moved
@@ -33,8 +33,15 @@ POINTS = (
 )
 
 _SPELLING = re.compile(
-    r"(?P<name>[a-z.]+):(?P<nth>\d+)(?P<on>\+?):(?P<action>kill|hang|eio|enospc|nan)(@(?P<rank>\d+))?"
+    r"(?P<name>[a-z.]+):(?P<nth>\d+)(?P<on>\+?):(?P<action>kill|term|int|hang|eio|enospc|nan)(@(?P<rank>\d+))?"
 )
+
+_SENT = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+    "hang": signal.SIGSTOP,
+}
 
 
 @dataclass
@@ -46,13 +53,13 @@ class _Armed:
     rank: str | None
 
 
-def _arm(setting: str | None) -> _Armed | None:
+def _parse(setting: str | None) -> _Armed | None:
     if not setting:
         return None
     match = _SPELLING.fullmatch(setting)
     if match is None or match["name"] not in POINTS:
         raise ConfigError(
-            f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH[+]:kill|hang|eio|enospc|nan[@RANK]"
+            f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH[+]:kill|term|int|hang|eio|enospc|nan[@RANK]"
             f" with a name of {', '.join(POINTS)}"
         )
     return _Armed(
@@ -60,7 +67,13 @@ def _arm(setting: str | None) -> _Armed | None:
     )
 
 
-_armed = _arm(os.environ.get("WOOLMILL_FAILPOINT"))
+_armed = _parse(os.environ.get("WOOLMILL_FAILPOINT"))
+
+
+def arm(setting: str | None) -> None:
+    """Arm what ``setting`` says, in the environment variable's spelling; None disarms."""
+    global _armed
+    _armed = _parse(setting)
 
 
 def failpoint(name: str) -> bool:
@@ -72,9 +85,10 @@ def failpoint(name: str) -> bool:
     _armed.left -= 1
     if _armed.left > 0 or (_armed.left < 0 and not _armed.repeat):
         return False
-    if _armed.action in ("kill", "hang"):
-        os.kill(os.getpid(), signal.SIGKILL if _armed.action == "kill" else signal.SIGSTOP)
-    elif _armed.action == "nan":
+    if _armed.action in _SENT:
+        os.kill(os.getpid(), _SENT[_armed.action])
+        return False
+    if _armed.action == "nan":
         return True
     code = errno.EIO if _armed.action == "eio" else errno.ENOSPC
     raise OSError(code, f"{os.strerror(code)} (failpoint {name})")
