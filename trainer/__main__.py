@@ -19,9 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in arguments
+    rank = os.environ.get("RANK", "0")
     code, line = 0, ""
     try:
         settings = parse(arguments)
+    except TrainerError as exc:  # the same on every rank
+        sys.stderr.write(f"trainer: {exc}\n" if rank == "0" else "")
+        return exc.exit_code
+    try:
         # After parsing: --help and a mistyped flag should not wait for torch.
         from trainer.train import train
 
@@ -41,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
     if line:
-        rank = os.environ.get("RANK", "0")
         sys.stderr.write(f"trainer{f'[rank {rank}]' if rank != '0' else ''}: {line}\n")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,9 +1,14 @@
 """Named places where a test may end the process or make something fail, to see what is left.
 
 ``WOOLMILL_FAILPOINT=NAME:NTH:ACTION`` arms one: on its nth passing (from 1) the action happens, and
-``@RANK`` after the action limits it to one rank. Actions: ``kill`` (SIGKILL: nothing is flushed, no
-handler runs), ``term`` and ``int`` (those signals), ``hang`` (SIGSTOP: alive, but silent), ``eio`` and ``enospc`` (an OSError), ``nan``
-(:func:`failpoint` answers True, and the caller spoils its value). ``NTH+`` repeats from the nth on.
+``@RANK`` after the action limits it to one rank. ``NTH+`` repeats it from the nth on. Actions:
+
+    kill          SIGKILL: nothing is flushed, no handler runs
+    term, int     SIGTERM, SIGINT
+    hang          SIGSTOP: alive, but silent
+    eio, enospc   an OSError
+    nan           :func:`failpoint` answers True, and the caller spoils its value
+
 The price when nothing is armed: one comparison.
 """
 
@@ -59,8 +64,8 @@ def _parse(setting: str | None) -> _Armed | None:
     match = _SPELLING.fullmatch(setting)
     if match is None or match["name"] not in POINTS:
         raise ConfigError(
-            f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH[+]:kill|term|int|hang|eio|enospc|nan[@RANK]"
-            f" with a name of {', '.join(POINTS)}"
+            f"WOOLMILL_FAILPOINT={setting!r}: expected NAME:NTH[+]:ACTION[@RANK], with a name of"
+            f" {', '.join(POINTS)}"
         )
     return _Armed(
         match["name"], int(match["nth"]), match["on"] == "+", match["action"], match["rank"]

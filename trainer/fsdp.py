@@ -29,14 +29,14 @@ from trainer.errors import ConfigError
 from trainer.model import TokenLoss
 from trainer.ranks import Ranks
 
-__all__ = ["apply_fsdp", "blocks", "hand_out", "local", "make_mesh"]
+__all__ = ["apply_fsdp", "blocks", "hand_out", "local", "make_mesh", "replica_count"]
 
 
-def make_mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
-    """The mesh: ``shard``, or ``replicate`` x ``shard`` for hybrid sharding.
+def replica_count(settings: ParallelSettings, ranks: Ranks) -> int:
+    """How many copies of the sharded model there are.
 
     Raises:
-        ConfigError: the processes cannot be divided into so many replicas.
+        ConfigError: the processes cannot be divided into so many.
     """
     replicas = settings.replicas or 1
     if "no_shard" in settings.fsdp:
@@ -45,6 +45,11 @@ def make_mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
         replicas = max(1, ranks.size // ranks.local_size)
     if ranks.size % replicas:
         raise ConfigError(f"--replicas {replicas} does not divide {ranks.size} processes")
+    return replicas
+
+
+def make_mesh(replicas: int, ranks: Ranks) -> DeviceMesh:
+    """The mesh: ``shard``, or ``replicate`` x ``shard`` for hybrid sharding."""
     kind = ranks.device.type
     if replicas == 1:
         return init_device_mesh(kind, (ranks.size,), mesh_dim_names=("shard",))
@@ -53,9 +58,13 @@ def make_mesh(settings: ParallelSettings, ranks: Ranks) -> DeviceMesh:
 
 
 def apply_fsdp(
-    model: TokenLoss, mesh: DeviceMesh, settings: ParallelSettings, compute: torch.dtype
+    model: TokenLoss,
+    groups: list[nn.Module],
+    mesh: DeviceMesh,
+    settings: ParallelSettings,
+    compute: torch.dtype,
 ) -> None:
-    """Shard ``model``, which is still on the meta device, in place.
+    """Shard ``model``, which is still on the meta device, in place: each of ``groups`` by itself.
 
     Gradients are summed in float32 whatever the compute type, and summed, not averaged: the loss is
     divided by the global count of targets already.
@@ -70,7 +79,7 @@ def apply_fsdp(
     )
     # False keeps a block's gathered weights from its forward to its backward pass (ZeRO-2).
     reshard = "shard_grad_op" not in settings.fsdp
-    for block in blocks(model, settings.fsdp_transformer_layer_cls_to_wrap):
+    for block in groups:
         fully_shard(
             block,
             mesh=mesh,

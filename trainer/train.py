@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from trainer.checkpoint import Checkpoints, Manifest, manifest_facts
@@ -39,7 +40,7 @@ from trainer.config import OptimSettings, Settings
 from trainer.errors import ConfigError, DataError, Interrupted, StoppedError
 from trainer.export import export
 from trainer.failpoints import failpoint
-from trainer.fsdp import apply_fsdp, hand_out, local, make_mesh
+from trainer.fsdp import apply_fsdp, blocks, hand_out, local, make_mesh, replica_count
 from trainer.metrics import Metrics, peak_memory_mib, say
 from trainer.model import TokenLoss, empty_model, load_config, load_tokenizer, load_weights
 from trainer.optim import learning_rate, make_optimizer, training_state
@@ -70,7 +71,8 @@ def train(settings: Settings) -> None:
 
         # 2. The model: read by rank 0, sharded over all.
         compute = _compute_type(settings, ranks.device)
-        mesh = make_mesh(settings.parallel, ranks)
+        replicas = ranks.together(lambda: replica_count(settings.parallel, ranks))
+        mesh = make_mesh(replicas, ranks)
         model = _sharded_model(settings, ranks, mesh, compute, training.largest_id)
         optimizer = make_optimizer(model, settings.optim)
 
@@ -97,7 +99,6 @@ def train(settings: Settings) -> None:
                 every=settings.log.logging_steps,
                 report_to=settings.log.report_to,
             )
-        replicas = mesh.size() // mesh["shard"].size()
         run = _Run(
             settings, ranks, model, replicas, optimizer, batches, evaluation, total_steps, metrics
         )
@@ -379,18 +380,23 @@ def _sharded_model(
     settings: Settings, ranks: Ranks, mesh: DeviceMesh, compute: torch.dtype, largest_id: int
 ) -> TokenLoss:
     """The model with this rank's shards of the weights of ``model_name_or_path``."""
-    config = ranks.together(lambda: load_config(settings.model))
-    vocabulary = config.get_text_config().vocab_size
-    if largest_id >= vocabulary:
-        raise ConfigError(
-            f"{settings.model.model_name_or_path}: its tokenizer gives id {largest_id}, and the"
-            f" model has {vocabulary} rows; the two do not belong together"
-        )
+
+    def shape() -> tuple[TokenLoss, list[nn.Module]]:
+        config = load_config(settings.model)
+        vocabulary = config.get_text_config().vocab_size
+        if largest_id >= vocabulary:
+            raise ConfigError(
+                f"{settings.model.model_name_or_path}: its tokenizer gives id {largest_id}, and the"
+                f" model has {vocabulary} rows; the two do not belong together"
+            )
+        model = empty_model(config, settings.model)
+        return model, blocks(model, settings.parallel.fsdp_transformer_layer_cls_to_wrap)
+
+    model, groups = ranks.together(shape)
     source = ranks.together(
         lambda: load_weights(settings.model, settings.optim.seed) if ranks.rank == 0 else None
     )
-    model = empty_model(config, settings.model)
-    apply_fsdp(model, mesh, settings.parallel, compute)
+    apply_fsdp(model, groups, mesh, settings.parallel, compute)
     hand_out(model, source, ranks, offload="offload" in settings.parallel.fsdp)
     return model.train()
 
@@ -441,11 +447,15 @@ def _resumed(
         for name, value in fresh.recipe.items()
         if found.recipe.get(name) != value
     ]
-    if changed:
-        raise ConfigError(
-            f"checkpoint-{found.step} was made with other settings: {', '.join(changed)}; use the"
-            " same, or another --output_dir"
-        )
+
+    def refuse() -> None:
+        if changed:
+            raise ConfigError(
+                f"checkpoint-{found.step} was made with other settings: {', '.join(changed)}; use"
+                " the same, or another --output_dir"
+            )
+
+    ranks.together(refuse)
     checkpoints.load(found.step, training_state(model, optimizer, updates=found.updates))
     if ranks.rank == 0:
         say(f"resumed from checkpoint-{found.step}, written by {found.world_size} processes")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
@@ -18,6 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from trainer.model import architecture
+from trainer.template import alpaca_prompt
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -59,14 +61,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    from trainer.template import alpaca_prompt
-
     texts = [alpaca_prompt(r["instruction"], r["input"]) + r["output"] for r in toy_records(50)]
     backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
@@ -79,7 +79,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_config(family: str) -> Any:
     """A tiny architecture of ``family``; the odd vocabulary leaves uneven shards."""
-    tokens = {"vocab_size": 401, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    tokens: dict[str, Any] = {
+        "vocab_size": 401,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
     if family == "llama":
         return LlamaConfig(**GATED, **tokens, tie_word_embeddings=True)
     if family == "qwen":
@@ -93,7 +98,9 @@ def make_config(family: str) -> Any:
             **GATED, **tokens, head_dim=4, query_pre_attn_scalar=4, sliding_window=24
         )
     assert family == "opt"
-    return OPTConfig(**SIZES, **tokens, ffn_dim=24, word_embed_proj_dim=16, do_layer_norm_before=True)
+    return OPTConfig(
+        **SIZES, **tokens, ffn_dim=24, word_embed_proj_dim=16, do_layer_norm_before=True
+    )
 
 
 FAMILIES = ("llama", "qwen", "gemma2", "gemma3", "opt")
@@ -107,7 +114,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def make_model_folder(family: str, folder: Path, tokenizer: Any) -> Path:
     """A model folder as a person would download it, in float32."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(make_config(family))
+    model = architecture(make_config(family))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -82,11 +82,11 @@ def start(
     return run
 
 
-def finish(run: Run, timeout_s: float = 60.0) -> list[Finished]:
-    """Wait for every rank; kill those that hang, which counts as -9."""
-    out = []
+def finish(run: Run, *, patience_s: float = 50.0) -> list[Finished]:
+    """Wait for every rank; kill those that are not done ``patience_s`` after rank 0, as -9."""
+    out: list[Finished] = []
     for process, log in zip(run.processes, run.logs, strict=True):
-        process.join(timeout_s)
+        process.join(patience_s if out else 50.0)
         if process.exitcode is None:
             process.kill()
             process.join()

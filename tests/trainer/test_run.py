@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.trainer.conftest import FAMILIES, toy_records, write_records
 from tests.trainer.launch import Finished, curve, finish, start
 from tests.trainer.reference import reference_loss
-from trainer.checkpoint import read_manifest
+from trainer.checkpoint import checkpoint_steps, read_manifest
 from trainer.template import alpaca_prompt
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 Train = Callable[..., list[Finished]]
 
@@ -37,6 +39,7 @@ def train(root: Path, llama: Path, records_file: Path) -> Train:
         code: int | None = 0,
         model: Path = llama,
         data: Path = records_file,
+        patience_s: float = 50.0,
         **options: Any,
     ) -> list[Finished]:
         arguments = [
@@ -48,7 +51,8 @@ def train(root: Path, llama: Path, records_file: Path) -> Train:
             # A kill some steps after a save should find it whole, however slow the disk.
             *("--async_save", "False", *more),
         ]
-        done = finish(start(arguments, root / f"{output}.logs", ranks=ranks, **options))
+        run = start(arguments, root / f"{output}.logs", ranks=ranks, **options)
+        done = finish(run, patience_s=patience_s)
         if code is not None:
             assert {rank.exit_code for rank in done} == {code}, [rank.output for rank in done]
         return done
@@ -114,7 +118,8 @@ def test_fault_123_a_kill_at_every_point_of_a_save(
     train(name, *limit, "--resume")
     assert curve(root / name) == whole
     assert (root / name / "config.json").exists()
-    assert [path.name for path in (root / name).glob("checkpoint-*")] == ["checkpoint-6"]
+    # Killed between the newest being whole and the older being gone, both are there.
+    assert checkpoint_steps(root / name) == ([3, 6] if point == "save.whole:2" else [6])
 
 
 def test_fault_124_a_damaged_checkpoint_is_named_and_an_older_one_taken(
@@ -175,11 +180,12 @@ def test_fault_127_a_rank_is_killed(train: Train) -> None:
     assert "Traceback" not in survivor.output
 
 
-def test_fault_127_a_rank_hangs(train: Train, root: Path, llama: Path) -> None:
+def test_fault_127_a_rank_hangs(train: Train) -> None:
     """The other one waits --timeout_s and no longer."""
-    run = train("hung", "--timeout_s", "2", ranks=2, failpoint="train.loss:4:hang@1", code=None)
-    assert run[0].exit_code == 75
-    assert "another rank does not answer (--timeout_s)" in run[0].output
+    options: dict[str, Any] = {"ranks": 2, "code": None, "patience_s": 0.1}
+    done = train("hung", "--timeout_s", "2", failpoint="train.loss:4:hang@1", **options)
+    assert done[0].exit_code == 75
+    assert "another rank does not answer (--timeout_s)" in done[0].output
 
 
 def test_fault_128_a_full_disk_in_a_save(train: Train, root: Path, whole: Any) -> None:
@@ -205,7 +211,7 @@ def test_a_signal_ends_the_step_saves_and_is_resumable(
     """SIGINT and SIGTERM to one of two ranks: both stop after the same step, in a checkpoint."""
     options: dict[str, Any] = {"ranks": 2, "failpoint": f"train.loss:2:{action}@1"}
     done = train(action, "--save_strategy", "no", code=code, **options)
-    assert "in checkpoint-2; go on with --resume" in done[0].output
+    assert "in checkpoint-3; go on with --resume" in done[0].output
     train(action, "--save_strategy", "no", "--resume", ranks=2)
     assert curve(root / action) == whole
 
@@ -241,6 +247,7 @@ def test_fault_129_every_architecture_shards_resumes_and_exports(
     assert asked == f"<s>{alpaca_prompt('Say it')}"
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's use of it
 def test_lora_learns_adapters_alone_and_exports_them_folded_in(
     train: Train, root: Path, llama: Path
 ) -> None:

@@ -1,0 +1,100 @@
+"""Ask a fine-tuned model a few questions: greedily, and sampled.
+
+    python -m trainer.sample --model out [--prompt "Name three rivers."] [--temperature 0.7]
+
+The questions are laid out by the folder's chat template, which the trainer sets to the layout that
+was trained on; a folder without one gets Alpaca's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.errors import ConfigError, TrainerError
+from trainer.template import alpaca_prompt
+
+__all__ = ["answer", "main"]
+
+QUESTIONS = (
+    "Name three rivers.",
+    "Give one reason to walk to work.",
+    "Write a sentence about the sea.",
+)
+
+
+def answer(
+    model: Any, tokenizer: Any, question: str, *, max_new_tokens: int, temperature: float = 0.0
+) -> str:
+    """The model's answer to ``question``; greedy at temperature 0."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    else:
+        inputs = tokenizer(alpaca_prompt(question), return_tensors="pt")
+    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    out = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        **(sampling or {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+    )
+    new = out[0, inputs["input_ids"].shape[1] :]
+    text: str = tokenizer.decode(new, skip_special_tokens=True)
+    return text.strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the answers; the exit code."""
+    parser = argparse.ArgumentParser(prog="trainer.sample", description="Ask a fine-tuned model.")
+    parser.add_argument("--model", required=True, help="the trainer's output_dir")
+    parser.add_argument("--prompt", action="append", help="a question; repeat for more")
+    parser.add_argument("--max_new_tokens", type=int, default=80)
+    parser.add_argument("--temperature", type=float, default=0.7, help="of the second answer")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    try:
+        model, tokenizer = _load(arguments.model)
+    except TrainerError as exc:
+        sys.stderr.write(f"trainer.sample: {exc}\n")
+        return exc.exit_code
+    import torch
+
+    torch.manual_seed(arguments.seed)
+    for question in arguments.prompt or QUESTIONS:
+        sys.stdout.write(f"\n> {question}\n")
+        for name, temperature in (("greedy", 0.0), ("sampled", arguments.temperature)):
+            text = answer(
+                model,
+                tokenizer,
+                question,
+                max_new_tokens=arguments.max_new_tokens,
+                temperature=temperature,
+            )
+            sys.stdout.write(f"[{name}] {text}\n")
+    return 0
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    if not os.path.isfile(os.path.join(name, "config.json")):
+        raise ConfigError(f"{name}: holds no finished model; check --model")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{name}: cannot be loaded: {str(exc).partition(chr(10))[0]}") from exc
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
