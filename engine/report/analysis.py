@@ -28,6 +28,8 @@ __all__ = ["analyse"]
 EXAMPLES = 6
 """Refused pieces shown for each reason, spread over the run."""
 TIME_BINS = 60
+PAUSE_S = 60.0
+"""Longer without any answer, the run stood still; such times are cut to this."""
 SCORE_BINS = 50
 SPECIAL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|unk)>", re.I)
 DECLINED = re.compile(
@@ -81,12 +83,18 @@ class _Times:
             self._accepted[place] += 1
 
     def bins(self) -> list[dict[str, float]]:
-        """The time from first to last answer in equal steps, with what arrived in each."""
+        """The time from first to last answer, without long pauses, in equal steps with what came in
+        each.
+        """
         if not len(self._at):
             return []
-        began, ended = self._at.min(), self._at.max()
-        width = max((ended - began) / TIME_BINS, 1e-3)
-        step = np.minimum(((self._at - began) / width).astype(int), TIME_BINS - 1)
+        order = np.argsort(self._at, kind="stable")
+        worked = np.empty(len(order))
+        worked[order] = np.cumsum(
+            np.minimum(np.diff(self._at[order], prepend=self._at[order[0]]), PAUSE_S)
+        )
+        width = max(worked.max() / TIME_BINS, 1e-3)
+        step = np.minimum((worked / width).astype(int), TIME_BINS - 1)
         sums = {
             name: np.bincount(step, weights, TIME_BINS)
             for name, weights in (

@@ -61,7 +61,7 @@ EXTRAS = (
 OPENINGS = (
     "{verb} a {extra} {object} about {field}",
     "{verb} how {field} changed {field2}",
-    "{verb} two {extra} mistakes of a {person}",
+    "{verb} one {object} of a {extra} {person}",
     "{verb} this {extra} {object}",
     "{verb} what {person}s think of {field}",
     "{verb} the {object} of a {person}",

@@ -20,7 +20,7 @@ from engine.cli import cli
 from engine.dedup.rouge import rouge_l
 from engine.errors import ConfigError, DiskError, OutputError
 from engine.export import Format, export, export_dataset
-from engine.export.formats import FORMATS
+from engine.export.formats import FORMATS, SUFFIX, question
 from engine.records import Prompt, Record
 from engine.store import RunStore
 from tests.engine.synthetic import BagEncoder, records_text, synthetic_run
@@ -285,6 +285,34 @@ def test_datasets_loads_the_folder(
     assert set(loaded) == {"train", "validation"}
     assert loaded["train"].num_rows + loaded["validation"].num_rows == 400
     assert "licen" in (folder / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize("format", ["alpaca", "jsonl", "messages", "sharegpt", "parquet"])
+def test_our_trainer_reads_it(run_folder: Path, tmp_path: Path, format: Format) -> None:
+    """Every format but the spreadsheet's: all rows, the same instructions and outputs."""
+    from trainer.records import Conversation, read_examples
+
+    path = exported(run_folder, format, tmp_path / f"rows{SUFFIX[format]}")
+    examples = read_examples(path)
+    with open_run(run_folder) as run:
+        records = list(run)
+    assert len(examples) == len(records)
+    for example, record in zip(examples, records, strict=True):
+        if isinstance(example, Conversation):
+            said = [message.content for message in example.messages]
+            assert said == [question(record), record.output]
+        else:
+            assert (example.instruction, example.input) == (record.instruction, record.input)
+            assert example.output == record.output
+
+
+def test_trl_takes_messages(run_folder: Path, tmp_path: Path) -> None:
+    """Conversational by TRL's own check, in the shape that its SFTTrainer applies a template to."""
+    data_utils = pytest.importorskip("trl.data_utils", reason="needs the extra woolmill[bench]")
+    path = exported(run_folder, "messages", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert all(data_utils.is_conversational(row) for row in rows)
+    assert {tuple(m["role"] for m in row["messages"]) for row in rows} == {("user", "assistant")}
 
 
 # -- Python ---------------------------------------------------------------------------------------

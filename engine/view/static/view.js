@@ -147,7 +147,7 @@ async function open(id) {
     add(`nearest: ${visible(row.nearest.source)}, ${row.nearest.score.toFixed(3)}`, shown(row.nearest.text));
   }
   const model = [row.model, row.backend, row.finish_reason, row.latency_s === null ? "" : `${number(row.latency_s, 2)} s`,
-    `${number(row.prompt_tokens)} + ${number(row.completion_tokens)} tokens`, `${row.attempts} attempts`];
+    `${number(row.prompt_tokens)} + ${number(row.completion_tokens)} tokens`, `attempt ${row.attempts}`];
   add("answer of", shown(model.filter(Boolean).join(" · ")));
   add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
   fold(pane, "raw answer", row.answer ?? `${row.failure}: ${row.message}`);

@@ -1,0 +1,166 @@
+"""Every command of README and docs runs, in order, page by page.
+
+They run as they stand but for what a test cannot have: servers are a loopback server, hosted models
+the one it serves, targets small, models in this process the scripted backend. ``make`` goals are
+looked up in the Makefile, ``pip`` extras in pyproject.toml, and the trainer's command lines are
+parsed (tests/trainer runs it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.server import Behaviour, Server
+from engine.cli import main
+from engine.seeds import bundled_seeds
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOST = 25
+"""Accepted records that a command of the docs gets to ask for."""
+SERVED = "toy"
+
+
+def commands(page: Path) -> list[str]:
+    """The lines behind ``$`` in console blocks, without their comments."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [re.sub(r"\s+#.*", "", line[2:]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A loopback server that stands in for every server of the docs."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = Server(Behaviour(model=SERVED))
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+    yield server.url
+    asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.timeout(120)
+def test_the_commands_of_a_page_run(
+    page: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed_tasks.jsonl").write_bytes(bundled_seeds().read_bytes())
+    listed = commands(page)
+    assert listed
+    if any("runs/demo" in line for line in listed):
+        run(["generate", "--backend", "scripted", "--target", "20", "--out", "runs/demo"])
+    for line in listed:
+        try:
+            run_line(line, address, monkeypatch)
+        except AssertionError as exc:
+            raise AssertionError(f"{page.name}: $ {line}\n{exc}") from exc
+
+
+def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if line.startswith("export "):
+        name, _, value = line.removeprefix("export ").partition("=")
+        monkeypatch.setenv(name, value if value.isascii() else "sk-0123456789")
+        return
+    program, *arguments = shlex.split(line)
+    if program == "make":
+        goals = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(arguments) <= set(goals)
+    elif program == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extra in re.findall(r"\[([\w,-]+)\]", line):
+            assert set(extra.split(",")) <= project["optional-dependencies"].keys()
+    elif program in ("torchrun", "python"):
+        from trainer.config import parse
+
+        parse(arguments[arguments.index("trainer") + 1 :])
+    elif arguments[:1] == ["view"]:
+        look_at(arguments)
+    elif arguments[:2] == ["models", "fetch"]:
+        assert arguments[2] == "smollm2"  # tests/engine/test_models.py fetches it
+    else:
+        assert program == "woolmill"
+        run(substituted(arguments, address))
+
+
+def substituted(arguments: list[str], address: str) -> list[str]:
+    """The arguments with what a test cannot have replaced."""
+    if arguments[0] != "generate":
+        return arguments
+    given = dict(pairwise(arguments))
+    new = list(arguments)
+    for i, (flag, value) in enumerate(pairwise(arguments), 1):
+        if flag in ("--target", "--num_instructions_to_generate"):
+            new[i] = str(min(int(value), MOST)) if int(value) > 100 else value
+        elif flag == "--base-url":
+            new[i] = address
+        elif flag == "--model" and "--base-url" in given:
+            new[i] = SERVED
+        elif flag == "--backend":
+            new[i] = "scripted"
+        elif flag == "--model":
+            new[i] = "scripted"
+    offline = "--backend" in given or "--base-url" in given or "--config" in given
+    return new if offline else [*new, "--backend", "scripted"]
+
+
+def run(arguments: list[str]) -> None:
+    """Run the command line in this process; near-duplicates by meaning need a model's time."""
+    if arguments[0] == "generate" and "--no-semantic" not in arguments:
+        arguments = [*arguments, "--no-semantic"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code in (0, None), f"exit status {ended.value.code}"
+
+
+def look_at(arguments: list[str]) -> None:
+    """Start the view as a person would, open its link, and end it with Ctrl-C."""
+    command = [sys.executable, "-m", "engine", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        link = process.stdout.readline().strip()
+        with httpx.Client(trust_env=False, follow_redirects=True) as client:
+            assert client.get(link).status_code == 200
+            origin = link.split("/enter")[0]
+            assert client.get(f"{origin}/api/state").json()["accepted"] > 0
+        process.send_signal(signal.SIGINT)
+    assert process.returncode in (0, 130)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(["generate", "--backend", "scripted", "--target", "5", "--out", "runs/first"])
+    text = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) >= 5
+
+
+def test_there_are_five_pages_at_most() -> None:
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert 0 < len(pages) <= 5
+    assert all(len(page.read_text().splitlines()) < 120 for page in pages)
