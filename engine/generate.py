@@ -36,6 +36,8 @@ __all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semant
 
 DECISION = ("rouge_threshold", "semantic_threshold", "semantic_model", "scope", "against")
 ADD_BATCH = 1024
+UNPAID_EAGER = 24
+"""First requests to an engine in this process: too many cost time, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 request_batch_size=config.request_batch_size,
                 max_barren_requests=config.max_barren_requests,
                 drain_timeout_s=config.drain_timeout_s,
-                eager=EAGER if paid else pool.limit,
+                eager=EAGER if paid else UNPAID_EAGER,
                 wait_at_target=paid,
             ),
             display=display,
