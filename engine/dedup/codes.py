@@ -14,8 +14,13 @@ What this passes is a candidate, never a decision; and it misses some in ten tho
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from engine.dedup.kernels import compiled, popcount, signed, word
@@ -26,6 +31,10 @@ __all__ = ["SignLists"]
 CHUNK = 64
 """Codes that lie together, word by word: word w of lane l is at (chunk * W + w) * CHUNK + l."""
 
+AHEAD = 4
+"""Chunks that are asked for while one is read."""
+NOT_READ = -1
+
 
 class SignLists:
     """Codes of vectors, searched for those that may have a cosine above a floor.
@@ -35,7 +44,7 @@ class SignLists:
         probes: how many lists are read for a query.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], probes: int = 64) -> None:
+    def __init__(self, vectors: NDArray[np.float32], probes: int = 128) -> None:
         lists = len(vectors)
         self._dimension = vectors.shape[1]
         self._centres = _codes(vectors)
@@ -45,6 +54,7 @@ class SignLists:
         self._codes = reserve(np.uint64, huge_pages=True)
         self._items = reserve(np.uint32)
         self._distances = np.empty(lists, np.int64)
+        self._found = np.empty(4_096, np.int64)
         # Each of the first items begins the list that it is the centre of; chunk 0 means none.
         self._chunks = lists + 1
         self._make_room()
@@ -78,15 +88,12 @@ class SignLists:
 
     def candidates(self, vector: NDArray[np.float32], floor: float) -> NDArray[np.int64]:
         """Items that may have a cosine above ``floor`` to the vector (D,), the likeliest first."""
-        # The bits that differ are binomial, were the components independent; 3.6 standard
-        # deviations keep 9,998 of 10,000 at the floor itself, and more above it.
         share = math.acos(max(-1.0, min(1.0, floor))) / math.pi
-        spread = math.sqrt(self._dimension * share * (1 - share))
-        radius = math.ceil(self._dimension * share + 3.6 * spread)
-        found = np.empty(int(self._sizes.max()) * self._probes, np.int64)
+        half = min(self._dimension, 64 * ((self._words + 1) // 2))
         count = _search(
             _codes(vector[None])[0],
-            radius,
+            _radius(self._dimension, share, 3.6),
+            _radius(half, share, 4.5),
             self._probes,
             self._centres,
             self._distances,
@@ -95,11 +102,12 @@ class SignLists:
             self._previous,
             self._codes,
             self._items,
-            found,
+            self._found,
         )
-        found.resize(count, refcheck=False)
-        found.sort()
-        return found & 0xFFFFFFFF
+        if count > len(self._found):
+            self._found = np.empty(2 * count, np.int64)
+            return self.candidates(vector, floor)
+        return np.sort(self._found[:count]) & 0xFFFFFFFF
 
     def _make_room(self) -> None:
         """Room for one more chunk."""
@@ -107,6 +115,14 @@ class SignLists:
         self._previous = room(self._previous, chunks)
         self._codes = room(self._codes, chunks * CHUNK * self._words)
         self._items = room(self._items, chunks * CHUNK)
+
+
+def _radius(bits: int, share: float, deviations: float) -> int:
+    """How many of so many bits may differ, when each does with the probability ``share``.
+
+    Binomial, as if the components were independent: 3.6 standard deviations keep 9,998 of 10,000.
+    """
+    return math.ceil(bits * share + deviations * math.sqrt(bits * share * (1 - share)))
 
 
 def _codes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -157,10 +173,29 @@ def _insert(
     return chunks
 
 
+def _prefetch(_typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of an element that will be read soon."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, flag(0), flag(2), flag(1)])  # read, keep for a while, data
+        return context.get_dummy_value()
+
+    return numba.types.void(array, index), generate
+
+
+prefetch = intrinsic(_prefetch)
+
+
 @compiled
 def _search(
     code: NDArray[np.uint64],
     radius: int,
+    half_radius: int,
     probes: int,
     centres: NDArray[np.uint64],
     distances: NDArray[np.int64],
@@ -173,9 +208,11 @@ def _search(
 ) -> int:
     """Find the items within ``radius`` in the nearest lists; returns how many.
 
-    Fills ``found``: the distance above the 32 bits of the item.
+    Fills ``found``, as far as it goes: the distance above the 32 bits of the item. Half of a code
+    tells most of those that are too far away: they differ in more than ``half_radius`` bits of it.
     """
     words = len(code)
+    half = (words + 1) // 2
     at = np.zeros(64 * words + 1, np.int64)
     for i in range(len(centres)):
         distances[i] = _distance(code, centres[i], 0, 1)
@@ -186,32 +223,49 @@ def _search(
         left -= at[reach]
         reach += 1
 
-    partial = np.empty(CHUNK, np.uint64)
-    reachable = word(radius)
-    count = 0
+    # Which chunks, in order, so that each can be asked for before it is needed.
+    chosen = 0
     for i in range(len(centres)):
-        if distances[i] > reach:
+        if distances[i] < reach or (distances[i] == reach and left > 0):
+            left -= distances[i] == reach
+            chosen += (signed(sizes[i]) + CHUNK - 1) // CHUNK
+        else:
+            distances[i] = NOT_READ
+    chunks = np.empty(chosen + AHEAD, np.int64)
+    used = np.full(chosen, CHUNK, np.int64)
+    n = 0
+    for i in range(len(centres)):
+        if distances[i] == NOT_READ:
             continue
-        if distances[i] == reach:
-            if left == 0:
-                continue
-            left -= 1
+        used[n] = (signed(sizes[i]) - 1) % CHUNK + 1
         chunk = signed(heads[i])
-        used = (signed(sizes[i]) - 1) % CHUNK + 1
         while chunk:
-            first = chunk * words * CHUNK
-            partial[:used] = 0
-            for w in range((words + 1) // 2):
-                plane = codes[first + w * CHUNK : first + w * CHUNK + used]
-                for lane in range(used):
-                    partial[lane] += popcount(code[w] ^ plane[lane])
-            for lane in range(used):
-                # Half of a code tells most of those that are too far away.
-                if partial[lane] <= reachable:
-                    distance = _distance(code, codes, first + lane, CHUNK)
-                    if distance <= radius:
-                        found[count] = (distance << 32) | signed(items[chunk * CHUNK + lane])
-                        count += 1
+            chunks[n] = chunk
+            n += 1
             chunk = signed(previous[chunk])
-            used = CHUNK
+    chunks[chosen:] = 0
+
+    partial = np.empty(CHUNK, np.uint64)
+    reachable = word(half_radius)
+    count = 0
+    for i in range(chosen):
+        ahead = chunks[i + AHEAD] * words * CHUNK
+        for line in range(0, half * CHUNK, 8):
+            prefetch(codes, ahead + line)
+        first = chunks[i] * words * CHUNK
+        partial[:] = 0
+        for w in range(half):
+            plane = codes[first + w * CHUNK : first + (w + 1) * CHUNK]
+            for lane in range(len(plane)):
+                partial[lane] += popcount(code[w] ^ plane[lane])
+        if partial.min() > reachable:
+            continue
+        for lane in range(used[i]):
+            if partial[lane] <= reachable:
+                distance = _distance(code, codes, first + lane, CHUNK)
+                if distance <= radius:
+                    if count < len(found):
+                        slot = chunks[i] * CHUNK + lane
+                        found[count] = (distance << 32) | signed(items[slot])
+                    count += 1
     return count
