@@ -19,9 +19,9 @@ from engine.records import Sampling
 
 __all__ = ["Draw", "StopText", "Tokenizer", "choose"]
 
-_NUCLEUS = 1024
-"""Tokens that are tried first as the nucleus; sorting a whole vocabulary for each row costs more
-than the model."""
+_NUCLEUS = (64, 1024)
+"""Tokens that are tried first as the nucleus: nearly always few are enough, and sorting the whole
+vocabulary for each row would cost more than the model."""
 
 
 class Tokenizer(Protocol):
@@ -76,7 +76,7 @@ def choose(logits: Tensor, draws: Sequence[Draw], eos_ids: Sequence[int]) -> lis
 
 def _nucleus(weights: Tensor, top_p: float) -> Tensor:
     """Only the likeliest tokens that together reach ``top_p``, at least one; (V,)."""
-    for count in (min(_NUCLEUS, len(weights)), len(weights)):
+    for count in [*(few for few in _NUCLEUS if few < len(weights)), len(weights)]:
         ordered, tokens = weights.topk(count)
         before = ordered.cumsum(-1) - ordered
         if count == len(weights) or before[-1] >= top_p:

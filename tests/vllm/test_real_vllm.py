@@ -1,0 +1,136 @@
+"""A real vLLM on the small real model: over HTTP with both APIs, and in a child process.
+
+``make test-vllm`` builds the environment; WOOLMILL_VLLM_PYTHON names its interpreter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import models
+from engine.backends.http import HttpBackend
+from engine.backends.vllm import VllmBackend
+from engine.records import Completion, Prompt, Sampling
+from engine.retry import Failure
+from engine.serve import Server, serving
+from tests.engine.test_vllm_backend import child_pid, wait_for_end
+
+pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
+
+ARGUMENTS = {"max_model_len": "2048", "max_num_seqs": "16"}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The interpreter that has vLLM."""
+    if (named := os.environ.get("WOOLMILL_VLLM_PYTHON")) is None:
+        pytest.skip("WOOLMILL_VLLM_PYTHON is not set; run make test-vllm")
+    models.fetch("smollm2")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def server(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A vLLM server for the session."""
+    logs = tmp_path_factory.mktemp("logs")
+    with serving("smollm2", python=python, args=ARGUMENTS, log_dir=logs) as [server]:
+        yield server
+
+
+def greedy(text: str, max_tokens: int = 12, **changed: object) -> Prompt:
+    """A prompt with one right answer."""
+    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+    return Prompt(index=0, text=text, sampling=sampling, **{"api": "completions"} | changed)  # type: ignore[arg-type]
+
+
+def text_of(answer: Completion | BaseException) -> str:
+    """The text of what must be an answer."""
+    assert isinstance(answer, Completion), answer
+    return answer.text
+
+
+async def test_both_apis_over_http(server: Server) -> None:
+    """The server's context is known, both APIs answer, an overlong prompt is an overflow."""
+    backend = HttpBackend(server.base_url, "smollm2")
+    await backend.start()
+    try:
+        assert backend.context_length == 2048
+        [text] = await backend.complete([greedy("The capital of France is")])
+        [chat] = await backend.complete([greedy("Name a colour.", api="chat")])
+        counts = await backend.count_tokens(["The capital of France is"])
+        try:
+            [long] = await backend.complete([greedy("word " * 3000)])
+        except Failure as failure:
+            long = failure
+    finally:
+        await backend.aclose()
+    assert text_of(text).startswith(" Paris")
+    assert text_of(chat)
+    assert counts == [5]
+    assert isinstance(long, Failure)
+    assert long.verdict.kind == "overflow"
+    assert long.verdict.context_length == 2048
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_generate_over_http(server: Server, tmp_path: Path, api: str) -> None:
+    """``woolmill generate`` to the end and ``woolmill export``: whole, unique Alpaca records."""
+    run = tmp_path / "run"
+    woolmill = [sys.executable, "-m", "engine"]
+    generate = [*woolmill, "generate", "--base-url", server.base_url, "--api", api]
+    generate += ["--target", "4", "--max-tokens", "256", "--max-requests", "60", "--no-semantic"]
+    generate += ["--temperature", "0.7", "--out", str(run), "--no-progress"]
+    done = subprocess.run(generate, cwd=ROOT, capture_output=True, text=True, check=False)
+    # A model this small may keep too little of the format for the target: 75, and resumable.
+    assert done.returncode in ((0, 75) if api == "chat" else (0,)), done.stderr
+    target = tmp_path / "alpaca.json"
+    export = [*woolmill, "export", str(run), "--format", "alpaca", "-o", str(target)]
+    subprocess.run(export, cwd=ROOT, check=True, capture_output=True)
+    rows = json.loads(target.read_text())
+    assert len(rows) == 4 or api == "chat"
+    assert len({row["instruction"] for row in rows}) == len(rows)
+    assert all(row["instruction"] and row["output"] for row in rows)
+
+
+async def test_fault_057_in_a_child_process(python: Path, tmp_path: Path) -> None:
+    """Right answers, before and after kill -9 of the child with requests in flight."""
+    log_file = tmp_path / "vllm.log"
+    backend = VllmBackend(
+        "smollm2",
+        python=python,
+        max_in_flight=16,
+        args={"max_model_len": "2048"},
+        log_file=log_file,
+    )
+    await backend.start()
+    try:
+        assert backend.context_length == 2048
+        assert await backend.count_tokens(["The capital of France is"]) == [5]
+        calls = [
+            asyncio.ensure_future(backend.complete([greedy("The capital of France is", 200 + n)]))
+            for n in range(8)
+        ]
+        [long] = await backend.complete([greedy("word " * 3000)])
+        [chat] = await backend.complete([greedy("Name a colour.", api="chat")])
+        assert not all(call.done() for call in calls)
+        killed = child_pid(backend)
+        os.kill(killed, signal.SIGKILL)
+        answers = [text_of(answer) for [answer] in await asyncio.gather(*calls)]
+        assert child_pid(backend) != killed
+    finally:
+        await backend.aclose()
+    assert all(answer.startswith(" Paris") for answer in answers)
+    assert text_of(chat)
+    assert isinstance(long, Failure)
+    assert (long.verdict.kind, long.verdict.prompt_tokens) == ("overflow", 3001)
+    await asyncio.to_thread(wait_for_end, killed)
