@@ -49,6 +49,7 @@ class Simulated:
         retry_after: bool = True,
         batching: Batching | None = None,
         gauges: bool = False,
+        noise: float = 0.0,
         mean_tokens: int = 150,
     ) -> None:
         self.name = self.model = "simulated"
@@ -66,6 +67,7 @@ class Simulated:
         self.answered: list[tuple[float, int]] = []
         self._gauges = gauges
         self._retry_after = retry_after
+        self._noise = noise
         self._running = 0
         self._bucket = (
             TokenBucket(bucket_per_min, burst=bucket_per_min / 6) if bucket_per_min else None
@@ -77,6 +79,8 @@ class Simulated:
 
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         loop = asyncio.get_running_loop()
+        if self._noise and self._rng.random() < self._noise:
+            await self._refuse(None)
         if self.slots is not None and self._running >= self.slots:
             await self._refuse(None)
         if self._bucket is not None and not self._bucket.take(1):
@@ -263,6 +267,10 @@ SCENARIOS = (
     Scenario(
         name="6,000 requests a minute, bare 429",
         server=lambda: Simulated(bucket_per_min=6000, retry_after=False), best=lambda server: 100.0,
+    ),
+    Scenario(
+        name="429 beyond 200, and 3 % at random", server=lambda: Simulated(slots=200, noise=0.03),
+        best=per_slot,
     ),
     Scenario(name="vLLM 64 wide", server=engine(width=64), best=per_engine, in_tokens=True),
     Scenario(name="vLLM 256 wide", server=engine(), best=per_engine, in_tokens=True),

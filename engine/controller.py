@@ -45,6 +45,10 @@ REMEMBER_S = 60.0
 CUT_FIRST, CUT_AGAIN = 0.05, 0.3
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
+SOLITARY = 10
+"""A refusal after so many successes is one of its kind, not one of a streak."""
+IN_VAIN = 4
+"""Cuts after which refusals came as soon as before: then they have nothing to do with us."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
 SUCCESSES_PER_REFUSAL = 120
@@ -138,6 +142,10 @@ class Adaptive:
         self._resuming = False
         self._refusals = 0
         self._successes = 0
+        self._share = 0.0  # of refusals among the last hundred ends or so
+        self._tolerated = 0.0
+        self._cuts_in_vain = 0
+        self._before_cuts = 0.0
         self._by_clock = False
         self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
         self._raise = 0.1
@@ -162,7 +170,7 @@ class Adaptive:
             return False
         if self._resuming:  # not all at once after a pause: the first refusal stops the rest
             self._resuming = False
-            self._from = min(float(self.in_flight), self._target)
+            self._from = min(float(max(self.in_flight, 1)), self._target)
             self._climb_at_s, self._climb_s = now_s, MAX_CLIMB_S
         if self.in_flight + 1 > self.limit(now_s):
             return False
@@ -198,9 +206,12 @@ class Adaptive:
         took_s = max(now_s - ticket.at_s, 1e-6)
         self.latency_s += 0.1 * (took_s - self.latency_s)
         self._all_successes += 1
-        if self._episode_s is None or ticket.at_s > self._episode_s:
+        if self._episode_s is None or ticket.at_s >= self._episode_s:
             self._successes += 1
-        if self._streak and self._successes > max(10.0, self._target):
+        self._share -= self._share / 64
+        if self._share < self._tolerated / 16:
+            self._tolerated = 0.0  # the noise is over
+        if self._streak and self._successes > SOLITARY:
             self._streak = 0
         if self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
@@ -216,7 +227,10 @@ class Adaptive:
         self._refusals += 1
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
-        if self._episode_s is not None and ticket.at_s <= self._episode_s:
+        self._share += (1 - self._share) / 64
+        if self._episode_s is not None and ticket.at_s < self._episode_s:
+            return
+        if self._share < self._tolerated or self._is_noise(now_s):
             return
         if self._streak == 0:
             self._refusals = 1
@@ -345,6 +359,25 @@ class Adaptive:
             self._set(now_s, target)
 
     # Refusals
+
+    def _is_noise(self, now_s: float) -> bool:
+        """Some servers refuse at random. Cutting does not help, so after a few tries it ends."""
+        if self._streak or self._episode_s is None:
+            return False
+        if self._successes >= SUCCESSES_PER_REFUSAL / 2:
+            self._cuts_in_vain = max(self._cuts_in_vain - 1, 0)
+            return False
+        if self._cuts_in_vain == 0:
+            self._before_cuts = self._target
+        self._cuts_in_vain += 1
+        if self._cuts_in_vain < IN_VAIN:
+            return False
+        self._cuts_in_vain = 0
+        self._tolerated = 2 * self._share + 0.02
+        self._refused_at, self._pace_per_s, self._by_clock = None, None, False
+        self._phase, self._base = "start", None
+        self._set(now_s, max(self._before_cuts, self._target))
+        return True
 
     def _is_below_known(self, ticket: Ticket) -> bool:
         """Refused again and again, with fewer in flight than had just been accepted."""

@@ -386,8 +386,8 @@ class Pool:
                 f"every request has been refused for {settings.max_outage_s:g} s "
                 f"({self._last_failure}); set --requests-per-min or wait, then resume"
             )
-        if all(e.paused_until_s(now_s) > now_s + settings.max_outage_s for e in self._endpoints):
-            wait_s = min(e.paused_until_s(now_s) for e in self._endpoints) - now_s
+        wait_s = min(e.controller.paused_until_s for e in self._endpoints) - now_s
+        if wait_s > settings.max_outage_s:
             return StoppedError(
                 f"the server asks to wait {wait_s:.0f} s, longer than --max-outage "
                 f"({self._last_failure}); resume later"
@@ -432,7 +432,6 @@ class _Endpoint:
         self._weight = own.weight
         self._requests = _bucket(own.requests_per_min or settings.requests_per_min)
         self._tokens = _bucket(own.tokens_per_min or settings.tokens_per_min)
-        self._paused_until_s = 0.0
         self._in_a_row = {"unavailable": 0, "ambiguous": 0}
         self._opened = 0
         self._open_until_s = 0.0
@@ -446,9 +445,6 @@ class _Endpoint:
         """How full it is, for comparing endpoints."""
         return (self.in_flight + 1) / (self.limit(now_s) * self._weight)
 
-    def paused_until_s(self, now_s: float) -> float:
-        return max(self._paused_until_s, self.controller.paused_until_s if not self.fixed else 0.0)
-
     def blocked(self, now_s: float, tokens: int) -> float | None:
         """When it may have room again (infinity: when something ends); None: it has room now."""
         return self._binding(now_s, tokens)[1]
@@ -460,15 +456,14 @@ class _Endpoint:
             self.state = "probing"
         if self.state == "probing" and self.in_flight:
             return "outage", float("inf")
-        if now_s < self._paused_until_s:
-            return "pause", self._paused_until_s
+        if now_s < self.controller.paused_until_s:
+            return "pause", self.controller.paused_until_s
         if self.fixed:
             if self.in_flight >= self.fixed:
                 return "limit", float("inf")
         elif not self.controller.has_room(now_s):
             at_s = self.controller.next_change_s(now_s)
-            binding: Binding = "pause" if now_s < self.controller.paused_until_s else "limit"
-            return binding, float("inf") if at_s is None else at_s
+            return "limit", float("inf") if at_s is None else at_s
         if self._requests and (at_s := self._requests.ready_s(now_s, 1)) > now_s:
             return "requests_per_min", at_s
         if self._tokens and (at_s := self._tokens.ready_s(now_s, tokens)) > now_s:
@@ -502,8 +497,6 @@ class _Endpoint:
             # A little later than asked, and not all clients at the same moment.
             wait_s = max(asked) * random.uniform(1.02, 1.1) + 0.01 if asked else None
             self.controller.refuse(ticket, now_s, wait_s)
-            if self.fixed:
-                self._paused_until_s = max(self._paused_until_s, now_s + (wait_s or 1.0))
         elif answers:
             written = sum(a.usage.completion_tokens for a in answers)
             self.controller.complete(ticket, now_s, written)

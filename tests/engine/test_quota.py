@@ -1,0 +1,94 @@
+"""Paces and budgets, on a clock that the tests turn."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.quota import Bucket, Spending, told
+
+
+def test_a_bucket_keeps_its_pace() -> None:
+    """Ten minutes of taking whenever it is ready never exceed the pace by more than one burst."""
+    bucket, now_s, taken = Bucket(600), 0.0, 0
+    while now_s < 600:
+        now_s = max(now_s, bucket.ready_s(now_s, 1))
+        bucket.take(now_s, 1)
+        taken += 1
+    assert 5990 <= taken <= 6020
+
+
+def test_what_was_reserved_in_excess_comes_back() -> None:
+    """A call that used less than the most it could leaves room for the next."""
+    bucket = Bucket(60_000)
+    bucket.take(0.0, 1000)
+    assert bucket.ready_s(0.0, 1000) > 0.5
+    bucket.give_back(900)
+    assert bucket.ready_s(0.0, 1000) < 0.11
+
+
+def test_a_call_larger_than_the_burst_waits_until_it_is_full() -> None:
+    """Not for ever: the debt is paid off by those who come later."""
+    bucket = Bucket(600)
+    assert bucket.ready_s(0.0, 5000) == 0.0
+    bucket.take(0.0, 5000)
+    assert bucket.ready_s(0.0, 1) > 400
+
+
+def test_headers_correct_the_level_both_ways() -> None:
+    """Others use the same key, or a full minute lies ready: the server knows."""
+    bucket = Bucket(600)
+    bucket.correct(0.0, remaining=600, unseen=100)
+    assert bucket.level(0.0) == 500
+    bucket.correct(0.0, remaining=5, unseen=8)
+    assert bucket.ready_s(0.0, 1) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"limit-requests": "500", "remaining-requests": "499", "reset-requests": "120ms"},
+         (500.0, 499.0)),
+        ({"limit-requests": "10000", "remaining-requests": "9999", "reset-requests": "8.64s"},
+         (10000.0, 9999.0)),
+        ({"limit-requests": "200", "remaining-requests": "1", "reset-requests": "23h59m"}, None),
+        ({"limit-requests": "200"}, None),
+        ({"limit-requests": "many", "remaining-requests": "few"}, None),
+        ({"limit-requests": "0", "remaining-requests": "0"}, None),
+        ({"limit-requests": "inf", "remaining-requests": "1"}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_quota_headers(headers: dict[str, str], found: tuple[float, float] | None) -> None:
+    """A limit a minute is learned; one a day, half a pair or nonsense is not."""
+    assert told(headers, "requests") == found
+
+
+@given(
+    cap=st.integers(0, 50_000),
+    calls=st.lists(st.tuples(st.integers(1, 4000), st.floats(0, 1), st.booleans()), max_size=200),
+    at_once=st.integers(1, 50),
+)
+def test_fault_115_the_budget_is_never_passed(
+    cap: int, calls: list[tuple[int, float, bool]], at_once: int
+) -> None:
+    """Whatever is used of what was reserved, and however many look together."""
+    spending = Spending(
+        max_tokens=cap, max_cost=cap * 2e-6, prompt_price=1e-6, completion_price=2e-6
+    )
+    open_calls: list[tuple[int, float, bool]] = []
+    for call in calls:
+        if spending.fits(call[0]):
+            spending.reserve(call[0])
+            open_calls.append(call)
+        if len(open_calls) >= at_once or not spending.fits(call[0]):
+            for tokens, share, lost in open_calls:
+                used = int(tokens * share)
+                if lost:
+                    spending.lose(tokens)
+                else:
+                    spending.settle(tokens, prompt=used // 2, completion=used - used // 2)
+            open_calls = []
+        assert spending.tokens <= cap
+        assert spending.cost <= cap * 2e-6 * (1 + 1e-9)
