@@ -13,7 +13,9 @@ from pathlib import Path
 import click
 
 from engine.errors import InputError, WoolmillError
-from engine.export import export
+from engine.export.files import CHANGED, exported, touched
+from engine.export.formats import writer
+from engine.export.rows import rows
 from engine.store import Counts, RunReader
 from engine.store.database import check_header, connect, disk_errors, read_run_id
 from engine.store.lock import read_mark
@@ -153,22 +155,34 @@ class _Walk:
 
 
 def _derived(folder: Path) -> Iterator[str]:
-    """The dataset in the folder, against the one that the store gives."""
+    """The dataset in the folder against the one that the store gives; other exports by hash."""
     dataset = folder / DATASET
-    if not dataset.is_file():
-        return
-    with tempfile.TemporaryDirectory() as temporary, RunReader(folder) as run:
-        again = Path(temporary) / DATASET
-        try:
-            count = export(run, "alpaca", again)
-        except WoolmillError as exc:
-            yield str(exc)
-            return
-        if _digest(again) != _digest(dataset):
+    if dataset.is_file():
+        with RunReader(folder) as run:
+            count = run.counts().accepted
+            try:
+                written = {_exported(run, with_similarity) for with_similarity in (False, True)}
+            except WoolmillError as exc:
+                yield str(exc)
+                return
+        if _digest(dataset) not in written:
             yield (
                 f"{dataset}: is not what the {count} accepted records give; write it again with: "
                 f"woolmill export {folder} -o {dataset}"
             )
+    for path in exported(folder):
+        if path != dataset.absolute() and touched(folder, path) == CHANGED:
+            yield f"{path}: {CHANGED}"
+
+
+def _exported(run: RunReader, with_similarity: bool) -> bytes:
+    """The digest of the dataset as it is exported now."""
+    with tempfile.TemporaryFile() as file:
+        with writer("alpaca", file, with_similarity) as write:
+            for row in rows(run):
+                write(row)
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _digest(path: Path) -> bytes:

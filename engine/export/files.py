@@ -112,6 +112,11 @@ def remember(run: Path, path: Path) -> None:
         replace_file(run / "exports.json", lambda file: file.write(body))
 
 
+def exported(run: Path) -> list[Path]:
+    """Where exports of ``run`` were written, and still are."""
+    return [path for path in map(Path, _remembered(run)) if os.path.lexists(path)]
+
+
 def _remembered(run: Path) -> dict[str, str]:
     try:
         known: Any = orjson.loads((run / "exports.json").read_bytes())
