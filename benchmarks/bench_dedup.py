@@ -373,7 +373,7 @@ def replay(candidates: Sequence[str], batch: int) -> int:
 def semantic(_texts: list[str], quick: bool) -> dict[str, Any]:
     """A million vectors: recall of the exact decision, CPU and memory."""
     count = 50_000 if quick else 1_000_000
-    base = SentenceEncoder().encode(instructions(1_000 if quick else 4_000))
+    base = SentenceEncoder(threads=1).encode(instructions(1_000 if quick else 4_000))
     clusters = Clusters(base, count // 5)
     rng = np.random.default_rng(2)
     queries = clusters.draw(1_000, np.random.default_rng(3))

@@ -9,10 +9,10 @@ batches:
   it is decided one by one. A candidate that falls to its meaning was therefore never compared
   against.
 * Embeddings move by some 1e-7 with the shape of the batch they were computed in, and by up to 1e-4
-  where they were kept as half floats. A cosine decides by itself only where it is further than
-  ``NOISE`` from the threshold and from every other contender. Otherwise, and for the score that is
-  reported, candidate and contenders are embedded once more, each alone: that is the canonical
-  value. It costs some milliseconds for each text refused by its meaning, or close to it.
+  where they were kept as half floats. What a search proposes depends on the signs of the components
+  alone, so a text with a component close to zero is embedded again by itself. What it proposes is
+  decided, and scored, on embeddings of the two texts made each by itself: those are the canonical
+  values. It costs some milliseconds for each text refused by its meaning, or close to it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ Scope = Literal["instruction", "instruction+input"]
 Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "embed_invalid"]
 
 NOISE = 1e-3
-"""Cosines closer than this are told apart by embedding the texts alone. See the head of this
-file."""
+"""More than a cosine of kept or batched embeddings can be off."""
+SIGN_NOISE = 1e-6
+"""More than a component can differ between batches (seen: 3e-8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +186,13 @@ class Cascade:
         return compared_text(self.scope, candidate.instruction, candidate.input)
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (N, D), whose signs do not depend on what else is in the batch."""
         assert self._encoder is not None
-        return self._encoder.encode(texts)
+        vectors = self._encoder.encode(texts)
+        if len(texts) > 1:
+            for i in np.flatnonzero((np.abs(vectors) < SIGN_NOISE).any(axis=1)).tolist():
+                vectors[i] = self._encoder.encode([texts[i]])[0]
+        return vectors
 
     def _embed_survivors(self, texts: Sequence[str]) -> dict[int, NDArray[np.float32]]:
         """Vectors of the texts that exact text and ROUGE-L let pass, by position in the batch.
