@@ -25,7 +25,7 @@ from engine.dedup.cascade import Candidate, Cascade, compared_text
 from engine.dedup.datasets import read_rows
 from engine.errors import ConfigError
 from engine.limits import EndpointLimits, LimitSettings, Pool
-from engine.pipeline import EAGER, Display, Pace, Pipeline, Progress, Stop
+from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import read_key
@@ -36,8 +36,6 @@ __all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semant
 
 DECISION = ("rouge_threshold", "semantic_threshold", "semantic_model", "scope", "against")
 ADD_BATCH = 1024
-UNPAID_EAGER = 24
-"""First requests to an engine in this process: too many cost time, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +89,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         missing = await anyio.to_thread.run_sync(restore_cascade, cascade, store)
         if missing and resume.counts.accepted:
             display.note(f"embedded {missing} accepted rows again: their vectors were missing")
-        paid = config.chosen_backend == "http"
+        paid = config.chosen_backend not in ("transformers", "vllm")
         pipeline = Pipeline(
             store=store,
             pool=pool,
@@ -104,8 +102,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 request_batch_size=config.request_batch_size,
                 max_barren_requests=config.max_barren_requests,
                 drain_timeout_s=config.drain_timeout_s,
-                eager=EAGER if paid else UNPAID_EAGER,
-                wait_at_target=paid,
+                at_least=8 if paid else 16,
+                paid=paid,
             ),
             display=display,
         )

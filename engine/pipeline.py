@@ -37,7 +37,7 @@ from engine.records import Answer, Completion, Decision, Prompt
 from engine.retry import Delivery, Failure, RetryPolicy, deliver
 from engine.store import RunStore
 
-__all__ = ["EAGER", "Display", "Pace", "Pipeline", "Progress", "Stop"]
+__all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
 
 WINDOW = 100_000
 """Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
@@ -46,7 +46,6 @@ PRIOR_ANSWERS = 1.0
 """Weight, in answers, of the most that an answer can hold against what they held so far. An
 estimate that starts high and sinks sends too few first and never too many.
 """
-EAGER = 8
 REFRESH_S = 0.25
 
 
@@ -107,11 +106,12 @@ class Pace:
     request_batch_size: int = 1
     max_barren_requests: int = 300
     drain_timeout_s: float = 120.0
-    eager: int = EAGER
-    """Requests that may be sent before any decision says how many are needed."""
-    wait_at_target: bool = True
-    """At the target, wait for the calls in flight: they are paid for, and serve a higher target
-    later. An engine in this process has no bill; there they are dropped.
+    at_least: int = 8
+    """Requests to have outstanding before any decision says how many are needed."""
+    paid: bool = True
+    """Answers cost money. If not (an engine in this process), ``at_least`` holds to the end, since
+    a small batch takes almost as long as a large one, and at the target what is in flight is
+    dropped. If so, it is waited for: it serves a higher target later.
     """
 
 
@@ -240,7 +240,7 @@ class Pipeline:
         """After a stop, give the calls in flight their time, then cancel those that are left."""
         await self._changed.until(lambda: self._stop is not None)
         assert self._stop is not None
-        wait = self._pace.wait_at_target or not self._stop.reached
+        wait = self._pace.paid or not self._stop.reached
         with anyio.move_on_after(self._pace.drain_timeout_s if wait else 0):
             await self._abandoning.wait()
         calls.cancel()
@@ -253,7 +253,8 @@ class Pipeline:
         missing = progress.target - progress.accepted
         needed = math.ceil(missing / progress.records_per_answer)
         if missing > 0:
-            needed = max(needed, self._pace.eager - progress.decided_answers)
+            known = progress.decided_answers if self._pace.paid else 0
+            needed = max(needed, self._pace.at_least - known)
         outstanding = self._next_index - len(self._again) - progress.decided_answers
         wanted = min(needed, WINDOW) - outstanding
         if self._pace.max_requests is not None:
