@@ -59,13 +59,18 @@ CREATE TABLE vector   (request INTEGER, position INTEGER, body BLOB NOT NULL, su
 """
 
 
+_KEY = {"meta": b"%b", "session": b"%d"} | dict.fromkeys(
+    ("sent", "answer", "decision", "vector"), b"%d %d"
+)
+"""How a row's key is written into its checksum."""
+
+
 class Checksum:
     """Checksums of one run's rows."""
 
     def __init__(self, run_id: str) -> None:
         key = run_id.encode()
-        tables = ("meta", "session", "sent", "answer", "decision", "vector")
-        self._of = {table: hashlib.sha256(key + b"\0" + table.encode() + b"\0") for table in tables}
+        self._of = {table: hashlib.sha256(key + b"\0" + table.encode() + b"\0") for table in _KEY}
 
     def __call__(self, table: str, key: bytes, body: bytes) -> int:
         """Signed 64 bits, as SQLite keeps an integer."""
@@ -77,8 +82,7 @@ class Checksum:
     def holds(self, table: str, key: tuple[Any, ...], body: Any, sum_: Any) -> bool:
         """Whether a row is as it was written, its columns' types included."""
         try:
-            named = b" ".join(part if isinstance(part, bytes) else b"%d" % part for part in key)
-            return bool(self(table, named, body) == sum_)
+            return bool(self(table, _KEY[table] % key, body) == sum_)
         except TypeError:  # damage can make NULL of a blob, and a blob of an integer
             return False
 
