@@ -1,5 +1,4 @@
-"""Near-duplicate rejection: exact text, ROUGE-L and meaning, as indexes of their own or as one
-cascade."""
+"""Near-duplicate rejection by exact text, ROUGE-L and meaning: each by itself, or as a cascade."""
 
 from engine.dedup.cascade import Candidate, Cascade, Judgement, compared_text
 from engine.dedup.encoder import Encoder, SentenceEncoder

@@ -1,5 +1,4 @@
-"""The decision on near-duplicates: exact text, then ROUGE-L, then meaning, each only where the one
-before passed.
+"""The decision on near-duplicates: exact text, then ROUGE-L, then meaning, until one refuses.
 
 Every candidate is compared with all references and all candidates accepted before it, so decisions
 must be taken in one order, by one thread. They do not depend on how the candidates are cut into
@@ -59,8 +58,7 @@ class Judgement:
     reason: Reason | None
     """None: accepted."""
     nearest: Neighbour | None = None
-    """Refused: what it duplicates. Accepted: the nearest by ROUGE-L, where neighbours were asked
-    for."""
+    """Refused: what it duplicates. Accepted: the nearest by ROUGE-L, if neighbours are wanted."""
     detail: str = ""
     """For the person: what is wrong with the embedding."""
     most_similar: dict[str, float] = field(default_factory=dict)
@@ -124,8 +122,7 @@ class Cascade:
         return len(self._texts)
 
     def add_reference(self, texts: Sequence[str], sources: Sequence[str]) -> None:
-        """Add texts to compare against without judging them; ``compared_text`` makes them from
-        records."""
+        """Add texts to compare against, unjudged; ``compared_text`` makes them from records."""
         embed = self._semantic is not None and len(texts) > 0
         vectors = self._embed(texts) if embed else [None] * len(texts)
         for text, source, vector in zip(texts, sources, vectors, strict=True):
@@ -134,10 +131,9 @@ class Cascade:
     def restore(
         self, accepted: Sequence[Candidate], vectors: Sequence[NDArray[np.generic] | None]
     ) -> int:
-        """Add candidates that were accepted earlier, with their vectors; returns how many had to be
-        embedded.
+        """Add candidates that were accepted earlier, with their vectors.
 
-        A vector that is missing or cannot be compared is made anew.
+        A vector that is missing or cannot be compared is made anew; returns how many were.
         """
         texts = [self._text(candidate) for candidate in accepted]
         kept: list[NDArray[np.generic] | None] = list(vectors)

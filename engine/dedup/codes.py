@@ -1,5 +1,4 @@
-"""Sign codes in lists: which vectors may be close to a new one, in a thousandth of the time of
-looking.
+"""Sign codes in lists: which vectors may be close to another, without looking at the vectors.
 
 A vector is reduced to the signs of its components. The share of signs in which two vectors differ
 tells their angle (Charikar 2002), so vectors of a high cosine differ in few bits, and a bit count
@@ -8,7 +7,7 @@ vectors' codes, and only the lists nearest to a query are read. Taking data for 
 training, so the index grows without a pause; the price is that lists differ in size by a factor of
 ten.
 
-What this passes is a candidate, never a decision; and it misses some in ten thousand.
+What this passes is a candidate, never a decision; and it misses a few in a thousand.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 @contextmanager
 def writer(path: Path, like: Path | None = None) -> Iterator[Callable[[Any], None]]:
-    """Gives a function that writes one value. The file appears when the context ends without an
-    error.
+    """Gives a function that writes one value; the file appears when the context ends well.
 
     Args:
         like: a Parquet file whose column types a Parquet file takes over; else the first rows tell

@@ -1,5 +1,4 @@
-"""Texts to vectors: a sentence-transformers model, run by ONNX Runtime where that gives the same
-vectors.
+"""Texts to vectors: a sentence-transformers model, on ONNX Runtime where that changes nothing.
 
 The embedding takes ten times as long as everything else that decides on near-duplicates. For BERT
 models with mean pooling (all-MiniLM-L6-v2, the default, is one) ``bert_onnx`` writes the network

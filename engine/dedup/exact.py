@@ -31,8 +31,7 @@ def _digest(text: str) -> bytes:
 
 
 class ExactIndex:
-    """Finds the first item with the same normalised text. 128-bit digests: no chance of a false
-    match."""
+    """Finds the first item with the same normalised text (by 128-bit digests of it)."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, int] = {}

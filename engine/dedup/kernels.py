@@ -128,8 +128,7 @@ def token_of(key: int) -> int:
 
 @compiled
 def signature_of(keys: NDArray[np.int64]) -> int:
-    """Bits of the bag of tokens, above the length; the k-th occurrence of a token counts for
-    itself.
+    """Bits of the bag of tokens, above the length; each repeat of a token has a bit of its own.
 
     Ids count up with the first occurrence, so the most frequent tokens fall on different bits.
     """

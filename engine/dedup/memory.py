@@ -30,8 +30,7 @@ def reserve(dtype: Any, nbytes: int = RESERVE, *, huge_pages: bool = False) -> N
 
 
 def room(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """The array itself where it has ``size`` elements, else a copy with twice as many, new ones
-    zero."""
+    """The array itself where it has ``size`` elements, else a copy with twice as many."""
     if size <= len(array):
         return array
     larger = reserve(array.dtype, max(2 * array.nbytes, size * array.itemsize))

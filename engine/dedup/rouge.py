@@ -1,5 +1,4 @@
-"""Near-duplicates by ROUGE-L, decided exactly as Alpaca decides them, without comparing with
-everything.
+"""Near-duplicates by ROUGE-L: exactly Alpaca's decision, without comparing with everything.
 
 Two texts of m and n tokens with F above t share at least t(m+n)/2 tokens in order. Three
 consequences sort out nearly all items before a subsequence is computed: the two share one of their
@@ -78,8 +77,7 @@ def rouge_l_of_tokens(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 class RougeIndex:
-    """Items so far, searched for the one whose ROUGE-L F to a text is highest and above
-    ``threshold``.
+    """Texts so far, searched for the one with the highest ROUGE-L F above ``threshold``.
 
     >>> index = RougeIndex(threshold=0.7)
     >>> index.add("Name three primary colours.")

@@ -1,5 +1,4 @@
-"""The compiled scan of the ROUGE-L index: F of some texts with every item, for the nearest and the
-mean.
+"""The compiled scan of the ROUGE-L index: some texts with every item, for the nearest and the mean.
 
 Both need every pair, so the pairs must be cheap. ``LANES`` texts are compared with an item at once,
 one in each lane of a vector register: a token of the item is looked up once, and its places in all

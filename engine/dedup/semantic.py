@@ -3,7 +3,7 @@
 Vectors lie in full precision in a file of the index's own, so that memory holds 56 bytes for each
 instead of 1,536. While there are few, FAISS compares with all of them; from then on sign codes
 (``codes.py``) name the candidates. Either way a cosine is computed from the full vectors before
-anything is decided: the index may miss a duplicate in some ten thousand, but never invents one.
+anything is decided: the index may miss a few duplicates in a thousand, but never invents one.
 
 The file is not a store. It has no name from the moment it is opened, and the index is made again
 from the vectors that the run keeps.
@@ -39,8 +39,7 @@ ROWS_MAPPED = 65_536
 
 
 class SemanticIndex:
-    """Vectors so far, searched for the one whose cosine to a vector is highest and above
-    ``threshold``.
+    """Vectors so far, searched for one with a cosine to another above ``threshold``.
 
     >>> index = SemanticIndex(dimension=3, threshold=0.9)
     >>> index.add([1.0, 0.0, 0.0])
