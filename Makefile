@@ -19,10 +19,18 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,train,parquet,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,train,report,view,tiktoken,dev]'
 	touch $@
 
-test: setup lint
+# What tests need of the system: a browser for pages, strace for injected disk errors.
+.PHONY: tools
+tools:
+	@command -v chromium > /dev/null && command -v strace > /dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+	    && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium strace > /dev/null \
+	    || echo "install chromium and strace: the tests of pages and disk errors need them"; }
+
+test: setup tools lint
 	$(BIN)/pytest -m "not vllm and not gpu and not network"
 
 lint: .venv/.ready
