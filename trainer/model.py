@@ -115,6 +115,7 @@ def load_weights(settings: ModelSettings, seed: int) -> TokenLoss:
             cache_dir=settings.cache_dir,
             dtype=torch.float32,
             attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,  # never the pickles of older models
         )
     except SafetensorError as exc:
         raise DataError(f"{name}: its weights are damaged: {exc}") from exc
@@ -168,6 +169,8 @@ def _explained(exc: Exception, name: str, what: str) -> TrainerError:
         return AuthError(f"{name}: the hub wants an access token for it; set HF_TOKEN")
     if Path(name).is_dir():
         return ConfigError(f"{name}: holds no {what} that transformers can load: {_short(exc)}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return ConfigError(f"{name}: there is no such folder; check --model_name_or_path")
     if any(isinstance(c, hub.RepositoryNotFoundError) for c in causes):
         return ConfigError(f"{name}: is neither a folder nor a model on the hub")
     if any(isinstance(c, hub.LocalEntryNotFoundError | ConnectionError) for c in causes):

@@ -37,12 +37,13 @@ def answer(
     else:
         inputs = tokenizer(alpaca_prompt(question), return_tensors="pt")
     inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else greedy
     out = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
-        **(sampling or {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+        **how,
     )
     new = out[0, inputs["input_ids"].shape[1] :]
     text: str = tokenizer.decode(new, skip_special_tokens=True)
@@ -89,11 +90,12 @@ def _load(name: str) -> tuple[Any, Any]:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = AutoModelForCausalLM.from_pretrained(name).eval()
+        model = AutoModelForCausalLM.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{name}: cannot be loaded: {str(exc).partition(chr(10))[0]}") from exc
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device), tokenizer  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     texts = [alpaca_prompt(r["instruction"], r["input"]) + r["output"] for r in toy_records(50)]
-    backend.train_from_iterator(texts, trainer)
+    # So that a prompt's last colon can merge with a response's first character.
+    backend.train_from_iterator([*texts, ":- " * 40], trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )

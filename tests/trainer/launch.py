@@ -23,6 +23,8 @@ from typing import Any
 
 __all__ = ["Finished", "Run", "curve", "finish", "start"]
 
+# Read when the server imports its packages.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["trainer.train", "trainer.lora", "peft"])
 
@@ -63,7 +65,7 @@ def start(
     logs.mkdir(parents=True, exist_ok=True)
     run = Run([], [logs / f"rank{rank}.log" for rank in range(ranks)])
     for rank in range(ranks):
-        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment: dict[str, str] = {}
         if ranks > 1:
             environment |= {
                 "RANK": str(rank),
@@ -82,11 +84,13 @@ def start(
     return run
 
 
-def finish(run: Run, *, patience_s: float = 50.0) -> list[Finished]:
-    """Wait for every rank; kill those that are not done ``patience_s`` after rank 0, as -9."""
+def finish(run: Run, *, wait_s: float = 100.0, patience_s: float = 50.0) -> list[Finished]:
+    """Wait for rank 0 ``wait_s``, and for the others ``patience_s`` more; who is not done then is
+    killed, which counts as -9.
+    """
     out: list[Finished] = []
     for process, log in zip(run.processes, run.logs, strict=True):
-        process.join(patience_s if out else 50.0)
+        process.join(patience_s if out else wait_s)
         if process.exitcode is None:
             process.kill()
             process.join()
