@@ -7,7 +7,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,17 +42,25 @@ class Decider:
     """Decides answers in plan order; keeps the near-duplicate indexes.
 
     Args:
-        cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far.
-        api: tells the parser how the answers were asked for.
-        after: (index, position) of the last decision taken earlier; None at the start of a run.
+        cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far. api:
+        tells the parser how the answers were asked for. after: (index, position) of the last
+        decision taken earlier; None at the start of a run. restore: fills the cascade with the rows
+        accepted earlier. Called by the first ``decide``, in
+            its thread, so that a run that goes on sends at once and not after seconds of indexing.
     """
 
     def __init__(
-        self, cascade: Cascade, *, api: Api = "completions", after: tuple[int, int] | None = None
+        self,
+        cascade: Cascade,
+        *,
+        api: Api = "completions",
+        after: tuple[int, int] | None = None,
+        restore: Callable[[], None] | None = None,
     ) -> None:
         self._cascade = cascade
         self._api: Api = api
         self._after = after or (-1, 0)
+        self._restore = restore
 
     def decide(
         self, answers: Sequence[Answer], *, limit: int
@@ -64,6 +72,9 @@ class Decider:
             ``limit``-th acceptance the rest is left undecided, for a run that goes on with a higher
             target.
         """
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
         pieces = [
             piece
             for answer in answers

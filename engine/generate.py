@@ -86,15 +86,18 @@ async def generate(config: RunConfig, display: Display) -> Result:
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
         await budget.count_parts(counter or backends[0].count_tokens)
         cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
-        missing = await anyio.to_thread.run_sync(restore_cascade, cascade, store)
-        if missing and resume.counts.accepted:
-            display.note(f"embedded {missing} accepted rows again: their vectors were missing")
+
+        def restore() -> None:
+            missing = restore_cascade(cascade, store)
+            if missing and resume.counts.accepted:
+                display.note(f"embedded {missing} accepted rows again: their vectors were missing")
+
         paid = config.chosen_backend not in ("transformers", "vllm")
         pipeline = Pipeline(
             store=store,
             pool=pool,
             budget=budget,
-            decider=Decider(cascade, api=config.api, after=resume.last_decided),
+            decider=Decider(cascade, api=config.api, after=resume.last_decided, restore=restore),
             policy=RetryPolicy(max_attempts=config.max_attempts),
             pace=Pace(
                 target=config.target,
