@@ -64,7 +64,8 @@ class Writer:
         self._pending_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._thread = threading.Thread(target=self._run, name="woolmill-store")
+        # Daemon: a loop that ended without aclose must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="woolmill-store", daemon=True)
         self._thread.start()
 
     async def write(self, work: Work) -> None:
