@@ -45,10 +45,16 @@ REMEMBER_S = 60.0
 CUT_FIRST, CUT_AGAIN = 0.05, 0.3
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
-SOLITARY = 10
-"""A refusal after so many successes is one of its kind, not one of a streak."""
-IN_VAIN = 4
-"""Cuts after which refusals came as soon as before: then they have nothing to do with us."""
+CLOSE = 4
+"""Refusals with fewer answers than this between them are close."""
+SCATTERED = 5
+"""So many refusals in a window, most of them not close, are a server's that refuses by chance.
+Then only ``TOGETHER`` close ones are an episode."""
+TOGETHER = 3
+WINDOW = 256
+"""Ends of requests in a window."""
+CALM = 10
+"""Answers after which an episode is over."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
 SUCCESSES_PER_REFUSAL = 120
@@ -142,10 +148,10 @@ class Adaptive:
         self._resuming = False
         self._refusals = 0
         self._successes = 0
-        self._share = 0.0  # of refusals among the last hundred ends or so
-        self._tolerated = 0.0
-        self._cuts_in_vain = 0
-        self._before_cuts = 0.0
+        self._scattered = False
+        self._since_refusal = 0
+        self._close = 0  # refusals in a row that were close
+        self._window = [0, 0, 0]  # ends, refusals, and close refusals among them
         self._by_clock = False
         self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
         self._raise = 0.1
@@ -208,10 +214,9 @@ class Adaptive:
         self._all_successes += 1
         if self._episode_s is None or ticket.at_s >= self._episode_s:
             self._successes += 1
-        self._share -= self._share / 64
-        if self._share < self._tolerated / 16:
-            self._tolerated = 0.0  # the noise is over
-        if self._streak and self._successes > SOLITARY:
+        self._since_refusal += 1
+        self._count_end(now_s)
+        if self._streak and self._successes > CALM:
             self._streak = 0
         if self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
@@ -224,13 +229,18 @@ class Adaptive:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
-        self._refusals += 1
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
-        self._share += (1 - self._share) / 64
-        if self._episode_s is not None and ticket.at_s < self._episode_s:
+        close = self._since_refusal < CLOSE
+        self._close = self._close + 1 if close else 1
+        self._since_refusal = 0
+        self._window[1] += 1
+        self._window[2] += close
+        self._count_end(now_s)
+        if self._scattered and self._close < TOGETHER:
             return
-        if self._share < self._tolerated or self._is_noise(now_s):
+        self._refusals += 1
+        if self._episode_s is not None and ticket.at_s < self._episode_s:
             return
         if self._streak == 0:
             self._refusals = 1
@@ -360,24 +370,21 @@ class Adaptive:
 
     # Refusals
 
-    def _is_noise(self, now_s: float) -> bool:
-        """Some servers refuse at random. Cutting does not help, so after a few tries it ends."""
-        if self._streak or self._episode_s is None:
-            return False
-        if self._successes >= SUCCESSES_PER_REFUSAL / 2:
-            self._cuts_in_vain = max(self._cuts_in_vain - 1, 0)
-            return False
-        if self._cuts_in_vain == 0:
-            self._before_cuts = self._target
-        self._cuts_in_vain += 1
-        if self._cuts_in_vain < IN_VAIN:
-            return False
-        self._cuts_in_vain = 0
-        self._tolerated = 2 * self._share + 0.02
-        self._refused_at, self._pace_per_s, self._by_clock = None, None, False
-        self._phase, self._base = "start", None
-        self._set(now_s, max(self._before_cuts, self._target))
-        return True
+    def _count_end(self, now_s: float) -> None:
+        """At the end of a window: are refusals scattered over it, whatever was cut meanwhile?"""
+        self._window[0] += 1
+        ends, refusals, close = self._window
+        if ends < WINDOW:
+            return
+        self._window = [0, 0, 0]
+        if self._scattered:
+            self._scattered = refusals > 1
+        elif refusals >= SCATTERED and close < refusals / 2:
+            self._scattered = True
+            self._refused_at = self._pace_per_s = self._mark = None
+            self._by_clock = False
+            self._phase, self._base = "start", None
+            self._set(now_s, self._target * 2)
 
     def _is_below_known(self, ticket: Ticket) -> bool:
         """Refused again and again, with fewer in flight than had just been accepted."""
