@@ -123,7 +123,8 @@ def substituted(arguments: list[str], address: str) -> list[str]:
 
 def run(arguments: list[str]) -> None:
     """Run the command line in this process; near-duplicates by meaning need a model's time."""
-    if arguments[0] == "generate" and "--no-semantic" not in arguments:
+    compares = arguments[0] in ("generate", "redecide", "merge")
+    if compares and "--no-semantic" not in arguments:
         arguments = [*arguments, "--no-semantic"]
     with pytest.raises(SystemExit) as ended:
         main(arguments)

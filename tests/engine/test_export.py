@@ -306,6 +306,7 @@ def test_our_trainer_reads_it(run_folder: Path, tmp_path: Path, format: Format) 
             assert example.output == record.output
 
 
+@pytest.mark.slow
 def test_trl_takes_messages(run_folder: Path, tmp_path: Path) -> None:
     """Conversational by TRL's own check, in the shape that its SFTTrainer applies a template to."""
     data_utils = pytest.importorskip("trl.data_utils", reason="needs the extra woolmill[bench]")
