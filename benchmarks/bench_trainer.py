@@ -5,13 +5,13 @@ each way in a process of its own, one after the other. Counted are CPU seconds o
 alone (no import, load, tokenising or export) and that process's peak resident memory. Tokens are
 those of the records: padding does not count, whoever computes it.
 
-    alpaca        transformers' Trainer with Alpaca's dataset and collator: padded, full logits
-    trl_padded    TRL's SFTTrainer
+    alpaca        transformers' Trainer with Alpaca's dataset and collator: padded, 4 at a time
+    trl_padded    TRL's SFTTrainer, likewise
     trl_packed    TRL's SFTTrainer, packing=True, rows of 512
     ours_512      this trainer, packed in rows of 512
-    ours_2048     this trainer, packed in rows of 2,048
+    ours_2048     this trainer, packed in rows of 2,048: as many positions as 4 padded records
 
-    python -m benchmarks.bench_trainer [--model DIR] [--steps 2] [--records 16]
+    python -m benchmarks.bench_trainer [--model DIR] [--steps 1] [--records 16]
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ VARIANTS = ("alpaca", "trl_padded", "trl_packed", "ours_512", "ours_2048")
 DEFAULT_MODEL = Path("~/.cache/woolmill/models/smollm2").expanduser()
 SEEDS = Path(__file__).resolve().parent.parent / "engine" / "data" / "seed_tasks.jsonl"
 LEARNING_RATE = 2e-5
+PER_DEVICE = 4
+"""Records of a padded micro-batch, as in Alpaca's README."""
 
 
 def records(count: int) -> list[dict[str, str]]:
@@ -105,7 +107,8 @@ def peers(variant: str, model: Path, data: Path, steps: int, per_step: int) -> d
             "max_steps": steps,
             "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": per_step,
+            "per_device_train_batch_size": PER_DEVICE,
+            "gradient_accumulation_steps": per_step // PER_DEVICE,
             "save_strategy": "no",
             "report_to": "none",
             "use_cpu": True,
@@ -245,7 +248,7 @@ def in_a_process(name: str, arguments: argparse.Namespace, data: Path) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--records", type=int, default=16, help="of one optimizer step")
     parser.add_argument("--only", help="comma-separated variants")
     parser.add_argument("--variant", help=argparse.SUPPRESS)

@@ -42,7 +42,7 @@ from trainer.errors import DataError, DiskError, TrainerError
 from trainer.failpoints import failpoint
 from trainer.ranks import Ranks, noticing_lost_ranks
 
-__all__ = ["Checkpoints", "Damaged", "Manifest", "checkpoint_steps", "read_manifest"]
+__all__ = ["Checkpoints", "Damaged", "Manifest", "beginning", "checkpoint_steps", "read_manifest"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -316,12 +316,12 @@ def _disk_error(folder: Path, exc: BaseException) -> DiskError:
     return DiskError(f"{folder}: could not be written: {reasons[0].strip().splitlines()[-1]}")
 
 
-def manifest_facts(*, step: int, updates: int, tokens: int, recipe: dict[str, Any]) -> Manifest:
-    """A manifest that does not know its files yet."""
+def beginning(recipe: dict[str, Any]) -> Manifest:
+    """The state of a run that has done no step."""
     return Manifest(
-        step=step,
-        updates=updates,
-        tokens=tokens,
+        step=0,
+        updates=0,
+        tokens=0,
         recipe=recipe,
         world_size=dist.get_world_size(),
         torch=torch.__version__,

@@ -15,4 +15,4 @@ def test_fault_129_a_resumed_run_is_exact_wherever_it_was_killed(tmp_path: Path)
     """Killed at random on one rank or two, with dropout and saves under way: the curve is bitwise
     that of a run that nothing cut.
     """
-    assert crash(tmp_path, kills=3, seed=1) >= 1
+    assert crash(tmp_path, kills=2, seed=1) >= 1
