@@ -25,7 +25,7 @@ from engine.backends.transformers import Loaded, TransformersBackend, load
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Sampling
 from engine.retry import Failure
-from tests.engine.tiny_models import save_llama, save_sliding
+from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
 pytestmark = pytest.mark.anyio
 
@@ -131,6 +131,15 @@ async def test_greedy_equals_generate_with_a_sliding_window(tmp_path: Path, smol
     async with started(folder, max_in_flight=8) as backend:
         answers = whole(await backend.complete([prompt(text) for text in TEXTS]))
     assert [a.text for a in answers] == [reference(alone, text, 24) for text in TEXTS]
+
+
+async def test_greedy_equals_generate_from_a_gguf_file(tmp_path: Path, smollm2: Path) -> None:
+    """A GGUF file brings its own tokenizer; nothing else is needed beside it."""
+    file = save_gguf(tmp_path / "tiny.gguf", smollm2)
+    alone = load(str(file), CPU)
+    async with started(file) as backend:
+        answers = whole(await backend.complete([prompt(text) for text in TEXTS[:4]]))
+    assert [a.text for a in answers] == [reference(alone, text, 24) for text in TEXTS[:4]]
 
 
 @pytest.mark.slow
