@@ -71,6 +71,7 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
         hosts=frozenset(f"{name}:{bound}" for name in names),
         cookie=f"woolmill-{bound}",
     )
+    os.nice(10)  # a run on this machine comes first
     rows = Rows(folder, {task.id: task for task in tasks} if ours else {})
     try:
         click.echo(f"http://{shown}:{bound}/enter?token={token}")
