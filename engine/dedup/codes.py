@@ -43,14 +43,14 @@ class SignLists:
         probes: how many lists are read for a query.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], probes: int = 128) -> None:
+    def __init__(self, vectors: NDArray[np.float32], probes: int = 96) -> None:
         lists = len(vectors)
         self._dimension = vectors.shape[1]
         self._centres = _codes(vectors)
         self._words: int = self._centres.shape[1]
         self._probes = min(probes, lists)
         self._previous = reserve(np.uint32)
-        self._codes = reserve(np.uint64, huge_pages=True)
+        self._codes = reserve(np.uint64)
         self._items = reserve(np.uint32)
         self._distances = np.empty(lists, np.int64)
         self._found = np.empty(4_096, np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,9 @@ RESERVE = 256 << 20
 must be copied. Pages cost nothing until they are written to."""
 
 
-def reserve(dtype: Any, nbytes: int = RESERVE, *, huge_pages: bool = False) -> NDArray[Any]:
-    """Zeros.
-
-    Mapped here because numpy always asks for huge pages, and an insert waits some milliseconds for
-    each of them. They are worth it only where a query reads all over the array.
-    """
+def reserve(dtype: Any, nbytes: int = RESERVE) -> NDArray[Any]:
+    """Zeros. Mapped here because numpy asks for huge pages, and an insert waits for each of them."""
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel built without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype)
 
 
