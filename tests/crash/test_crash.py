@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash import damage, inject, kills, power
-from tests.crash.rig import Parent
+from tests.crash.rig import LedgerServer, Parent, Trial, send_signal
 
 
 def wrong(total: Counter[str]) -> dict[str, int]:
@@ -43,10 +45,38 @@ def test_killed_where_it_hurts_and_again_in_recovery_fault_067_fault_078(
     assert total["hit " + settings[0].partition(":")[0]] >= 1
 
 
-def test_stopped_by_signals_nothing_is_sent_twice_fault_068_fault_071(tmp_path: Path) -> None:
+def test_stopped_by_signals_nothing_is_sent_twice_fault_068_fault_070_fault_071(
+    tmp_path: Path,
+) -> None:
     """SIGINT, SIGTERM and SIGHUP drain: no request at all goes out a second time."""
     total = kills.stops(4, tmp_path / "stops", seed=3, target=150)
     assert wrong(total) == {}
+
+
+def test_held_up_and_let_go_it_goes_on_fault_073(
+    parent: Parent, uncut: Path, tmp_path: Path
+) -> None:
+    """SIGSTOP in the middle, then SIGCONT: the run ends as if nothing had happened."""
+    with LedgerServer(kills.FAULTY, tmp_path / "cut.ledger") as server:
+        cut = Trial(tmp_path / "cut", server.url, target=200, in_flight=16, seed=1)
+        pid = parent.start(cut.order("run"))
+        wait_for_line(cut.acks("run"), b" answered ")
+        send_signal(pid, signal.SIGSTOP)
+        wait_for_state(pid, "T")
+        send_signal(pid, signal.SIGCONT)
+        cut.status = parent.wait()
+    assert wrong(kills.verdict(parent, cut, uncut)) == {}
+
+
+def wait_for_line(path: Path, part: bytes) -> None:
+    while not path.exists() or part not in path.read_bytes():
+        time.sleep(0.001)
+
+
+def wait_for_state(pid: int, state: str) -> None:
+    """Until /proc says that the process is in it."""
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != state:
+        time.sleep(0.001)
 
 
 def test_power_cuts_lose_nothing_acknowledged_fault_091_fault_095(tmp_path: Path) -> None:

@@ -415,3 +415,28 @@ asyncio.run(main())
     assert store.answers(0, 100)[:kept] == [answer(i) for i in range(kept)]
     store.close()
     assert list(problems(run)) == []
+
+
+async def test_memory_does_not_grow_with_the_run_fault_107_fault_108(tmp_path: Path) -> None:
+    """Ten thousand requests more take no more memory, descriptors or threads."""
+    store = RunStore.open(tmp_path / "run", MANIFEST)
+
+    async def requests(first: int, end: int) -> None:
+        for i in range(first, end, 100):
+            prompts = [prompt(n) for n in range(i, i + 100)]
+            await store.sent(prompts, ["ab" * 32] * 100)
+            await store.answered([answer(n, "x" * 1000) for n in range(i, i + 100)])
+            await store.decided([decision(n, 0) for n in range(i, i + 100)])
+
+    def used() -> tuple[int, int, int]:
+        status = Path("/proc/self/statm").read_text().split()
+        fds = len(os.listdir("/proc/self/fd"))
+        return int(status[1]) * resource.getpagesize(), fds, threading.active_count()
+
+    await requests(0, 6000)
+    before = used()
+    await requests(6000, 16_000)
+    after = used()
+    await store.aclose()
+    assert after[0] - before[0] < 2 * MIB
+    assert after[1:] == before[1:]

@@ -149,7 +149,7 @@ async def test_merge_refuses_what_does_not_go_together(runs: Path, tmp_path: Pat
         await merge_runs([runs / "a", tmp_path / "chat"], tmp_path / "new", None, {})
 
 
-def test_verify_says_what_is_wrong_with_its_exit_code(runs: Path) -> None:
+def test_verify_says_what_is_wrong_with_its_exit_code_fault_103(runs: Path) -> None:
     """Sound: 0 and the counts. A changed row, an edited dataset: each is named, and 65."""
     run_ = runs / "a"
     sound = CliRunner().invoke(cli.cli, ["verify", str(run_)])
