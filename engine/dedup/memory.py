@@ -16,7 +16,7 @@ must be copied. Pages cost nothing until they are written to."""
 
 
 def reserve(dtype: Any, nbytes: int = RESERVE) -> NDArray[Any]:
-    """Zeros. Mapped here because numpy asks for huge pages, and an insert waits for each of them."""
+    """Zeros. Mapped here as numpy asks for huge pages, and an insert waits for each of them."""
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, dtype)
 
