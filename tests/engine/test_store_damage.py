@@ -249,12 +249,10 @@ def test_salvage_of_a_sound_run_is_the_same_run(run: Path, tmp_path: Path) -> No
             assert before.tobytes() == after.tobytes()
 
 
-@pytest.mark.parametrize("page", range(12))
+@pytest.mark.parametrize("page", range(9))
 def test_salvage_reads_around_a_zeroed_page(run: Path, tmp_path: Path, page: int) -> None:
     """Whatever page is gone, salvage gives a sound run of true rows, or says why it cannot."""
-    size = (run / "run.sqlite").stat().st_size
-    if page * PAGE >= size:
-        pytest.skip("the store has fewer pages")
+    assert (run / "run.sqlite").stat().st_size > page * PAGE
     overwrite(run / "run.sqlite", page * PAGE, bytes(PAGE))
     try:
         found = salvage_run(run, tmp_path / "saved")
