@@ -47,18 +47,19 @@ PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""
-SCATTERED = 5
+SCATTERED = 6
 """So many refusals in a window, most of them not close, are a server's that refuses by chance.
 Then only ``TOGETHER`` close ones are an episode."""
 TOGETHER = 3
-WINDOW = 256
+WINDOW = 400
 """Ends of requests in a window."""
 CALM = 10
 """Answers after which an episode is over."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
-SUCCESSES_PER_REFUSAL = 120
-"""What must have gone well before a refusal is risked again: under one per cent are refused."""
+FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 40, 120
+"""What must have gone well before a refusal is risked again: little at first, then so much that
+under one per cent are refused."""
 TOLERATED = 0.03
 """Share of the running sequences that may be preempted in a second: chance alone does some."""
 MAX_SAMPLES = 48
@@ -147,6 +148,7 @@ class Adaptive:
         self._streak = 0
         self._resuming = False
         self._refusals = 0
+        self._caution = FIRST_CAUTION
         self._successes = 0
         self._scattered = False
         self._since_refusal = 0
@@ -229,8 +231,6 @@ class Adaptive:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
-        if retry_after_s is not None:
-            self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
         close = self._since_refusal < CLOSE
         self._close = self._close + 1 if close else 1
         self._since_refusal = 0
@@ -238,14 +238,16 @@ class Adaptive:
         self._window[2] += close
         self._count_end(now_s)
         if self._scattered and self._close < TOGETHER:
-            return
+            return  # a wait that it asks for concerns this request alone
+        if retry_after_s is not None:
+            self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
         self._refusals += 1
         if self._episode_s is not None and ticket.at_s < self._episode_s:
             return
         if self._streak == 0:
             self._refusals = 1
         held = float(max(self.in_flight, 1))
-        if retry_after_s is not None or self._is_below_known(ticket):
+        if (close and retry_after_s is not None) or self._is_below_known(ticket):
             self._by_clock = True
         self._learn_pace(now_s)
         room = min(self.limit(now_s), held)
@@ -412,16 +414,18 @@ class Adaptive:
         known = _less(self._refused_at, 0.02)
         if self._target < known:
             self._set(now_s, min(self._target * 1.05 + 0.25, known))
-        elif self._successes >= SUCCESSES_PER_REFUSAL * self._refusals:
+        elif self._successes >= self._caution * self._refusals:
             self._successes = 0
             if self._pace_per_s is not None:
                 self._pace_per_s *= 1 + self._raise
                 self._raise = min(2 * self._raise, 1.0)
             elif self._target > self._refused_at:  # the step beyond went well: it has grown
                 self._refused_at, self._by_clock, self._mark = None, False, None
+                self._caution = FIRST_CAUTION
                 self._phase, self._base = "start", None
                 self._set(now_s, self._target * 2)
             else:
+                self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
                 self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
 
     def _set(self, now_s: float, target: float) -> None:

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 UNAVAILABLE_IN_A_ROW = 3
 FAULTS_IN_A_ROW = 10
-"""Failures with no answer between them that open a breaker: not there; or there, but broken."""
+"""Failures with no answer between them that open a breaker: not there; or there, but broken.
+More with many in flight."""
 OPEN_S, MAX_OPEN_S = 0.5, 5.0
 """How long an open breaker waits before it lets one request try; doubles."""
 RETRY_SHARE = 0.1
@@ -526,10 +527,13 @@ class _Endpoint:
         for verdict in verdicts:
             if verdict.kind in self._in_a_row and verdict.reason != "cancelled":
                 self._in_a_row[verdict.kind] += 1
+                others = (
+                    self.in_flight
+                )  # a burst that fails while the rest is answered is no outage
                 if (
                     self.state == "probing"
-                    or self._in_a_row["unavailable"] >= UNAVAILABLE_IN_A_ROW
-                    or self._in_a_row["ambiguous"] >= FAULTS_IN_A_ROW
+                    or self._in_a_row["unavailable"] >= max(UNAVAILABLE_IN_A_ROW, others / 2)
+                    or self._in_a_row["ambiguous"] >= max(FAULTS_IN_A_ROW, others)
                 ):
                     self.open(now_s, f"{verdict.reason}: {verdict.message}")
         if not sent and self.state == "probing":

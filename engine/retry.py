@@ -216,11 +216,11 @@ class _Retrial:
         return self._maybe_paid >= self._policy.max_attempts
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
-        """Only a fault is waited out here; pauses and outages of an endpoint are the pool's."""
+        """Outages and the pauses of an endpoint are the pool's; this wait is the request's own."""
         assert isinstance(self._outcome, Failure)
         verdict = self._outcome.verdict
         if verdict.kind != "ambiguous":
-            return 0.0
+            return verdict.retry_after_s or 0.0
         most_s = self._policy.backoff_s * 2.0 ** min(self._maybe_paid - 1, 16)
         wait_s = random.uniform(0.0, min(most_s, self._policy.max_backoff_s))
         return max(wait_s, verdict.retry_after_s or 0.0)
