@@ -103,7 +103,7 @@ async def test_chat_is_one_user_message() -> None:
         (answer,) = await backend.complete([prompt(1, api="chat")])
         assert isinstance(answer, Completion)
         assert answer.text
-        with pytest.raises(ConfigError, match="request-batch-size"):
+        with pytest.raises(Failure, match="request-batch-size"):
             await backend.complete([prompt(1, api="chat"), prompt(2, api="chat")])
 
 
