@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from trainer.config import parse
-from trainer.errors import DiskError, Interrupted, TrainerError
+from trainer.errors import DiskError, TrainerError
 
 __all__ = ["main"]
 
@@ -60,8 +60,7 @@ def _told(exc: TrainerError) -> tuple[int, str]:
 
     if isinstance(exc, OtherRankFailed):
         return exc.other_exit_code, ""
-    code = exc.signal_exit_code if isinstance(exc, Interrupted) else exc.exit_code
-    return code, " ".join(str(exc).split())
+    return exc.exit_code, " ".join(str(exc).split())
 
 
 if __name__ == "__main__":

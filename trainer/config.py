@@ -275,7 +275,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="trainer",
+        prog="python -m trainer",
+        usage="torchrun [...] -m trainer --model_name_or_path MODEL --data_path DATA"
+        " --output_dir DIR [--FLAG VALUE ...]",
         description="Fine-tune a causal language model on instruction records, with FSDP2.",
         epilog="Every flag can be written with _ or -. Exit codes: 0 done, 64 usage, 65 data, "
         "69 hub unreachable, 73 output folder, 74 disk, 75 stopped and resumable, 77 access, "

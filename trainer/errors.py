@@ -17,9 +17,6 @@ never imports the engine.
 
 from __future__ import annotations
 
-import signal
-from typing import ClassVar
-
 __all__ = [
     "AuthError",
     "ConfigError",
@@ -37,7 +34,7 @@ __all__ = [
 class TrainerError(Exception):
     """The root. ``str(error)`` is one line: what, where, what to do next."""
 
-    exit_code: ClassVar[int] = 70
+    exit_code = 70
 
 
 class UsageError(TrainerError):
@@ -93,9 +90,4 @@ class Interrupted(TrainerError):
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
-        self.signum = signum
-
-    @property
-    def signal_exit_code(self) -> int:
-        """130 after SIGINT, 143 after SIGTERM: 128 + the signal's number, as shells count."""
-        return 128 + signal.Signals(self.signum)
+        self.exit_code = 128 + signum  # as shells count

@@ -54,9 +54,9 @@ class Metrics:
         report_to: Literal["none", "tensorboard", "trackio"],
     ) -> None:
         self._every = every
+        self._tracker = _tracker(report_to, path.parent)
         _cut_back(path, from_step)
         self._file: TextIO = path.open("a", encoding="utf-8")
-        self._tracker = _tracker(report_to, path.parent)
 
     def step(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -94,6 +94,14 @@ class Ranks:
         every = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(every, mine, group=group)
         return [bytes(tensor.tolist()) for tensor in every]
+
+    def fail(self, error: TrainerError) -> NoReturn:
+        """End every rank with ``error``, which all have and one says. Collective."""
+
+        def raise_it() -> NoReturn:
+            raise error
+
+        self.together(raise_it)
 
     def together(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """Do ``action`` on this rank, and go on only if it succeeded on every rank.

@@ -12,9 +12,10 @@ the loop, edit it.
 
 from __future__ import annotations
 
+import sys
+
 if __package__ in (None, ""):  # started as a script, as Alpaca's README starts its own train.py
     import pathlib
-    import sys
 
     # Not its own folder, whose file names would hide other packages'.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
@@ -33,7 +34,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints, Manifest, beginning
 from trainer.config import Settings
-from trainer.errors import Interrupted, StoppedError
+from trainer.errors import ConfigError, Interrupted, StoppedError
 from trainer.export import export
 from trainer.failpoints import failpoint
 from trainer.fsdp import local, make_mesh, replica_count
@@ -110,7 +111,14 @@ def train(settings: Settings) -> None:
             run.evaluate(step=0)
         bad_in_a_row = 0
         while done.step < total_steps:
-            outcome = run.step(done.step, stop)
+            try:
+                outcome = run.step(done.step, stop)
+            except torch.OutOfMemoryError as exc:
+                raise ConfigError(
+                    f"out of GPU memory in step {done.step + 1}; lower"
+                    " --per_device_train_batch_size, or use --gradient_checkpointing or --fsdp"
+                    " 'full_shard offload'"
+                ) from exc
             bad_in_a_row = 0 if outcome.moved else bad_in_a_row + 1
             done = replace(
                 done,
@@ -119,14 +127,15 @@ def train(settings: Settings) -> None:
                 tokens=done.tokens + outcome.tokens,
             )
             if bad_in_a_row > settings.optim.max_bad_steps:
-                raise StoppedError(_not_finite(done, bad_in_a_row, checkpoints))
+                checkpoints.wait()
+                ranks.fail(_not_finite(done, bad_in_a_row))
             if _due(settings.log.eval_strategy, settings.log.eval_steps, done.step, batches):
                 run.evaluate(step=done.step)
             save = settings.save
             if outcome.signum or _due(save.save_strategy, save.save_steps, done.step, batches):
                 checkpoints.save(training_state(model, optimizer), done)
             if outcome.signum:
-                _interrupted(outcome.signum, done, checkpoints)
+                ranks.fail(checkpoints.wait() or _interrupted(outcome.signum, done))
 
         # 5. The finished model.
         log = settings.log
@@ -310,20 +319,16 @@ def _due(strategy: str, every: int, step: int, batches: Batches) -> bool:
     )
 
 
-def _not_finite(done: Manifest, bad: int, checkpoints: Checkpoints) -> str:
-    checkpoints.wait()
-    return (
+def _not_finite(done: Manifest, bad: int) -> StoppedError:
+    return StoppedError(
         f"loss or gradient was not finite in {bad} steps in a row; the last good step is"
         f" {done.step - bad}; look at the records of steps {done.step - bad + 1} to {done.step},"
         " or start again with a lower --learning_rate"
     )
 
 
-def _interrupted(signum: signal.Signals, done: Manifest, checkpoints: Checkpoints) -> None:
-    fault = checkpoints.wait()
-    if fault is not None:
-        raise fault
-    raise Interrupted(
+def _interrupted(signum: signal.Signals, done: Manifest) -> Interrupted:
+    return Interrupted(
         signum,
         f"{signum.name}: stopped after step {done.step}, in checkpoint-{done.step}; go on with"
         " --resume",
@@ -333,4 +338,4 @@ def _interrupted(signum: signal.Signals, done: Manifest, checkpoints: Checkpoint
 if __name__ == "__main__":
     from trainer.__main__ import main
 
-    main()
+    sys.exit(main())

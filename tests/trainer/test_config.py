@@ -89,7 +89,7 @@ def test_every_error_has_the_exit_code_that_its_drawing_says() -> None:
         if cls is not errors.Interrupted:
             assert f" {cls.exit_code} " in line  # type: ignore[attr-defined]
     assert issubclass(errors.Interrupted, TrainerError)
-    assert [errors.Interrupted(n, "").signal_exit_code for n in (2, 15)] == [130, 143]
+    assert [errors.Interrupted(n, "").exit_code for n in (2, 15)] == [130, 143]
 
 
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +97,20 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == (
         "trainer: unknown flag --lerning_rate; did you mean --learning_rate?\n"
     )
+
+
+def test_train_py_runs_as_a_script_too() -> None:
+    """As Alpaca's README starts it, from any folder, with the same exit codes."""
+    script = Path(__file__).parents[2] / "trainer" / "train.py"
+    done = subprocess.run(
+        [sys.executable, script, "--no_such_flag", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr == "trainer: unknown flag --no_such_flag; see python -m trainer --help\n"
 
 
 def test_help_is_quick_and_names_every_flag() -> None:

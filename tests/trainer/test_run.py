@@ -213,7 +213,31 @@ def test_a_signal_ends_the_step_saves_and_is_resumable(
     done = train(action, "--save_strategy", "no", code=code, **options)
     assert "in checkpoint-3; go on with --resume" in done[0].output
     train(action, "--save_strategy", "no", "--resume", ranks=2)
+    assert done[1].output == ""
     assert curve(root / action) == whole
+
+
+def test_options_that_must_not_change_the_curve(train: Train, root: Path, whole: Any) -> None:
+    """Recomputed activations and blocks kept gathered: bitwise. Padding instead of packing, and
+    AdamW without the fused kernel: to rounding, which eight steps make larger.
+    """
+    same = ("--gradient_checkpointing", "True", "--fsdp", "shard_grad_op auto_wrap")
+    train("recomputed", *same, ranks=2)
+    assert curve(root / "recomputed") == whole
+    other = ("--packing", "False", "--per_device_train_batch_size", "3", "--optim", "adamw_torch")
+    train("padded", *other)
+    padded = curve(root / "padded")
+    assert padded[0][:2] == pytest.approx(whole[0][:2], rel=1e-6)
+    for mine, theirs in zip(padded, whole, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_alpacas_mean_of_means_can_be_had(train: Train, root: Path, whole: Any) -> None:
+    """--loss_norm microbatch weighs every micro-batch alike, which is another loss."""
+    train("means", "--loss_norm", "microbatch", "--max_steps", "1", "--save_strategy", "no")
+    loss = curve(root / "means")[0][0]
+    assert loss != whole[0][0]
+    assert loss == pytest.approx(whole[0][0], rel=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
