@@ -8,10 +8,11 @@ failed is written once more.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from engine.errors import DiskError, StoppedError
+from engine.errors import DiskError, OutputError, StoppedError
 
 __all__ = ["RESERVE_BYTES", "Reserve", "unsafe_filesystem"]
 
@@ -30,7 +31,9 @@ _UNSAFE = {
 
 
 class Reserve:
-    """The reserve of one run. Raises StoppedError (75) where the disk has no room for it."""
+    """The reserve of one run. Raises StoppedError (75) where the disk has no room for it, and
+    OutputError (73) where it cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,6 +48,10 @@ class Reserve:
                 os.close(fd)
         except OSError as exc:
             self.release()
+            if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return  # a file system without reservations: watching the free space is left
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OutputError(f"{self._path}: cannot be written: {exc.strerror}") from exc
             raise StoppedError(
                 f"{folder}: no room for {RESERVE_BYTES >> 20} MiB ({exc.strerror}); "
                 "free that much, then resume the run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import sqlite3
 from pathlib import Path
 
@@ -152,3 +153,21 @@ async def test_a_cancelled_caller_s_answer_is_kept_fault_069(tmp_path: Path) -> 
     await store.aclose()
     with RunStore.read(tmp_path / "run") as reader:
         assert reader.counts().answered == 50
+
+
+def test_a_store_of_this_format_s_first_day_opens_fault_079(tmp_path: Path) -> None:
+    """A store written when format 1 was new reads as it did, and goes on."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    packed = Path(__file__).with_name("data") / "format-1.sqlite.gz"
+    (folder / "run.sqlite").write_bytes(gzip.decompress(packed.read_bytes()))
+    store = RunStore.open(folder, MANIFEST)
+    assert store.answers(0, 9) == [answer(i) for i in range(3)]
+    assert [(d.index, d.position, d.reason) for d in store.decisions()] == [
+        (0, 0, None),
+        (0, 1, "rouge_l"),
+        (1, 0, None),
+        (1, 1, "rouge_l"),
+    ]
+    assert store.session == 2
+    store.close()
