@@ -20,7 +20,7 @@ import logging
 import re
 import zlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -157,6 +157,7 @@ class HttpBackend:
             "pool": None,
         }
         self._identity: tuple[str, str, int | None] | None = None
+        self._answered = False
         self._checked = False
         self._checking = asyncio.Lock()
         self._headers = {
@@ -313,7 +314,8 @@ class HttpBackend:
                     self.heard_at_s = loop.time()
                     self._note_quota(response.headers)
                     if response.status_code != 200:
-                        raise Failure(self._classified(response, await self._whole(response)))
+                        refused = self._classified(response, await self._whole(response))
+                        raise Failure(self._if_first(refused))
                     if streamed and "event-stream" in response.headers.get("content-type", ""):
                         answer = await self._read_stream(response, len(prompts), began, deadline)
                     else:
@@ -335,7 +337,18 @@ class HttpBackend:
         if self._strict_model and answer.model and answer.model != self.model:
             error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
             raise Failure(Verdict(kind="fatal", reason="model", message=str(error), error=error))
+        self._answered = True
         return answer.completions(prompts, loop.time() - began)
+
+    def _if_first(self, verdict: Verdict) -> Verdict:
+        """A request that is wrong before any was right: the settings are wrong, not the prompt."""
+        if self._answered or verdict.reason not in ("http_400", "http_422"):
+            return verdict
+        error = ConfigError(
+            f"{self.name}: refuses the first request ({verdict.message}); check model, api and "
+            "sampling settings"
+        )
+        return replace(verdict, kind="fatal", message=str(error), error=error)
 
     def _payload(self, prompts: Sequence[Prompt], streamed: bool) -> dict[str, Any]:
         first = prompts[0]

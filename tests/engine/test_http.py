@@ -407,6 +407,28 @@ async def test_packed_answers_are_unpacked() -> None:
         await backend.aclose()
 
 
+async def test_fault_032_a_parameter_that_the_server_does_not_know() -> None:
+    """On the first request the settings are to blame and the run ends; later, that request."""
+    refuses = True
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        if refuses:
+            return httpx.Response(400, json={"error": {"message": "unknown argument: top_q"}})
+        return httpx.Response(200, json=text("fine", "stop"))
+
+    backend = HttpBackend("http://localhost", transport=httpx.MockTransport(answer), stream=False)
+    await backend.start()
+    first = await verdict_of(backend)
+    assert isinstance(first.error, ConfigError)
+    assert "top_q" in str(first.error)
+    refuses = False
+    await backend.complete([prompt()])
+    refuses = True
+    assert (await verdict_of(backend)).kind == "dead"
+
+
 async def test_fault_053_another_model_after_an_outage() -> None:
     """Back after an outage, the server is asked what it serves before any prompt goes out."""
     async with talking(stream=False) as (server, backend):

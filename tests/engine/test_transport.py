@@ -35,7 +35,7 @@ async def test_it_is_a_transport_for_any_httpx_client() -> None:
         assert len(server.peers) == 1
 
 
-async def test_connections_are_reused_and_never_shared() -> None:
+async def test_fault_013_connections_are_reused_and_never_shared() -> None:
     """A hundred requests at once open a hundred connections; later ones open none."""
     async with Server() as server:
         transport = FastTransport()
