@@ -1,7 +1,8 @@
 """The run store: one SQLite database per run, the only source of truth.
 
-rows ─▶ database ─▶ reader ─▶ run (RunStore)
-            writer, lock ────────┘
+rows, manifest ─▶ database ─▶ reader (RunReader) ─▶ run (RunStore)
+   lock, space ─▶ inserts ──▶ writer ─────────────────┘
+                              scan ─▶ engine.verify, engine.salvage
 """
 
 from engine.store.manifest import Manifest

@@ -13,7 +13,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -78,36 +78,25 @@ class RunStore(RunReader):
             raise OutputError(f"{folder}: cannot be created: {exc.strerror}") from exc
         if warning := unsafe_filesystem(folder):
             log.warning("%s", warning)
-        lock = RunLock(folder / "run.lock")
-        try:
-            return cls._open_locked(folder, manifest, lock)
-        except BaseException:
-            lock.release()
-            raise
+        path = folder / "run.sqlite"
+        with ExitStack() as undo, disk_errors(path):
+            lock = RunLock(folder / "run.lock")
+            undo.callback(lock.release)
+            reserve = Reserve(folder)
+            undo.callback(reserve.release)
+            connection = _create_or_open(path, manifest, lock)
+            undo.callback(connection.close)
+            store = cls(folder, snapshot=False)
+            undo.callback(store._connection.close)
+            store._lock, store._reserve, store._writing = lock, reserve, connection
+            store._begin_session(manifest)
+            undo.pop_all()
+        return store
 
     @classmethod
     def read(cls, folder: Path) -> RunReader:
         """The run as it is now, read-only, also while another process writes to it."""
         return RunReader(folder)
-
-    @classmethod
-    def _open_locked(cls, folder: Path, manifest: Manifest, lock: RunLock) -> Self:
-        path = folder / "run.sqlite"
-        reserve = Reserve(folder)
-        try:
-            with disk_errors(path):
-                connection = _create_or_open(path, manifest, lock)
-                try:
-                    store = cls(folder, snapshot=False)
-                    store._lock, store._reserve, store._writing = lock, reserve, connection
-                    store._begin_session(manifest)
-                except BaseException:
-                    connection.close()
-                    raise
-        except BaseException:
-            reserve.release()
-            raise
-        return store
 
     def _begin_session(self, manifest: Manifest) -> None:
         """Check the settings, record this process, and the free settings of now for the old."""
