@@ -195,11 +195,12 @@ def rouge(texts: list[str], quick: bool) -> dict[str, Any]:
     """One candidate against a pool: ours, the loop over rouge_score, rapidfuzz's cdist."""
     figures: dict[str, Any] = {}
     index = RougeIndex(THRESHOLD)
-    sizes = [size for size in (1_000, 10_000, 50_000, 1_000_000) if size <= len(texts) - 5_000]
+    queries = texts[-min(5_000, len(texts) // 5) :]
+    most = len(texts) - len(queries)
+    sizes = [size for size in (1_000, 10_000, 50_000, 1_000_000) if size <= most] or [most]
     inserts: list[float] = []
     gc.collect()
     gc.freeze()  # or the collector walks through the texts during somebody's insert
-    queries = texts[-5_000:]
     pair_s = rouge_score_pair_s(texts[:20], texts[20:40])
     for size in sizes:
         for text in texts[len(index) : size]:
@@ -261,7 +262,6 @@ def cdist_candidate_s(pool: Sequence[str], candidates: Sequence[str]) -> float:
 def peers(texts: list[str], quick: bool) -> dict[str, Any]:
     """A stream decided by each: rows a CPU second, and recall and precision of its refusals."""
     stream = texts[: 2_000 if quick else 20_000]
-    tokens = [tokenize(text) for text in stream]
 
     def ours() -> set[int]:
         index = RougeIndex(THRESHOLD)
@@ -278,9 +278,9 @@ def peers(texts: list[str], quick: bool) -> dict[str, Any]:
 
         lsh = MinHashLSH(threshold=JACCARD, num_perm=128)
         refused = set()
-        for i, words in enumerate(tokens):
+        for i, text in enumerate(stream):
             minhash = MinHash(num_perm=128)
-            minhash.update_batch([token.encode() for token in words])
+            minhash.update_batch([token.encode() for token in tokenize(text)])
             if lsh.query(minhash):
                 refused.add(i)
             else:
@@ -292,9 +292,9 @@ def peers(texts: list[str], quick: bool) -> dict[str, Any]:
 
         deduplicator: Any = RMinHashDeduplicator(JACCARD, 128, True)
         refused = set()
-        for i, words in enumerate(tokens):
+        for i, text in enumerate(stream):
             minhash = RMinHash(128, 42)
-            minhash.update(words)
+            minhash.update(tokenize(text))
             if not deduplicator.add(str(i), minhash):
                 refused.add(i)
         return refused

@@ -104,6 +104,8 @@ class RougeIndex:
         self._epoch = 0
         self._postings = 1  # slot 0 means none
         self._vocabulary: dict[str, int] = {}
+        self._last: tuple[str, list[str]] = ("", [])
+        """The text last cut and its tokens: what is added was mostly asked about just before."""
         self._limits: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         # By item and by posting; see kernels.
         self._tokens = reserve(np.uint32)
@@ -123,7 +125,7 @@ class RougeIndex:
 
     def find(self, text: str) -> Hit | None:
         """The item with the highest F above the threshold (ties: the earliest), or None."""
-        words = tokenize(text)
+        words = self._cut(text)
         m = len(words)
         if m == 0:
             return None
@@ -148,7 +150,7 @@ class RougeIndex:
 
     def add(self, text: str) -> int:
         """Add one text; returns its id, counted from 0."""
-        words = tokenize(text)
+        words = self._cut(text)
         with self._lock:
             item = self._size
             vocabulary = self._vocabulary
@@ -207,11 +209,18 @@ class RougeIndex:
         tokens = int(self._starts[self._size])
         return strings + known * by_token + self._postings * by_posting + 4 * (tokens + self._size)
 
+    def _cut(self, text: str) -> list[str]:
+        last, words = self._last
+        if last != text:
+            words = tokenize(text)
+            self._last = text, words
+        return words
+
     def _ids(self, words: Sequence[str]) -> NDArray[np.uint32]:
         """Ids of tokens; those that no item has get the numbers from there on, and are not kept."""
         vocabulary = self._vocabulary
         try:
-            return np.array([vocabulary[token] for token in words], np.uint32)
+            return np.fromiter(map(vocabulary.__getitem__, words), np.uint32, len(words))
         except KeyError:
             new: dict[str, int] = {}
             ids = [
