@@ -133,14 +133,18 @@ def test_a_chat_model_may_repeat_the_label(start: str) -> None:
     )
 
 
-def task(number: int, **changes: str) -> SeedTask:
-    fields = {"instruction": f"Do thing {number}", "input": "", "output": f"Done {number}"}
-    return SeedTask(id=f"t{number}", **{**fields, **changes})
+def task(number: int, instruction: str = "", given: str = "") -> SeedTask:
+    return SeedTask(
+        id=f"t{number}",
+        instruction=instruction or f"Do thing {number}",
+        input=given,
+        output=f"Done {number}",
+    )
 
 
 def test_prompt_format() -> None:
     """Demonstrations as the reference writes them, behind our own header."""
-    tasks = [task(1, instruction="  Sort\n these:  "), task(2, input="b a")]
+    tasks = [task(1, instruction="  Sort\n these:  "), task(2, given="b a")]
     prompt = alpaca.render(tasks)
     assert prompt.removeprefix(alpaca.header()) == (
         "###\n1. Instruction: Sort these\n1. Input:\n<noinput>\n1. Output:\nDone 1\n"
@@ -151,7 +155,7 @@ def test_prompt_format() -> None:
 
 def test_a_demonstration_survives_its_own_codec() -> None:
     """What the prompt shows, the parser would read back."""
-    shown = alpaca.demonstration(4, task(4, input="given")).removeprefix("###\n4. Instruction:")
+    shown = alpaca.demonstration(4, task(4, given="given")).removeprefix("###\n4. Instruction:")
     (piece,) = alpaca.parse(completion(shown), demonstrations=3)
     assert piece.record == Record(instruction="Do thing 4", input="given", output="Done 4")
 
