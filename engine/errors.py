@@ -49,7 +49,7 @@ class UsageError(WoolmillError):
 
 
 class InputError(WoolmillError):
-    """A seed file, dataset or run store holds what it must not. Names ``path:line`` where it can."""
+    """A seed file, dataset or run store holds what it must not. Names ``path:line``."""
 
     exit_code = 65
 
