@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from engine.errors import InputError, OutputError
 from engine.records import Prompt, Sampling
 from engine.store import Counts, Manifest, RunStore, Vector
 from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
-from engine.store.lock import read_mark
+from engine.store.lock import RunLock, read_mark
 from engine.store.rows import Checksum, decode_answer, decode_counts, decode_decision
 from engine.store.scan import Row, scan
 
@@ -72,24 +72,36 @@ def salvage(folder: Path, output: Path) -> None:
 def salvage_run(folder: Path, output: Path) -> Salvaged:
     """Copy what is whole in ``folder`` into a new run in ``output``.
 
-    Raises InputError where not even the settings can be read, OutputError where ``output`` exists.
+    Raises InputError where not even the settings can be read, OutputError where ``output`` exists,
+    StoppedError while the run goes on.
     """
     if output.exists():
         raise OutputError(f"{output}: exists; choose a folder that does not")
     if not (folder / "run.sqlite").is_file():
         raise InputError(f"{folder}: holds no run (no run.sqlite)")
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as temporary:
-        # On a copy, because reading a log folds it in, and because the header is mended.
-        copy = Path(temporary) / "run.sqlite"
-        for suffix in ("", "-wal"):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(f"{folder / 'run.sqlite'}{suffix}", f"{copy}{suffix}")
-        mend_header(copy)
+    with ExitStack() as stack:
+        with suppress(OutputError):  # on a read-only disk nobody writes
+            stack.callback(RunLock(folder / "run.lock").release)
+        try:
+            copy = Path(stack.enter_context(_folder_beside(output))) / "run.sqlite"
+            for suffix in ("", "-wal"):
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(f"{folder / 'run.sqlite'}{suffix}", f"{copy}{suffix}")
+            mend_header(copy)
+        except OSError as exc:
+            raise OutputError(f"{output}: cannot be written: {exc.strerror}") from exc
         try:
             with closing(connect(copy, write=True)) as connection:
                 return anyio.run(_copy, _Wreck(connection, copy, folder), output)
         except (sqlite3.Error, UnicodeDecodeError) as exc:
             raise InputError(f"{folder}: nothing can be read ({exc})") from exc
+
+
+def _folder_beside(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """For a copy of the database: reading a log folds it in, and a damaged header is mended."""
+    parent = output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix=".salvage-")
 
 
 async def _copy(wreck: _Wreck, output: Path) -> Salvaged:

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from engine.errors import InputError, OutputError, WoolmillError
+from engine.errors import InputError, OutputError, StoppedError, WoolmillError
 from engine.salvage import salvage_run
 from engine.store import RunReader, RunStore
 from engine.verify import problems
@@ -232,6 +232,15 @@ def test_salvage_keeps_every_sound_answer(run: Path, tmp_path: Path) -> None:
         assert [f.index for f in saved.resume().in_flight] == [7]
     with pytest.raises(OutputError, match="exists"):
         salvage_run(run, tmp_path / "saved")
+
+
+def test_salvage_leaves_a_run_alone_that_goes_on(run: Path, tmp_path: Path) -> None:
+    """What is being written cannot be copied."""
+    store = RunStore.open(run, MANIFEST)
+    with pytest.raises(StoppedError, match="in use"):
+        salvage_run(run, tmp_path / "saved")
+    store.close()
+    assert salvage_run(run, tmp_path / "saved").answers == 12
 
 
 def test_salvage_of_a_sound_run_is_the_same_run(run: Path, tmp_path: Path) -> None:
