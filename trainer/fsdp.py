@@ -134,6 +134,7 @@ def hand_out(model: TokenLoss, source: TokenLoss | None, ranks: Ranks, *, offloa
     One tensor at a time crosses the wire, so no other rank ever holds the whole model.
     """
     model.to_empty(device="cpu" if offload else ranks.device)
+    model.hf.tie_weights()  # to_empty gives tied tensors memory of their own
     weights = dict(source.hf.named_parameters()) if source is not None else {}
     for name, parameter in model.hf.named_parameters():
         full = weights[name] if weights else torch.empty(parameter.shape)
