@@ -47,12 +47,12 @@ PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""
-SCATTERED = 6
-"""So many refusals in a window, most of them not close, are a server's that refuses by chance.
-Then only ``TOGETHER`` close ones are an episode."""
+SCATTERED = 0.015
+"""Such a share of refusals, most of them not close, is a server's that refuses by chance. Then only
+``TOGETHER`` close ones are an episode."""
 TOGETHER = 3
 WINDOW = 400
-"""Ends of requests in a window."""
+"""Ends of requests over which that share is taken; more where more are in flight."""
 CALM = 10
 """Answers after which an episode is over."""
 STUBBORN = 3
@@ -376,12 +376,12 @@ class Adaptive:
         """At the end of a window: are refusals scattered over it, whatever was cut meanwhile?"""
         self._window[0] += 1
         ends, refusals, close = self._window
-        if ends < WINDOW:
+        if ends < max(WINDOW, 4 * self._target):
             return
         self._window = [0, 0, 0]
         if self._scattered:
-            self._scattered = refusals > 1
-        elif refusals >= SCATTERED and close < refusals / 2:
+            self._scattered = refusals > SCATTERED / 4 * ends
+        elif refusals >= SCATTERED * ends and close < refusals / 2:
             self._scattered = True
             self._refused_at = self._pace_per_s = self._mark = None
             self._by_clock = False
