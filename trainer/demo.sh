@@ -13,7 +13,7 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 train() {
   torchrun --nproc_per_node 2 --log_dir "$out/torchrun" -m trainer \
     --model_name_or_path "$model" --data_path engine/data/seed_tasks.jsonl --output_dir "$out" \
-    --max_steps 24 --global_batch_size 4 --per_device_train_batch_size 2 --model_max_length 384 \
+    --max_steps 24 --global_batch_size 4 --per_device_train_batch_size 1 --model_max_length 384 \
     --learning_rate 5e-5 --warmup_ratio 0.1 --logging_steps 1 --save_steps 8 --save_total_limit 1 \
     --eval_split_ratio 0.1 --eval_on_start True --eval_strategy steps --eval_steps 12 \
     --fsdp "full_shard auto_wrap" "$@"
@@ -22,8 +22,8 @@ train() {
 rm -rf "$out"
 mkdir -p "$out"
 echo "== train, and kill every process without warning after step 12"
-WOOLMILL_FAILPOINT=train.step:12:kill train > "$out.log" 2>&1 || true
-grep -E '^(step|Llama|the first|[0-9]+ records)' "$out.log"
+WOOLMILL_FAILPOINT=train.step:12:kill train > "$out/cut.log" 2>&1 || true
+grep -E '^(step|Llama|the first|[0-9]+ records)' "$out/cut.log"
 test -f "$out/checkpoint-8/manifest.json"
 
 echo "== resume from the checkpoint of step 8"
