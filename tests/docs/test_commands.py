@@ -9,6 +9,7 @@ parsed (tests/trainer runs it).
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
 import signal
@@ -159,6 +160,14 @@ def test_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) >= 5
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_completion(shell: str) -> None:
+    script = Path(sys.executable).with_name("woolmill")
+    wanted = {"_WOOLMILL_COMPLETE": f"{shell}_source", "PATH": os.environ["PATH"]}
+    done = subprocess.run([script], env=wanted, capture_output=True, text=True, check=True)
+    assert "_woolmill_completion" in done.stdout
 
 
 def test_there_are_five_pages_at_most() -> None:
