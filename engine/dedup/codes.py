@@ -43,7 +43,7 @@ class SignLists:
         probes: how many lists are read for a query.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], probes: int = 96) -> None:
+    def __init__(self, vectors: NDArray[np.float32], probes: int = 128) -> None:
         lists = len(vectors)
         self._dimension = vectors.shape[1]
         self._centres = _codes(vectors)
