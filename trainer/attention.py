@@ -48,18 +48,11 @@ def segment_attention(
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and query.shape[0] == 1 and softcap is None and not dropout:
         return _variable_length(query, key, value, lengths, scaling, sliding_window), None
-    edges = list(itertools.accumulate(lengths, initial=0))
+    # split, not slices: the backward pass of a slice fills a tensor of the whole row with zeros.
+    parts = (tensor.split(lengths, dim=2) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
     out = [
-        _one_segment(
-            query[:, :, a:b],
-            key[:, :, a:b],
-            value[:, :, a:b],
-            scaling,
-            dropout,
-            sliding_window,
-            softcap,
-        )
-        for a, b in itertools.pairwise(edges)
+        _one_segment(q, k, v, scaling, dropout, sliding_window, softcap)
+        for q, k, v in zip(*parts, strict=True)
     ]
     joined = out[0] if len(out) == 1 else torch.cat(out, dim=2)
     return joined.transpose(1, 2), None
