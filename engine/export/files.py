@@ -106,9 +106,10 @@ def touched(run: Path, path: Path) -> str | None:
 def remember(run: Path, path: Path) -> None:
     """Note that ``path`` holds an export of ``run`` as it is now."""
     known = _remembered(run)
-    known[str(path.absolute())] = _fingerprint(path)
-    body = orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-    with suppress(OutputError, DiskError):  # a read-only run: the next export asks for --overwrite
+    # Where it fails, as in a read-only run, the next export asks for --overwrite.
+    with suppress(OutputError, DiskError):
+        known[str(path.absolute())] = _fingerprint(path)
+        body = orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
         replace_file(run / "exports.json", lambda file: file.write(body))
 
 
@@ -126,7 +127,14 @@ def _remembered(run: Path) -> dict[str, str]:
 
 
 def _fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names and files."""
+    """SHA-256 of a file, or of a folder's names and files. Raises DiskError."""
+    try:
+        return _sha256(path)
+    except OSError as exc:
+        raise DiskError(f"{path}: cannot be read: {exc.strerror}; check the disk") from exc
+
+
+def _sha256(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -134,7 +142,7 @@ def _fingerprint(path: Path) -> str:
     for below in sorted(path.rglob("*")):
         if below.is_file():
             digest.update(os.fsencode(below.relative_to(path)) + b"\0")
-            digest.update(_fingerprint(below).encode())
+            digest.update(_sha256(below).encode())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -81,7 +82,7 @@ def _case(
     total: Counter[str] = Counter(errors=1)
     with LedgerServer(Behaviour(), folder / f"{name}.ledger") as server:
         cut = Trial(folder / name, server.url, TARGET, 4, 1)
-        status = _traced(cut, "-e", f"inject={call}:error={error}:when={nth}")
+        status = _traced(cut, call, "-e", f"inject={call}:error={error}:when={nth}")
         log = (cut.folder / "run.log").read_text(errors="replace")
         total["tracebacks"] += "Traceback" in log
         total["unexpected_exit"] += status not in EXPECTED
@@ -93,14 +94,22 @@ def _case(
 
 def _count(trial: Trial) -> Counter[str]:
     """Calls of each kind on the store's files in a run without errors."""
-    out = trial.folder / "calls"
-    _traced(trial, "-o", str(out))
-    return Counter(re.findall(r"^\d+\s+(\w+)\(", out.read_text(), re.MULTILINE))
+    total: Counter[str] = Counter()
+    for calls in ("rename", ",".join(call for call in CALLS if call != "rename")):
+        out = trial.folder / "calls"
+        _traced(trial, calls, "-o", str(out))
+        total.update(re.findall(r"^\d+\s+(\w+)\(", out.read_text(), re.MULTILINE))
+        shutil.rmtree(trial.folder / "run")
+    return total
 
 
-def _traced(trial: Trial, *options: str) -> int:
-    """The exit status of the child under strace."""
-    paths = [f"-P{trial.folder / 'run' / file}" for file in FILES]
+def _traced(trial: Trial, calls: str, *options: str) -> int:
+    """The exit status of the child under strace, which sees ``calls`` on the store's files.
+
+    Renames it sees everywhere: it knows them by the old name only, which is a temporary one.
+    """
+    files = () if calls == "rename" else FILES
+    paths = [f"-P{trial.folder / 'run' / file}" for file in files]
     order = trial.order("run")
     argv = [
         "strace",
@@ -108,7 +117,7 @@ def _traced(trial: Trial, *options: str) -> int:
         "-qq",
         "--seccomp-bpf",
         "-e",
-        f"trace={','.join(CALLS)}",
+        f"trace={calls}",
         *paths,
         *options,
     ]

@@ -219,15 +219,15 @@ def decide_out_of_order() -> None:
 
 def accept_on_eof() -> None:
     """An answer that breaks off counts as whole."""
-    from engine.backends.http import _Answer
+    from engine.backends.reply import Reply
 
-    completion = _Answer._completion
+    completion = Reply._completion
 
-    def trusting(self: _Answer, i: int, *args: Any) -> Any:
+    def trusting(self: Reply, i: int, *args: Any) -> Any:
         self.finish[i] = self.finish[i] or "stop"
         return completion(self, i, *args)
 
-    swap(_Answer, "_completion", trusting)
+    swap(Reply, "_completion", trusting)
 
 
 def log_keys() -> None:
