@@ -82,6 +82,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
         if not unnamed:
             display.note(f"starting {config.chosen_backend} with {backends[0].model}")
             await pool.start()
+        used = resume.counts
+        pool.spent(prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)
         budget = _budget(config, tasks, backends)
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
         await budget.count_parts(counter or backends[0].count_tokens)

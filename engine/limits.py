@@ -57,6 +57,9 @@ class Lease:
             pool._released(self._endpoint, self._ticket, self.tokens, results)
 
 
+DRAINING = "the run is stopping; what was not sent is sent when it goes on"
+
+
 class Pool:
     """All endpoints of a run and what bounds them.
 
@@ -93,6 +96,7 @@ class Pool:
         self._down_since_s: float | None = None
         self._refused_since_s: float | None = None
         self._last_failure = ""
+        self._stopping = asyncio.Event()
 
     # What the pipeline and ``engine.retry`` call
 
@@ -154,6 +158,8 @@ class Pool:
         Raises StoppedError where the budget is used up or all endpoints only refuse,
         UnavailableError after ``max_outage_s``.
         """
+        if self._stopping.is_set():
+            raise StoppedError(DRAINING)
         now_s = asyncio.get_running_loop().time()
         if not self._fresh and not self._retries:
             lease = self._grant(now_s, tokens, avoid)
@@ -173,6 +179,24 @@ class Pool:
             if waiter.future.done() and not waiter.future.cancelled():
                 waiter.future.result().release()
             raise
+
+    async def rest(self, seconds: float) -> None:
+        """Wait between two attempts. Raises StoppedError as soon as there will be no other."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+        raise StoppedError(DRAINING)
+
+    def stop(self) -> None:
+        """Hand out nothing more: whoever waits, rests or comes gets StoppedError."""
+        self._stopping.set()
+        self._give_up(StoppedError(DRAINING))
+
+    def spent(self, *, prompt_tokens: int, completion_tokens: int) -> None:
+        """Book what earlier sessions of the run used, so that the budget is the run's."""
+        self._spending.settle(0, prompt=prompt_tokens, completion=completion_tokens)
 
     @property
     def in_flight(self) -> int:

@@ -34,7 +34,7 @@ from engine.errors import DiskError, StoppedError, WoolmillError
 from engine.limits import Lease, Pool
 from engine.recipes import alpaca
 from engine.records import Answer, Completion, Decision, Prompt
-from engine.retry import Delivery, Failure, RetryPolicy, deliver
+from engine.retry import Delivery, Failure, RetryPolicy, deliver, most_tokens
 from engine.store import RunStore
 
 __all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
@@ -221,6 +221,7 @@ class Pipeline:
             self._stop = stop
             self.progress.draining = not stop.reached
             self._sending.cancel()
+            self._pool.stop()
             self._changed.set()
 
     async def _listen(self) -> None:
@@ -280,7 +281,7 @@ class Pipeline:
                     await self._changed.until(lambda: self._wanted() > 0)
                     indexes = self._take(min(self._wanted(), self._pace.request_batch_size))
                     prompts = [self._budget.prompt(index) for index in indexes]
-                    lease = await self._pool.acquire(tokens=sum(map(_tokens, prompts)))
+                    lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
                     if self._wanted() < 0 or self._stop is not None:
                         # While this waited for a slot, decisions made it needless.
                         lease.release()
@@ -410,10 +411,6 @@ class Pipeline:
         while True:
             self._display.refresh(self.progress, self._pool)
             await anyio.sleep(REFRESH_S)
-
-
-def _tokens(prompt: Prompt) -> int:
-    return (prompt.tokens or 0) + prompt.sampling.max_tokens
 
 
 def _answer(delivery: Delivery) -> Answer:

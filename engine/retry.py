@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import anyio
 import tenacity
 
 from engine.errors import BackendError, WoolmillError
@@ -181,7 +180,7 @@ class _Retrial:
             retry=tenacity.retry_if_result(_is_worth_another),
             stop=self._is_used_up,
             wait=self._wait_s,
-            sleep=anyio.sleep,
+            sleep=self._pool.rest,
             retry_error_callback=_last_outcome,
         )
         outcome: Completion | Failure = await retrying(self._attempt)

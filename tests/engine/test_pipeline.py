@@ -179,6 +179,23 @@ async def test_fault_069_a_second_signal_leaves_at_once(
     assert any("may have been billed" in note for note in watcher.notes)
 
 
+async def test_fault_068_a_request_that_waits_to_be_tried_again_is_not_waited_for(
+    tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    wait = Verdict(kind="ambiguous", reason="http_500", retry_after_s=3600.0)
+    backend._fault = lambda prompt, attempt: wait if prompt.index == 5 else None
+
+    def interrupt(progress: Progress) -> None:
+        if progress.answered >= 10 and not progress.draining:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with anyio.fail_after(10):
+        result = await ran(tmp_path, Watcher(interrupt))
+    assert result.stop.signum == signal.SIGINT
+    with RunStore.read(tmp_path) as store:
+        assert [request.index for request in store.resume().in_flight] == [5]
+
+
 async def test_a_request_that_fails_for_good_is_a_decision(
     tmp_path: Path, backend: ScriptedBackend
 ) -> None:
