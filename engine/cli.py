@@ -175,7 +175,7 @@ def generate(config_file: Path | None, no_progress: bool, log_format: str, **fla
     from engine.progress import JsonDisplay, JsonLog, LiveDisplay, PlainDisplay
     from engine.store import RunStore
 
-    # What is loaded by now stays; looking through it again and again is a fifth of a request's cost.
+    # What is loaded by now stays; to look through it again and again costs a tenth of a request.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     flags["vllm_arg"] = _pairs(flags["vllm_arg"])
