@@ -40,10 +40,12 @@ def crash(folder: Path, kills: int, seed: int) -> int:
         *("--model_max_length", "200", "--learning_rate", "3e-3", "--save_steps", "2"),
         *("--save_total_limit", "2", "--resume", "--output_dir"),
     ]
-    started = time.monotonic()
-    (done,) = finish(start([*arguments, str(folder / "whole")], folder / "logs"))
-    assert done.exit_code == 0, done.output
-    takes_s = time.monotonic() - started
+    takes_s = 0.0
+    for name in ("first", "whole"):  # the first waits for the fork server's imports too
+        started = time.monotonic()
+        (done,) = finish(start([*arguments, str(folder / name)], folder / "logs"))
+        assert done.exit_code == 0, done.output
+        takes_s = time.monotonic() - started
     expected = curve(folder / "whole")
 
     finished = 0
