@@ -88,7 +88,9 @@ def test_generate_over_http(server: Server, tmp_path: Path, api: str) -> None:
     run = tmp_path / "run"
     woolmill = [sys.executable, "-m", "engine"]
     generate = [*woolmill, "generate", "--base-url", server.base_url, "--api", api]
-    generate += ["--target", "4", "--max-tokens", "256", "--max-requests", "60", "--no-semantic"]
+    requests = "12" if api == "chat" else "60"
+    generate += ["--target", "4", "--max-tokens", "256", "--max-requests", requests]
+    generate += ["--no-semantic"]
     generate += ["--temperature", "0.7", "--out", str(run), "--no-progress"]
     done = subprocess.run(generate, cwd=ROOT, capture_output=True, text=True, check=False)
     # A model this small may keep too little of the format for the target: 75, and resumable.
