@@ -105,7 +105,8 @@ async def write(store: RunStore, rows: Rows, in_flight: int, latency_s: float = 
         for at in todo:
             await store.sent([rows.prompts[at]], [rows.key])
             if latency_s:
-                await asyncio.sleep(latency_s)
+                # Answers differ in length; without that, all callers would move in one wave.
+                await asyncio.sleep(latency_s * (0.5 + at * 0.618034 % 1))
             await store.answered([rows.answers[at]])
             answered += 1
             if answered % DECIDE_BATCH == 0 or answered == len(rows.prompts):
