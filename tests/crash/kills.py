@@ -30,6 +30,7 @@ VIOLATIONS = (
 """What must be zero: what the checker counts, and runs that did not get to their end."""
 
 FAULTY = Behaviour(latency_s=0.02, fault_rate=0.05)
+SOUND = Behaviour(latency_s=0.02)
 KILLS_A_TRIAL = 40
 SEEDS = 4
 
@@ -95,7 +96,7 @@ def stops(count: int, folder: Path, *, seed: int, target: int = 400) -> Counter[
         uncut = uncut_run(parent, folder / "uncut", target=target, seed=seed)
         while total["stops"] < count:
             name = folder / f"trial{total['trials']}"
-            with LedgerServer(FAULTY, name.with_suffix(".ledger")) as server:
+            with LedgerServer(SOUND, name.with_suffix(".ledger")) as server:
                 cut = Trial(name, server.url, target, 32, seed)
                 stopped = 0
                 while True:
