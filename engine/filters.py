@@ -43,8 +43,7 @@ def blocked_word(record: Record) -> Refusal | None:
 
 
 def write_a_program(record: Record) -> Refusal | None:
-    """The model puts these words before existing instructions, which says nothing of the program.
-    """
+    """The model puts these words before existing instructions; they say nothing of the program."""
     return ("write_a_program", "") if record.instruction.startswith("Write a program") else None
 
 

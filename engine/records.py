@@ -30,8 +30,7 @@ Api = Literal["completions", "chat"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedTask:
-    """One demonstration: what a person wrote, in Self-Instruct's terms (its first instance only).
-    """
+    """One demonstration that a person wrote, in Self-Instruct's terms; its first instance only."""
 
     id: str
     instruction: str
@@ -106,8 +105,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What request ``index`` came to, as the store keeps it: a completion, or a failure for good.
-    """
+    """What request ``index`` came to, as the store keeps it: a completion or a failure."""
 
     index: int
     demonstrations: tuple[str, ...]
