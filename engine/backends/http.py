@@ -92,11 +92,13 @@ class HttpBackend:
     """One endpoint. See ``engine.backends.base.Backend`` for the methods' contract.
 
     Args:
-        base_url: with or without ``/v1``. model: as the server names it; None takes the one model
-        that the server serves. key: sent as ``Authorization: Bearer``. Over plain http only to
-        this machine, unless ``insecure_http``. transport: what carries requests; by default
-        ``engine.transport.FastTransport``. stream: True, False, or ``"auto"`` (see the head of
-        this file). strict_model: stop when a reply names another model than was asked for.
+        base_url: with or without ``/v1``.
+        model: as the server names it; None takes the one model that the server serves.
+        key: sent as ``Authorization: Bearer``; over plain http only to this machine, unless
+            ``insecure_http``.
+        transport: what carries requests; by default ``engine.transport.FastTransport``.
+        stream: True, False, or ``"auto"`` (see the head of this file).
+        strict_model: stop when a reply names another model than was asked for.
         max_in_flight: a limit known beforehand; None lets the limiter find it.
     """
 

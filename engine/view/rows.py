@@ -77,7 +77,8 @@ class Rows:
 
         Args:
             words: each is a whole word, the last one may be the beginning of one; empty: all rows.
-            status: ``accepted``, ``refused`` or ``all``. reason: refused for this only.
+            status: ``accepted``, ``refused`` or ``all``.
+            reason: refused for this only.
             before: the ``next`` of the page before.
         """
         self._take_in()
