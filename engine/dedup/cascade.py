@@ -85,11 +85,13 @@ class Cascade:
 
     Args:
         rouge_threshold: refuse above this F; None leaves ROUGE-L out.
-        semantic_threshold: refuse above this cosine; None leaves the embedding out, and needs no
-        encoder. encoder: turns texts into vectors. scope: what of a record is compared. neighbours:
-        how many nearest texts an accepted candidate is given; 0 saves the time.
-        margin: how far below the threshold the nearest meaning is told; costs an embedding or two
-        each. directory: where ``SemanticIndex`` keeps its file.
+        semantic_threshold: refuse above this cosine; None leaves meaning out and needs no encoder.
+        encoder: turns texts into vectors.
+        scope: what of a record is compared.
+        neighbours: how many nearest texts an accepted candidate is given; 0 saves the time.
+        margin: how far below the threshold the nearest by meaning is told; costs an embedding or
+            two each.
+        directory: where ``SemanticIndex`` keeps its file.
     """
 
     def __init__(
