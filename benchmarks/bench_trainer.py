@@ -29,7 +29,9 @@ from typing import Any
 
 MAX_LENGTH = 512
 VARIANTS = ("alpaca", "trl_padded", "trl_packed", "ours_512", "ours_2048")
-DEFAULT_MODEL = Path("~/.cache/woolmill/models/smollm2").expanduser()
+DEFAULT_MODEL = (
+    Path(os.environ.get("WOOLMILL_HOME", "~/.cache/woolmill")).expanduser() / "models" / "smollm2"
+)
 SEEDS = Path(__file__).resolve().parent.parent / "engine" / "data" / "seed_tasks.jsonl"
 LEARNING_RATE = 2e-5
 PER_DEVICE = 8

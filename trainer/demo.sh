@@ -6,8 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=${1:-runs/train-demo}
-model=${WOOLMILL_DEMO_MODEL:-$HOME/.cache/woolmill/models/smollm2}
-test -f "$model/config.json" || woolmill models fetch smollm2
+model=${WOOLMILL_DEMO_MODEL:-$(woolmill models fetch smollm2)}
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 train() {

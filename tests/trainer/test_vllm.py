@@ -19,7 +19,9 @@ from tests.trainer.launch import finish, start
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-MODEL = Path("~/.cache/woolmill/models/smollm2").expanduser()
+MODEL = (
+    Path(os.environ.get("WOOLMILL_HOME", "~/.cache/woolmill")).expanduser() / "models" / "smollm2"
+)
 SEEDS = Path(__file__).parents[2] / "engine" / "data" / "seed_tasks.jsonl"
 
 
