@@ -72,7 +72,7 @@ def tokenizer_counter(name: str) -> CountTokens:
             raise ConfigError(
                 "tokenizer: tiktoken is missing; pip install 'woolmill[tiktoken]'"
             ) from exc
-        except Exception as exc:
+        except Exception as exc:  # tiktoken lets through whatever its download raised
             raise ConfigError(f"tokenizer {name!r} cannot be loaded: {exc}") from exc
 
         async def count_bpe(texts: Sequence[str]) -> list[int] | None:

@@ -78,7 +78,7 @@ class FastTransport(httpx.AsyncBaseTransport):
             connection = await self._connect(request, timeout.get("connect"), origin)
         try:
             status, headers = await connection.send(_head(request) + body, timeout.get("read"))
-        except BaseException:
+        except BaseException:  # raised again; cancelled or not, half an exchange is no connection
             connection.abort()
             raise
         return httpx.Response(status, headers=headers, stream=_Body(connection), request=request)

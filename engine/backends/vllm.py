@@ -93,7 +93,7 @@ class VllmBackend:
         self._child = await _Child.spawn(self._python, self._log_file)
         try:
             ready = await self._child.start(arguments)
-        except BaseException:
+        except BaseException:  # raised again: a cancelled start leaves no child either
             await self.aclose()
             raise
         self.context_length = int(ready["context_length"])

@@ -105,7 +105,7 @@ class RunReader:
                 self.run_id = read_run_id(self._connection, self.path)
                 self._checksum = Checksum(self.run_id)
                 self.manifest: Manifest = read_manifest(self._connection, self._checksum, self.path)
-            except BaseException:
+            except BaseException:  # raised again, with nothing left open
                 self._connection.close()
                 raise
 

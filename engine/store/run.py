@@ -244,7 +244,7 @@ def _create_or_open(path: Path, manifest: Manifest, lock: RunLock) -> sqlite3.Co
         lock.check(run_id, counts.commits)
         _fold_log(connection, path)
         failpoint("store.recovered")
-    except BaseException:
+    except BaseException:  # raised again, with nothing left open
         connection.close()
         raise
     return connection

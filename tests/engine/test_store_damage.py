@@ -16,6 +16,7 @@ from engine.errors import InputError, OutputError, StoppedError, WoolmillError
 from engine.salvage import salvage_run
 from engine.store import RunReader, RunStore
 from engine.verify import problems
+from tests.crash.damage import everything
 from tests.engine.store_rows import MANIFEST, answer, decision, fill
 
 PAGE = 8192
@@ -33,23 +34,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "run"))
-
-
-def everything(folder: Path) -> tuple[Any, ...]:
-    """All that can be read of a run, in values that compare."""
-    with RunReader(folder) as run:
-        return (
-            run.manifest,
-            run.counts(),
-            run.resume(),
-            run.answers(0, 1000),
-            list(run.all_answers()),
-            list(run.decisions()),
-            list(run.decisions(accepted=False)),
-            [(d, None if v is None else v.tolist()) for d, v in run.accepted(vectors=True)],
-            run.sessions(),
-            run.sent_again(),
-        )
 
 
 def refused_to_read(folder: Path, expected: tuple[Any, ...], where: str) -> WoolmillError | None:
