@@ -27,10 +27,11 @@ from typing import Any
 
 from benchmarks.capacity import Batching, TokenBucket
 from benchmarks.virtual_time import run
-from engine.controller import Adaptive, Controller, Ticket
+from engine.backends.base import Failure, Verdict
 from engine.limits import Lease, LimitSettings, Pool
+from engine.limits.controller import Adaptive, Controller, Ticket
 from engine.records import Completion, Prompt, Sampling, Usage
-from engine.retry import Delivery, Failure, RetryPolicy, Verdict, deliver
+from engine.retry import Delivery, RetryPolicy, deliver
 
 PROMPT_TOKENS = 700
 REFUSAL_S = 0.03

@@ -7,7 +7,7 @@
 * ``transformers``: our in-process backend.
 * ``llm-generate``: ``vllm.LLM.generate`` on all prompts at once.
 * ``vllm``: our backend with vLLM in a child process.
-* ``http``: our HTTP backend to a vLLM server that ``engine.serve`` starts.
+* ``http``: our HTTP backend to a vLLM server that ``engine.backends.serve`` starts.
 
 Loading is not measured; each is warmed up with one short prompt. Prompts are sampled from the
 bundled seeds, answers at temperature 1 without the end-of-text token, so that all have the same
@@ -159,7 +159,7 @@ def run_vllm(prompts: Sequence[Prompt], python: Path) -> Run:
 def run_http(prompts: Sequence[Prompt], python: Path) -> Run:
     """Our HTTP backend and a server."""
     from engine.backends.http import HttpBackend
-    from engine.serve import serving
+    from engine.backends.serve import serving
 
     args = {name: str(value) for name, value in VLLM_ARGUMENTS.items()}
     with serving(MODEL, python=python, args=args) as [server]:

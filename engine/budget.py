@@ -19,10 +19,10 @@ from typing import Any, Literal, Protocol
 
 import anyio
 
+from engine.backends.base import Verdict
 from engine.errors import ConfigError
 from engine.recipes import alpaca
 from engine.records import Api, Prompt, SeedTask
-from engine.retry import Verdict
 
 __all__ = ["Budget", "CountTokens", "FitStep", "tokenizer_counter"]
 

@@ -32,12 +32,12 @@ ELSEWHERE = {
     "doctor": "engine.doctor:doctor",
     "export": "engine.export.command:export",
     "init": "engine.init:init",
-    "merge": "engine.merge:merge",
-    "redecide": "engine.redecide:redecide",
+    "merge": "engine.upkeep.merge:merge",
+    "redecide": "engine.upkeep.redecide:redecide",
     "report": "engine.report.command:report",
-    "salvage": "engine.salvage:salvage",
-    "serve": "engine.serve:serve",
-    "verify": "engine.verify:verify",
+    "salvage": "engine.upkeep.salvage:salvage",
+    "serve": "engine.backends.serve:serve",
+    "verify": "engine.upkeep.verify:verify",
     "view": "engine.view.command:view",
 }
 """Commands that stand beside the thing they do; imported when they are called."""

@@ -28,13 +28,14 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
+from engine.backends.base import Failure
 from engine.budget import Budget
 from engine.decide import Decider, Vector
 from engine.errors import DiskError, StoppedError, WoolmillError
 from engine.limits import Lease, Pool
 from engine.recipes import alpaca
 from engine.records import Answer, Completion, Decision, Prompt
-from engine.retry import Delivery, Failure, RetryPolicy, deliver, most_tokens
+from engine.retry import Delivery, RetryPolicy, deliver, most_tokens
 from engine.store import RunStore
 
 __all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]

@@ -11,68 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import tenacity
 
-from engine.errors import BackendError, WoolmillError
+from engine.backends.base import Backend, Failure, Verdict
+from engine.limits import Lease, Pool
 from engine.records import Completion, Prompt
 
-if TYPE_CHECKING:
-    from engine.backends.base import Backend
-    from engine.limits import Lease, Pool
-
-__all__ = ["Delivery", "Failure", "Refit", "RetryPolicy", "Verdict", "deliver", "most_tokens"]
-
-ANSWERS_OF_NO_USE = frozenset({"no_choices", "no_content", "too_large", "encoding"})
-"""Reasons of requests that were answered, and paid for, in vain."""
-
-Kind = Literal["unavailable", "throttled", "ambiguous", "overflow", "dead", "fatal"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What follows from one failed attempt.
-
-    kind:
-        ``unavailable``  nothing was sent or paid (refused, no route, 503): free retry, breaker
-        ``throttled``    429 or the like: the limit shrinks, the attempt does not count
-        ``ambiguous``    may have been paid (cut body, 500, time-out): at most ``max_attempts``
-        ``overflow``     the prompt does not fit the context: shrunk, then sent once more
-        ``dead``         this request will never succeed: a dead letter, decided with ``reason``
-        ``fatal``        no request will succeed: the run stops with ``error``
-    """
-
-    kind: Kind
-    reason: str
-    """A stable snake_case name: ``connect_refused``, ``http_500``, ``cut_body``,
-    ``content_filter`` …
-    """
-    message: str = ""
-    """For the person; stripped of control characters, without keys."""
-    retry_after_s: float | None = None
-    context_length: int | None = None
-    """The limit that an overflow message states, in tokens."""
-    prompt_tokens: int | None = None
-    """The prompt's length that an overflow message states, in tokens."""
-    error: WoolmillError | None = None
-
-    @property
-    def billed(self) -> bool:
-        """Whether the attempt may have to be paid for."""
-        return self.kind == "ambiguous" or (
-            self.kind == "dead" and self.reason in ANSWERS_OF_NO_USE
-        )
-
-
-class Failure(BackendError):
-    """One attempt, or in the end one request, failed; carries its verdict."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(
-            f"{verdict.reason}: {verdict.message}" if verdict.message else verdict.reason
-        )
-        self.verdict = verdict
+__all__ = ["Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,70 @@
 """The seam between the engine and whatever generates text.
 
 A backend makes **one attempt**: it knows nothing of limits, retries or other endpoints. Those
-belong to ``limits.py`` and ``retry.py``, so that every backend, the scripted one of the tests
-included, gets them alike.
+belong to ``engine.limits`` and ``engine.retry``, so that every backend, the scripted one of the
+tests included, gets them alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+from engine.errors import BackendError, WoolmillError
 from engine.records import Completion, Prompt
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Failure", "Verdict"]
+
+ANSWERS_OF_NO_USE = frozenset({"no_choices", "no_content", "too_large", "encoding"})
+"""Reasons of requests that were answered, and paid for, in vain."""
+
+Kind = Literal["unavailable", "throttled", "ambiguous", "overflow", "dead", "fatal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What follows from one failed attempt.
+
+    kind:
+        ``unavailable``  nothing was sent or paid (refused, no route, 503): free retry, breaker
+        ``throttled``    429 or the like: the limit shrinks, the attempt does not count
+        ``ambiguous``    may have been paid (cut body, 500, time-out): at most ``max_attempts``
+        ``overflow``     the prompt does not fit the context: shrunk, then sent once more
+        ``dead``         this request will never succeed: a dead letter, decided with ``reason``
+        ``fatal``        no request will succeed: the run stops with ``error``
+    """
+
+    kind: Kind
+    reason: str
+    """A stable snake_case name: ``connect_refused``, ``http_500``, ``cut_body``,
+    ``content_filter`` …
+    """
+    message: str = ""
+    """For the person; stripped of control characters, without keys."""
+    retry_after_s: float | None = None
+    context_length: int | None = None
+    """The limit that an overflow message states, in tokens."""
+    prompt_tokens: int | None = None
+    """The prompt's length that an overflow message states, in tokens."""
+    error: WoolmillError | None = None
+
+    @property
+    def billed(self) -> bool:
+        """Whether the attempt may have to be paid for."""
+        return self.kind == "ambiguous" or (
+            self.kind == "dead" and self.reason in ANSWERS_OF_NO_USE
+        )
+
+
+class Failure(BackendError):
+    """One attempt, or in the end one request, failed; carries its verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(
+            f"{verdict.reason}: {verdict.message}" if verdict.message else verdict.reason
+        )
+        self.verdict = verdict
 
 
 class Backend(Protocol):
@@ -39,7 +91,7 @@ class Backend(Protocol):
         """Answer prompts of one call, in their order; a failure of one of them stands in its place.
 
         Several prompts are given only to backends that batch (Alpaca's ``request_batch_size``).
-        Raises BackendError (``engine.retry`` has its forms) where the whole call failed.
+        Raises Failure where the whole call failed.
         """
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:

@@ -4,7 +4,7 @@ It makes one attempt and is strict about what counts as an answer: the body is w
 each prompt has its choice and each choice its ``finish_reason``; in a stream an error event
 outweighs ``[DONE]``, and without
 ``[DONE]`` there is no answer. Everything else is a ``Failure`` with the verdict of
-``engine.classify``.
+``engine.backends.classify``.
 
 Whole answers cost far less CPU than streams (one event a token), but say nothing while they are
 made. So ``stream`` is by default a matter of load: up to ``STREAM_BELOW`` requests at once are
@@ -25,13 +25,13 @@ from typing import Any, Literal
 import httpx
 import orjson
 
+from engine.backends.base import Failure, Verdict
+from engine.backends.classify import Phase, classify, clean
 from engine.backends.reply import Reply, parsed, unpacker
-from engine.classify import Phase, classify, clean
+from engine.backends.transport import FastTransport
 from engine.errors import ConfigError, UnavailableError
 from engine.records import Completion, Prompt
-from engine.retry import Failure, Verdict
 from engine.secrets import Secret
-from engine.transport import FastTransport
 
 __all__ = ["HttpBackend", "Timeouts", "normalise_base_url"]
 
@@ -96,7 +96,7 @@ class HttpBackend:
         model: as the server names it; None takes the one model that the server serves.
         key: sent as ``Authorization: Bearer``; over plain http only to this machine, unless
             ``insecure_http``.
-        transport: what carries requests; by default ``engine.transport.FastTransport``.
+        transport: what carries requests; by default ``engine.backends.transport.FastTransport``.
         stream: True, False, or ``"auto"`` (see the head of this file).
         strict_model: stop when a reply names another model than was asked for.
         max_in_flight: a limit known beforehand; None lets the limiter find it.

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import orjson
 
-from engine.classify import clean
+from engine.backends.base import Failure, Verdict
+from engine.backends.classify import clean
 from engine.errors import ConfigError
 from engine.records import Completion, Prompt, Usage
-from engine.retry import Failure, Verdict
 
 __all__ = ["Reply", "parsed", "unpacker"]
 

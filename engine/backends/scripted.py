@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
+from engine.backends.base import Failure, Verdict
 from engine.records import Completion, Prompt, Usage
-from engine.retry import Failure, Verdict
 
 __all__ = ["ScriptedBackend", "alpaca_text"]
 

@@ -32,11 +32,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from engine import models
+from engine.backends.base import Failure, Verdict
 from engine.backends.continuous import ContinuousBatch, Finished, Request
 from engine.backends.kv_cache import ATTENTION, Probe
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Usage
-from engine.retry import Failure, Verdict
 
 __all__ = ["Loaded", "TransformersBackend", "load"]
 

@@ -31,10 +31,10 @@ from typing import Any
 import anyio
 
 from engine import models
-from engine.classify import clean
+from engine.backends.base import Failure, Verdict
+from engine.backends.classify import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Usage
-from engine.retry import Failure, Verdict
 
 __all__ = ["VllmBackend", "child_environment", "engine_arguments", "last_error"]
 

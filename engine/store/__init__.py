@@ -2,7 +2,7 @@
 
 rows, manifest ─▶ database ─▶ reader (RunReader) ─▶ run (RunStore)
    lock, space ─▶ inserts ──▶ writer ─────────────────┘
-                              scan ─▶ engine.verify, engine.salvage
+                              scan ─▶ engine.upkeep.verify, engine.upkeep.salvage
 """
 
 from engine.store.manifest import Manifest

@@ -12,7 +12,7 @@ import anyio
 
 from engine.errors import InputError, WoolmillError
 from engine.store import RunReader, RunStore
-from engine.verify import problems
+from engine.upkeep.verify import problems
 from tests.crash.kills import VIOLATIONS
 from tests.engine.store_rows import MANIFEST, answer, decision, fill
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
+from engine.backends.base import Verdict
 from engine.budget import MAX_SHRINKS, Budget, FitStep, estimate
 from engine.recipes import alpaca
 from engine.records import Prompt, SeedTask
-from engine.retry import Verdict
 
 pytestmark = pytest.mark.anyio
 

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from engine import generate as generate_module
+from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
 from engine.errors import AuthError, ConfigError, StoppedError
@@ -21,7 +22,6 @@ from engine.generate import Result, generate
 from engine.limits import Pool
 from engine.pipeline import Progress
 from engine.records import Prompt
-from engine.retry import Verdict
 from engine.store import RunStore
 
 pytestmark = pytest.mark.anyio

@@ -11,12 +11,13 @@ import pytest
 
 from benchmarks.server import QUICK_FAULTS, Behaviour, Server
 from benchmarks.virtual_time import VirtualLoop
+from engine.backends.base import Failure, Verdict
 from engine.backends.http import HttpBackend, Timeouts
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import AuthError, ConfigError, StoppedError
 from engine.limits import LimitSettings, Pool
 from engine.records import Completion, Prompt
-from engine.retry import Delivery, Failure, RetryPolicy, Verdict, deliver, most_tokens
+from engine.retry import Delivery, RetryPolicy, deliver, most_tokens
 from tests.engine.wire import prompt
 
 pytestmark = pytest.mark.anyio

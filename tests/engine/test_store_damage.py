@@ -13,9 +13,9 @@ import anyio
 import pytest
 
 from engine.errors import InputError, OutputError, StoppedError, WoolmillError
-from engine.salvage import salvage_run
 from engine.store import RunReader, RunStore
-from engine.verify import problems
+from engine.upkeep.salvage import salvage_run
+from engine.upkeep.verify import problems
 from tests.crash.damage import everything
 from tests.engine.store_rows import MANIFEST, answer, decision, fill
 

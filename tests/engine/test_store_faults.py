@@ -24,7 +24,7 @@ from engine.store import RunReader, RunStore, space
 from engine.store.inserts import Inserts
 from engine.store.space import unsafe_filesystem
 from engine.store.writer import Work
-from engine.verify import problems
+from engine.upkeep.verify import problems
 from tests.engine.store_rows import MANIFEST, answer, decision, fill, prompt
 
 pytestmark = pytest.mark.anyio

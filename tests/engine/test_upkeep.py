@@ -18,12 +18,12 @@ from engine.config import RunConfig
 from engine.errors import ConfigError, OutputError, WoolmillError
 from engine.export import export
 from engine.generate import generate
-from engine.merge import merge_runs
 from engine.progress import SilentDisplay
 from engine.records import Decision
-from engine.redecide import redecide_run
 from engine.store import RunStore
-from engine.verify import problems
+from engine.upkeep.merge import merge_runs
+from engine.upkeep.redecide import redecide_run
+from engine.upkeep.verify import problems
 
 pytestmark = pytest.mark.anyio
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from engine import models
+from engine.backends.base import Failure
 from engine.backends.http import HttpBackend
+from engine.backends.serve import Server, serving
 from engine.backends.vllm import VllmBackend
 from engine.records import Completion, Prompt, Sampling
-from engine.retry import Failure
-from engine.serve import Server, serving
-from tests.engine.test_vllm_backend import child_pid, wait_for_end
+from tests.engine.backends.test_vllm import child_pid, wait_for_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
 

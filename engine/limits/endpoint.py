@@ -15,11 +15,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.backends.base import Backend
-from engine.controller import Controller, Ticket
-from engine.quota import Bucket, told
+from engine.backends.base import Backend, Verdict
+from engine.limits.controller import Controller, Ticket
+from engine.limits.quota import Bucket, told
 from engine.records import Completion
-from engine.retry import Verdict
 
 __all__ = ["Endpoint", "EndpointLimits", "EndpointSnapshot", "LimitSettings", "WatchedServer"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
+from engine.backends.base import Failure
 from engine.backends.vllm import VllmBackend, child_environment, last_error
 from engine.errors import ConfigError, UnavailableError
 from engine.records import Completion, Prompt, Sampling
-from engine.retry import Failure
 
 pytestmark = pytest.mark.anyio
 
@@ -199,10 +199,10 @@ async def test_the_child_does_not_outlive_its_parent(python: Path, tmp_path: Pat
     """kill -9 of the engine ends the child, its workers included."""
     program = f"""
 import asyncio, sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from pathlib import Path
 from engine.backends.vllm import VllmBackend
-from tests.engine.test_vllm_backend import child_pid, holders
+from tests.engine.backends.test_vllm import child_pid, holders
 async def main():
     backend = VllmBackend({str(tmp_path)!r}, python=Path({str(python)!r}))
     await backend.start()

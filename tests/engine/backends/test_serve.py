@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engine import serve as serve_module
+from engine.backends import serve as serve_module
+from engine.backends.serve import Server, serve, serving
 from engine.errors import ConfigError, UnavailableError
-from engine.serve import Server, serve, serving
-from tests.engine.test_vllm_backend import wait_for_end
+from tests.engine.backends.test_vllm import wait_for_end
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # Answers every path with its process id; ``--dtype`` says how it fails.
 FAKE_SERVER = """
@@ -43,7 +43,9 @@ http.server.HTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_for
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter with which ``-m vllm.entrypoints.openai.api_server`` is the fake server."""
-    monkeypatch.setattr("engine.serve.engine_arguments", dict)  # eager mode is a flag alone
+    monkeypatch.setattr(
+        "engine.backends.serve.engine_arguments", dict
+    )  # eager mode is a flag alone
     monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path / "home"))
     program = tmp_path / "server.py"
     program.write_text(FAKE_SERVER)
@@ -144,7 +146,7 @@ def test_flags() -> None:
 def test_servers_end_with_the_command(python: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C, SIGTERM and kill -9 of ``woolmill serve`` leave no server behind."""
     program = (
-        "import sys; import engine.serve as s; s.engine_arguments = dict; "
+        "import sys; import engine.backends.serve as s; s.engine_arguments = dict; "
         "s.serve.main(sys.argv[1:], standalone_mode=False)"
     )
     command = [sys.executable, "-c", program, str(tmp_path), "--vllm-python", str(python)]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.classify import classify, clean, retry_after_s
+from engine.backends.classify import classify, clean, retry_after_s
 from engine.errors import AuthError, ConfigError, StoppedError
 
 

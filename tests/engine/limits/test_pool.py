@@ -10,12 +10,12 @@ import pytest
 
 from benchmarks.bench_limits import SCENARIOS, simulate
 from benchmarks.virtual_time import VirtualLoop, run
+from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
-from engine.controller import Adaptive
 from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
+from engine.limits.controller import Adaptive
 from engine.records import Completion, Usage
-from engine.retry import Verdict
 
 pytestmark = pytest.mark.anyio
 

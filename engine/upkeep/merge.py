@@ -23,8 +23,8 @@ from engine.decide import Decider
 from engine.errors import ConfigError, OutputError
 from engine.generate import make_cascade, make_manifest
 from engine.records import SeedTask
-from engine.redecide import BATCH, decide_answers, decision_options, settings_of
 from engine.store import Manifest, RunReader, RunStore
+from engine.upkeep.redecide import BATCH, decide_answers, decision_options, settings_of
 
 __all__ = ["merge", "merge_runs"]
 

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import httpx
 import orjson
 
+from engine.backends.base import Verdict
 from engine.errors import AuthError, ConfigError, StoppedError, WoolmillError
-from engine.retry import Verdict
 
 __all__ = ["Phase", "classify", "clean", "error_body", "retry_after_s"]
 

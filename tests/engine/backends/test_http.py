@@ -15,11 +15,11 @@ import orjson
 import pytest
 
 from benchmarks.server import FAULTS, Behaviour, Server
+from engine.backends.base import Failure, Verdict
 from engine.backends.http import HttpBackend, Timeouts, normalise_base_url
 from engine.backends.scripted import alpaca_text
 from engine.errors import AuthError, ConfigError, UnavailableError
 from engine.records import Completion
-from engine.retry import Failure, Verdict
 from engine.secrets import Secret
 from tests.engine.wire import http as http_bytes
 from tests.engine.wire import prompt, raw_server

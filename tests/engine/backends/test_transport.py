@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from benchmarks.server import Server
+from engine.backends.transport import KEEP_ALIVE_S, FastTransport
 from engine.errors import ConfigError
-from engine.transport import KEEP_ALIVE_S, FastTransport
 from tests.engine.wire import http, raw_server
 
 pytestmark = pytest.mark.anyio

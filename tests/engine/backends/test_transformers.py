@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import models
+from engine.backends.base import Failure
 from engine.backends.continuous import ContinuousBatch, common_prefix
 from engine.backends.sampling import Draw, StopText, choose
 from engine.backends.transformers import Loaded, TransformersBackend, load
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Sampling
-from engine.retry import Failure
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.quota import Bucket, Spending, told
+from engine.limits.quota import Bucket, Spending, told
 
 
 def test_a_bucket_keeps_its_pace() -> None:

@@ -1,0 +1,1 @@
+"""Looking after runs that exist: ``verify``, ``salvage``, ``redecide``, ``merge``."""
