@@ -6,11 +6,12 @@ at the very first call.
 
 Layout (``RougeIndex`` owns the arrays and makes room before each insert):
 
-* A text is a sequence of token ids, ``tokens[starts[item]:starts[item + 1]]``.
-* A *posting* says that a token is in the prefix of an item: the item's id and its *signature*, 56
-  bits of the bag of its tokens above 8 bits of length. The postings of a token are a chain of
-  chunks of growing size, newest first; slot 0 of a chunk holds the position of the chunk before it
-  (0: none) and, in place of a signature, its capacity and how much of it is used.
+* A text is a sequence of token ids, ``tokens[starts[item]:starts[item + 1]]``. Its *signature* is
+  56 bits of the bag of its tokens above 8 bits of length.
+* A *posting* says that a token is in the prefix of an item; it is the item's id. A token's head is
+  0 for none, ``ALONE | item`` where there is one, as for most words, and else the place of the
+  first chunk of a chain, newest first. The two slots before a chunk's postings are its size,
+  ``capacity << 16 | used``, and the place of the chunk before it (0: none).
 * Prefixes hold the rarest tokens of a text, so all texts must agree on what is rare. The order is
   fixed for an *epoch* from the counts at its start, and each epoch has chains of its own.
 """
@@ -25,13 +26,28 @@ import numpy as np
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK", "EPOCHS", "LONG", "compiled", "f_measure", "find", "freeze", "insert", "limits"]
+__all__ = [
+    "CHUNK",
+    "EPOCHS",
+    "LONG",
+    "compiled",
+    "f_measure",
+    "find",
+    "freeze",
+    "insert",
+    "limits",
+    "signed",
+    "word",
+]
 
 LONG = 255
 """What the length in a signature says of all texts of so many tokens or more."""
 EPOCHS = 3
 CHUNK = 64
 """Postings of the largest chunk."""
+SIZE, BEFORE, FIRST = 0, 1, 2
+"""Of a chunk: where its size, the place of the chunk before it and its first posting stand."""
+ALONE = 1 << 31
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -112,7 +128,7 @@ def rarest_first(
 ) -> None:
     """Sort the tokens by level, within a level the youngest first. ``token_of`` undoes a key."""
     for i in range(len(ids)):
-        level = signed(levels[ids[i] * EPOCHS + epoch]) if ids[i] < known else 0
+        level = signed(levels[epoch, ids[i]]) if ids[i] < known else 0
         key = (level << 32) | (0xFFFFFFFF - signed(ids[i]))
         j = i - 1
         while j >= 0 and keys[j] > key:
@@ -148,34 +164,35 @@ def freeze(epoch: int, counts: NDArray[np.uint32], known: int, levels: NDArray[n
         octave = 0
         while count >> octave >= 8:
             octave += 1
-        levels[token * EPOCHS + epoch] = 4 * octave + (count >> octave)
+        levels[epoch, token] = 4 * octave + (count >> octave)
 
 
 @compiled
 def _push(
-    head: int,
-    signature: int,
-    item: int,
-    heads: NDArray[np.uint32],
-    signatures: NDArray[np.uint64],
-    items: NDArray[np.uint32],
-    end: int,
+    token: int, item: int, heads: NDArray[np.uint32], postings: NDArray[np.uint32], end: int
 ) -> int:
-    """Add a posting to the chain at ``heads[head]``; returns the new end of the pool."""
-    chunk = signed(heads[head])
-    used = signed(signatures[chunk] & word(0xFFFFFFFF))
-    capacity = signed(signatures[chunk] >> word(32))
-    if used == capacity:
-        capacity = min(capacity + (capacity + 1) // 2, CHUNK) if chunk else 1
+    """Add a posting of ``token``, whose head is one of ``heads`` (V,); returns the new end."""
+    head = signed(heads[token])
+    if head == 0:
+        heads[token] = ALONE | item
+        return end
+    if head & ALONE:
+        size, before = 2 << 16, 0
+    else:
+        size, before = signed(postings[head + SIZE]), head
+    capacity, used = size >> 16, size & 0xFFFF
+    if before == 0 or used == capacity:
+        capacity = 2 if before == 0 else min(capacity + (capacity + 1) // 2, CHUNK)
         used = 0
-        items[end] = chunk
-        chunk = end
-        heads[head] = chunk
-        end += 1 + capacity
-    used += 1
-    signatures[chunk] = (word(capacity) << word(32)) | word(used)
-    signatures[chunk + used] = signature
-    items[chunk + used] = item
+        heads[token] = end
+        postings[end + BEFORE] = before
+        if before == 0:
+            postings[end + FIRST] = head & ~ALONE
+            used = 1
+        head = end
+        end += FIRST + capacity
+    postings[head + FIRST + used] = item
+    postings[head + SIZE] = capacity << 16 | (used + 1)
     return end
 
 
@@ -191,7 +208,7 @@ def insert(
     levels: NDArray[np.uint8],
     heads: NDArray[np.uint32],
     signatures: NDArray[np.uint64],
-    items: NDArray[np.uint32],
+    postings: NDArray[np.uint32],
     end: int,
 ) -> int:
     """Store a text as item ``item`` and add its postings; returns where the postings end."""
@@ -204,41 +221,35 @@ def insert(
 
     keys = np.empty(n, np.int64)
     rarest_first(ids, len(counts), epoch, levels, keys)
-    signature = signature_of(keys)
+    signatures[item] = signature_of(keys)
     for i in range(n - least_shared(n, threshold) + 1):
         if i == 0 or keys[i] != keys[i - 1]:
-            head = token_of(keys[i]) * EPOCHS + epoch
-            end = _push(head, signature, item, heads, signatures, items, end)
+            end = _push(token_of(keys[i]), item, heads[epoch], postings, end)
     return end
 
 
 @compiled
-def _mark(
-    ids: NDArray[np.uint32], known: int, table: NDArray[np.uint64], masks: NDArray[np.uint64]
-) -> None:
-    """Note where each token stands in the text.
+def _mark(ids: NDArray[np.uint32], known: int, rows: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Give each token of the text a row, and note in the row (words,) where it stands in the text.
 
-    Up to 64 tokens, ``table[token]`` is a word of positions. Beyond, it is a row of ``masks``,
-    (rows, words); row 0 stays empty, for tokens that the text has not.
+    Row 0 stays empty, for tokens that the text has not. ``rows`` (V,) is all zeros before.
     """
-    rows = 0
+    used = 0
+    for token in ids:
+        if token < known and rows[token] == 0:
+            used += 1
+            rows[token] = used
+    masks = np.zeros((used + 1, (len(ids) + 63) // 64), np.uint64)
     for p in range(len(ids)):
-        token = ids[p]
-        if token >= known:
-            continue
-        if len(masks) == 0:
-            table[token] |= word(1) << word(p)
-            continue
-        if table[token] == 0:
-            rows += 1
-            table[token] = rows
-        masks[signed(table[token]), p // 64] |= word(1) << word(p % 64)
+        if ids[p] < known:
+            masks[signed(rows[ids[p]]), p // 64] |= word(1) << word(p % 64)
+    return masks
 
 
 @compiled
 def _lcs(
     item: NDArray[np.uint32],
-    table: NDArray[np.uint64],
+    rows: NDArray[np.uint32],
     masks: NDArray[np.uint64],
     row: NDArray[np.uint64],
 ) -> int:
@@ -247,15 +258,15 @@ def _lcs(
     Bit-parallel (Hyyrö 2004): a zero at position i of ``row`` says that the i-th token of the text
     ends a longer subsequence, and one addition moves all of them on.
     """
-    if len(masks) == 0:
+    if len(row) == 1:
         bits = ~word(0)
         for token in item:
-            match = bits & table[token]
+            match = bits & masks[signed(rows[token]), 0]
             bits = (bits + match) | (bits - match)
         return signed(popcount(~bits))
     row[:] = ~word(0)
     for token in item:
-        r = signed(table[token])
+        r = signed(rows[token])
         if r == 0:
             continue
         carry = word(0)
@@ -284,23 +295,22 @@ def find(
     levels: NDArray[np.uint8],
     heads: NDArray[np.uint32],
     signatures: NDArray[np.uint64],
-    items: NDArray[np.uint32],
-    table: NDArray[np.uint64],
-    masks: NDArray[np.uint64],
+    postings: NDArray[np.uint32],
+    rows: NDArray[np.uint32],
 ) -> tuple[int, float]:
     """The item with the highest F above the threshold (ties: the earliest) and its F; -1 for none.
 
     Two texts that pass share a token among the ``own[LONG] + 1`` rarest of each. ``ids`` from
-    ``known`` on are tokens that no item has. ``table`` (V,) is all zeros, and is left so;
-    ``masks``: see ``_mark``.
+    ``known`` on are tokens that no item has. ``rows`` (V,) is all zeros, and is left so.
     """
     best, best_f = -1, threshold
     m = len(ids)
     keys = np.empty(m, np.int64)
-    row = np.empty(masks.shape[1], np.uint64)
     length_bits = word(0xFF)
     bag = word(0)
-    _mark(ids, known, table, masks)
+    alone = np.empty(1, np.uint32)
+    masks = _mark(ids, known, rows)
+    row = np.empty(masks.shape[1], np.uint64)
     for epoch in range(epochs):
         rarest_first(ids, known, epoch, levels, keys)
         if epoch == 0:
@@ -309,24 +319,29 @@ def find(
             token = token_of(keys[i])
             if token >= known or (i > 0 and keys[i] == keys[i - 1]):
                 continue
-            chunk = signed(heads[token * EPOCHS + epoch])
-            while chunk:
-                end = chunk + 1 + signed(signatures[chunk] & word(0xFFFFFFFF))
-                for posting in range(chunk + 1, end):
-                    signature = signatures[posting]
+            place = signed(heads[epoch, token])
+            while place:
+                if place & ALONE:
+                    alone[0] = place & ~ALONE
+                    chunk, place = alone, 0
+                else:
+                    used = signed(postings[place + SIZE]) & 0xFFFF
+                    chunk = postings[place + FIRST : place + FIRST + used]
+                    place = signed(postings[place + BEFORE])
+                for posting in chunk:
+                    item = signed(posting)
+                    signature = signatures[item]
                     n = signed(signature & length_bits)
                     if (
                         signed(popcount(bag & ~signature)) > own[n]
                         or signed(popcount(signature & ~bag & ~length_bits)) > other[n]
                     ):
                         continue
-                    item = signed(items[posting])
                     text = tokens[signed(starts[item]) : signed(starts[item + 1])]
-                    f = f_measure(_lcs(text, table, masks, row), m, len(text))
+                    f = f_measure(_lcs(text, rows, masks, row), m, len(text))
                     if f > best_f or (f == best_f and item < best):
                         best, best_f = item, f
-                chunk = signed(items[chunk])
     for token in ids:
         if token < known:
-            table[token] = 0
+            rows[token] = 0
     return best, best_f

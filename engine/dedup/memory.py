@@ -15,16 +15,24 @@ RESERVE = 256 << 20
 must be copied. Pages cost nothing until they are written to."""
 
 
-def reserve(dtype: Any, nbytes: int = RESERVE) -> NDArray[Any]:
-    """Zeros. Mapped here as numpy asks for huge pages, and an insert waits for each of them."""
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(pages, dtype)
+def reserve(dtype: Any, rows: int = 0, nbytes: int = RESERVE) -> NDArray[Any]:
+    """Zeros (n,), or (rows, n), of ``nbytes`` in all or for each row.
+
+    Mapped here as numpy asks for huge pages, and an insert waits for each of them.
+    """
+    pages = mmap.mmap(-1, max(rows, 1) * nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(pages, dtype)
+    return array.reshape(rows, -1) if rows else array
 
 
 def room(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """The array itself where it has ``size`` elements, else a copy with twice as many."""
-    if size <= len(array):
+    """The array itself where it (or each of its rows) has ``size`` elements, else a copy with twice
+    as many.
+    """
+    had = array.shape[-1]
+    if size <= had:
         return array
-    larger = reserve(array.dtype, max(2 * array.nbytes, size * array.itemsize))
-    larger[: len(array)] = array
+    rows = len(array) if array.ndim == 2 else 0
+    larger = reserve(array.dtype, rows, max(2 * had, size) * array.itemsize)
+    larger[..., :had] = array
     return larger

@@ -14,7 +14,6 @@ The price: some 100 bytes an item, and one lock around each call (the GIL is fre
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -95,6 +94,7 @@ class RougeIndex:
             raise ValueError(f"a ROUGE-L threshold lies in (0, 1], not at {threshold}")
         # numba takes long to import, and a run without ROUGE-L does not need it.
         from engine.dedup import kernels, scan
+        from engine.dedup.vocabulary import Vocabulary
 
         self.threshold = float(threshold)
         self._kernels = kernels
@@ -102,65 +102,58 @@ class RougeIndex:
         self._lock = threading.Lock()
         self._size = 0
         self._epoch = 0
-        self._postings = 1  # slot 0 means none
-        self._vocabulary: dict[str, int] = {}
-        self._last: tuple[str, list[str]] = ("", [])
-        """The text last cut and its tokens: what is added was mostly asked about just before."""
+        self._vocabulary = Vocabulary()
         self._limits: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        # By item and by posting; see kernels.
         self._tokens = reserve(np.uint32)
+        # By item; see kernels.
         self._starts = reserve(np.uint32)
         self._signatures = reserve(np.uint64)
-        self._items = reserve(np.uint32)
+        # Chunks of postings, up to an end. A place of 0 means none.
+        self._postings = reserve(np.uint32)
+        self._end = 1
         # By token.
         self._counts = reserve(np.uint32)
-        self._levels = reserve(np.uint8)
-        self._heads = reserve(np.uint32)
+        self._levels = reserve(np.uint8, kernels.EPOCHS)
+        self._heads = reserve(np.uint32, kernels.EPOCHS)
         # By token, and all zeros between two calls.
-        self._table = reserve(np.uint64)
-        self._rows = reserve(np.uint16)
+        self._rows = reserve(np.uint32)
 
     def __len__(self) -> int:
         return self._size
 
     def find(self, text: str) -> Hit | None:
         """The item with the highest F above the threshold (ties: the earliest), or None."""
-        words = self._cut(text)
-        m = len(words)
-        if m == 0:
-            return None
-        masks = np.zeros((0, 1) if m <= 64 else (len(set(words)) + 1, -(-m // 64)), np.uint64)
         with self._lock:
+            ids = self._vocabulary.ids(text)
+            if len(ids) == 0:
+                return None
             item, f = self._kernels.find(
-                self._ids(words),
+                ids,
                 len(self._vocabulary),
                 self._epoch + 1,
                 self.threshold,
-                *self._limits_of(m),
+                *self._limits_of(len(ids)),
                 self._tokens,
                 self._starts,
                 self._levels,
                 self._heads,
                 self._signatures,
-                self._items,
-                self._table,
-                masks,
+                self._postings,
+                self._rows,
             )
         return Hit(item, f) if item >= 0 else None
 
     def add(self, text: str) -> int:
         """Add one text; returns its id, counted from 0."""
-        words = self._cut(text)
         with self._lock:
             item = self._size
-            vocabulary = self._vocabulary
             if item in EPOCH_STARTS:
                 self._epoch += 1
-                self._kernels.freeze(self._epoch, self._counts, len(vocabulary), self._levels)
-            ids = [vocabulary.setdefault(token, len(vocabulary)) for token in words]
-            self._make_room(len(words))
-            self._postings = self._kernels.insert(
-                np.array(ids, np.uint32),
+                self._kernels.freeze(self._epoch, self._counts, len(self._vocabulary), self._levels)
+            ids = self._vocabulary.ids(text, learn=True)
+            self._make_room(len(ids))
+            self._end = self._kernels.insert(
+                ids,
                 item,
                 self._epoch,
                 self.threshold,
@@ -170,8 +163,8 @@ class RougeIndex:
                 self._levels,
                 self._heads,
                 self._signatures,
-                self._items,
                 self._postings,
+                self._end,
             )
             self._size += 1
         return item
@@ -188,48 +181,30 @@ class RougeIndex:
         Text i is compared with the first ``visible[i]`` items, or with all. The mean is the exact
         sum rounded once, over the number of items.
         """
-        words = [tokenize(text) for text in texts]
         found = [Nearest((), 0.0)] * len(texts)
         with self._lock:
+            ids = [self._vocabulary.ids(text) for text in texts]
             sizes = [self._size] * len(texts) if visible is None else visible
-            for chosen in self._batches(words):
-                batch = self._nearest([words[i] for i in chosen], [sizes[i] for i in chosen], k)
+            for chosen in self._batches(ids):
+                batch = self._nearest([ids[i] for i in chosen], [sizes[i] for i in chosen], k)
                 for i, nearest in zip(chosen, batch, strict=True):
                     found[i] = nearest
         return found
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use, the vocabulary and its strings included."""
-        known = len(self._vocabulary)
-        strings = sys.getsizeof(self._vocabulary) + sum(map(sys.getsizeof, self._vocabulary))
-        by_token = self._counts.itemsize + self._table.itemsize + self._rows.itemsize
-        by_token += self._kernels.EPOCHS * (self._levels.itemsize + self._heads.itemsize)
-        by_posting = self._signatures.itemsize + self._items.itemsize
+        """Bytes in use, the texts as token ids and the vocabulary included."""
+        by_token = self._counts.itemsize + self._rows.itemsize
+        by_token += (self._epoch + 1) * (self._levels.itemsize + self._heads.itemsize)
+        by_item = self._starts.itemsize + self._signatures.itemsize
         tokens = int(self._starts[self._size])
-        return strings + known * by_token + self._postings * by_posting + 4 * (tokens + self._size)
-
-    def _cut(self, text: str) -> list[str]:
-        last, words = self._last
-        if last != text:
-            words = tokenize(text)
-            self._last = text, words
-        return words
-
-    def _ids(self, words: Sequence[str]) -> NDArray[np.uint32]:
-        """Ids of tokens; those that no item has get the numbers from there on, and are not kept."""
-        vocabulary = self._vocabulary
-        try:
-            return np.fromiter(map(vocabulary.__getitem__, words), np.uint32, len(words))
-        except KeyError:
-            new: dict[str, int] = {}
-            ids = [
-                vocabulary[token]
-                if token in vocabulary
-                else new.setdefault(token, len(vocabulary) + len(new))
-                for token in words
-            ]
-            return np.array(ids, np.uint32)
+        return (
+            self._vocabulary.nbytes
+            + len(self._vocabulary) * by_token
+            + self._size * by_item
+            + tokens * self._tokens.itemsize
+            + self._end * self._postings.itemsize
+        )
 
     def _limits_of(self, m: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if m not in self._limits:
@@ -238,7 +213,7 @@ class RougeIndex:
             self._kernels.limits(m, self.threshold, *self._limits[m])
         return self._limits[m]
 
-    def _batches(self, texts: list[list[str]]) -> Iterable[list[int]]:
+    def _batches(self, texts: list[NDArray[np.uint32]]) -> Iterable[list[int]]:
         """Positions of texts to scan together: as many as there are lanes, of like length."""
         by_words: dict[int, list[int]] = {}
         for i, tokens in enumerate(texts):
@@ -247,13 +222,13 @@ class RougeIndex:
         for alike in by_words.values():
             yield from (alike[i : i + lanes] for i in range(0, len(alike), lanes))
 
-    def _nearest(self, texts: list[list[str]], sizes: list[int], k: int) -> list[Nearest]:
+    def _nearest(self, texts: list[NDArray[np.uint32]], sizes: list[int], k: int) -> list[Nearest]:
         k = min(k, max(sizes))
         if k <= 0:
             return [Nearest((), 0.0)] * len(texts)
         words = max(map(_words, texts))
-        ids = self._ids([token for tokens in texts for token in tokens])
-        rows = len(set(ids.tolist())) + 1
+        ids = np.concatenate(texts)
+        rows = len(np.unique(ids)) + 1
         items = np.empty((len(texts), k), np.int64)
         scores = np.empty((len(texts), k), np.float64)
         sums = np.empty((len(texts), 2), np.int64)
@@ -264,7 +239,7 @@ class RougeIndex:
             len(self._vocabulary),
             self._tokens,
             self._starts,
-            self._rows if words == 1 else self._table,
+            self._rows,
             np.zeros(rows * words * self._scan.LANES, np.uint32),
             words,
             items,
@@ -280,20 +255,17 @@ class RougeIndex:
 
     def _make_room(self, n: int) -> None:
         """Room for one more text of n tokens, whatever it needs."""
-        kernels = self._kernels
         known = len(self._vocabulary)
         self._tokens = room(self._tokens, int(self._starts[self._size]) + n)
         self._starts = room(self._starts, self._size + 2)
-        postings = self._postings + n * (1 + kernels.CHUNK)
-        self._signatures = room(self._signatures, postings)
-        self._items = room(self._items, postings)
+        self._signatures = room(self._signatures, self._size + 1)
+        self._postings = room(self._postings, self._end + n * (2 + self._kernels.CHUNK))
         self._counts = room(self._counts, known)
-        self._table = room(self._table, known)
         self._rows = room(self._rows, known)
-        self._levels = room(self._levels, known * kernels.EPOCHS)
-        self._heads = room(self._heads, known * kernels.EPOCHS)
+        self._levels = room(self._levels, known)
+        self._heads = room(self._heads, known)
 
 
-def _words(tokens: Sequence[str]) -> int:
+def _words(tokens: NDArray[np.uint32]) -> int:
     """How many words of 32 bits a text takes in the scan."""
     return max(1, -(-len(tokens) // 32))

@@ -176,7 +176,7 @@ def _mark(
     ids: NDArray[np.uint32],
     offsets: NDArray[np.int64],
     known: int,
-    rows: NDArray[Any],
+    rows: NDArray[np.uint32],
     masks: NDArray[np.uint32],
     words: int,
 ) -> None:
@@ -226,7 +226,7 @@ def scan(
     known: int,
     tokens: NDArray[np.uint32],
     starts: NDArray[np.uint32],
-    rows: NDArray[Any],
+    rows: NDArray[np.uint32],
     masks: NDArray[np.uint32],
     words: int,
     nearest: NDArray[np.int64],
