@@ -81,6 +81,10 @@ class Progress:
     session_completion_tokens: int = 0
     session_accepted: int = 0
     draining: bool = False
+    calls: int = 0
+    """Under way: from their slot to the commit of their answers."""
+    calls_at_disk: int = 0
+    """Of ``calls`` and the decisions: those that wait for a commit."""
 
     @property
     def records_per_answer(self) -> float:
@@ -410,6 +414,8 @@ class Pipeline:
 
     async def _show(self) -> None:
         while True:
+            self.progress.calls = self._in_flight
+            self.progress.calls_at_disk = self._store.waiting
             self._display.refresh(self.progress, self._pool)
             await anyio.sleep(REFRESH_S)
 

@@ -42,6 +42,11 @@ WINDOW_S = 30.0
 SAMPLE_S = 0.5
 BACKLOG = 512
 """Answers that wait for their decision, from which on deciding is what holds the run back."""
+AT_DISK = 0.5
+"""Share of the calls under way that wait for a commit, from which on the disk holds the run back:
+the servers have less than they could."""
+FEW = 4
+"""Calls that always may: a commit takes its 5 ms."""
 REASONS = 6
 
 
@@ -90,6 +95,8 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "sent": progress.sent,
         "answered": progress.answered,
         "failed": progress.failed,
+        "calls": progress.calls,
+        "calls_at_disk": progress.calls_at_disk,
         "undecided": progress.answered - progress.decided_answers,
         "answers_per_s": round(answers, 2),
         "prompt_tokens": progress.prompt_tokens,
@@ -129,6 +136,8 @@ def _binds(state: dict[str, Any]) -> str:
     """What holds the run back, in a few words."""
     if state["draining"]:
         return "draining"
+    if state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
+        return f"disk ({state['calls_at_disk']:,} of {state['calls']:,} calls wait for it)"
     if state["undecided"] > BACKLOG:
         return f"deciding ({state['undecided']:,} answers wait)"
     names = {endpoint["binds"] for endpoint in state["endpoints"]} - {"nothing"}

@@ -148,6 +148,11 @@ class RunStore(RunReader):
             self._writer = Writer(self._inserts.commit)
         await self._writer.write(work)
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their commit now."""
+        return self._writer.callers if self._writer is not None else 0
+
     async def sent(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> None:
         """Record that ``prompts`` are about to be sent; ``keys`` are theirs. Durable on return.
 

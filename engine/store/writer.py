@@ -62,6 +62,8 @@ class Writer:
         self._closing = False
         self._error: BaseException | None = None
         self._pending_bytes = 0
+        self.callers = 0
+        """Calls that wait for their commit, or for room to be let in."""
         self._room = asyncio.Event()
         self._room.set()
         # Daemon: a loop that ended without aclose must not keep the process from ending.
@@ -73,6 +75,13 @@ class Writer:
 
         A cancelled caller's work is written all the same: what it holds was paid for.
         """
+        self.callers += 1
+        try:
+            await self._write(work)
+        finally:
+            self.callers -= 1
+
+    async def _write(self, work: Work) -> None:
         while self._pending_bytes >= MAX_PENDING_BYTES and self._error is None:
             await self._room.wait()
         if self._error is not None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from engine.backends.scripted import ScriptedBackend
+from engine.config import RunConfig
+from engine.generate import generate
 from engine.limits import LimitSettings, Pool
 from engine.pipeline import Progress
 from engine.progress import (
@@ -21,8 +26,11 @@ from engine.progress import (
     Speed,
     block,
     clock,
+    summary,
     told,
 )
+from engine.store.inserts import Inserts
+from engine.store.writer import Work
 
 pytestmark = pytest.mark.anyio
 
@@ -57,10 +65,10 @@ def pool(**settings: float) -> Pool:
 
 def measured(answers: int) -> Speed:
     """A clock that saw ``answers`` answers in ten seconds."""
-    time = Clock()
-    speed = Speed(time)
+    at = Clock()
+    speed = Speed(at)
     speed.note(progress(100))
-    time.now = 10.0
+    at.now = 10.0
     speed.note(progress(100 + answers))
     return speed
 
@@ -90,10 +98,10 @@ async def test_rates_money_and_time_left_are_told() -> None:
 
 def test_rates_forget_what_is_long_past() -> None:
     """A run that was fast and stands still is shown as standing still."""
-    time = Clock()
-    speed = Speed(time)
+    at = Clock()
+    speed = Speed(at)
     for second in range(100):
-        time.now = float(second)
+        at.now = float(second)
         speed.note(progress(min(100 + 10 * second, 300)))
     assert speed.per_s() == (0.0, 0.0, 0.0, 0.0)
 
@@ -119,6 +127,34 @@ async def test_a_backlog_of_decisions_is_named() -> None:
     display = JsonDisplay(stream, every_s=0)
     display.refresh(slow, pool())
     assert json.loads(stream.getvalue())["binds"] == "deciding (1,900 answers wait)"
+
+
+async def test_a_disk_that_holds_the_run_back_is_named() -> None:
+    """It is when more than half of the calls wait for their commit, not for a server."""
+    slow = progress()
+    slow.calls, slow.calls_at_disk = 128, 64
+    assert "disk" not in summary(told(slow, pool(), Speed()))
+    slow.calls_at_disk = 65
+    assert "held back by disk (65 of 128 calls wait for it)" in summary(told(slow, pool(), Speed()))
+
+
+async def test_the_disk_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real run whose commits take long and whose answers take no time."""
+    commit = Inserts.commit
+
+    def slow(self: Inserts, group: Sequence[Work]) -> None:
+        time.sleep(0.1)
+        commit(self, group)
+
+    monkeypatch.setattr(Inserts, "commit", slow)
+    stream = io.StringIO()
+    config = RunConfig.model_validate(
+        {"backend": "scripted", "out": tmp_path / "run", "target": 200, "semantic": False}
+    )
+    await generate(config, JsonDisplay(stream, every_s=0))
+    events = map(json.loads, stream.getvalue().splitlines())
+    binds = [event["binds"] for event in events if event["event"] == "progress"]
+    assert any(bind.startswith("disk (") for bind in binds), binds
 
 
 async def test_plain_lines_and_notes() -> None:
