@@ -63,7 +63,7 @@ def peak_mib() -> float:
 
 def ours(model: Path, data: Path, steps: int, per_step: int, row: int) -> dict[str, float]:
     """The real command, and what it wrote to metrics.jsonl."""
-    from trainer.__main__ import main
+    from trainer.train import main
 
     with tempfile.TemporaryDirectory() as folder:
         code = main(

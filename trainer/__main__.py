@@ -1,67 +1,10 @@
-"""``python -m trainer``, or under torchrun: parse, train, and one line with an exit code for what
-went wrong.
-"""
+"""``python -m trainer``, alone or under torchrun."""
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
-from collections.abc import Sequence
 
-from trainer.config import parse
-from trainer.errors import DiskError, TrainerError
-
-__all__ = ["main"]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; the exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    debug = "--debug" in arguments
-    rank = os.environ.get("RANK", "0")
-    code, line = 0, ""
-    try:
-        settings = parse(arguments)
-    except TrainerError as exc:  # the same on every rank
-        sys.stderr.write(f"trainer: {exc}\n" if rank == "0" else "")
-        return exc.exit_code
-    try:
-        # After parsing: --help and a mistyped flag should not wait for torch.
-        from trainer.train import train
-
-        train(settings)
-    except TrainerError as exc:
-        code, line = _told(exc)
-        if debug:
-            traceback.print_exc()
-    except OSError as exc:
-        code, line = DiskError.exit_code, f"{exc.filename or 'disk'}: {exc.strerror or exc}"
-        if debug:
-            traceback.print_exc()
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted at once; what was saved is untouched, go on with --resume"
-    except Exception as exc:  # noqa: BLE001 - the last resort; a bug must end in one line too
-        code, line = 70, f"a bug of ours: {type(exc).__name__}: {exc} (--debug shows where)"
-        if debug:
-            traceback.print_exc()
-    if line:
-        sys.stderr.write(f"trainer{f'[rank {rank}]' if rank != '0' else ''}: {line}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code and "torch" in sys.modules:
-        # Peers that are gone, a save in its thread: no orderly way out may wait for them.
-        os._exit(code)
-    return code
-
-
-def _told(exc: TrainerError) -> tuple[int, str]:
-    from trainer.ranks import OtherRankFailed
-
-    if isinstance(exc, OtherRankFailed):
-        return exc.other_exit_code, ""
-    return exc.exit_code, " ".join(str(exc).split())
-
+from trainer.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Run the trainer's real command in processes of its own, cheaply.
 
 torchrun and a fresh interpreter cost ten seconds a run; a fork server that has torch and
-transformers loaded costs a tenth of one. What runs is ``trainer.__main__.main`` with torchrun's
+transformers loaded costs a tenth of one. What runs is ``trainer.train.main`` with torchrun's
 environment.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["Finished", "Run", "curve", "finish", "start"]
 # Read when the server imports its packages.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["trainer.train", "trainer.lora", "peft"])
+_context.set_forkserver_preload(["trainer.loop", "trainer.lora", "peft"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _main(
     import torch
 
     from trainer import failpoints
-    from trainer.__main__ import main
+    from trainer.train import main
 
     torch.set_num_threads(1)
     failpoints.arm(failpoint)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from trainer import errors
-from trainer.__main__ import main
 from trainer.config import parse
 from trainer.errors import ConfigError, TrainerError, UsageError
 from trainer.optim import learning_rate
+from trainer.train import main
 
 NEEDED = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
 
@@ -116,7 +116,7 @@ def test_train_py_runs_as_a_script_too() -> None:
 def test_help_is_quick_and_names_every_flag() -> None:
     """--help loads no torch, and neither does importing the package or a mistyped flag."""
     program = (
-        "import sys, trainer\nfrom trainer.__main__ import main\n"
+        "import sys, trainer\nfrom trainer.train import main\n"
         "main(['--no_such_flag'])\nassert 'torch' not in sys.modules\nmain(['--help'])"
     )
     done = subprocess.run(
