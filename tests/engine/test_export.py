@@ -260,7 +260,8 @@ def test_security_36_special_tokens_stay_text(hostile_run: Path, tmp_path: Path)
 
 
 def test_pandas_reads_what_it_can(run_folder: Path, tmp_path: Path) -> None:
-    pd = pytest.importorskip("pandas", reason="needs the extra woolmill[bench]")
+    import pandas as pd
+
     readers: dict[Format, Callable[[Path], Any]] = {
         "alpaca": pd.read_json,
         "jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
@@ -279,7 +280,8 @@ def test_pandas_reads_what_it_can(run_folder: Path, tmp_path: Path) -> None:
 def test_datasets_loads_the_folder(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs the extra woolmill[bench]")
+    import datasets
+
     folder = exported(run_folder, "datasets", tmp_path / "d", validation=0.1, shard_rows=200)
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert set(loaded) == {"train", "validation"}
@@ -309,7 +311,8 @@ def test_our_trainer_reads_it(run_folder: Path, tmp_path: Path, format: Format) 
 @pytest.mark.slow
 def test_trl_takes_messages(run_folder: Path, tmp_path: Path) -> None:
     """Conversational by TRL's own check, in the shape that its SFTTrainer applies a template to."""
-    data_utils = pytest.importorskip("trl.data_utils", reason="needs the extra woolmill[bench]")
+    from trl import data_utils
+
     path = exported(run_folder, "messages", tmp_path / "rows.jsonl")
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert all(data_utils.is_conversational(row) for row in rows)
