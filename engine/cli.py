@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,6 +23,7 @@ from engine.errors import DONE_WITH_DEAD_LETTERS, UsageError, WoolmillError
 
 if TYPE_CHECKING:
     from engine.generate import Result
+    from engine.pipeline import Display
 
 __all__ = ["cli", "main"]
 
@@ -160,7 +162,15 @@ _GENERATE = _options(
 @click.option("--no-progress", is_flag=True, help="Plain lines instead of the live block.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
               help="json: progress, notes and logs as JSON Lines.")  # fmt: skip
-def generate(config_file: Path | None, no_progress: bool, log_format: str, **flags: Any) -> None:
+@click.option("--metrics-file", type=FILE,
+              help="Keep counts for Prometheus' textfile collector here.")  # fmt: skip
+def generate(
+    config_file: Path | None,
+    no_progress: bool,
+    log_format: str,
+    metrics_file: Path | None,
+    **flags: Any,
+) -> None:
     """Generate records until the target is reached. The same command again goes on.
 
     \b
@@ -172,8 +182,8 @@ def generate(config_file: Path | None, no_progress: bool, log_format: str, **fla
     from engine.config import load_config
     from engine.export import export
     from engine.generate import generate as run
-    from engine.progress import JsonDisplay, JsonLog, LiveDisplay, PlainDisplay
     from engine.store import RunStore
+    from engine.view.textfile import MetricsFile
 
     # What is loaded by now stays; to look through it again and again costs a tenth of a request.
     gc.freeze()
@@ -181,20 +191,28 @@ def generate(config_file: Path | None, no_progress: bool, log_format: str, **fla
     flags["vllm_arg"] = _pairs(flags["vllm_arg"])
     config = load_config(config_file, flags)
     uvloop = {"use_uvloop": sys.platform != "win32"}
-    if log_format == "json":
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(JsonLog())
-        result = anyio.run(run, config, JsonDisplay(), backend_options=uvloop)
-    elif no_progress or not sys.stderr.isatty():
-        result = anyio.run(run, config, PlainDisplay(), backend_options=uvloop)
-    else:
-        with LiveDisplay() as display:
-            result = anyio.run(run, config, display, backend_options=uvloop)
+    with ExitStack() as stack:
+        display = _display(log_format, no_progress, stack)
+        if metrics_file is not None:
+            display = stack.enter_context(MetricsFile(display, metrics_file, config.out))
+        result = anyio.run(run, config, display, backend_options=uvloop)
     dataset = config.out / "alpaca_data.json"
     if result.progress.accepted:
         with RunStore.read(config.out) as store:
             export(store, "alpaca", dataset)
     _say_end(result, dataset)
+
+
+def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
+    from engine.progress import JsonDisplay, JsonLog, LiveDisplay, PlainDisplay
+
+    if log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLog())
+        return JsonDisplay()
+    if no_progress or not sys.stderr.isatty():
+        return PlainDisplay()
+    return stack.enter_context(LiveDisplay())
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str] | None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from engine.cli import cli
+from engine.cli import cli, main
 from engine.errors import ConfigError, InputError, UsageError
 from engine.records import Prompt
 from engine.seeds import bundled_seeds, read_seeds
@@ -24,6 +24,7 @@ from engine.store import RunReader
 from engine.view import app as app_module
 from engine.view import server as server_module
 from engine.view.app import Access, make_app
+from engine.view.metrics import metrics
 from engine.view.rows import PAGE, Rows
 from engine.view.server import bind, make_server
 from tests.engine.browser import Chromium, canary
@@ -267,6 +268,32 @@ def test_metrics_are_the_stores_counts(page: Served) -> None:
     assert "woolmill_accepted_records_total 400\n" in text
     assert re.search(r'woolmill_refused_pieces_total\{reason="blocked_word"\} \d+', text)
     assert 'woolmill_tokens_total{kind="prompt"}' in text
+
+
+def test_the_run_keeps_a_metrics_file(tmp_path: Path) -> None:
+    """What stands in it at the end is what the page serves; it may change when a run goes on."""
+    run, path = tmp_path / "run", tmp_path / "woolmill.prom"
+    command = ["generate", "--backend", "scripted", "--no-semantic", "--out", str(run)]
+    for target in (10, 20):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main([*command, "--target", str(target), "--metrics-file", str(path)])
+        assert f"woolmill_accepted_records_total {target}\n" in path.read_text()
+    with RunReader(run) as reader:
+        assert path.read_text() == metrics(reader)
+    assert path.stat().st_mode & 0o777 == 0o644  # node-exporter is another user
+
+
+def test_fault_120_a_metrics_file_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One warning; the run is not affected."""
+    command = ["generate", "--backend", "scripted", "--no-semantic", "--target", "10"]
+    nowhere = tmp_path / "no" / "woolmill.prom"
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*command, "--out", str(tmp_path / "run"), "--metrics-file", str(nowhere)])
+    told = capsys.readouterr()
+    assert "accepted 10 of 10" in told.out
+    assert told.err.count("the run goes on") == 1
 
 
 # -- slow, many, taken ----------------------------------------------------------------------------
