@@ -154,6 +154,9 @@ _GENERATE = _options(
     click.option("--vllm-arg", multiple=True, metavar="KEY=VALUE",
                  help="Engine argument for vLLM; again for several."),
     click.option("--vllm-python", type=FILE, help="Interpreter of an environment with vllm."),
+    click.option("--serve", is_flag=True, default=None,
+                 help="With --backend vllm: as a server that ends with the run."),
+    click.option("--replicas", type=int, help="Servers of --serve. [as many as the GPUs allow]"),
 )  # fmt: skip
 
 

@@ -109,6 +109,10 @@ class RunConfig(_Strict):
     vllm_python: Path | None = None
     """Interpreter of another environment that has vllm."""
     vllm_arg: dict[str, str] = {}
+    serve: bool = False
+    """Run vLLM as servers that start and end with the run, instead of in a child process."""
+    replicas: Positive | None = None
+    """Servers of ``serve``; None: as many as the GPUs allow."""
 
     @model_validator(mode="after")
     def _agree(self) -> RunConfig:
@@ -124,6 +128,8 @@ class RunConfig(_Strict):
             raise ValueError("backend http needs base_url, for example http://127.0.0.1:8000/v1")
         if self.chosen_backend != "http" and (self.base_url or self.endpoint):
             raise ValueError(f"base_url goes with backend http, not {self.chosen_backend}")
+        if self.serve and self.chosen_backend != "vllm":
+            raise ValueError("serve goes with backend vllm")
         return self
 
     @property
@@ -133,7 +139,8 @@ class RunConfig(_Strict):
 
     def sampling(self) -> dict[str, Any]:
         """``max_tokens``, ``temperature`` and ``top_p`` as given, else the model's defaults."""
-        embedded = self.chosen_backend == "transformers" and self.model in (None, EMBEDDED_MODEL)
+        here = self.chosen_backend in ("transformers", "vllm")
+        embedded = here and self.model in (None, EMBEDDED_MODEL)
         defaults = EMBEDDED_SAMPLING if embedded else ALPACA_SAMPLING
         given = self.model_dump(include=set(defaults), exclude_none=True)
         return {**defaults, **given}
@@ -150,7 +157,7 @@ FREE = frozenset(
     "target out base_url endpoint key_env key_file ca_file insecure_http max_in_flight"
     " request_batch_size requests_per_min tokens_per_min max_requests max_attempts max_outage_s"
     " max_tokens_total max_cost price_prompt price_completion max_barren_requests drain_timeout_s"
-    " vllm_python vllm_arg tokenizer".split()
+    " vllm_python vllm_arg serve replicas tokenizer".split()
 )
 """Settings that may differ when a run goes on: they change when and where, never what."""
 

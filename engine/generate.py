@@ -130,6 +130,19 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
         return [_http(config, endpoint) for endpoint in config.endpoints()]
     if kind == "scripted":
         return [ScriptedBackend(model=config.model or "scripted")]
+    if config.model is None:
+        models.fetch(EMBEDDED_MODEL)
+    if config.serve:
+        from engine.backends.serve import ServedBackend, plan
+
+        servers = plan(
+            model,
+            python=config.vllm_python,
+            replicas=config.replicas,
+            args=config.vllm_arg,
+            log_dir=config.out,
+        )
+        return [ServedBackend(server, servers, model) for server in servers]
     if kind == "vllm":
         from engine.backends.vllm import VllmBackend
 
@@ -144,8 +157,6 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
         ]
     from engine.backends.transformers import TransformersBackend
 
-    if config.model is None:
-        models.fetch(EMBEDDED_MODEL)
     return [TransformersBackend(model, max_in_flight=rows)]
 
 

@@ -1,4 +1,5 @@
-"""Start vLLM servers on this machine, watch them, and stop them: ``woolmill serve MODEL``.
+"""Start vLLM servers on this machine, watch them, and stop them: ``woolmill serve MODEL``, and
+``woolmill generate --serve`` for the time of a run.
 
 The choice: a server is an ordinary one, reached over HTTP like any other, so that several replicas
 are several endpoints and nothing in the engine knows the difference. One that dies is started again
@@ -21,17 +22,29 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import anyio
 import click
 import httpx
+from anyio import to_thread
 
 from engine import models
-from engine.backends.vllm import child_environment, engine_arguments, last_error
-from engine.errors import ConfigError, OutputError, UnavailableError, WoolmillError
+from engine.backends.base import Failure, Verdict
+from engine.backends.http import HttpBackend
+from engine.backends.vllm import (
+    child_environment,
+    died,
+    engine_arguments,
+    last_error,
+    refusal,
+)
+from engine.errors import ConfigError, OutputError, UnavailableError
+from engine.records import Completion, Prompt
 
-__all__ = ["Server", "serve", "serving"]
+__all__ = ["ServedBackend", "Server", "plan", "serve", "serving"]
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +76,23 @@ class Server:
         self._command = [sys.executable, "-P", str(_TETHER), *command]
         self._environment = dict(environment)
         self._stopping = threading.Event()
-        self._process = self._spawn()
+        self._started: subprocess.Popen[bytes] | None = None
         self._watcher = threading.Thread(target=self._watch, name="woolmill-serve", daemon=True)
+
+    def launch(self) -> None:
+        """Start the process, unless it was started already. Raises OutputError."""
+        if self._started is None:
+            try:
+                self.log_file.parent.mkdir(parents=True, exist_ok=True)
+                self._started = self._spawn()
+            except OSError as error:
+                raise OutputError(f"cannot write {self.log_file}: {error.strerror}") from error
+            log.info("starting vLLM at %s; its log is %s", self.base_url, self.log_file)
+
+    @property
+    def _process(self) -> subprocess.Popen[bytes]:
+        assert self._started is not None, "not launched"
+        return self._started
 
     def wait_until_up(self) -> None:
         """Wait for the first answer of ``/health``, then watch.
@@ -80,17 +108,20 @@ class Server:
                         self._watcher.start()
                         return
                 self._stopping.wait(_ASK_S)
-        said = last_error(self.log_file) or f"it ended with status {self._process.returncode}"
-        if "memory" in said.lower():
-            raise UnavailableError(
-                f"vLLM has not memory enough: {said}; lower gpu_memory_utilization or "
-                f"max_model_len, or choose a smaller model; its log is {self.log_file}"
-            )
-        raise ConfigError(f"vLLM cannot start: {said}; its log is {self.log_file}")
+        self.gone.set()
+        said = last_error(self.log_file) or died(self._process.returncode)
+        raise refusal(said, f"its log is {self.log_file}")
+
+    def last_words(self) -> str:
+        """Why a server that is gone for good is gone."""
+        said = last_error(self.log_file) or died(self._process.returncode)
+        return f"vLLM died {_MAX_RESTARTS + 1} times: {said}; its log is {self.log_file}"
 
     def stop(self) -> None:
         """End the server in order, or by force where that takes too long."""
         self._stopping.set()
+        if self._started is None:
+            return
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(self._process.pid, signal.SIGTERM)
             self._process.wait(_STOP_S)
@@ -108,7 +139,7 @@ class Server:
             said = last_error(self.log_file)
             log.warning("the server at %s ended with status %d: %s", self.base_url, code, said)
             if restart < _MAX_RESTARTS:
-                self._process = self._spawn()
+                self._started = self._spawn()
                 if self._stopping.is_set():  # stopped between the two
                     self._kill()
                     return
@@ -134,8 +165,47 @@ class Server:
             self._process.stdin.close()
 
 
-@contextlib.contextmanager
-def serving(
+class ServedBackend(HttpBackend):
+    """The ``Backend`` of a server that starts with the run and ends with it.
+
+    Args:
+        server: its own.
+        fleet: all servers of the run, which load at the same time.
+        model: as it is served.
+    """
+
+    def __init__(self, server: Server, fleet: Sequence[Server], model: str) -> None:
+        super().__init__(server.base_url, model)
+        self._server = server
+        self._fleet = fleet
+
+    async def start(self) -> None:
+        """Wait for the server. Raises ConfigError, UnavailableError or OutputError."""
+        for server in self._fleet:
+            await to_thread.run_sync(server.launch)
+        # A cancelled start leaves the thread behind; it ends when the server is stopped.
+        await to_thread.run_sync(self._server.wait_until_up, abandon_on_cancel=True)
+        await super().start()
+
+    async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
+        """One attempt, as over HTTP anywhere; with no server left, the run stops at once."""
+        try:
+            return await super().complete(prompts)
+        except Failure as failure:
+            if not all(server.gone.is_set() for server in self._fleet):
+                raise
+            error = UnavailableError(self._server.last_words())
+            what = Verdict(kind="fatal", reason="engine_died", message=str(error), error=error)
+            raise Failure(what) from failure
+
+    async def aclose(self) -> None:
+        """Hang up, and stop the server."""
+        await super().aclose()
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(self._server.stop)
+
+
+def plan(
     model: str,
     *,
     python: Path | None = None,
@@ -143,8 +213,8 @@ def serving(
     replicas: int | None = None,
     args: Mapping[str, str] | None = None,
     log_dir: Path | None = None,
-) -> Iterator[list[Server]]:
-    """vLLM servers for ``model``, up and healthy, until the context ends.
+) -> list[Server]:
+    """The vLLM servers for ``model``, none of them started.
 
     Args:
         model: a fetched name, a safetensors folder or a hub id; also the name served.
@@ -154,7 +224,7 @@ def serving(
         args: vLLM's own arguments by name, as ``engine.backends.vllm`` takes them.
         log_dir: where ``vllm-PORT.log`` goes; by default beside the fetched models.
 
-    Raises ConfigError, UnavailableError or OutputError, as ``Server.wait_until_up`` does.
+    Raises ConfigError for what can be seen to be wrong beforehand.
     """
     arguments = engine_arguments(args or {})
     per_server = int(arguments.get("tensor_parallel_size", 1))
@@ -165,34 +235,39 @@ def serving(
             f"{count} replicas of {per_server} GPUs need {count * per_server}; "
             f"there are {len(gpus)}"
         )
-    folder = log_dir or models.home().parent / "logs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror}") from error
     where = models.locate(model)
     interpreter = python or Path(sys.executable)
     if not os.access(interpreter, os.X_OK):
         raise ConfigError(f"--vllm-python: {interpreter} is no program; name vLLM's python")
+    folder = log_dir or models.home().parent / "logs"
+    servers = []
+    for index, at in enumerate(range(port, port + count) if port else _free_ports(count)):
+        environment = child_environment()
+        if gpus:
+            mine = gpus[index * per_server : (index + 1) * per_server]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        command = [str(interpreter), "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", where, "--served-model-name", model]
+        command += ["--host", "127.0.0.1", "--port", str(at), *_flags(arguments)]
+        servers.append(Server(command, at, environment, folder / f"vllm-{at}.log"))
+    return servers
+
+
+@contextlib.contextmanager
+def serving(model: str, **options: Any) -> Iterator[list[Server]]:
+    """The servers of ``plan``, up and healthy, until the context ends.
+
+    Raises ConfigError, UnavailableError or OutputError, as ``Server.wait_until_up`` does.
+    """
     started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        servers = []
-        for index in range(count):
-            at = port + index if port else _free_port()
-            environment = child_environment()
-            if gpus:
-                mine = gpus[index * per_server : (index + 1) * per_server]
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-            command = [str(interpreter), "-m", "vllm.entrypoints.openai.api_server"]
-            command += ["--model", where, "--served-model-name", model]
-            command += ["--host", "127.0.0.1", "--port", str(at), *_flags(arguments)]
-            server = Server(command, at, environment, folder / f"vllm-{at}.log")
+    with ExitStack() as stack:
+        servers = plan(model, **options)
+        for server in servers:
             stack.callback(server.stop)
-            servers.append(server)
-            log.info("starting vLLM at %s; its log is %s", server.base_url, server.log_file)
+            server.launch()
         for server in servers:
             server.wait_until_up()
-        log.info("%d servers are up after %.1f s", count, time.monotonic() - started)
+        log.info("%d servers are up after %.1f s", len(servers), time.monotonic() - started)
         yield servers
 
 
@@ -208,10 +283,12 @@ def _flags(arguments: Mapping[str, object]) -> list[str]:
     return flags
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:  # all held at once, so that they differ
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _gpus() -> list[str]:
@@ -270,11 +347,7 @@ def serve(
 def _wait_for_all_gone(servers: Sequence[Server]) -> NoReturn:
     for server in servers:
         server.gone.wait()
-    said = last_error(servers[0].log_file)
-    error: WoolmillError = UnavailableError(
-        f"vLLM died {_MAX_RESTARTS + 1} times: {said}; its log is {servers[0].log_file}"
-    )
-    raise error
+    raise UnavailableError(servers[0].last_words())
 
 
 def _terminated(*_: object) -> NoReturn:

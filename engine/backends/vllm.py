@@ -36,7 +36,14 @@ from engine.backends.classify import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Usage
 
-__all__ = ["VllmBackend", "child_environment", "engine_arguments", "last_error"]
+__all__ = [
+    "VllmBackend",
+    "child_environment",
+    "died",
+    "engine_arguments",
+    "last_error",
+    "refusal",
+]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,10 @@ _CHILD = Path(__file__).with_name("vllm_child.py")
 _MAX_RESTARTS = 3
 _CLOSE_S = 10.0
 """How long the child may take to shut down in order."""
+_ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
+"""Compiling for a CPU takes minutes, and a compiler. A prompt that is read in parts rewinds its
+request's generator, which torch's generators on a CPU cannot: any request with a seed may so end
+the engine (vllm/v1/worker/gpu_model_runner.py, ``set_offset``; seen with 0.32)."""
 _REFUSED_ARGUMENTS = {"trust_remote_code": "code that comes with a model is never run"}
 _SECRET = re.compile(r"KEY|SECRET|PASSWORD|CREDENTIAL|TOKEN(?!IZERS)", re.IGNORECASE)
 
@@ -250,23 +261,12 @@ class _Child(asyncio.SubprocessProtocol):
             ready = await self._ready
         except _ChildDiedError as error:
             ready = {"refused": f"it died {error}"}
-        if (refusal := ready.get("refused")) is None:
+        if (refused := ready.get("refused")) is None:
             return dict(ready["ready"])
         # What a worker died of stands in the log alone.
         said = self.last_error()
-        why = clean(refusal) if said in refusal or not said else f"{said} ({clean(refusal)})"
-        if "No module named 'vllm'" in refusal:
-            raise ConfigError(
-                "vllm is not installed here: pip install 'woolmill[vllm]', "
-                "or name another environment's interpreter with --vllm-python"
-            )
-        where = f"its log is {self.keep_log()}"
-        if re.search(r"out of memory|OutOfMemory|memory", why):
-            raise UnavailableError(
-                f"vLLM has not memory enough: {why}; lower gpu_memory_utilization, max_model_len "
-                f"or --max-in-flight, or choose a smaller model; {where}"
-            )
-        raise ConfigError(f"vLLM cannot start: {why}; {where}")
+        why = clean(refused) if said in refused or not said else f"{said} ({clean(refused)})"
+        raise refusal(why, f"its log is {self.keep_log()}")
 
     def ask(self, message: dict[str, Any]) -> tuple[int, asyncio.Future[dict[str, Any]]]:
         """Send a request; its number and its reply, which fails with _ChildDiedError."""
@@ -329,7 +329,7 @@ class _Child(asyncio.SubprocessProtocol):
     def process_exited(self) -> None:
         """Called by the loop: all who wait are told, and workers left behind are ended."""
         code = self._transport.get_returncode() if self._transport else None
-        how = f"with status {code}" if code is None or code >= 0 else _signal_name(-code)
+        how = died(code).removeprefix("it died ")
         self._kill()
         for reply in [self._ready, *self._owed.values()]:
             if not reply.done():
@@ -371,8 +371,7 @@ def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
 
     Raises ConfigError for an argument that is refused here.
     """
-    # Compiling for a CPU takes minutes, and a compiler.
-    arguments: dict[str, Any] = {} if _has_gpu() else {"enforce_eager": True}
+    arguments: dict[str, Any] = {} if _has_gpu() else dict(_ON_A_CPU)
     for name, text in args.items():
         key = name.removeprefix("--").replace("-", "_")
         if key in _REFUSED_ARGUMENTS:
@@ -397,6 +396,32 @@ def child_environment() -> dict[str, str]:
     return keep
 
 
+def refusal(why: str, where: str) -> ConfigError | UnavailableError:
+    """What a start that failed comes to: ``why`` as vLLM or its end told it, ``where`` is its log.
+
+    The kernel ends what takes too much memory with SIGKILL, and leaves no other word.
+    """
+    if "No module named 'vllm" in why:
+        return ConfigError(
+            "vllm is not installed here: pip install 'woolmill[vllm]', "
+            "or name another environment's interpreter with --vllm-python"
+        )
+    if re.search(r"memory|OutOfMemory|SIGKILL", why, re.IGNORECASE):
+        return UnavailableError(
+            f"vLLM has not memory enough: {why}; lower gpu_memory_utilization, max_model_len, "
+            f"VLLM_CPU_KVCACHE_SPACE or --max-in-flight, or choose a smaller model; {where}"
+        )
+    return ConfigError(f"vLLM cannot start: {why}; {where}")
+
+
+def died(status: int | None) -> str:
+    """How a process ended, from its status as ``subprocess`` or a shell tells it."""
+    if status is not None and status > 128:
+        status = 128 - status
+    how = f"with status {status}" if status is None or status >= 0 else _signal_name(-status)
+    return f"it died {how}"
+
+
 def last_error(log_file: Path) -> str:
     """The last line of a vLLM log that names an exception other than that its engine is gone."""
     try:
@@ -415,7 +440,10 @@ def _fatal(reason: str, error: WoolmillError) -> Failure:
 
 
 def _signal_name(number: int) -> str:
-    return f"by {signal.Signals(number).name}"
+    try:
+        return f"by {signal.Signals(number).name}"
+    except ValueError:
+        return f"by signal {number}"
 
 
 def _has_gpu() -> bool:

@@ -5,27 +5,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from engine.backends import serve as serve_module
-from engine.backends.serve import Server, serve, serving
+from engine.backends.base import Failure
+from engine.backends.serve import ServedBackend, Server, plan, serve, serving
+from engine.config import RunConfig, load_config
 from engine.errors import ConfigError, UnavailableError
-from tests.engine.backends.test_vllm import wait_for_end
+from engine.generate import generate
+from engine.progress import SilentDisplay
+from engine.store import RunStore
+from tests.engine.backends.test_vllm import prompt, wait_for_end
 
 ROOT = Path(__file__).parents[3]
 
 # Answers every path with its process id; ``--dtype`` says how it fails.
 FAKE_SERVER = """
-import http.server, os, sys
+import http.server, json, os, sys
+sys.path.insert(0, ROOT)
+from engine.backends.scripted import alpaca_text
+print(f"process {os.getpid()}", file=sys.stderr)
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if options.get("--dtype") == "wrong":
     sys.exit("OSError: model not found")
@@ -33,10 +44,25 @@ if options.get("--dtype") == "large":
     sys.exit("torch.OutOfMemoryError: CUDA out of memory")
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        name = options["--served-model-name"]
+        card = {"id": name, "root": name, "max_model_len": 4096}
+        models = json.dumps({"data": [card]})
+        self.say(models if self.path.endswith("/models") else f"{os.getpid()} {name}")
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [asked["prompt"]]
+        choices = [
+            {"index": n, "text": alpaca_text(text, seed=asked["seed"]), "finish_reason": "stop"}
+            for n, text in enumerate(prompts)
+        ]
+        usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+        self.say(json.dumps({"model": asked["model"], "choices": choices, "usage": usage}))
+    def say(self, text):
         self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(f"{os.getpid()} {options['--served-model-name']}".encode())
-http.server.HTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
+        self.wfile.write(text.encode())
+http.server.ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).serve_forever()
 """
 
 
@@ -48,7 +74,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # eager mode is a flag alone
     monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path / "home"))
     program = tmp_path / "server.py"
-    program.write_text(FAKE_SERVER)
+    program.write_text(FAKE_SERVER.replace("ROOT", repr(str(ROOT))))
     path = tmp_path / "python"
     path.write_text(
         f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n'
@@ -161,3 +187,78 @@ def test_servers_end_with_the_command(python: Path, tmp_path: Path, number: sign
     woolmill.wait()
     woolmill.stdout.close()
     wait_for_end(pid)
+
+
+def run_of(python: Path, tmp_path: Path, **changed: Any) -> RunConfig:
+    """Settings of a run on two servers; the model is a folder with nothing in it."""
+    settings = {
+        "backend": "vllm",
+        "model": str(tmp_path),
+        "serve": True,
+        "replicas": 2,
+        "vllm_python": python,
+        "out": tmp_path / "run",
+        "target": 12,
+        "max_tokens": 256,
+        "semantic": False,
+    }
+    return RunConfig.model_validate(settings | changed)
+
+
+@pytest.mark.anyio
+async def test_a_run_on_servers_of_its_own(python: Path, tmp_path: Path) -> None:
+    """Two replicas answer over HTTP, both are used, and none is left when the run has ended."""
+    config = run_of(python, tmp_path)
+    result = await generate(config, SilentDisplay())
+    assert result.stop.reached
+    with RunStore.read(config.out) as store:
+        assert len({row.record.instruction for row, _ in store.accepted() if row.record}) == 12
+    logs = sorted(config.out.glob("vllm-*.log"))
+    asked = [re.findall(r"POST .*completions", log.read_text()) for log in logs]
+    assert len(asked) == 2
+    assert all(asked)
+    for log in logs:
+        pid = re.search(r"process (\d+)", log.read_text())
+        assert pid is not None
+        await asyncio.to_thread(wait_for_end, int(pid[1]))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("dtype", "error", "says"),
+    [("wrong", ConfigError, "model not found"), ("large", UnavailableError, "not memory enough")],
+)
+async def test_a_run_whose_server_does_not_start(
+    python: Path, tmp_path: Path, dtype: str, error: type[Exception], says: str
+) -> None:
+    """The run ends with the server's own cause before anything is asked."""
+    config = run_of(python, tmp_path, vllm_arg={"dtype": dtype})
+    with pytest.raises(error, match=says):
+        await generate(config, SilentDisplay())
+
+
+@pytest.mark.anyio
+async def test_a_run_whose_servers_are_gone_for_good(python: Path, tmp_path: Path) -> None:
+    """Nobody waits for an outage to end that cannot: exit code 69, with the log."""
+    server, *_ = fleet = plan(str(tmp_path), python=python, log_dir=tmp_path)
+    backend = ServedBackend(server, fleet, str(tmp_path))
+    await backend.start()
+    try:
+        for _ in range(4):
+            pid, _ = await asyncio.to_thread(ask, server)
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(wait_for_end, pid)
+        await asyncio.to_thread(server.gone.wait)
+        with pytest.raises(Failure) as caught:
+            await backend.complete([prompt("Hello")])
+    finally:
+        await backend.aclose()
+    assert caught.value.verdict.kind == "fatal"
+    assert isinstance(caught.value.verdict.error, UnavailableError)
+    assert "died 4 times: it died by SIGKILL" in str(caught.value)
+
+
+def test_what_serve_goes_with() -> None:
+    """A server of its own makes sense for vllm alone."""
+    with pytest.raises(ConfigError, match="serve goes with backend vllm"):
+        load_config(None, {"serve": True, "backend": "scripted"})

@@ -11,5 +11,6 @@ class AsyncEngineArgs:
     max_num_seqs: int = 256
     max_model_len: int = 40
     enable_prefix_caching: bool = False
+    enable_chunked_prefill: bool = True
     enforce_eager: bool = False
     dtype: str = "auto"
