@@ -2,7 +2,9 @@
 
 Three signals, one limit:
 
-* **Refusals** (429): a hosted API's way. The limit falls a little at the first of an episode and
+* **Refusals** (429): a hosted API's way. Those by chance are told from a limit's by how
+  surprising their number is among the requests sent meanwhile; the first while doubling is put to
+  a trial: one more with as many in flight. The limit falls a little at the first of an episode and
   hard when cutting once was not enough; requests admitted before a cut cannot cut again. The limit
   climbs back to just under where it was refused, and beyond only as often as a small share of
   refusals allows. Where the refusals follow the clock rather than the number in flight, the server
@@ -23,6 +25,7 @@ damping of bursts; Netflix's and Envoy's gradient limiters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,10 +50,18 @@ PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""
+SURE = 4.5
+"""Evidence (logarithm of a likelihood ratio) by which refusals are an episode and not chance. One
+refusal is enough where chance ones are as rare as ``PRIOR`` has it."""
+PRIOR = (0.02, 20.0)
+"""Refusals by chance and ends of requests before anything is known."""
+TRIED = 2
+"""Refusals of requests sent before a trial that decide it."""
+EXCESS, LEAST_EXCESS = 4.0, 0.1
+"""Beyond a limit, so many times as many are refused as by chance, and at least such a share."""
 SCATTERED = 0.015
-"""Such a share of refusals, most of them not close, is a server's that refuses by chance. Then only
-``TOGETHER`` close ones are an episode."""
-TOGETHER = 3
+"""Such a share of refusals, most of them not close, is a server's that refuses by chance, whatever
+was cut meanwhile."""
 WINDOW = 400
 """Ends of requests over which that share is taken; more where more are in flight."""
 CALM = 10
@@ -77,6 +88,17 @@ class Ticket:
     at_s: float
     area: float
     in_flight: int
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Whether the first refusal while doubling was chance: growth waits, one more request goes."""
+
+    since_s: float
+    target: float
+    """Where the doubling was going."""
+    refusals: int = 1
+    admitted: bool = False
 
 
 class Controller(Protocol):
@@ -150,9 +172,11 @@ class Adaptive:
         self._refusals = 0
         self._caution = FIRST_CAUTION
         self._successes = 0
-        self._scattered = False
         self._since_refusal = 0
-        self._close = 0  # refusals in a row that were close
+        self._evidence = 0.0
+        self._chance = list(PRIOR)  # refusals by chance, and ends
+        self._trial: _Trial | None = None
+        self._refusal_s = 0.03  # from a request to its refusal
         self._window = [0, 0, 0]  # ends, refusals, and close refusals among them
         self._by_clock = False
         self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
@@ -176,6 +200,7 @@ class Adaptive:
     def has_room(self, now_s: float) -> bool:
         if now_s < self.paused_until_s:
             return False
+        self._end_trial(now_s)
         if self._resuming:  # not all at once after a pause: the first refusal stops the rest
             self._resuming = False
             self._from = min(float(max(self.in_flight, 1)), self._target)
@@ -199,6 +224,11 @@ class Adaptive:
     def admit(self, now_s: float) -> Ticket:
         self._count_area(now_s)
         self.in_flight += 1
+        if self._trial is not None:
+            self._trial.admitted = True
+        # Taken for accepted until it is refused: refusals are back long before answers.
+        chance, excess = self._shares()
+        self._evidence = max(self._evidence + math.log((1 - excess) / (1 - chance)), 0.0)
         if self._full_at_s is None and self.in_flight >= SATURATED * self._target:
             self._full_at_s = now_s
         if self._pace_per_s is not None:
@@ -220,7 +250,7 @@ class Adaptive:
         self._count_end(now_s)
         if self._streak and self._successes > CALM:
             self._streak = 0
-        if self._full_at_s is None or ticket.at_s < self._full_at_s:
+        if self._trial is not None or self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
         mean_in_flight = (self._area - ticket.area) / took_s
         self._count += 1
@@ -231,13 +261,13 @@ class Adaptive:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
+        self._refusal_s += 0.1 * (now_s - ticket.at_s - self._refusal_s)
         close = self._since_refusal < CLOSE
-        self._close = self._close + 1 if close else 1
         self._since_refusal = 0
         self._window[1] += 1
         self._window[2] += close
         self._count_end(now_s)
-        if self._scattered and self._close < TOGETHER:
+        if self._may_be_chance(ticket, now_s):
             return  # a wait that it asks for concerns this request alone
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
@@ -247,7 +277,8 @@ class Adaptive:
         if self._streak == 0:
             self._refusals = 1
         held = float(max(self.in_flight, 1))
-        if (close and retry_after_s is not None) or self._is_below_known(ticket):
+        by_chance = self._shares()[0] > SCATTERED
+        if (close and retry_after_s is not None and not by_chance) or self._is_below_known(ticket):
             self._by_clock = True
         self._learn_pace(now_s)
         room = min(self.limit(now_s), held)
@@ -374,19 +405,55 @@ class Adaptive:
 
     def _count_end(self, now_s: float) -> None:
         """At the end of a window: are refusals scattered over it, whatever was cut meanwhile?"""
+        self._chance[1] += 1
         self._window[0] += 1
         ends, refusals, close = self._window
         if ends < max(WINDOW, 4 * self._target):
             return
         self._window = [0, 0, 0]
-        if self._scattered:
-            self._scattered = refusals > SCATTERED / 4 * ends
-        elif refusals >= SCATTERED * ends and close < refusals / 2:
-            self._scattered = True
+        known = self._shares()[0]
+        self._chance = [self._chance[0] / 2, self._chance[1] / 2]
+        if refusals >= SCATTERED * ends and close < refusals / 2 and known < refusals / ends / 2:
+            self._chance = [refusals / 2, ends / 2]
             self._refused_at = self._pace_per_s = self._mark = None
             self._by_clock = False
             self._phase, self._base = "start", None
             self._set(now_s, self._target * 2)
+
+    def _shares(self) -> tuple[float, float]:
+        """What share is refused by chance, and what share would be beyond a limit."""
+        chance = self._chance[0] / self._chance[1]
+        return chance, min(max(EXCESS * chance, LEAST_EXCESS), 0.9)
+
+    def _may_be_chance(self, ticket: Ticket, now_s: float) -> bool:
+        """Whether a refusal is no reason to send less, by those before it and by a trial."""
+        chance, excess = self._shares()
+        self._evidence += math.log(excess / chance)
+        trial = self._trial
+        if trial is not None:
+            trial.refusals += 1
+            confirmed = ticket.at_s >= trial.since_s or trial.refusals > TRIED
+            if confirmed:
+                self._trial = None
+            return not confirmed
+        if self._evidence < SURE:
+            self._chance[0] += 1
+            return True
+        self._evidence = 0.0
+        if self._phase != "start" or self.in_flight == 0:
+            return False
+        self._trial = _Trial(now_s, self._target)
+        self._set(now_s, self.in_flight + 1.0)
+        return True
+
+    def _end_trial(self, now_s: float) -> None:
+        """As many in flight as when it was refused, and not refused again: it was chance."""
+        trial = self._trial
+        if trial is None or not trial.admitted or now_s < trial.since_s + 4 * self._refusal_s:
+            return
+        self._trial = None
+        self._chance[0] += trial.refusals
+        self._set(now_s, trial.target)
 
     def _is_below_known(self, ticket: Ticket) -> bool:
         """Refused again and again, with fewer in flight than had just been accepted."""

@@ -132,6 +132,7 @@ class Endpoint:
         self._open_until_s = 0.0
         self._busy_since_s = 0.0
         self._longest_s = 0.0
+        self._answered_s = 0.0  # when the latest request that was answered had been sent
 
     def limit(self, now_s: float) -> int:
         return self.fixed or max(int(self.controller.limit(now_s)), 1)
@@ -203,15 +204,19 @@ class Endpoint:
         self._learn_quota(now_s)
         if answers:
             self._longest_s = max(0.999 * self._longest_s, now_s - ticket.at_s)
-        self._judge(
-            now_s, answered=bool(answers or throttled), verdicts=verdicts, sent=bool(results)
-        )
+        answered = bool(answers or throttled)
+        if answered:
+            self._answered_s = max(self._answered_s, ticket.at_s)
+        if answered or ticket.at_s >= self._answered_s:
+            self._judge(now_s, answered=answered, verdicts=verdicts, sent=bool(results))
         return len(answers)
 
     def _judge(
         self, now_s: float, *, answered: bool, verdicts: Sequence[Verdict], sent: bool
     ) -> None:
-        """The breaker: opened by failures in a row, closed by any answer."""
+        """The breaker: opened by failures in a row, closed by any answer. A failure says nothing
+        where a request sent later was answered: what hangs outlives the rest.
+        """
         if answered or any(v.kind in ("dead", "overflow") for v in verdicts):
             self._in_a_row = {"unavailable": 0, "ambiguous": 0}
             if self.state != "closed":
