@@ -151,7 +151,9 @@ async function open(id) {
   add("answer of", shown(model.filter(Boolean).join(" · ")));
   add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
   fold(pane, "raw answer", row.answer ?? `${row.failure}: ${row.message}`);
-  fold(pane, "prompt", row.prompt ?? "not shown: it was shortened to fit, or the seed tasks are not here (--seeds)");
+  fold(pane, "prompt", row.prompt ?? (row.truncated
+    ? "not shown: it was shortened to fit the context, and the store keeps only its hash"
+    : "not shown: the run's seed tasks are not here; start woolmill view with --seeds FILE"));
   const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);
   if (near.length) fold(pane, "nearest instructions by ROUGE-L", near.join("\n"));
   pane.scrollTop = 0;
