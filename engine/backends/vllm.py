@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -310,8 +310,8 @@ class _Child(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop when the process runs."""
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
+        # Not checked: uvloop's transports derive from none of asyncio's.
+        self._transport = cast(asyncio.SubprocessTransport, transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         """Called by the loop with what the child wrote: cut into messages, and settle them."""
@@ -340,8 +340,11 @@ class _Child(asyncio.SubprocessProtocol):
         self._exited.set_result(how)
 
     def _send(self, message: dict[str, Any]) -> None:
-        pipe = self._transport.get_pipe_transport(0) if self._transport else None
-        if isinstance(pipe, asyncio.WriteTransport) and not pipe.is_closing():
+        pipe = cast(
+            asyncio.WriteTransport | None,
+            self._transport.get_pipe_transport(0) if self._transport else None,
+        )
+        if pipe is not None and not pipe.is_closing():
             body = json.dumps(message).encode()
             pipe.write(len(body).to_bytes(4, "big") + body)
 

@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,8 +22,9 @@ import pytest
 
 from engine.backends.base import Failure
 from engine.backends.vllm import VllmBackend, child_environment, last_error
-from engine.errors import ConfigError, UnavailableError
+from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Sampling
+from engine.store import RunStore
 
 pytestmark = pytest.mark.anyio
 
@@ -225,12 +227,72 @@ asyncio.run(main())
         await asyncio.to_thread(wait_for_end, pid)
 
 
+def woolmill(python: Path, model: Path, out: Path) -> subprocess.Popen[str]:
+    """``woolmill generate`` on the fake vLLM, for some two seconds."""
+    command = [sys.executable, "-m", "engine", "generate", "--backend", "vllm", "--no-progress"]
+    command += ["--model", str(model), "--vllm-python", str(python), "--out", str(out)]
+    command += ["--vllm-arg", "max_model_len=100000", "--max-tokens", "256", "--no-semantic"]
+    command += ["--max-in-flight", "4", "--target", "60"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def accepted_rows(out: Path) -> list[str]:
+    """The instructions that the run's store holds as accepted, in order."""
+    with RunStore.read(out) as store:
+        return [row.record.instruction for row, _ in store.accepted() if row.record]
+
+
+def in_the_middle(run: subprocess.Popen[str], model: Path, out: Path) -> tuple[int, int]:
+    """Wait until a run has accepted something; its vLLM child and the child's worker."""
+    while True:
+        assert run.poll() is None, run.communicate()[1]
+        try:
+            if accepted_rows(out):
+                break
+        except WoolmillError:  # the store is not there yet
+            pass
+        time.sleep(0.01)
+    worker = next(holders(model / "worker"))
+    stat = Path(f"/proc/{worker}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1]), worker
+
+
+def test_fault_057_a_run_survives_its_child_and_its_own_end(python: Path, tmp_path: Path) -> None:
+    """kill -9 of the child: the run goes on. kill -9 of the run: the child ends too, and the same
+    command goes on. Both end with exactly the rows wanted, and the same ones.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    with woolmill(python, tmp_path, one) as run:
+        child, _ = in_the_middle(run, tmp_path, one)
+        os.kill(child, signal.SIGKILL)
+        said = run.communicate()[1]
+    assert run.returncode == 0, said
+    assert "vLLM died by SIGKILL" in said
+
+    with woolmill(python, tmp_path, two) as run:
+        pids = in_the_middle(run, tmp_path, two)
+        run.kill()
+        run.communicate()
+    for pid in pids:
+        wait_for_end(pid)
+    kept = accepted_rows(two)
+    with woolmill(python, tmp_path, two) as run:
+        said = run.communicate()[1]
+    assert run.returncode == 0, said
+    rows = accepted_rows(two)
+    assert len(set(rows)) == len(rows) == 60
+    assert 0 < len(kept) < 60
+    assert rows[: len(kept)] == kept
+    assert accepted_rows(one) == rows
+
+
 @pytest.mark.parametrize(
     ("args", "error", "says"),
     [
         ({"dtyp": "float32"}, ConfigError, "no argument 'dtyp'; did you mean dtype"),
         ({"dtype": "memory"}, UnavailableError, "CUDA out of memory"),
         ({"dtype": "exit"}, ConfigError, "no such quantization"),
+        ({"dtype": "killed"}, UnavailableError, "not memory enough: it died by SIGKILL"),
     ],
 )
 async def test_an_engine_that_does_not_start(

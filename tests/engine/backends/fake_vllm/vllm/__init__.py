@@ -2,7 +2,8 @@
 
 A prompt tells the engine what to do: ``slow`` never ends, ``boom`` raises, ``die`` kills the
 process, ``die once in FILE`` does so when FILE is not there yet, ``dead`` reports a dead engine,
-``abort`` an aborted request. All else is echoed in capitals.
+``abort`` an aborted request. Alpaca's prompt is answered after a while with records. All else is
+echoed in capitals.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from engine.backends.scripted import alpaca_text
+
 from .exceptions import EngineDeadError
 
 
@@ -46,6 +48,8 @@ class AsyncLLM:
         if args.dtype == "exit":
             _log("ValueError: no such quantization")
             os._exit(3)
+        if args.dtype == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         return cls(args)
 
     def get_tokenizer(self) -> Tokenizer:
@@ -65,7 +69,11 @@ class AsyncLLM:
         elif text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         reason = "abort" if text == "abort" else "stop"
-        output = SimpleNamespace(text=text.upper(), finish_reason=reason, token_ids=[1, 2, 3])
+        answer = text.upper()
+        if text.rstrip().endswith("Instruction:"):
+            await asyncio.sleep(0.2)
+            answer = alpaca_text(text, seed=params.seed)
+        output = SimpleNamespace(text=answer, finish_reason=reason, token_ids=[1, 2, 3])
         yield SimpleNamespace(
             outputs=[output], metrics=SimpleNamespace(first_token_latency=0.25), prompt=params
         )
