@@ -16,9 +16,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.crash import damage, hunt, inject, kills, power
+from tests.crash.share import shared
 
 TRIED = ("kills", "cuts", "stops", "errors", "bits", "mutants_caught")
 """What a part counts its tries by."""
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--cuts", type=int, default=200)
-    fewer = "try one in so many errors, bits and bytes, and no second kill"
+    fewer = "try one in so many calls, bits and bytes, and no second kill"
     parser.add_argument("--every", type=int, default=1, help=fewer)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep what fails here [a temporary folder]")
@@ -52,14 +54,20 @@ def main() -> None:
     folder: Path = args.folder or Path(tempfile.mkdtemp(prefix="woolmill-crash-"))
     seed, every = args.seed, args.every
     parts: dict[str, Callable[[Path], Counter[str]]] = {
-        "kills": lambda f: kills.random_kills(args.kills, f, seed=seed),
-        "failpoints": lambda f: kills.failpoint_kills(f, nths=(1, 4), twice=every == 1),
-        "stops": lambda f: kills.stops(args.stops, f, seed=seed),
-        "power": lambda f: power.power_cuts(args.cuts, f, seed=seed),
-        "errors": lambda f: inject.injected_errors(f, every=every, seed=seed),
-        "flips": lambda f: damage.flipped_bits(f, every=every, seed=seed),
-        "log": lambda f: damage.cut_logs(f, every=every),
-        "mutants": hunt.mutants,
+        "kills": lambda f: shared(partial(kills.random_kills, args.kills, seed=seed), f),
+        "failpoints": lambda f: shared(
+            partial(kills.failpoint_kills, nths=(1, 4), twice=every == 1), f
+        ),
+        "stops": lambda f: shared(partial(kills.stops, args.stops, seed=seed), f),
+        "power": lambda f: shared(partial(power.power_cuts, args.cuts, seed=seed), f),
+        "errors": lambda f: shared(partial(inject.injected_errors, every=every), f),
+        "flips": lambda f: shared(
+            partial(damage.flipped_bits, damage.smallest_run(f / "original"), every=every), f
+        ),
+        "log": lambda f: shared(
+            partial(damage.cut_logs, damage.unclosed_run(f / "original", 4), every=every), f
+        ),
+        "mutants": lambda f: shared(hunt.mutants, f),
     }
     wanted = args.parts or list(parts)
     if unknown := set(wanted) - set(parts):
@@ -81,6 +89,8 @@ def main() -> None:
         cells = [total[name] if judged or total[name] else "-" for name in COLUMNS.values()]
         tried = next((total[name] for name in TRIED if total[name]), 0)
         _say(part, tried, *cells, other, round(time.monotonic() - began))
+        if part == "mutants":
+            print(f"caught {tried}/{tried + total['mutants_missed']}", flush=True)  # noqa: T201
     print(json.dumps({"results": results, "skipped": skipped, "folder": str(folder)}))  # noqa: T201
     sys.exit(any(result[name] for result in results.values() for name in damage.WRONG))
 

@@ -7,8 +7,9 @@ not cost a thousand imports. When it forks it has one thread and no event loop.
     {"argv": […], "acks": PATH, "stderr": PATH, "failpoint": SETTING or null, "mutant": NAME or
     null}
 
-It answers each line with the child's pid, and with its exit status when it has ended. With such a
-line as its argument, it is the child itself.
+With ``traced`` (``main`` or ``writer``) that thread writes its number into the file ``thread`` and
+waits until somebody traces it. The parent answers each line with the child's pid, and with its exit
+status when it has ended. With such a line as its argument, it is the child itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import engine.generate  # noqa: F401  imported before the fork
@@ -30,7 +32,12 @@ from engine import failpoints
 from engine.cli import main
 from engine.records import Decision, Prompt
 from engine.store import RunStore
+from engine.store.writer import Writer
 from tests.crash import mutants
+
+NOT_TRACED = 99
+"""Exit status where nobody came to trace."""
+TRACER_S = 10.0
 
 
 def ledger_key(prompt: Prompt) -> str:
@@ -84,6 +91,28 @@ def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
     setattr(cls, name, acknowledged)
 
 
+def wait_for_tracer(path: str) -> None:
+    """Say which thread this is, and go on as soon as it is traced."""
+    thread = threading.get_native_id()
+    with open(path, "w") as file:
+        file.write(f"{thread}\n")
+    given_up = time.monotonic() + TRACER_S
+    while "TracerPid:\t0\n" in Path(f"/proc/self/task/{thread}/status").read_text():
+        if time.monotonic() > given_up:
+            os._exit(NOT_TRACED)
+        time.sleep(0.001)
+
+
+def hold_writer(path: str) -> None:
+    run = Writer._run
+
+    def traced(self: Writer) -> None:
+        wait_for_tracer(path)
+        run(self)
+
+    Writer._run = traced  # type: ignore[method-assign]
+
+
 def child(order: dict[str, Any]) -> NoReturn:
     status = 70
     try:
@@ -95,6 +124,10 @@ def child(order: dict[str, Any]) -> NoReturn:
         if order.get("mutant"):
             mutants.apply(order["mutant"])
         witness(order["acks"])
+        if order.get("traced") == "main":
+            wait_for_tracer(order["thread"])
+        elif order.get("traced") == "writer":
+            hold_writer(order["thread"])
         failpoints.arm(order.get("failpoint"))
         sys.argv = ["woolmill", *order["argv"]]
         main(order["argv"])

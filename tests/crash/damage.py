@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import random
+import mmap
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 
 from engine.errors import InputError, WoolmillError
 from engine.store import RunReader, RunStore
 from engine.upkeep.verify import problems
 from tests.crash.kills import VIOLATIONS
-from tests.engine.store_rows import MANIFEST, answer, decision, fill
+from tests.crash.share import ALONE, Share
+from tests.engine.store_rows import MANIFEST, answer, decision, prompt
 
 WRONG = (
     *VIOLATIONS,
@@ -22,6 +24,7 @@ WRONG = (
     "tracebacks",
     "unexpected_exit",
     "not_reported",
+    "calls_missed",
     "points_not_hit",
     "resent",
     "mutants_missed",
@@ -46,36 +49,52 @@ def everything(folder: Path) -> tuple[Any, ...]:
         )
 
 
-def flipped_bits(folder: Path, *, every: int, seed: int) -> Counter[str]:
-    """Each bit of a closed store (or one in ``every``), flipped alone: true data, or refused by
-    name.
+def smallest_run(folder: Path) -> Path:
+    """A closed run with the fewest rows that there can be of all kinds: one answered, one decided
+    each way, one vector, one in flight and sent again. SQLite needs a page for each table and
+    index.
     """
-    anyio.run(fill, folder / "run", 6)
-    path = folder / "run" / "run.sqlite"
-    good = path.read_bytes()
-    expected = everything(folder / "run")
-    rng = random.Random(seed)
+
+    async def write() -> None:
+        prompts = [prompt(0), prompt(1)]
+        store = RunStore.open(folder, MANIFEST)
+        await store.sent(prompts, [p.key("m") for p in prompts])
+        await store.answered([answer(0)])
+        pair = [decision(0, 0), decision(0, 1, "rouge_l")]
+        await store.decided(pair, [np.ones(4, np.float32), None])
+        await store.aclose()
+        store = RunStore.open(folder, MANIFEST)
+        await store.sent(prompts[1:], [prompts[1].key("m")])
+        await store.aclose()
+
+    anyio.run(write)
+    return folder
+
+
+def flipped_bits(
+    original: Path, folder: Path, share: Share = ALONE, *, every: int = 1
+) -> Counter[str]:
+    """Each bit of a closed store (or one in ``every``), flipped alone: true data, or refused by
+    name. What is refused, ``verify`` must name too.
+    """
+    run = Path(shutil.copytree(original, folder))
+    expected = everything(run)
     total: Counter[str] = Counter()
-    with path.open("r+b", buffering=0) as file:
-        for place in range(len(good) * 8):
-            if rng.randrange(every):
-                continue
+    # SQLite reads with pread, from the same pages of the kernel's that are mapped here.
+    with (run / "run.sqlite").open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
+        for place in share.take(range(0, len(image) * 8, every)):
             offset, bit = divmod(place, 8)
-            file.seek(offset)
-            file.write(bytes([good[offset] ^ 1 << bit]))
+            image[offset] ^= 1 << bit
             total["bits"] += 1
             try:
-                total["wrong_data"] += everything(folder / "run") != expected
+                total["wrong_data"] += everything(run) != expected
                 total["harmless"] += 1
             except WoolmillError:
                 total["refused"] += 1
-                if rng.randrange(20) == 0:
-                    total["verified"] += 1
-                    total["not_reported"] += not list(problems(folder / "run"))
+                total["not_reported"] += next(problems(run), None) is None
             except Exception:  # noqa: BLE001  that is what is counted
                 total["tracebacks"] += 1
-            file.seek(offset)
-            file.write(good[offset : offset + 1])
+            image[offset] ^= 1 << bit
     return total
 
 
@@ -96,34 +115,39 @@ def unclosed_run(folder: Path, commits: int) -> Path:
     return folder / "killed"
 
 
-def cut_logs(folder: Path, *, every: int) -> Counter[str]:
+def cut_logs(original: Path, folder: Path, share: Share = ALONE, *, every: int = 1) -> Counter[str]:
     """The log cut, and zero-filled, from each byte on (or one in ``every``): some prefix of the
-    commits.
+    commits. Each commit that is opened at is counted as ``commit_N``.
     """
-    killed = unclosed_run(folder, 8)
-    log = killed / "run.sqlite-wal"
-    whole = log.read_bytes()
+    killed = Path(shutil.copytree(original, folder))
     total: Counter[str] = Counter()
-    opened = set()
-    for size in range(0, len(whole) + 1, every):
-        for tail in (b"", bytes(len(whole) - size)):
-            log.write_bytes(whole[:size] + tail)
-            total["cuts"] += 1
-            try:
-                with RunReader(killed) as run:
-                    answers, decisions = run.answers(0, 99), list(run.decisions())
-                    commits = run.counts().commits
-            except InputError:
-                total["refused"] += 1
-                continue
-            except Exception:  # noqa: BLE001  that is what is counted
-                total["tracebacks"] += 1
-                continue
-            finally:
-                (killed / "run.sqlite-shm").unlink(missing_ok=True)
-            sound = answers == [answer(i) for i in range(len(answers))]
-            sound &= decisions == [decision(i, 0) for i in range(len(decisions))]
-            total["wrong_data"] += not sound or commits != len(answers) + len(decisions)
-            opened.add(commits)
-    total["commits_opened_at"] = len(opened)
+    with (killed / "run.sqlite-wal").open("r+b") as log:
+        length = log.seek(0, 2)
+        # From the end to the start: what is before the cut is still as it was.
+        for size in share.take(range(length, -1, -every)):
+            log.truncate(size)
+            total += _opened(killed)
+            log.truncate(length)
+            total += _opened(killed)
+    return total
+
+
+def _opened(killed: Path) -> Counter[str]:
+    total = Counter(cuts=1)
+    try:
+        with RunReader(killed) as run:
+            answers, decisions = run.answers(0, 99), list(run.decisions())
+            commits = run.counts().commits
+    except InputError:
+        total["refused"] = 1
+        return total
+    except Exception:  # noqa: BLE001  that is what is counted
+        total["tracebacks"] = 1
+        return total
+    finally:
+        (killed / "run.sqlite-shm").unlink(missing_ok=True)
+    sound = answers == [answer(i) for i in range(len(answers))]
+    sound &= decisions == [decision(i, 0) for i in range(len(decisions))]
+    total["wrong_data"] = not sound or commits != len(answers) + len(decisions)
+    total[f"opened_at_{commits}"] = 1
     return total

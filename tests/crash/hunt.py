@@ -19,6 +19,7 @@ from tests.crash.kills import VIOLATIONS, killed_at, uncut_run
 from tests.crash.mutants import MUTANTS
 from tests.crash.power import CannotMount, power_cuts
 from tests.crash.rig import ROOT, Parent
+from tests.crash.share import ALONE, Share
 
 STORE, DAMAGE, FAULTS = (f"tests/engine/test_store{name}.py" for name in ("", "_damage", "_faults"))
 
@@ -50,11 +51,11 @@ KILLS: dict[str, Sequence[str]] = {
 """Mutant: the failpoints at which its run is killed before it may go on to its end."""
 
 
-def mutants(folder: Path) -> Counter[str]:
+def mutants(folder: Path, share: Share = ALONE) -> Counter[str]:
     """Hunt all; prints what caught each."""
     folder.mkdir(parents=True)
     total: Counter[str] = Counter()
-    for name in MUTANTS:
+    for name in share.take(list(MUTANTS)):
         try:
             caught = hunt(name, folder / name)
         except CannotMount as exc:

@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.server import Behaviour
 from engine.failpoints import POINTS
 from tests.crash.rig import LedgerServer, Parent, Trial, judge, send_signal
+from tests.crash.share import ALONE, Share
 
 VIOLATIONS = (
     "lost",
@@ -46,9 +47,11 @@ def uncut_run(parent: Parent, folder: Path, *, target: int, seed: int) -> Path:
         return trial.export(parent, "run")
 
 
-def random_kills(count: int, folder: Path, *, seed: int, target: int = 600) -> Counter[str]:
+def random_kills(
+    count: int, folder: Path, share: Share = ALONE, *, seed: int, target: int = 600
+) -> Counter[str]:
     """SIGKILL at random times, in trials of many kills each, until ``count`` kills hit."""
-    rng = random.Random(seed)
+    count, rng = share.count(count), random.Random(f"{seed} {share.number}")
     folder.mkdir(parents=True)
     total: Counter[str] = Counter()
     with Parent() as parent:
@@ -84,11 +87,13 @@ def cut_run(parent: Parent, cut: Trial, rng: random.Random, most: int) -> Counte
         total["kills"] += 1
 
 
-def stops(count: int, folder: Path, *, seed: int, target: int = 400) -> Counter[str]:
+def stops(
+    count: int, folder: Path, share: Share = ALONE, *, seed: int, target: int = 400
+) -> Counter[str]:
     """SIGINT, SIGTERM and SIGHUP at random times; nothing is lost, and nothing at all is sent
     twice.
     """
-    rng = random.Random(seed)
+    count, rng = share.count(count), random.Random(f"{seed} {share.number}")
     folder.mkdir(parents=True)
     total: Counter[str] = Counter()
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -118,23 +123,25 @@ def stops(count: int, folder: Path, *, seed: int, target: int = 400) -> Counter[
     return total
 
 
-def failpoint_kills(folder: Path, *, nths: tuple[int, ...], twice: bool) -> Counter[str]:
+def failpoint_kills(
+    folder: Path, share: Share = ALONE, *, nths: tuple[int, ...], twice: bool
+) -> Counter[str]:
     """Kill at each point's nth passing; with ``twice`` also at each point of the next start."""
     folder.mkdir(parents=True)
     total: Counter[str] = Counter()
     with Parent() as parent:
         uncut = uncut_run(parent, folder / "uncut", target=200, seed=1)
-        for point in POINTS:
+        for point in share.take(POINTS):
             for nth in nths:
                 for second in POINTS if twice and nth == nths[0] else (None,):
                     settings = [f"{point}:{nth}:kill"]
                     settings += [f"{second}:1:kill"] if second else []
                     name = folder / f"{point}-{nth}-{second}"
                     total += killed_at(parent, name, uncut, settings)
-    hit = [name for name in list(total) if name.startswith("hit ")]
-    total["kills"] = sum(total.pop(name) for name in hit)
-    total["points_hit"] = len(hit)
-    total["points_not_hit"] = len(POINTS) - len(hit)
+    mine = share.take(POINTS)
+    total["points_hit"] = sum(total[f"hit {point}"] > 0 for point in mine)
+    total["points_not_hit"] = len(mine) - total["points_hit"]
+    total["kills"] = sum(total.pop(name) for name in list(total) if name.startswith("hit "))
     return total
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.crash.kills import FAULTY, KILLS_A_TRIAL, uncut_run, verdict
 from tests.crash.rig import LedgerServer, Parent, Trial, send_signal
+from tests.crash.share import ALONE, Share
 
 IMAGE_MIB = 96
 
@@ -70,10 +71,16 @@ def _command(*argv: str) -> None:
 
 
 def power_cuts(
-    count: int, folder: Path, *, seed: int, target: int = 600, mutant: str | None = None
+    count: int,
+    folder: Path,
+    share: Share = ALONE,
+    *,
+    seed: int,
+    target: int = 600,
+    mutant: str | None = None,
 ) -> Counter[str]:
     """Cut the power ``count`` times, in trials of many cuts each. Raises CannotMount."""
-    rng = random.Random(seed)
+    count, rng = share.count(count), random.Random(f"{seed} {share.number}")
     folder.mkdir(parents=True)
     total: Counter[str] = Counter()
     with Parent() as parent:
