@@ -42,6 +42,7 @@ __all__ = ["Loaded", "TransformersBackend", "load"]
 
 log = logging.getLogger(__name__)
 
+_WRONG_MODEL = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError)
 _ROWS = {"cpu": 32, "cuda": 128, "mps": 16}
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096, "mps": 1024}
 _KV_SHARE = 0.5
@@ -221,13 +222,10 @@ def load(model: str, device: torch.device, dtype: str | None = None) -> Loaded:
         network, info = opened
         network = network.eval().to(device)
         probe = _probe(network, device)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        raise ConfigError(f"cannot open model {model!r}: {_first_line(error)}") from error
-    except (RuntimeError, MemoryError) as error:
+    except (*_WRONG_MODEL, RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
             raise UnavailableError(
-                f"no memory for model {model!r} on {device}; "
-                "choose a smaller model or --dtype bfloat16, or free some"
+                f"no memory for model {model!r} on {device}; choose a smaller model, or free some"
             ) from error
         raise ConfigError(f"cannot open model {model!r}: {_first_line(error)}") from error
     if lost := sorted(info["missing_keys"]):
@@ -306,9 +304,12 @@ def _fatal(error: Exception) -> Failure:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Torch has an exception of its own for devices only; on the CPU its text must tell."""
+    """Torch has an exception of its own for devices only; its allocator on the CPU, the kernel and
+    safetensors have the words alone: "can't allocate memory", "Cannot allocate memory".
+    """
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        isinstance(error, (RuntimeError, OSError, SafetensorError))
+        and "allocate memory" in str(error)
     )
 
 

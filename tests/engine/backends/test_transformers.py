@@ -6,6 +6,8 @@ Tiny random models for the machinery, the embedded model for the claims about re
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import shutil
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from engine import models
 from engine.backends.base import Failure
@@ -370,6 +373,32 @@ async def test_models_that_cannot_be_opened(
     with pytest.raises(ConfigError, match=says) as caught:
         await TransformersBackend(str(folder), device="cpu").start()
     assert caught.value.exit_code == 78
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        SafetensorError("I/O error: Cannot allocate memory (os error 12)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_no_memory_while_loading(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """However it is told, it is one line with exit code 69."""
+
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("engine.backends.transformers.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(UnavailableError, match="choose a smaller model") as caught:
+        await TransformersBackend(str(tiny), device="cpu").start()
+    assert caught.value.exit_code == 69
     assert "\n" not in str(caught.value)
 
 
