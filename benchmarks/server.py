@@ -56,6 +56,8 @@ class Behaviour:
     root: str = "toy"
     owned_by: str = "vllm"
     max_model_len: int | None = 4096
+    tells_length: bool = True
+    """Whether its list of models says so; if not, an overflow's message does."""
     api_key: str | None = None
     records: int = 3
     """Records in an answer."""
@@ -233,7 +235,7 @@ class _Peer(asyncio.Protocol):
                 "owned_by": behaviour.owned_by,
                 "root": behaviour.root,
             }
-            if behaviour.max_model_len is not None:
+            if behaviour.max_model_len is not None and behaviour.tells_length:
                 card["max_model_len"] = behaviour.max_model_len  # type: ignore[assignment]
             self.json(200, {"object": "list", "data": [card]})
         elif path == "/tokenize":

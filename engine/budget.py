@@ -210,6 +210,15 @@ class Budget:
             return _FREE
         return self._scout
 
+    def current(self, prompt: Prompt) -> Prompt:
+        """The prompt as it is made by what is known now: the context may have been learned while
+        it waited for its passage.
+        """
+        context = self.context_length
+        if context is None or prompt.truncated or _total(prompt) <= context:
+            return prompt
+        return self.prompt(prompt.index)
+
     def fitted(self, prompt: Prompt) -> None:
         """The server answered this prompt: prompts up to its size go freely from now on."""
         self._shrinks.pop(prompt.index, None)

@@ -301,6 +301,7 @@ class Pipeline:
         """One call from its slot to the commit of its answers."""
         try:
             async with self._budget.passage(prompts):
+                prompts = [self._budget.current(prompt) for prompt in prompts]
                 keys = [prompt.key(lease.backend.model) for prompt in prompts]
                 await self._store.sent(prompts, keys)
                 self.progress.sent += len(prompts)
