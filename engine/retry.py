@@ -8,6 +8,7 @@ ahead of first attempts.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,21 +62,29 @@ async def deliver(
     """Answer the prompts of one call, each with a completion or a failure for good, in their order.
 
     ``lease`` is the slot of the first attempt; it is given back here whatever happens. A prompt
-    that fails within a call of several is asked again alone.
+    that fails within a call of several is asked again alone, beside the others that failed: none of
+    them holds a slot while it waits for one.
 
     Raises a WoolmillError where no request can succeed any more: AuthError, ConfigError,
     StoppedError, UnavailableError.
     """
     backend = lease.backend
     outcomes = await _attempt(prompts, lease)
-    deliveries = []
-    for prompt, outcome in zip(prompts, outcomes, strict=True):
+
+    async def delivery(prompt: Prompt, outcome: Completion | Failure) -> Delivery:
         if isinstance(outcome, Completion):
-            delivery = Delivery(prompt=prompt, outcome=outcome, attempts=1, backend=backend.name)
-        else:
-            delivery = await _Retrial(prompt, outcome, backend, pool, policy, refit).run()
-        deliveries.append(delivery)
-    return deliveries
+            return Delivery(prompt=prompt, outcome=outcome, attempts=1, backend=backend.name)
+        return await _Retrial(prompt, outcome, backend, pool, policy, refit).run()
+
+    if len(prompts) == 1:
+        return [await delivery(prompts[0], outcomes[0])]
+    try:
+        async with asyncio.TaskGroup() as group:
+            pairs = zip(prompts, outcomes, strict=True)
+            tasks = [group.create_task(delivery(*pair)) for pair in pairs]
+    except ExceptionGroup as errors:  # the first ended the others; the caller knows single errors
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def _attempt(prompts: Sequence[Prompt], lease: Lease) -> list[Completion | Failure]:

@@ -137,6 +137,32 @@ class TestPolicy:
         assert [d.prompt.index for d in done] == list(range(5))
         assert sizes == [5, 1]
 
+    async def test_the_failures_of_a_batch_are_retried_beside_each_other(self) -> None:
+        """Eight that must wait a minute each take one minute, even with a single slot."""
+        backend = ScriptedBackend(
+            max_in_flight=1,
+            fault=lambda p, attempt: (
+                verdict("ambiguous", retry_after_s=60.0) if attempt == 1 else None
+            ),
+        )
+        done = await run([prompt(i) for i in range(8)], Pool([backend]))
+        assert [d.prompt.index for d in done] == list(range(8))
+        assert all(isinstance(d.outcome, Completion) for d in done)
+        assert 60 <= now() < 62
+
+    async def test_what_is_fatal_for_one_of_a_batch_ends_the_others(self) -> None:
+        """The error itself is raised, at once, and no slot is lost."""
+
+        def fault(asked: Prompt, attempt: int) -> Verdict | None:
+            if attempt == 1 or asked.index != 2:
+                return verdict("ambiguous", retry_after_s=1.0 if asked.index == 2 else 600.0)
+            return verdict("fatal", error=AuthError("no"))
+
+        pool = Pool([ScriptedBackend(fault=fault)])
+        with pytest.raises(AuthError):
+            await run([prompt(i) for i in range(4)], pool)
+        assert (now() < 3, pool.in_flight) == (True, 0)
+
     async def test_fault_031_an_overflow_is_sent_again_smaller(self) -> None:
         """Never the same prompt twice: refit decides, and None is a dead letter."""
         sent = []
