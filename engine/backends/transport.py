@@ -16,7 +16,9 @@ chunk, is an error, never a short answer.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
+import logging
 import socket
 import ssl
 from collections import deque
@@ -24,6 +26,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
+from urllib.request import getproxies_environment
 
 import httptools
 import httpx
@@ -31,6 +34,8 @@ import httpx
 from engine.errors import ConfigError
 
 __all__ = ["FastTransport"]
+
+log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Status line and headers; no API sends more, and a server that does is broken or hostile."""
@@ -60,6 +65,7 @@ class FastTransport(httpx.AsyncBaseTransport):
     def __init__(
         self, *, ca_file: str | Path | None = None, keep_alive_s: float = KEEP_ALIVE_S
     ) -> None:
+        _note_proxies()
         self._ca_file = ca_file
         self._keep_alive_s = keep_alive_s
         self._ssl: ssl.SSLContext | None = None
@@ -169,6 +175,14 @@ class FastTransport(httpx.AsyncBaseTransport):
                 )
         self._addresses[host] = (loop.time() + ADDRESS_TTL_S, addresses)
         return addresses
+
+
+@functools.cache
+def _note_proxies() -> None:
+    """Say once that a proxy of the environment is not used; its address may hold a password."""
+    names = sorted(f"{scheme.upper()}_PROXY" for scheme in getproxies_environment())
+    if names:
+        log.warning("%s: not used; requests go straight to the base URL", ", ".join(names))
 
 
 def _trust(ca_file: str | Path | None) -> ssl.SSLContext:

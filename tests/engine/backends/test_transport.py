@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from benchmarks.server import Server
+from engine.backends import transport as transport_module
 from engine.backends.transport import KEEP_ALIVE_S, FastTransport
 from engine.errors import ConfigError
 from tests.engine.wire import http, raw_server
@@ -295,12 +296,17 @@ async def test_fault_014_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_fault_015_proxies_of_the_environment_are_not_used(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """HTTP_PROXY does not divert requests, and so no key reaches a proxy by accident."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    """HTTP_PROXY does not divert requests, so no key reaches a proxy by accident; said once."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://me:secret@127.0.0.1:1")
+    transport_module._note_proxies.cache_clear()
+    FastTransport()
     async with Server() as server:
         transport = FastTransport()
         assert (await get(transport, f"{server.url}/v1/models")).status_code == 200
         await transport.aclose()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "HTTP_PROXY: not used" in said
+    assert "secret" not in said
