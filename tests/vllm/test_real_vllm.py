@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from engine.backends.base import Failure
 from engine.backends.http import HttpBackend
 from engine.backends.serve import Server, serving
 from engine.backends.vllm import VllmBackend
+from engine.errors import WoolmillError
 from engine.records import Completion, Prompt, Sampling
-from tests.engine.backends.test_vllm import child_pid, wait_for_end
+from engine.store import RunStore
+from tests.engine.backends.test_vllm import child_pid, holders, wait_for_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -136,3 +140,71 @@ async def test_fault_057_in_a_child_process(python: Path, tmp_path: Path) -> Non
     assert isinstance(long, Failure)
     assert (long.verdict.kind, long.verdict.prompt_tokens) == ("overflow", 3001)
     await asyncio.to_thread(wait_for_end, killed)
+
+
+def command(python: Path, out: Path, *more: str) -> list[str]:
+    """``woolmill generate`` for two records with vLLM, two rows at a time."""
+    run = [sys.executable, "-m", "engine", "generate", "--backend", "vllm", "--target", "2"]
+    run += ["--vllm-python", str(python), "--vllm-arg", "max_model_len=2048", "--no-semantic"]
+    return [*run, "--max-in-flight", "8", "--no-progress", "--out", str(out), *more]
+
+
+def instructions(out: Path) -> list[str]:
+    """Those of the accepted rows, in order."""
+    with RunStore.read(out) as store:
+        return [row.record.instruction for row, _ in store.accepted() if row.record]
+
+
+def test_generate_on_a_server_of_its_own(python: Path, tmp_path: Path) -> None:
+    """``--serve``: exactly the rows wanted, and no server left."""
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command(python, out, "--serve"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(set(instructions(out))) == 2
+    assert not list(vllm_processes(out))
+
+
+def test_fault_057_a_run_whose_child_and_whose_self_are_killed(
+    python: Path, tmp_path: Path
+) -> None:
+    """kill -9 of the run while vLLM answers: the child ends too. The same command goes on, its own
+    child is killed, and it ends with exactly the rows wanted.
+    """
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        command(python, out), cwd=ROOT, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        child = answering(out, run)
+        run.kill()
+    wait_for_end(child)
+    kept = instructions(out)
+    with RunStore.read(out) as store:
+        sent = store.counts().sent
+    with subprocess.Popen(command(python, out), cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        os.kill(answering(out, run, sent), signal.SIGKILL)
+        said = run.communicate()[1]
+    assert run.returncode == 0, said
+    assert "vLLM died by SIGKILL" in said
+    rows = instructions(out)
+    assert len(set(rows)) == len(rows) == 2
+    assert rows[: len(kept)] == kept
+    assert not list(vllm_processes(out))
+
+
+def vllm_processes(out: Path) -> Iterator[int]:
+    """Processes that write a vLLM log of this run."""
+    for log in out.glob("vllm*.log"):
+        yield from holders(log)
+
+
+def answering(out: Path, run: subprocess.Popen[str], sent: int = 0) -> int:
+    """Wait until more requests than ``sent`` were sent; the leader of vLLM's processes."""
+    while True:
+        assert run.poll() is None
+        with contextlib.suppress(WoolmillError), RunStore.read(out) as store:
+            leaders = [pid for pid in vllm_processes(out) if os.getpgid(pid) == pid]
+            if leaders and store.counts().sent > sent:
+                return leaders[0]
+        time.sleep(0.2)
