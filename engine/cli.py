@@ -73,6 +73,8 @@ def cli(debug: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="woolmill: %(name)s: %(message)s"
     )
+    # To download and convert a model takes a minute: a person should know what is waited for.
+    logging.getLogger("engine.models").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -96,9 +96,16 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
         }
         if config.chosen_backend in ("transformers", "vllm"):
             chosen["model_at"] = models.locate(config.model or EMBEDDED_MODEL)
+        if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):
+            chosen["error"] = "vllm is not installed here; see --vllm-python"
     except WoolmillError as exc:
         return {"error": str(exc)}
     return chosen
+
+
+def _lacks_vllm(python: Path | None) -> bool:
+    """Whether vLLM cannot be started; of another environment only that its interpreter runs."""
+    return _version("vllm") is None if python is None else not os.access(python, os.X_OK)
 
 
 def _problems(found: Mapping[str, Any], free: int, where: Path) -> Iterator[str]:

