@@ -170,12 +170,12 @@ def run_http(prompts: Sequence[Prompt], python: Path) -> Run:
 
 def run_llm_generate(prompts: Sequence[Prompt], python: Path) -> Run:
     """vLLM's own offline API."""
-    from engine.backends.vllm import child_environment
+    from engine.backends.vllm import child_environment, engine_arguments
 
     job = {
         "prompts": [prompt.text for prompt in prompts],
         "model": models.locate(MODEL),
-        "arguments": {**VLLM_ARGUMENTS, "enforce_eager": True},
+        "arguments": engine_arguments({n: str(v) for n, v in VLLM_ARGUMENTS.items()}),
         "max_tokens": prompts[0].sampling.max_tokens,
         "stop": list(prompts[0].sampling.stop),
     }
