@@ -8,7 +8,8 @@ Retries, limits, breakers and HTTP run as in a run (``engine.retry``, ``engine.l
 503, cut streams, resets before and within the answer, silence before and within it.
 
 * ``auto`` and a fixed 64: the time for all rows without faults, with 20 and with 50 % of requests
-  failing; each row must be delivered exactly once.
+  failing; each row must be delivered exactly once. The last hundredth is a time of its own: it is
+  that of rows which failed several times in a row, with longer waits each time.
 * Two endpoints of 32 slots, one killed, then one hung behind a healthy port: the rate of the other
   once that is known, against its rate alone.
 * ``auto`` before a server that refuses beyond 40, then beyond 80, then 40, after a minute each.
@@ -92,12 +93,14 @@ async def mixed(requests: int, in_flight: InFlight, fault_rate: float) -> dict[s
     behaviour = Behaviour(latency_s=LATENCY_S, fault_rate=fault_rate, faults=MIXED)
     async with Server(behaviour) as server:
         client = Client([server], in_flight)
+        began = time.perf_counter()
         seconds = await client.work(requests)
         statuses = server.ledger.statuses
     return {
         "in_flight": in_flight,
         "fault_rate": fault_rate,
         "seconds": round(seconds, 2),
+        "seconds_to_99_percent": round(client.at_s[int(0.99 * len(client.at_s))] - began, 2),
         "delivered": len(client.rows),
         "twice": sum(n - 1 for n in client.rows.values()),
         "failed": client.failed,
@@ -180,7 +183,8 @@ async def measure(requests: int, seconds: float) -> dict[str, Any]:
             rows.append(row)
             print(
                 f"{in_flight:>5} in flight, {fault_rate:4.0%} faults: {row['seconds']:6.1f} s, "
-                f"{row['times']:5.2f} times, {row['delivered']} delivered, {row['twice']} twice",
+                f"{row['times']:5.2f} times, "
+                f"99 % after {row['seconds_to_99_percent']:.1f} s, {row['delivered']} delivered, {row['twice']} twice",
                 flush=True,
             )
     endpoints = [await two_endpoints(fate) for fate in ("killed", "hung")]

@@ -5,9 +5,9 @@
 The whole pool runs (``engine.limits``), with simulated servers behind it and the clock of
 ``benchmarks.virtual_time``, so two minutes of 2,000 requests in flight take seconds. ``reached`` is
 goodput after the first minute against the best that any constant concurrency or pace could do;
-``429`` the share of requests refused in the whole scenario; ``recovery`` the time from the step
-until goodput is at 90 % of the new best and stays there for five seconds; ``swing`` the largest
-distance of a ten-second mean from the mean of the steady part.
+``429`` the share of requests refused in the whole scenario, without those refused by chance;
+``recovery`` the time from the step until goodput is at 90 % of the new best and stays there for
+five seconds; ``swing`` the largest distance of a ten-second mean from the mean of the steady part.
 
 The peers' policies are ours after their descriptions: DataDesigner's cuts its concurrency by a
 quarter at a 429, not below one, and adds one after a window of successes up to a configured most
@@ -51,6 +51,7 @@ class Simulated:
         batching: Batching | None = None,
         gauges: bool = False,
         noise: float = 0.0,
+        noise_wait_s: float | None = None,
         mean_tokens: int = 150,
     ) -> None:
         self.name = self.model = "simulated"
@@ -65,10 +66,12 @@ class Simulated:
         self.batching = batching
         self.mean_tokens = mean_tokens
         self.refused = 0
+        self.by_chance = 0
         self.answered: list[tuple[float, int]] = []
         self._gauges = gauges
         self._retry_after = retry_after
         self._noise = noise
+        self._noise_wait_s = noise_wait_s
         self._running = 0
         self._bucket = (
             TokenBucket(bucket_per_min, burst=bucket_per_min / 6) if bucket_per_min else None
@@ -81,7 +84,8 @@ class Simulated:
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         loop = asyncio.get_running_loop()
         if self._noise and self._rng.random() < self._noise:
-            await self._refuse(None)
+            self.by_chance += 1
+            await self._refuse(self._noise_wait_s)
         if self.slots is not None and self._running >= self.slots:
             await self._refuse(None)
         if self._bucket is not None and not self._bucket.take(1):
@@ -234,13 +238,19 @@ def scale_engine(factor: float) -> Callable[[Simulated], None]:
 
 
 def engine(
-    *, width: int = 256, kv_tokens: int | None = None, gauges: bool = False
+    *,
+    width: int = 256,
+    kv_tokens: int | None = None,
+    gauges: bool = False,
+    noise: float = 0.0,
 ) -> Callable[[], Simulated]:
     return lambda: Simulated(
         batching=Batching(
             step_s=0.015, per_sequence_s=0.0001, max_num_seqs=width, kv_tokens=kv_tokens
         ),
         gauges=gauges,
+        noise=noise,
+        noise_wait_s=1.0,
     )
 
 
@@ -272,6 +282,10 @@ SCENARIOS = (
     Scenario(
         name="429 beyond 200, and 3 % at random", server=lambda: Simulated(slots=200, noise=0.03),
         best=per_slot,
+    ),
+    Scenario(
+        name="vLLM 256 wide, and 5 % of 429 at random", best=per_engine, in_tokens=True,
+        server=engine(noise=0.05),
     ),
     Scenario(name="vLLM 64 wide", server=engine(width=64), best=per_engine, in_tokens=True),
     Scenario(name="vLLM 256 wide", server=engine(), best=per_engine, in_tokens=True),
@@ -373,7 +387,7 @@ def _measure(
         )
     return Outcome(
         reached=reached,
-        refused=server.refused / max(server.refused + len(server.answered), 1),
+        refused=(server.refused - server.by_chance) / max(server.refused + len(server.answered), 1),
         recovery_s=recovery,
         swing=max(abs(ten - reached) / reached for ten in tens),
         limits=limits,

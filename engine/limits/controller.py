@@ -53,6 +53,8 @@ CLOSE = 4
 SURE = 4.5
 """Evidence (logarithm of a likelihood ratio) by which refusals are an episode and not chance. One
 refusal is enough where chance ones are as rare as ``PRIOR`` has it."""
+MOST_CHANCE = 0.12
+"""More than this is never put down to chance, lest a limit's own refusals excuse themselves."""
 PRIOR = (0.02, 20.0)
 """Refusals by chance and ends of requests before anything is known."""
 TRIED = 2
@@ -422,7 +424,7 @@ class Adaptive:
 
     def _shares(self) -> tuple[float, float]:
         """What share is refused by chance, and what share would be beyond a limit."""
-        chance = self._chance[0] / self._chance[1]
+        chance = min(self._chance[0] / self._chance[1], MOST_CHANCE)
         return chance, min(max(EXCESS * chance, LEAST_EXCESS), 0.9)
 
     def _may_be_chance(self, ticket: Ticket, now_s: float) -> bool:

@@ -409,6 +409,8 @@ QUICK_SCENARIOS = {
     "429 beyond 40": (0.95, 0.01),
     "429 beyond 100, then 400": (0.95, 0.01),
     "600 requests a minute, Retry-After": (0.93, 0.025),
+    "vLLM 256 wide, and 5 % of 429 at random": (0.95, 0.0),
+    "429 beyond 200, and 3 % at random": (0.88, 0.01),
     "vLLM 64 wide": (0.95, 0.0),
     "vLLM, room for 100, gauges": (0.95, 0.0),
 }
