@@ -96,6 +96,7 @@ class RunReader:
         if not self.path.is_file():
             raise InputError(f"{folder}: holds no run (no run.sqlite)")
         self._reading = threading.Lock()
+        self._sent_seen = False
         with disk_errors(self.path):
             self._connection = connect(self.path, write=False)
             try:
@@ -125,6 +126,7 @@ class RunReader:
 
     def resume(self) -> Resume:
         counts = self.counts()
+        self._sent_whole()
         beyond = self._query(
             "SELECT request FROM answer WHERE request >= ?", (counts.answered_below,)
         )
@@ -176,10 +178,12 @@ class RunReader:
             (after, _CHUNK),
         ):
             for request, at, body, sum_ in rows:
-                if not self._checksum.holds("answer", (request, at), body, sum_):
+                whole = self._checksum.holds("answer", (request, at), body, sum_)
+                if not whole or request <= after:
                     raise damaged("answer", request, self.path)
                 yield decode_answer(body), at / 1000
-            after, count = rows[-1][0], count + len(rows)
+                after = request
+            count += len(rows)
         self._complete("answer", count, expected)
 
     def decisions(
@@ -202,8 +206,12 @@ class RunReader:
             after,
         ):
             for row in rows:
-                yield self._decision(*row)
-            after, count = rows[-1][:2], count + len(rows)
+                decision = self._decision(*row)
+                if (decision.index, decision.position) <= after:  # a damaged page gives it twice
+                    raise damaged("decision", f"{row[0]}.{row[1]}", self.path)
+                yield decision
+                after = (decision.index, decision.position)
+            count += len(rows)
         if whole:
             self._complete("decision", count, wanted)
 
@@ -234,6 +242,7 @@ class RunReader:
 
     def sessions(self) -> list[Session]:
         """The processes that wrote to the run, in order."""
+        self._pages_whole("session")
         sessions = []
         for number, body, sum_ in self._query(
             "SELECT number, body, sum FROM session ORDER BY number"
@@ -247,16 +256,23 @@ class RunReader:
         """Requests sent in more than one session, by key: in flight at a crash, so perhaps paid
         twice.
         """
-        rows = self._query(
-            "SELECT request, session, key, sum FROM sent GROUP BY request"
-            " HAVING count(DISTINCT session) > 1 ORDER BY request"
-        )
-        again = []
-        for request, session, key, sum_ in rows:
-            if not self._checksum.holds("sent", (request, session), key, sum_):
-                raise damaged("sent", request, self.path)
-            again.append(InFlight(index=request, key=key.hex(), session=session))
-        return again
+        self._sent_whole()
+        again: dict[int, InFlight] = {}
+        before, after = (-1, -1), (-1, -1, b"")
+        while rows := self._query(
+            "SELECT request, session, key, sum FROM sent WHERE (request, session, key) > (?, ?, ?)"
+            f" ORDER BY request, session, key LIMIT {_CHUNK}",
+            after,
+        ):
+            # Every row, not only those found: a damaged number hides a row among the others.
+            for request, session, key, sum_ in rows:
+                if not self._checksum.holds("sent", (request, session), key, sum_):
+                    raise damaged("sent", request, self.path)
+                if request == before[0] and session != before[1]:
+                    again[request] = InFlight(index=request, key=key.hex(), session=session)
+                before = request, session
+            after = rows[-1][:3]
+        return list(again.values())
 
     def _query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with self._reading, disk_errors(self.path):
@@ -283,11 +299,35 @@ class RunReader:
             after,
         ):
             for request, position, body, sum_ in rows:
-                if not self._checksum.holds("vector", (request, position), body, sum_):
+                whole = self._checksum.holds("vector", (request, position), body, sum_)
+                if not whole or (request, position) <= after:
                     raise damaged("vector", f"{request}.{position}", self.path)
                 yield (request, position), np.frombuffer(body, dtype="<f4")
-            after, count = rows[-1][:2], count + len(rows)
+                after = (request, position)
+            count += len(rows)
         self._complete("vector", count, expected)
+
+    def _sent_whole(self) -> None:
+        """Raises InputError where rows are missing, of which some may have been in flight, or where
+        a damaged page gives some twice. Looks once. One statement, so that both numbers are of one
+        commit.
+        """
+        if self._sent_seen:
+            return
+        self._pages_whole("sent")
+        ((count, body),) = self._query(
+            "SELECT count(*), (SELECT body FROM meta WHERE name = 'counts') FROM sent"
+        )
+        if count != decode_counts(body).sent:
+            raise damaged("sent", "(all)", self.path)
+        self._sent_seen = True
+
+    def _pages_whole(self, table: str) -> None:
+        """Raises InputError where SQLite sees that pages hide rows or give them twice, which no
+        row's own checksum can.
+        """
+        if self._query(f"PRAGMA integrity_check({table})") != [(b"ok",)]:
+            raise damaged(table, "(all)", self.path)
 
     def _complete(self, table: str, count: int, expected: int) -> None:
         # More is no fault: rows committed since the counts were read.

@@ -67,6 +67,9 @@ def problems(folder: Path) -> Iterator[str]:
             walk = _Walk(connection, checksum, path)
             yield from walk.rows()
             yield from walk.totals(folder)
+        with RunReader(folder) as run:
+            run.resume()  # refuses what a run would not go on from
+            run.sessions()
     except WoolmillError as exc:
         yield str(exc)
         return
