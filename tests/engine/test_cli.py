@@ -111,8 +111,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("command", "expected", "said"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_with_its_status(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, expected: int, said: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    expected: int,
+    said: str,
 ) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")  # it would go before the file
     (tmp_path / "seeds.jsonl").write_text("{}\n")
     (tmp_path / "key").write_text("sk-1")
     (tmp_path / "key").chmod(0o644)
