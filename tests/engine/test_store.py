@@ -11,6 +11,7 @@ import pytest
 
 from engine.errors import ConfigError, InputError, StoppedError
 from engine.store import Manifest, RunStore
+from engine.upkeep.verify import problems
 from tests.engine.store_rows import MANIFEST, answer, decision, fill, prompt
 
 pytestmark = pytest.mark.anyio
@@ -155,19 +156,24 @@ async def test_a_cancelled_caller_s_answer_is_kept_fault_069(tmp_path: Path) -> 
         assert reader.counts().answered == 50
 
 
-def test_a_store_of_this_format_s_first_day_opens_fault_079(tmp_path: Path) -> None:
-    """A store written when format 1 was new reads as it did, and goes on."""
+async def test_a_store_of_this_format_s_first_day_goes_on_fault_079(tmp_path: Path) -> None:
+    """A store written when format 1 was new reads as it did, goes on, and is sound afterwards."""
     folder = tmp_path / "run"
     folder.mkdir()
     packed = Path(__file__).with_name("data") / "format-1.sqlite.gz"
     (folder / "run.sqlite").write_bytes(gzip.decompress(packed.read_bytes()))
     store = RunStore.open(folder, MANIFEST)
     assert store.answers(0, 9) == [answer(i) for i in range(3)]
-    assert [(d.index, d.position, d.reason) for d in store.decisions()] == [
-        (0, 0, None),
-        (0, 1, "rouge_l"),
-        (1, 0, None),
-        (1, 1, "rouge_l"),
-    ]
+    old = [(0, 0, None), (0, 1, "rouge_l"), (1, 0, None), (1, 1, "rouge_l")]
+    assert [(d.index, d.position, d.reason) for d in store.decisions()] == old
     assert store.session == 2
-    store.close()
+    resume = store.resume()
+    assert resume.last_decided == (1, 1)
+    await store.decided([decision(2, 0)])
+    await store.sent([prompt(3)], [prompt(3).key("m")])
+    await store.answered([answer(3)])
+    await store.aclose()
+    assert list(problems(folder)) == []
+    with RunStore.read(folder) as reader:
+        assert reader.answers(0, 9) == [answer(i) for i in range(4)]
+        assert list(reader.decisions())[-1] == decision(2, 0)

@@ -81,7 +81,7 @@ def test_an_instruction_can_be_laid_out_as_a_chat(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["split", "alpaca", "prefix"])
-def test_security_36_special_tokens_in_data_are_ordinary_text(
+def test_security_36_special_tokens_in_data_are_ordinary_text_fault_063(
     tokenizer: Any, boundary: str
 ) -> None:
     """A record that spells </s> or <|im_end|> gets their characters, never their ids: neither in
