@@ -153,6 +153,8 @@ _GENERATE = _options(
                  help="What is compared. [instruction]"),
     click.option("--against", type=FILE, multiple=True,
                  help="Dataset to stay clear of; again for several."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+                 help="Of the weights, in this process. [float32 on a CPU]"),
     click.option("--vllm-arg", multiple=True, metavar="KEY=VALUE",
                  help="Engine argument for vLLM; again for several."),
     click.option("--vllm-python", type=FILE, help="Interpreter of an environment with vllm."),

@@ -106,6 +106,8 @@ class RunConfig(_Strict):
     max_barren_requests: Positive = 300
     """Stop after this many answers in a row without one accepted record."""
     drain_timeout_s: Seconds = 120.0
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the weights with backend transformers; None: what suits the device, float32 on a CPU."""
     vllm_python: Path | None = None
     """Interpreter of another environment that has vllm."""
     vllm_arg: dict[str, str] = {}
@@ -128,6 +130,8 @@ class RunConfig(_Strict):
             raise ValueError("backend http needs base_url, for example http://127.0.0.1:8000/v1")
         if self.chosen_backend != "http" and (self.base_url or self.endpoint):
             raise ValueError(f"base_url goes with backend http, not {self.chosen_backend}")
+        if self.dtype is not None and self.chosen_backend != "transformers":
+            raise ValueError("dtype goes with backend transformers; vllm takes --vllm-arg dtype=…")
         if self.serve and self.chosen_backend != "vllm":
             raise ValueError("serve goes with backend vllm")
         return self

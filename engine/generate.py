@@ -159,7 +159,7 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
         ]
     from engine.backends.transformers import TransformersBackend
 
-    return [TransformersBackend(model, max_in_flight=rows)]
+    return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
 
 
 def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:

@@ -75,3 +75,9 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
 
 def test_what_may_change_on_resume_are_settings() -> None:
     assert set(RunConfig.model_fields) >= FREE
+
+
+def test_precision_is_for_models_in_this_process() -> None:
+    assert load_config(None, {"dtype": "bfloat16"}).dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="dtype goes with backend transformers"):
+        load_config(None, {"dtype": "bfloat16", "backend": "vllm"})
