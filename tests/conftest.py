@@ -59,7 +59,7 @@ def found_in_command_lines(needle: bytes) -> Iterator[str]:
         except OSError:
             continue  # it has ended
         if needle in arguments:
-            yield f"{path}: {arguments[:60]!r}"
+            yield f"{path} ({arguments.partition(bytes(1))[0].decode(errors='replace')})"
 
 
 def found_in_files(folder: Path, needle: bytes) -> Iterator[str]:
