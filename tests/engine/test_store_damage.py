@@ -123,6 +123,7 @@ def test_damaged_pages_are_refused_and_named_fault_097(
         "DELETE FROM answer WHERE request = 3",
         "UPDATE decision SET reason = 'x' WHERE reason IS NULL AND request = 3",
         "DELETE FROM vector WHERE request = 3",
+        "DELETE FROM sent WHERE request = 3",
     ],
 )
 def test_rows_that_are_gone_are_missed_fault_096(run: Path, sql: str) -> None:
@@ -132,6 +133,29 @@ def test_rows_that_are_gone_are_missed_fault_096(run: Path, sql: str) -> None:
     with pytest.raises(InputError):
         everything(run)
     assert list(problems(run))
+
+
+@pytest.mark.parametrize("table", ["session", "sent"])
+def test_rows_that_a_page_hides_are_missed_fault_096(run: Path, table: str) -> None:
+    """A page that says it holds fewer rows, or points twice at one, is refused and named.
+
+    No row's checksum fails there: those that are left are whole.
+    """
+    path = run / "run.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        sql = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        page = (connection.execute(sql, (table,)).fetchone()[0] - 1) * PAGE
+    good = path.read_bytes()
+    expected = everything(run)
+    cells = int.from_bytes(good[page + 3 : page + 5], "big")
+    overwrite(path, page + 3, (cells - 1).to_bytes(2, "big"))
+    assert refused_to_read(run, expected, "fewer") is not None
+    assert list(problems(run))
+    if cells > 1:
+        first = page + 8
+        overwrite(path, page + 3, good[page + 3 : first] + good[first + 2 : first + 4])
+        assert refused_to_read(run, expected, "twice") is not None
+        assert list(problems(run))
 
 
 def test_a_store_that_lost_its_log_is_refused_fault_097(tmp_path: Path) -> None:
