@@ -184,7 +184,8 @@ async def measure(requests: int, seconds: float) -> dict[str, Any]:
             print(
                 f"{in_flight:>5} in flight, {fault_rate:4.0%} faults: {row['seconds']:6.1f} s, "
                 f"{row['times']:5.2f} times, "
-                f"99 % after {row['seconds_to_99_percent']:.1f} s, {row['delivered']} delivered, {row['twice']} twice",
+                f"99 % after {row['seconds_to_99_percent']:.1f} s, {row['delivered']} delivered, "
+                f"{row['twice']} twice",
                 flush=True,
             )
     endpoints = [await two_endpoints(fate) for fate in ("killed", "hung")]

@@ -280,7 +280,10 @@ class Adaptive:
             self._refusals = 1
         held = float(max(self.in_flight, 1))
         by_chance = self._shares()[0] > SCATTERED
-        if (close and retry_after_s is not None and not by_chance) or self._is_below_known(ticket):
+        lower = self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at
+        if (
+            close and lower and retry_after_s is not None and not by_chance
+        ) or self._is_below_known(ticket):
             self._by_clock = True
         self._learn_pace(now_s)
         room = min(self.limit(now_s), held)
