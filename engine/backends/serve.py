@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 _TETHER = Path(__file__).with_name("tether.py")
 _MAX_RESTARTS = 3
 _STOP_S = 10.0
+_STREAM_INTERVAL = 8
+"""Tokens an event of a stream: on a CPU, events take cores from the model."""
 _ASK_S = 0.25
 """Between two looks at whether a starting server is up."""
 
@@ -226,7 +228,7 @@ def plan(
 
     Raises ConfigError for what can be seen to be wrong beforehand.
     """
-    arguments = engine_arguments(args or {})
+    arguments = {"stream_interval": _STREAM_INTERVAL, **engine_arguments(args or {})}
     per_server = int(arguments.get("tensor_parallel_size", 1))
     gpus = _gpus()
     count = replicas or max(1, len(gpus) // per_server)
