@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import UnavailableError
+
 __all__ = ["reserve", "room"]
 
 RESERVE = 256 << 20
@@ -18,9 +20,17 @@ must be copied. Pages cost nothing until they are written to."""
 def reserve(dtype: Any, rows: int = 0, nbytes: int = RESERVE) -> NDArray[Any]:
     """Zeros (n,), or (rows, n), of ``nbytes`` in all or for each row.
 
-    Mapped here as numpy asks for huge pages, and an insert waits for each of them.
+    Mapped here as numpy asks for huge pages, and an insert waits for each of them. Raises
+    UnavailableError where the process may not have so much address space.
     """
-    pages = mmap.mmap(-1, max(rows, 1) * nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    nbytes *= max(rows, 1)
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as exc:
+        raise UnavailableError(
+            f"no memory: the near-duplicate index cannot reserve {nbytes >> 20} MiB of address "
+            f"space ({exc.strerror}); raise the limit (ulimit -v), or switch the stage off"
+        ) from exc
     array = np.frombuffer(pages, dtype)
     return array.reshape(rows, -1) if rows else array
 
