@@ -36,9 +36,7 @@ def reserve(dtype: Any, rows: int = 0, nbytes: int = RESERVE) -> NDArray[Any]:
 
 
 def room(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """The array itself where it (or each of its rows) has ``size`` elements, else a copy with twice
-    as many.
-    """
+    """The array itself where it (or each of its rows) has ``size`` elements, else a larger copy."""
     had = array.shape[-1]
     if size <= had:
         return array

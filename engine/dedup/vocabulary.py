@@ -40,9 +40,10 @@ class Vocabulary:
         data = np.frombuffer(text.lower().encode("utf-8", "surrogatepass"), np.uint8)
         most = (len(data) + 1) // 2
         self._letters = room(self._letters, int(self._ends[self._size]) + len(data))
-        self._ends = room(self._ends, self._size + most + 1)
-        self._buckets = room(self._buckets, self._size + most)
-        self._links = room(self._links, self._size + most)
+        if (size := self._size + most + 1) > len(self._links):
+            self._ends = room(self._ends, size)
+            self._buckets = room(self._buckets, size)
+            self._links = room(self._links, size)
         ids = np.empty(most, np.uint32)
         count, self._size = _cut(
             data,

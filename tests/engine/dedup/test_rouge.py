@@ -7,6 +7,7 @@ import math
 import random
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score import tokenize as rouge_tokenize
 
-from engine.dedup import Hit, RougeIndex, rouge, rouge_l, tokenize
+from engine.dedup import Hit, RougeIndex, memory, rouge, rouge_l, tokenize, vocabulary
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -262,3 +263,18 @@ def test_threads_take_turns() -> None:
 
     loops: list[Any] = [kernels.find, kernels.insert, scan.scan]
     assert all(loop.targetoptions["nogil"] for loop in loops)
+
+
+def test_decisions_are_the_same_when_arrays_must_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(5)
+    texts = [" ".join(f"w{rng.randint(0, 900)}" for _ in range(9)) for _ in range(600)]
+    roomy = RougeIndex(0.5)
+    with monkeypatch.context() as patched:
+        for module in (rouge, vocabulary):
+            patched.setattr(module, "reserve", partial(memory.reserve, nbytes=256))
+        tight = RougeIndex(0.5)
+    for text in texts:
+        assert tight.find(text) == roomy.find(text)
+        assert tight.add(text) == roomy.add(text)
+    assert tight.nearest_each(texts[:20]) == roomy.nearest_each(texts[:20])
+    assert tight.nbytes == roomy.nbytes
