@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import read_key
-from engine.seeds import bundled_seeds, fingerprint, read_seeds
+from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
 from engine.store import Manifest, RunReader, RunStore
 
 __all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semantic"]
@@ -67,6 +67,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
             await pool.start()  # the server knows which model it serves, and asking is free
         store = RunStore.open(config.out, make_manifest(config, tasks, backends[0].model))
         stack.push_async_callback(store.aclose)
+        with suppress(OSError):  # a disk in trouble stops the store, and says so there
+            keep(tasks, config.out)
         resume = store.resume()
         if resume.counts.accepted >= config.target:
             done = Progress(target=config.target, accepted=resume.counts.accepted)

@@ -9,6 +9,7 @@ harmless and accepted. A file is somebody's input: it is read in bounded pieces.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -20,7 +21,10 @@ import orjson
 from engine.errors import InputError
 from engine.records import SeedTask
 
-__all__ = ["bundled_seeds", "fingerprint", "read_seeds"]
+__all__ = ["KEPT", "bundled_seeds", "fingerprint", "keep", "read_seeds"]
+
+KEPT = "seed_tasks.jsonl"
+"""In a run's folder: the tasks that it was started with, so that its prompts can be shown later."""
 
 MAX_LINE_BYTES = 4 * 2**20
 MAX_TASKS = 1_000_000
@@ -37,6 +41,29 @@ def fingerprint(tasks: Iterable[SeedTask]) -> str:
     for task in tasks:
         digest.update(orjson.dumps([task.id, task.instruction, task.input, task.output]) + b"\n")
     return digest.hexdigest()
+
+
+def keep(tasks: Iterable[SeedTask], folder: Path) -> None:
+    """Write the tasks to ``KEPT`` in a run's folder, once. Nothing but the page depends on it.
+
+    Raises OSError.
+    """
+    path = folder / KEPT
+    if path.exists():
+        return
+    unfinished = path.with_name(f".{KEPT}.{os.getpid()}")
+    with unfinished.open("xb") as file:
+        for task in tasks:
+            instance = {"input": task.input, "output": task.output}
+            fields = {
+                "id": task.id,
+                "name": task.name,
+                "instruction": task.instruction,
+                "instances": [instance],
+                "is_classification": task.is_classification,
+            }
+            file.write(orjson.dumps(fields) + b"\n")
+    unfinished.rename(path)
 
 
 def read_seeds(path: Path, *, at_least: int = 1, skip_bad: bool = False) -> list[SeedTask]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import anyio
 import click
 
-from engine.errors import ConfigError, UsageError
-from engine.seeds import bundled_seeds, fingerprint, read_seeds
+from engine.errors import ConfigError, InputError, UsageError
+from engine.records import SeedTask
+from engine.seeds import KEPT, bundled_seeds, fingerprint, read_seeds
 from engine.store import RunStore
 
 __all__ = ["view"]
@@ -28,7 +29,7 @@ MIN_TOKEN_CHARS = 32
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--expose", is_flag=True, help="Allow a --host that other machines reach.")
 @click.option("--seeds", type=click.Path(path_type=Path, dir_okay=False),
-              help="The run's own seed tasks, to show its prompts. [bundled]")  # fmt: skip
+              help="Seed tasks, to show the run's prompts. [those that it kept]")  # fmt: skip
 def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -> None:
     """Browse and search a run's rows in a browser, live and read-only.
 
@@ -55,10 +56,9 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
         from engine.view.server import bind, make_server
     except ImportError as exc:
         raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
-    tasks = read_seeds(seeds or bundled_seeds())
     with RunStore.read(folder) as run:
-        ours = run.manifest.fixed.get("seeds") == fingerprint(tasks)
-    if not ours:
+        tasks = _seeds_of(folder, seeds, run.manifest.fixed.get("seeds"))
+    if not tasks:
         click.echo("the run has other seed tasks: prompts are not shown (see --seeds)", err=True)
     listener, other_port = bind(host, port)
     bound = listener.getsockname()[1]
@@ -72,7 +72,7 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
         cookie=f"woolmill-{bound}",
     )
     os.nice(10)  # a run on this machine comes first
-    rows = Rows(folder, {task.id: task for task in tasks} if ours else {})
+    rows = Rows(folder, {task.id: task for task in tasks})
     try:
         click.echo(f"http://{shown}:{bound}/enter?token={token}")
         server = make_server(make_app(rows, folder, access))
@@ -80,3 +80,17 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
     finally:
         rows.close()
         listener.close()
+
+
+def _seeds_of(folder: Path, given: Path | None, wanted: object) -> list[SeedTask]:
+    """The tasks whose fingerprint the run has: those given, those it kept, or the bundled ones."""
+    for path in [given] if given else [folder / KEPT, bundled_seeds()]:
+        try:
+            tasks = read_seeds(path)
+        except InputError:
+            if path == given:
+                raise
+            continue
+        if fingerprint(tasks) == wanted:
+            return tasks
+    return []

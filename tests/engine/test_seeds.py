@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InputError
-from engine.seeds import bundled_seeds, fingerprint, read_seeds
+from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, read_seeds
 
 TASK = {
     "id": "one",
@@ -109,3 +109,11 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
 def test_too_few_tasks_for_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 3"):
         read_seeds(written(tmp_path, line()), at_least=3)
+
+
+def test_what_a_run_keeps_are_the_same_tasks(tmp_path: Path) -> None:
+    tasks = read_seeds(bundled_seeds())
+    keep(tasks, tmp_path)
+    keep(tasks[:1], tmp_path)
+    assert read_seeds(tmp_path / KEPT) == tasks
+    assert [path.name for path in tmp_path.iterdir()] == [KEPT]
