@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -186,42 +185,3 @@ async def test_slow_decisions_do_not_hold_up_the_loop_fault_076(
     await ran(tmp_path, monkeypatch, target=4)
     ticking.cancel()
     assert 0 < longest < slow_s
-
-
-@pytest.mark.parametrize(("call", "first"), [("pwrite64", 60), ("fdatasync", 9)])
-def test_a_disk_turned_read_only_in_mid_run_ends_it_fault_088(
-    tmp_path: Path, call: str, first: int
-) -> None:
-    """From one commit on, every write (or sync) of the log fails with EROFS: 74, nothing lost."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    code = f"""
-        import asyncio
-        from pathlib import Path
-        from engine.errors import DiskError
-        from engine.store import RunStore
-        from tests.engine.store_rows import MANIFEST, answer
-        async def main():
-            store = RunStore.open(Path({str(tmp_path)!r}) / "run", MANIFEST)
-            for i in range(20):
-                try:
-                    await store.answered([answer(i)])
-                    print(i)
-                except DiskError as error:
-                    print(error.exit_code)
-            await store.aclose()
-        asyncio.run(main())
-    """
-    done = subprocess.run(
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{tmp_path}/run/run.sqlite-wal",
-         "-e", f"inject={call}:error=EROFS:when={first}+",
-         sys.executable, "-c", textwrap.dedent(code)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = [int(word) for word in done.stdout.split()]
-    kept = said.index(74)
-    assert said == [*range(kept), *[74] * (20 - kept)]
-    with RunReader(tmp_path / "run") as run:
-        assert len(run.answers(0, 99)) >= kept
-    assert list(problems(tmp_path / "run")) == []

@@ -380,8 +380,19 @@ def test_file_systems_that_cannot_keep_the_promise_are_named_fault_094_fault_112
         assert bool(unsafe_filesystem(tmp_path)) is unsafe, kind
 
 
-def test_a_failed_sync_is_never_tried_again_fault_084_fault_085(tmp_path: Path) -> None:
-    """After EIO the kernel may call the next sync good and have lost the pages: the run ends."""
+@pytest.mark.parametrize(
+    "inject",
+    [
+        "fdatasync:error=EIO:when=6",
+        "pwrite64:error=EROFS:when=60+",
+        "fdatasync:error=EROFS:when=9+",
+    ],
+    ids=["a sync fails once", "read-only from a write on", "read-only from a sync on"],
+)
+def test_a_failing_disk_ends_the_run_fault_084_fault_085_fault_088(
+    tmp_path: Path, inject: str
+) -> None:
+    """After EIO the kernel may call the next sync good and have lost the pages: no second try."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     run = tmp_path / "run"
@@ -404,7 +415,7 @@ asyncio.run(main())
 """
     done = subprocess.run(
         ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{run}/run.sqlite-wal",
-         "-e", "inject=fdatasync:error=EIO:when=6", sys.executable, "-c", code],
+         "-e", f"inject={inject}", sys.executable, "-c", code],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
