@@ -69,7 +69,7 @@ class Inserts:
                     self._connection.execute("ROLLBACK")
                 self._counts, self._beyond = self._committed()
                 self._transaction(group)
-        self._lock.set_mark(self._counts.commits)
+            self._lock.set_mark(self._counts.commits)
         failpoint("store.committed")
 
     def _transaction(self, group: Sequence[Work]) -> None:

@@ -381,16 +381,22 @@ def test_file_systems_that_cannot_keep_the_promise_are_named_fault_094_fault_112
 
 
 @pytest.mark.parametrize(
-    "inject",
+    ("file", "inject"),
     [
-        "fdatasync:error=EIO:when=6",
-        "pwrite64:error=EROFS:when=60+",
-        "fdatasync:error=EROFS:when=9+",
+        ("run.sqlite-wal", "fdatasync:error=EIO:when=6"),
+        ("run.sqlite-wal", "pwrite64:error=EROFS:when=60+"),
+        ("run.sqlite-wal", "fdatasync:error=EROFS:when=9+"),
+        ("run.lock", "pwrite64:error=ENOSPC:when=9"),
     ],
-    ids=["a sync fails once", "read-only from a write on", "read-only from a sync on"],
+    ids=[
+        "a sync fails once",
+        "read-only at a write",
+        "read-only at a sync",
+        "no room for the mark",
+    ],
 )
 def test_a_failing_disk_ends_the_run_fault_084_fault_085_fault_088(
-    tmp_path: Path, inject: str
+    tmp_path: Path, file: str, inject: str
 ) -> None:
     """After EIO the kernel may call the next sync good and have lost the pages: no second try."""
     if shutil.which("strace") is None:
@@ -414,7 +420,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{run}/run.sqlite-wal",
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"{run}/{file}",
          "-e", f"inject={inject}", sys.executable, "-c", code],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
