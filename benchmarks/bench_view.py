@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from engine.errors import WoolmillError
 from engine.store import RunReader
 
 TOKEN = "bench-token-0123456789-0123456789-0123456789"
@@ -92,7 +93,7 @@ def rate(url: str, options: argparse.Namespace, connections: int, said: Counter[
 def watch(run: subprocess.Popen[bytes], folder: Path, connections: int, said: Counter[str]) -> None:
     """Serve the run's page and ask it until the run ends."""
     while not _started(folder):
-        time.sleep(0.05)
+        time.sleep(0.05)  # another process: there is nothing to wait on
     command = [sys.executable, "-m", "engine", "view", str(folder), "--port", "0"]
     env = os.environ | {"WOOLMILL_VIEW_TOKEN": TOKEN}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as view:
@@ -108,7 +109,7 @@ def _started(folder: Path) -> bool:
     try:
         with RunReader(folder) as store:
             return store.counts().answered > 0
-    except Exception:  # noqa: BLE001 - not there yet, in whatever way
+    except WoolmillError:  # not there yet, or not whole
         return False
 
 

@@ -9,7 +9,6 @@ harmless and accepted. A file is somebody's input: it is read in bounded pieces.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -44,26 +43,27 @@ def fingerprint(tasks: Iterable[SeedTask]) -> str:
 
 
 def keep(tasks: Iterable[SeedTask], folder: Path) -> None:
-    """Write the tasks to ``KEPT`` in a run's folder, once. Nothing but the page depends on it.
+    """Write the tasks to ``KEPT`` in a run's folder, unless they stand there. Raises OSError.
 
-    Raises OSError.
+    Nothing but the page depends on it, and that looks at the fingerprint, so a half-written file
+    does no harm; the next session mends it.
     """
-    path = folder / KEPT
-    if path.exists():
-        return
-    unfinished = path.with_name(f".{KEPT}.{os.getpid()}")
-    with unfinished.open("xb") as file:
-        for task in tasks:
-            instance = {"input": task.input, "output": task.output}
-            fields = {
+    text = b"".join(
+        orjson.dumps(
+            {
                 "id": task.id,
                 "name": task.name,
                 "instruction": task.instruction,
-                "instances": [instance],
+                "instances": [{"input": task.input, "output": task.output}],
                 "is_classification": task.is_classification,
-            }
-            file.write(orjson.dumps(fields) + b"\n")
-    unfinished.rename(path)
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+        for task in tasks
+    )
+    path = folder / KEPT
+    if not path.exists() or path.read_bytes() != text:
+        path.write_bytes(text)
 
 
 def read_seeds(path: Path, *, at_least: int = 1, skip_bad: bool = False) -> list[SeedTask]:

@@ -36,8 +36,8 @@ from engine.backends.base import Failure, Verdict
 from engine.backends.http import HttpBackend
 from engine.backends.vllm import (
     child_environment,
-    died,
     engine_arguments,
+    how_it_ended,
     last_error,
     refusal,
 )
@@ -51,8 +51,6 @@ log = logging.getLogger(__name__)
 _TETHER = Path(__file__).with_name("tether.py")
 _MAX_RESTARTS = 3
 _STOP_S = 10.0
-_STREAM_INTERVAL = 8
-"""Tokens an event of a stream: on a CPU, events take cores from the model."""
 _ASK_S = 0.25
 """Between two looks at whether a starting server is up."""
 
@@ -111,12 +109,12 @@ class Server:
                         return
                 self._stopping.wait(_ASK_S)
         self.gone.set()
-        said = last_error(self.log_file) or died(self._process.returncode)
+        said = last_error(self.log_file) or f"it died {how_it_ended(self._process.returncode)}"
         raise refusal(said, f"its log is {self.log_file}")
 
     def last_words(self) -> str:
         """Why a server that is gone for good is gone."""
-        said = last_error(self.log_file) or died(self._process.returncode)
+        said = last_error(self.log_file) or f"it died {how_it_ended(self._process.returncode)}"
         return f"vLLM died {_MAX_RESTARTS + 1} times: {said}; its log is {self.log_file}"
 
     def stop(self) -> None:
@@ -228,7 +226,7 @@ def plan(
 
     Raises ConfigError for what can be seen to be wrong beforehand.
     """
-    arguments = {"stream_interval": _STREAM_INTERVAL, **engine_arguments(args or {})}
+    arguments = engine_arguments(args or {})
     per_server = int(arguments.get("tensor_parallel_size", 1))
     gpus = _gpus()
     count = replicas or max(1, len(gpus) // per_server)

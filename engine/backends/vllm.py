@@ -39,8 +39,8 @@ from engine.records import Completion, Prompt, Usage
 __all__ = [
     "VllmBackend",
     "child_environment",
-    "died",
     "engine_arguments",
+    "how_it_ended",
     "last_error",
     "refusal",
 ]
@@ -329,7 +329,7 @@ class _Child(asyncio.SubprocessProtocol):
     def process_exited(self) -> None:
         """Called by the loop: all who wait are told, and workers left behind are ended."""
         code = self._transport.get_returncode() if self._transport else None
-        how = died(code).removeprefix("it died ")
+        how = how_it_ended(code)
         self._kill()
         for reply in [self._ready, *self._owed.values()]:
             if not reply.done():
@@ -417,12 +417,13 @@ def refusal(why: str, where: str) -> ConfigError | UnavailableError:
     return ConfigError(f"vLLM cannot start: {why}; {where}")
 
 
-def died(status: int | None) -> str:
+def how_it_ended(status: int | None) -> str:
     """How a process ended, from its status as ``subprocess`` or a shell tells it."""
     if status is not None and status > 128:
         status = 128 - status
-    how = f"with status {status}" if status is None or status >= 0 else _signal_name(-status)
-    return f"it died {how}"
+    if status is None or status >= 0:
+        return f"with status {status}"
+    return _signal_name(-status)
 
 
 def last_error(log_file: Path) -> str:

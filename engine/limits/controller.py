@@ -17,7 +17,7 @@ Three signals, one limit:
   stays empty invites growth at once, one that grows is cut off at its length.
 
 It starts by doubling, and never grows while the work at hand does not fill the present limit.
-The price is some ten numbers, at the top, that simulation chose (``benchmarks/bench_limits.py``).
+The price is two dozen numbers, at the top, that simulation chose (``benchmarks/bench_limits.py``).
 
 Ideas from: TCP's slow start and CUBIC's plateau; Inspect AI's saturation gate and DataDesigner's
 damping of bursts; Netflix's and Envoy's gradient limiters.
