@@ -289,13 +289,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             sys.exit(BUG)
         _say_error(known)
         sys.exit(known.exit_code)
-    except Exception:  # noqa: BLE001 - a bug of ours: the traceback is what its report needs
+    except Exception as exc:  # noqa: BLE001 - a bug of ours: the traceback is what its report needs
+        if _follows_interrupt(exc):
+            sys.exit(130)
         traceback.print_exc()
         click.echo(
             "woolmill: error: this is a bug; please report it with the lines above", err=True
         )
         sys.exit(BUG)
     sys.exit(0)
+
+
+def _follows_interrupt(exc: BaseException | None) -> bool:
+    """Whether Ctrl-C came first: within uvloop's own closing it makes that fail in turn."""
+    while exc is not None and not isinstance(exc, KeyboardInterrupt):
+        exc = exc.__context__
+    return exc is not None
 
 
 def _first_known(exc: BaseException) -> WoolmillError | None:

@@ -164,6 +164,23 @@ def test_fault_071_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
+def test_an_error_that_an_interrupt_brought_about_is_an_interrupt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As uvloop's loop fails to close when Ctrl-C comes within its own closing."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("Cannot close a running event loop")
+
+    monkeypatch.setattr("engine.generate.read_seeds", interrupted)
+    status, _, err = woolmill(capsys, *scripted(tmp_path))
+    assert status == 130
+    assert "Traceback" not in err
+
+
 def test_a_bug_is_status_70_with_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
