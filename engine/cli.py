@@ -149,6 +149,8 @@ _GENERATE = _options(
                  help="Refuse near-duplicates by meaning. [where installed]"),
     click.option("--semantic-threshold", type=float, help="Refuse above this cosine. [0.9]"),
     click.option("--semantic-model", help="Embedding model: folder or hub id. [all-MiniLM-L6-v2]"),
+    click.option("--semantic-precision", type=click.Choice(["float32", "bfloat16"]),
+                 help="bfloat16: twice as fast on CPUs with AMX. [float32]"),
     click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
                  help="What is compared. [instruction]"),
     click.option("--against", type=FILE, multiple=True,

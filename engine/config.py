@@ -79,6 +79,7 @@ class RunConfig(_Strict):
     """Reject near-duplicates by meaning; None: where the packages are installed."""
     semantic_threshold: Fraction = 0.9
     semantic_model: str | None = None
+    semantic_precision: Literal["float32", "bfloat16"] = "float32"
     scope: Literal["instruction", "instruction+input"] = "instruction"
     against: tuple[Path, ...] = ()
     """Datasets to stay clear of: compared with, never exported."""

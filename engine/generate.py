@@ -34,7 +34,8 @@ from engine.store import Manifest, RunReader, RunStore
 
 __all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semantic"]
 
-DECISION = ("rouge_threshold", "semantic_threshold", "semantic_model", "scope", "against")
+SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
+DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against")
 ADD_BATCH = 1024
 
 
@@ -226,7 +227,9 @@ def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> M
     values |= {"backend": config.chosen_backend, **config.sampling()}
     decision = {name: values[name] for name in (*DECISION, "semantic")}
     if not decision["semantic"]:
-        decision["semantic_threshold"] = decision["semantic_model"] = None
+        decision |= dict.fromkeys(SEMANTIC)
+    if decision["semantic_precision"] != "bfloat16":
+        del decision["semantic_precision"]  # as in runs made before there was a choice
     return Manifest(
         fixed={n: v for n, v in values.items() if n not in FREE and n not in decision},
         decision=decision,
@@ -241,7 +244,8 @@ def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
     if uses_semantic(config):
         from engine.dedup.semantic import SentenceEncoder
 
-        threshold, encoder = config.semantic_threshold, SentenceEncoder(config.semantic_model)
+        threshold = config.semantic_threshold
+        encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
     cascade = Cascade(config.rouge_threshold, threshold, encoder, config.scope)
     cascade.add_reference(
         [compared_text(config.scope, task.instruction, task.input) for task in tasks],

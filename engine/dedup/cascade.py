@@ -12,6 +12,9 @@ batches:
   alone, so a text with a component close to zero is embedded again by itself. What it proposes is
   decided, and scored, on embeddings of the two texts made each by itself: those are the canonical
   values. It costs some milliseconds for each text refused by its meaning, or close to it.
+* In bfloat16 they move by up to 1e-2, and many signs with them. While the search compares with
+  every vector, that changes nothing; beyond (``semantic.LISTS`` vectors), a neighbour that is just
+  above the threshold may be proposed with one batch size and not with another.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ __all__ = ["Candidate", "Cascade", "Judgement", "Reason", "Scope", "compared_tex
 Scope = Literal["instruction", "instruction+input"]
 Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "embed_invalid"]
 
-NOISE = 1e-3
-"""More than a cosine of kept or batched embeddings can be off."""
+NOISE = {"float32": 1e-3, "bfloat16": 1e-2}
+"""More than a cosine of kept or batched embeddings can be off. Two vectors with a cosine of 0.99997
+to what they should be (seen) can move each other's by 0.007 at 0.9."""
 SIGN_NOISE = 1e-6
 """More than a component can differ between batches (seen: 3e-8)."""
 
@@ -187,7 +191,7 @@ class Cascade:
         """Vectors (N, D), whose signs do not depend on what else is in the batch."""
         assert self._encoder is not None
         vectors = self._encoder.encode(texts)
-        if len(texts) > 1:
+        if len(texts) > 1 and self._encoder.precision == "float32":
             for i in np.flatnonzero((np.abs(vectors) < SIGN_NOISE).any(axis=1)).tolist():
                 vectors[i] = self._encoder.encode([texts[i]])[0]
         return vectors
@@ -253,14 +257,16 @@ class Cascade:
     def _nearest_meaning(self, text: str, vector: NDArray[np.float32]) -> Hit | None:
         """The item with the highest canonical cosine (ties: the earliest), if above the margin."""
         assert self._semantic is not None
+        assert self._encoder is not None
+        noise = NOISE[self._encoder.precision]
         floor = self._semantic.threshold - self._margin
-        contenders = self._semantic.above(vector, floor - NOISE)
+        contenders = self._semantic.above(vector, floor - noise)
         if not contenders:
             return None
         items = [
             self._vector_items[hit.item]
             for hit in contenders
-            if hit.score >= contenders[0].score - 2 * NOISE
+            if hit.score >= contenders[0].score - 2 * noise
         ]
         alone = self._alone(text)
         cosines = [(float(np.dot(alone, self._alone(self._texts[item]))), item) for item in items]

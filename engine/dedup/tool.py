@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.dedup.datasets import Row, read_rows, writer
-from engine.dedup.encoder import Encoder, SentenceEncoder
+from engine.dedup.encoder import Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
 from engine.errors import UsageError
 
@@ -42,6 +42,8 @@ THRESHOLD = click.FloatRange(0, 1, min_open=True)
 @click.option("--no-semantic", is_flag=True, help="Do not compare by meaning: needs no model.")
 @click.option("--semantic-model", metavar="MODEL",
               help="A sentence-transformers model.  [default: all-MiniLM-L6-v2]")  # fmt: skip
+@click.option("--semantic-precision", type=click.Choice(get_args(Precision)), default="float32",
+              show_default=True, help="bfloat16: twice as fast on CPUs with AMX.")  # fmt: skip
 @click.option("--borderline", type=click.FloatRange(0, 0.5), default=0.05, show_default=True,
               help="Count and show decisions so close to a threshold.")  # fmt: skip
 @click.option("--explain", is_flag=True,
@@ -57,6 +59,7 @@ def dedup(
     semantic_threshold: float,
     no_semantic: bool,
     semantic_model: str | None,
+    semantic_precision: Precision,
     borderline: float,
     explain: bool,
 ) -> None:
@@ -69,7 +72,9 @@ def dedup(
     woolmill dedup data.parquet -o clean.parquet --against benchmark.jsonl --no-semantic
     woolmill dedup data.jsonl --explain
     """
-    encoder: Encoder | None = None if no_semantic else SentenceEncoder(semantic_model)
+    encoder: Encoder | None = None
+    if not no_semantic:
+        encoder = SentenceEncoder(semantic_model, precision=semantic_precision)
     if explain:
         explain_bands(dataset, fields, None if no_rouge else rouge_threshold, encoder)
         return

@@ -22,6 +22,7 @@ from engine import generate as generate_module
 from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
 from engine.dedup import semantic
+from engine.dedup.encoder import Precision
 from engine.dedup.rouge import tokenize
 from engine.generate import generate
 from engine.progress import SilentDisplay
@@ -80,6 +81,7 @@ class BagEncoder:
     """Each word has a direction, a text the mean of its words': (N, 64), of unit length."""
 
     dimension = 64
+    precision: Precision = "float32"
 
     def __init__(self) -> None:
         self._words: dict[str, NDArray[np.float32]] = {}
@@ -166,7 +168,7 @@ def synthetic_run(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate_module, "make_backends", lambda _: [ScriptedBackend(answer)])
-        patch.setattr(semantic, "SentenceEncoder", lambda _: BagEncoder())
+        patch.setattr(semantic, "SentenceEncoder", lambda *_, **_options: BagEncoder())
         result = anyio.run(generate, config, SilentDisplay())
     assert result.stop.reached, result.stop.error
     return folder

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine.dedup.cascade import Candidate, Cascade
+from engine.dedup.encoder import Precision
 from engine.generate import restore_cascade
 from engine.store import RunStore
 from tests.engine.store_rows import MANIFEST, answer, decision
@@ -21,6 +22,7 @@ class Letters:
     """An encoder that counts letters, and how many texts it was given."""
 
     dimension = 26
+    precision: Precision = "float32"
 
     def __init__(self) -> None:
         self.asked = 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.dedup import Candidate, Cascade, Judgement, compared_text
+from engine.dedup.encoder import Precision
 
 D = 64
 
@@ -25,6 +26,7 @@ class BagEncoder:
     """
 
     dimension = D
+    precision: Precision = "float32"
 
     def __init__(self) -> None:
         self.batches: list[int] = []

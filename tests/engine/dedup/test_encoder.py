@@ -80,6 +80,35 @@ def test_cascade_decides_alike_for_any_batches_and_threads(minilm: SentenceEncod
 
 
 @pytest.mark.slow
+def test_bfloat16_stays_close_and_decides_on_float32(minilm: SentenceEncoder) -> None:
+    """Batches are within the promised cosine; a text by itself has the vector of float32."""
+    halved = SentenceEncoder(threads=1, precision="bfloat16")
+    exact, close = minilm.encode(TEXTS), halved.encode(TEXTS)
+    cosines = (exact * close).sum(axis=1)
+    assert encoder.AGREEMENT <= cosines.min()
+    assert cosines.max() < 1 - 1e-7
+    for text in TEXTS:
+        assert np.array_equal(halved.encode([text]), minilm.encode([text]))
+    plan = [Candidate(instruction=text, source="") for text in TEXTS]
+    outcomes = [
+        [(j.reason, j.nearest) for j in Cascade(None, 0.9, network).judge(plan)]
+        for network in (minilm, halved)
+    ]
+    assert outcomes[0] == outcomes[1]
+    assert "duplicate_semantic" in {reason for reason, _ in outcomes[0]}
+
+
+@pytest.mark.slow
+def test_a_model_that_bfloat16_moves_too_far_is_refused(
+    minilm: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot keep the promise is a line that says what to do, not other decisions."""
+    monkeypatch.setattr(encoder, "AGREEMENT", 0.999999)
+    with pytest.raises(ConfigError, match="--semantic-precision"):
+        SentenceEncoder(threads=1, precision="bfloat16")
+
+
+@pytest.mark.slow
 def test_a_runtime_that_is_off_is_not_used(
     minilm: SentenceEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
