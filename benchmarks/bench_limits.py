@@ -45,6 +45,7 @@ class Simulated:
         self,
         *,
         slots: int | None = None,
+        slots_wait_s: float | None = None,
         latency_s: float = 1.0,
         bucket_per_min: float | None = None,
         retry_after: bool = True,
@@ -62,6 +63,7 @@ class Simulated:
         self.hung_after_s = 1e9
         self.identity = None
         self.slots = slots
+        self.slots_wait_s = slots_wait_s
         self.latency_s = latency_s
         self.batching = batching
         self.mean_tokens = mean_tokens
@@ -87,7 +89,7 @@ class Simulated:
             self.by_chance += 1
             await self._refuse(self._noise_wait_s)
         if self.slots is not None and self._running >= self.slots:
-            await self._refuse(None)
+            await self._refuse(self.slots_wait_s)
         if self._bucket is not None and not self._bucket.take(1):
             await self._refuse(self._bucket.wait_s(1) if self._retry_after else None)
         tokens = max(int(self._rng.lognormvariate(0, 0.35) * self.mean_tokens), 1)
@@ -257,6 +259,10 @@ def engine(
 SCENARIOS = (
     Scenario(name="429 beyond 4", server=slots(4), best=per_slot),
     Scenario(name="429 beyond 40", server=slots(40), best=per_slot),
+    Scenario(
+        name="429 beyond 40, Retry-After: 1", best=per_slot,
+        server=lambda: Simulated(slots=40, slots_wait_s=1.0, latency_s=0.1),
+    ),
     Scenario(name="429 beyond 400", server=slots(400), best=per_slot),
     Scenario(name="429 beyond 2000", server=slots(2000), best=per_slot),
     Scenario(

@@ -31,7 +31,9 @@ class RetryPolicy:
     max_refits: int = 10
     """Times that one prompt is shrunk to fit the context."""
     backoff_s: float = 0.5
-    """The most that the first wait after a fault takes; it doubles, with full jitter."""
+    """The most that the first wait after a fault takes, with full jitter. It doubles with each
+    fault of the request, but no more often than its server has failed since it last answered:
+    where others are answered, waiting longer spares nobody."""
     max_backoff_s: float = 30.0
 
 
@@ -175,7 +177,8 @@ class _Retrial:
         verdict = self._outcome.verdict
         if verdict.kind != "ambiguous":
             return verdict.retry_after_s or 0.0
-        most_s = self._policy.backoff_s * 2.0 ** min(self._maybe_paid - 1, 16)
+        doublings = min(self._maybe_paid - 1, self._pool.faults_in_a_row(self._backend), 16)
+        most_s = self._policy.backoff_s * 2.0**doublings
         wait_s = random.uniform(0.0, min(most_s, self._policy.max_backoff_s))
         return max(wait_s, verdict.retry_after_s or 0.0)
 

@@ -73,6 +73,10 @@ STUBBORN = 3
 FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 40, 120
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
+PAUSES_APART, MOST_APART_S = 28.0, 300.0
+"""The same in time: nothing is sent in a pause that a refusal asks for, so the next is risked only
+after so many times its length. A pause of a second then costs 3.5 % of the goodput, and a server
+that has grown is noticed within half a minute."""
 TOLERATED = 0.03
 """Share of the running sequences that may be preempted in a second: chance alone does some."""
 MAX_SAMPLES = 48
@@ -172,6 +176,7 @@ class Adaptive:
         self._streak = 0
         self._resuming = False
         self._refusals = 0
+        self._patient_until_s = 0.0
         self._caution = FIRST_CAUTION
         self._successes = 0
         self._since_refusal = 0
@@ -273,6 +278,7 @@ class Adaptive:
             return  # a wait that it asks for concerns this request alone
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
+            self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
         self._refusals += 1
         if self._episode_s is not None and ticket.at_s < self._episode_s:
             return
@@ -486,7 +492,7 @@ class Adaptive:
         known = _less(self._refused_at, 0.02)
         if self._target < known:
             self._set(now_s, min(self._target * 1.05 + 0.25, known))
-        elif self._successes >= self._caution * self._refusals:
+        elif self._successes >= self._caution * self._refusals and now_s >= self._patient_until_s:
             self._successes = 0
             if self._pace_per_s is not None:
                 self._pace_per_s *= 1 + self._raise

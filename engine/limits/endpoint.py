@@ -137,6 +137,10 @@ class Endpoint:
     def limit(self, now_s: float) -> int:
         return self.fixed or max(int(self.controller.limit(now_s)), 1)
 
+    @property
+    def faults_in_a_row(self) -> int:
+        return self._in_a_row["ambiguous"]
+
     def load(self, now_s: float) -> float:
         """How full it is, for comparing endpoints."""
         return (self.in_flight + 1) / (self.limit(now_s) * self._weight)
@@ -226,9 +230,7 @@ class Endpoint:
         for verdict in verdicts:
             if verdict.kind in self._in_a_row and verdict.reason != "cancelled":
                 self._in_a_row[verdict.kind] += 1
-                others = (
-                    self.in_flight
-                )  # a burst that fails while the rest is answered is no outage
+                others = self.in_flight  # a burst that fails while these are answered is no outage
                 if (
                     self.state == "probing"
                     or self._in_a_row["unavailable"] >= max(UNAVAILABLE_IN_A_ROW, others / 2)

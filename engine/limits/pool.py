@@ -216,6 +216,10 @@ class Pool:
         """Money booked so far, in the unit of the prices."""
         return self._spending.cost
 
+    def faults_in_a_row(self, backend: Backend) -> int:
+        """Failures of ``backend``, which may have been paid, since it last answered anything."""
+        return next(e.faults_in_a_row for e in self._endpoints if e.backend is backend)
+
     def snapshot(self) -> list[EndpointSnapshot]:
         now_s = asyncio.get_running_loop().time()
         waiting = self._retries or self._fresh

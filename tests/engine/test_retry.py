@@ -73,6 +73,31 @@ class TestPolicy:
         assert (done.attempts, backend.calls[0]) == (4, 4)
         assert 0 < now() < 0.5 + 1 + 2
 
+    async def test_back_off_grows_no_further_than_the_server_fails(self) -> None:
+        """One prompt fails eleven times: long waits where nothing else is answered, short ones
+        where all else is.
+        """
+
+        def unlucky(prompt: Prompt, attempt: int) -> Verdict | None:
+            return verdict("ambiguous") if prompt.index == 0 and attempt <= 11 else None
+
+        policy = RetryPolicy(max_attempts=12)
+        waits = []
+        for busy in (False, True):
+            backend = ScriptedBackend(max_in_flight=8, delay_s=0.01, fault=unlucky)
+            pool = Pool([backend])
+            began = now()
+            first = asyncio.ensure_future(run([prompt(0)], pool, policy=policy))
+            index = 0
+            while busy and not first.done():
+                index += 1
+                await run([prompt(index)], pool)
+            (done,) = await first
+            assert isinstance(done.outcome, Completion)
+            assert done.attempts == 12
+            waits.append(now() - began)
+        assert waits[1] < 11 * 0.5 + 1 < waits[0]
+
     async def test_fault_052_free_failures_burn_no_attempts(self) -> None:
         """Refused connections, however many, are not attempts that were paid."""
         backend = failing(20, verdict("unavailable"))

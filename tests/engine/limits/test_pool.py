@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import Any
 
 import pytest
 
-from benchmarks.bench_limits import SCENARIOS, simulate
+from benchmarks.bench_limits import SCENARIOS, Scenario, Simulated, per_slot, simulate
 from benchmarks.virtual_time import VirtualLoop, run
 from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
@@ -403,6 +404,16 @@ async def test_fault_054_gauges_steer(
         controller.admit(0.0)
     controller.observe(1.0, running, waiting, preemptions)
     assert (controller.limit(10.0) > 4) == grows
+
+
+def test_fault_021_a_limit_is_tried_less_often_where_a_refusal_costs_a_pause() -> None:
+    """A server of 40 slots, answers in 0.1 s, that asks for a second of silence beyond: the pauses
+    take a twentieth of the time, and not most of it.
+    """
+    server = partial(Simulated, slots=40, latency_s=0.1, slots_wait_s=1.0)
+    outcome = run(simulate(Scenario(name="", server=server, best=per_slot), Adaptive))
+    assert outcome.reached >= 0.93
+    assert outcome.refused <= 0.01
 
 
 QUICK_SCENARIOS = {
