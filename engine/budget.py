@@ -1,9 +1,8 @@
 """Fit each prompt into the context before it is sent, and learn the context where nobody states it.
 
 Counting is done once for each part (header, demonstrations, tail), so that fitting a prompt is a
-few
-additions: tokens of the parts add up to at least the tokens of the whole, save for a merge at a
-    seam, which ``SEAM_TOKENS`` allows for.
+few additions: tokens of the parts add up to at least the tokens of the whole, save for a merge at a
+seam, which ``SEAM_TOKENS`` allows for.
 
 While the context length is unknown, a prompt larger than any that has fitted so far goes alone (a
 scout): thus one overflow message, not one for each request in flight, teaches the limit.
@@ -33,9 +32,8 @@ SEAM_TOKENS = 8
 CHAT_TOKENS = 64
 """What a chat template may add around one message."""
 BYTES_PER_TOKEN = 3.0
-"""For an estimate where no tokenizer is at hand: English takes about four bytes a token, code
-three.
-"""
+"""For an estimate where no tokenizer is at hand: English has about four bytes a token, code
+three."""
 SHRINK = 0.8
 """Alpaca's factor after each "reduce your prompt" (utils.py, openai_completion)."""
 MAX_SHRINKS = 8

@@ -42,11 +42,12 @@ class Decider:
     """Decides answers in plan order; keeps the near-duplicate indexes.
 
     Args:
-        cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far. api:
-        tells the parser how the answers were asked for. after: (index, position) of the last
-        decision taken earlier; None at the start of a run. restore: fills the cascade with the rows
-        accepted earlier. Called by the first ``decide``, in
-            its thread, so that a run that goes on sends at once and not after seconds of indexing.
+        cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far.
+        api: tells the parser how the answers were asked for.
+        after: (index, position) of the last decision taken earlier; None at the start of a run.
+        restore: fills the cascade with the rows accepted earlier. Called by the first ``decide``,
+            in its thread, so that a run that goes on sends at once and not after seconds of
+            indexing.
     """
 
     def __init__(

@@ -7,8 +7,8 @@ here.
 * The producer takes a slot first and makes the prompt then, so nothing is planned that is not sent.
 * Between the calls and the consumer stand only indexes: answers wait in the store.
 * How much is outstanding (sent and not yet decided) is bounded by what the yield so far says is
-still
-  needed; near the target the number in flight shrinks by itself, and few answers are paid in vain.
+  still needed; near the target the number in flight shrinks by itself, and few answers are paid in
+  vain.
 * Stopping is one thing, whatever the cause: nothing new is sent, calls in flight come home and are
   committed within ``drain_timeout_s``, and what can be decided is decided.
 

@@ -244,8 +244,8 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait; None where it says nothing that can be understood.
 
     Read in this order: ``retry-after-ms``, ``retry-after`` as a number, as an HTTP date (against
-    the server's own
-    ``date`` header, so that a wrong clock here does not matter), as ``6m0s``, as an ISO date.
+    the server's own ``date`` header, so that a wrong clock here does not matter), as ``6m0s``, as
+    an ISO date.
     """
     if (ms := _finite(headers.get("retry-after-ms", ""))) is not None:
         return ms / 1000

@@ -51,8 +51,7 @@ class SemanticIndex:
         dimension: D, of all vectors.
         threshold: in (0, 1].
         directory: where the file with the vectors is made, 4 * D bytes for each; by default the
-        system's
-            folder for temporary files.
+            system's folder for temporary files.
 
     Raises ValueError for a vector that cannot be compared (``problem`` says why), and DiskError
     where the file cannot be written. Vectors need not have unit length.

@@ -15,14 +15,15 @@ __all__ = ["Manifest"]
 class Manifest:
     """The settings of a run as plain JSON values, in three parts.
 
-    fixed: what the requests are made of (recipe, hash of the seeds, model, sampling, run seed).
-    Fixed for
-        the life of the run, because the plan is a function of it.
-    decision: what the decisions follow from (thresholds, blocked words). Fixed too, except that
-        ``woolmill redecide`` decides the stored answers again under others.
-    free: what no result depends on (endpoints, limits, target, display). May differ in every
-    session.
-        Keys never come here.
+    Keys never come here.
+
+    Attributes:
+        fixed: what the requests are made of (recipe, hash of the seeds, model, sampling, run seed).
+            Fixed for the life of the run, because the plan is a function of it.
+        decision: what the decisions follow from (thresholds, blocked words). Fixed too, except that
+            ``woolmill redecide`` decides the stored answers again under others.
+        free: what no result depends on (endpoints, limits, target, display). May differ in every
+            session.
     """
 
     fixed: Mapping[str, Any]
