@@ -3,6 +3,7 @@
 pool                  hands out slots (``Lease``) over all endpoints, hears what came of them
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
      ├─ controller    finds its limit from what its answers tell
+     │   └─ chance    tells refusals by chance from those of a limit
      └─ quota         requests and tokens a minute, money
 """
 

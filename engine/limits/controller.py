@@ -2,13 +2,13 @@
 
 Three signals, one limit:
 
-* **Refusals** (429): a hosted API's way. Those by chance are told from a limit's by how
-  surprising their number is among the requests sent meanwhile; the first while doubling is put to
-  a trial: one more with as many in flight. The limit falls a little at the first of an episode and
-  hard when cutting once was not enough; requests admitted before a cut cannot cut again. The limit
-  climbs back to just under where it was refused, and beyond only as often as a small share of
-  refusals allows. Where the refusals follow the clock rather than the number in flight, the server
-  counts requests a minute, and what it took since the last refusal becomes a pace.
+* **Refusals** (429): a hosted API's way. Those by chance are told from a limit's (``chance``); the
+  first while doubling is put to a trial: one more with as many in flight. The limit falls a little
+  at the first of an episode and hard when cutting once was not enough; requests admitted before a
+  cut cannot cut again. The limit climbs back to just under where it was refused, and beyond only as
+  often as a small share of refusals allows. Where the refusals follow the clock rather than the
+  number in flight, the server counts requests a minute, and what it took since the last refusal
+  becomes a pace.
 * **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
   Little's law every answer is a sample: with n in flight on average during its life, an answer of
   T tokens after L seconds means n·T/L tokens a second. So two levels are compared within about one
@@ -25,11 +25,12 @@ damping of bursts; Netflix's and Envoy's gradient limiters.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Adaptive", "Controller", "Ticket"]
+from engine.limits.chance import Chance
+
+__all__ = ["Adaptive", "Controller", "Fixed", "Ticket"]
 
 START = 4.0
 SATURATED = 0.8
@@ -48,24 +49,8 @@ REMEMBER_S = 60.0
 CUT_FIRST, CUT_AGAIN = 0.05, 0.3
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
-CLOSE = 4
-"""Refusals with fewer answers than this between them are close."""
-SURE = 4.5
-"""Evidence (logarithm of a likelihood ratio) by which refusals are an episode and not chance. One
-refusal is enough where chance ones are as rare as ``PRIOR`` has it."""
-MOST_CHANCE = 0.12
-"""More than this is never put down to chance, lest a limit's own refusals excuse themselves."""
-PRIOR = (0.02, 20.0)
-"""Refusals by chance and ends of requests before anything is known."""
 TRIED = 2
 """Refusals of requests sent before a trial that decide it."""
-EXCESS, LEAST_EXCESS = 4.0, 0.1
-"""Beyond a limit, so many times as many are refused as by chance, and at least such a share."""
-SCATTERED = 0.015
-"""Such a share of refusals, most of them not close, is a server's that refuses by chance, whatever
-was cut meanwhile."""
-WINDOW = 400
-"""Ends of requests over which that share is taken; more where more are in flight."""
 CALM = 10
 """Answers after which an episode is over."""
 STUBBORN = 3
@@ -179,12 +164,9 @@ class Adaptive:
         self._patient_until_s = 0.0
         self._caution = FIRST_CAUTION
         self._successes = 0
-        self._since_refusal = 0
-        self._evidence = 0.0
-        self._chance = list(PRIOR)  # refusals by chance, and ends
+        self._chance = Chance()
         self._trial: _Trial | None = None
         self._refusal_s = 0.03  # from a request to its refusal
-        self._window = [0, 0, 0]  # ends, refusals, and close refusals among them
         self._by_clock = False
         self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
         self._raise = 0.1
@@ -233,9 +215,7 @@ class Adaptive:
         self.in_flight += 1
         if self._trial is not None:
             self._trial.admitted = True
-        # Taken for accepted until it is refused: refusals are back long before answers.
-        chance, excess = self._shares()
-        self._evidence = max(self._evidence + math.log((1 - excess) / (1 - chance)), 0.0)
+        self._chance.sent()
         if self._full_at_s is None and self.in_flight >= SATURATED * self._target:
             self._full_at_s = now_s
         if self._pace_per_s is not None:
@@ -253,8 +233,8 @@ class Adaptive:
         self._all_successes += 1
         if self._episode_s is None or ticket.at_s >= self._episode_s:
             self._successes += 1
-        self._since_refusal += 1
-        self._count_end(now_s)
+        if self._chance.answered(self._target):
+            self._start_anew(now_s)
         if self._streak and self._successes > CALM:
             self._streak = 0
         if self._trial is not None or self._full_at_s is None or ticket.at_s < self._full_at_s:
@@ -269,11 +249,8 @@ class Adaptive:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
         self._refusal_s += 0.1 * (now_s - ticket.at_s - self._refusal_s)
-        close = self._since_refusal < CLOSE
-        self._since_refusal = 0
-        self._window[1] += 1
-        self._window[2] += close
-        self._count_end(now_s)
+        if self._chance.refused(self._target):
+            self._start_anew(now_s)
         if self._may_be_chance(ticket, now_s):
             return  # a wait that it asks for concerns this request alone
         if retry_after_s is not None:
@@ -285,11 +262,9 @@ class Adaptive:
         if self._streak == 0:
             self._refusals = 1
         held = float(max(self.in_flight, 1))
-        by_chance = self._shares()[0] > SCATTERED
         lower = self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at
-        if (
-            close and lower and retry_after_s is not None and not by_chance
-        ) or self._is_below_known(ticket):
+        again = self._chance.close and lower and retry_after_s is not None
+        if (again and not self._chance.scattered) or self._is_below_known(ticket):
             self._by_clock = True
         self._learn_pace(now_s)
         room = min(self.limit(now_s), held)
@@ -414,32 +389,16 @@ class Adaptive:
 
     # Refusals
 
-    def _count_end(self, now_s: float) -> None:
-        """At the end of a window: are refusals scattered over it, whatever was cut meanwhile?"""
-        self._chance[1] += 1
-        self._window[0] += 1
-        ends, refusals, close = self._window
-        if ends < max(WINDOW, 4 * self._target):
-            return
-        self._window = [0, 0, 0]
-        known = self._shares()[0]
-        self._chance = [self._chance[0] / 2, self._chance[1] / 2]
-        if refusals >= SCATTERED * ends and close < refusals / 2 and known < refusals / ends / 2:
-            self._chance = [refusals / 2, ends / 2]
-            self._refused_at = self._pace_per_s = self._mark = None
-            self._by_clock = False
-            self._phase, self._base = "start", None
-            self._set(now_s, self._target * 2)
-
-    def _shares(self) -> tuple[float, float]:
-        """What share is refused by chance, and what share would be beyond a limit."""
-        chance = min(self._chance[0] / self._chance[1], MOST_CHANCE)
-        return chance, min(max(EXCESS * chance, LEAST_EXCESS), 0.9)
+    def _start_anew(self, now_s: float) -> None:
+        """Refusals proved to be by chance: what was concluded from them was wrong."""
+        self._refused_at = self._pace_per_s = self._mark = None
+        self._by_clock = False
+        self._phase, self._base = "start", None
+        self._set(now_s, self._target * 2)
 
     def _may_be_chance(self, ticket: Ticket, now_s: float) -> bool:
         """Whether a refusal is no reason to send less, by those before it and by a trial."""
-        chance, excess = self._shares()
-        self._evidence += math.log(excess / chance)
+        is_limit = self._chance.is_limit()
         trial = self._trial
         if trial is not None:
             trial.refusals += 1
@@ -447,10 +406,9 @@ class Adaptive:
             if confirmed:
                 self._trial = None
             return not confirmed
-        if self._evidence < SURE:
-            self._chance[0] += 1
+        if not is_limit:
+            self._chance.excuse(1)
             return True
-        self._evidence = 0.0
         if self._phase != "start" or self.in_flight == 0:
             return False
         self._trial = _Trial(now_s, self._target)
@@ -463,7 +421,7 @@ class Adaptive:
         if trial is None or not trial.admitted or now_s < trial.since_s + 4 * self._refusal_s:
             return
         self._trial = None
-        self._chance[0] += trial.refusals
+        self._chance.excuse(trial.refusals)
         self._set(now_s, trial.target)
 
     def _is_below_known(self, ticket: Ticket) -> bool:
@@ -519,6 +477,63 @@ class Adaptive:
     def _count_area(self, now_s: float) -> None:
         self._area += self.in_flight * (now_s - self._area_at_s)
         self._area_at_s = now_s
+
+
+class Fixed:
+    """The controller of a number that is given: that many, but for the pauses that refusals ask
+    for. A refusal by chance concerns its request alone, if the server has answered since the last
+    pause or may still do so.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.paused_until_s = 0.0
+        self._most = most
+        self._in_flight = 0
+        self._chance = Chance()
+        self._paused_s: float | None = None
+        self._answered = True
+        self._streak = 0
+
+    def limit(self, now_s: float) -> float:
+        return self._most
+
+    def has_room(self, now_s: float) -> bool:
+        return now_s >= self.paused_until_s and self._in_flight < self._most
+
+    def next_change_s(self, now_s: float) -> float | None:
+        return self.paused_until_s if now_s < self.paused_until_s else None
+
+    def admit(self, now_s: float) -> Ticket:
+        self._in_flight += 1
+        self._chance.sent()
+        return Ticket(now_s, 0.0, self._in_flight)
+
+    def fail(self, now_s: float) -> None:
+        self._in_flight -= 1
+
+    def complete(self, ticket: Ticket, now_s: float, tokens: int) -> None:
+        self.fail(now_s)
+        self._chance.answered(self._most)
+        if self._paused_s is None or ticket.at_s >= self._paused_s:
+            self._answered = True
+
+    def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
+        self.fail(now_s)
+        self._chance.refused(self._most)
+        is_limit = self._chance.is_limit()
+        self._chance.excuse(1)
+        if not is_limit and (self._answered or self._in_flight):
+            return
+        if self._paused_s is None or ticket.at_s >= self._paused_s:  # not of the same wave
+            self._streak = 0 if self._answered else min(self._streak + 1, 16)
+            self._paused_s, self._answered = now_s, False
+        pause_s = min(PAUSE_S * 2.0**self._streak, MAX_PAUSE_S)
+        if retry_after_s is not None:
+            pause_s = retry_after_s
+        self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+
+    def observe(self, now_s: float, running: float, waiting: float, preemptions: float) -> None:
+        """What is given is not changed."""
 
 
 def _less(level: float, share: float) -> float:

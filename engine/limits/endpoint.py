@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.backends.base import Backend, Verdict
-from engine.limits.controller import Controller, Ticket
+from engine.limits.controller import Controller, Fixed, Ticket
 from engine.limits.quota import Bucket, told
 from engine.records import Completion
 
@@ -112,15 +112,15 @@ class Endpoint:
         backend: Backend,
         settings: LimitSettings,
         own: EndpointLimits,
-        controller: Controller,
+        controller: Callable[[], Controller],
     ) -> None:
         fixed = own.max_in_flight or backend.max_in_flight
         if fixed is None and settings.max_in_flight != "auto":
             fixed = settings.max_in_flight
         self.backend = backend
         self.server = backend if isinstance(backend, WatchedServer) else None
-        self.fixed = fixed
-        self.controller = controller
+        self.fixed = fixed is not None
+        self.controller = controller() if fixed is None else Fixed(fixed)
         self.in_flight = 0
         self.state: State = "closed"
         self.failure = ""
@@ -135,7 +135,7 @@ class Endpoint:
         self._answered_s = 0.0  # when the latest request that was answered had been sent
 
     def limit(self, now_s: float) -> int:
-        return self.fixed or max(int(self.controller.limit(now_s)), 1)
+        return max(int(self.controller.limit(now_s)), 1)
 
     @property
     def faults_in_a_row(self) -> int:
@@ -158,10 +158,7 @@ class Endpoint:
             return "outage", float("inf")
         if now_s < self.controller.paused_until_s:
             return "pause", self.controller.paused_until_s
-        if self.fixed:
-            if self.in_flight >= self.fixed:
-                return "limit", float("inf")
-        elif not self.controller.has_room(now_s):
+        if not self.controller.has_room(now_s):
             at_s = self.controller.next_change_s(now_s)
             return "limit", float("inf") if at_s is None else at_s
         if self._requests and (at_s := self._requests.ready_s(now_s, 1)) > now_s:

@@ -79,7 +79,7 @@ class Pool:
         self.settings = settings = settings or LimitSettings()
         own = list(own) or [EndpointLimits()] * len(backends)
         self._endpoints = [
-            Endpoint(backend, settings, limits, controller())
+            Endpoint(backend, settings, limits, controller)
             for backend, limits in zip(backends, own, strict=True)
         ]
         self._spending = Spending(

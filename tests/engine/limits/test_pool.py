@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
-from engine.limits.controller import Adaptive
+from engine.limits.controller import Adaptive, Fixed
 from engine.records import Completion, Usage
 
 pytestmark = pytest.mark.anyio
@@ -404,6 +405,30 @@ async def test_fault_054_gauges_steer(
         controller.admit(0.0)
     controller.observe(1.0, running, waiting, preemptions)
     assert (controller.limit(10.0) > 4) == grows
+
+
+def test_fault_021_refusals_by_chance_do_not_pause_a_fixed_number() -> None:
+    """One request in twenty refused with Retry-After: 1, at random: 64 in flight keep nearly all
+    of their rate.
+    """
+    server = Simulated(slots=64, noise=0.05, noise_wait_s=1.0, latency_s=0.1)
+    scenario = Scenario(name="", server=lambda: server, best=per_slot)
+    outcome = run(simulate(scenario, partial(Fixed, 64)))
+    assert server.by_chance > 1000
+    assert outcome.reached >= 0.9
+
+
+async def test_fault_023_a_fixed_number_waits_longer_each_time_it_is_refused() -> None:
+    """Bare refusals of everything: a few a second at first, one in half a minute later."""
+    pool = pool_of(ScriptedBackend(max_in_flight=8))
+    refused_at = []
+    for _ in range(12):
+        lease = await pool.acquire(tokens=1)
+        refused_at.append(now())
+        lease.release([REFUSED])
+    waits = [later - sooner for sooner, later in pairwise(refused_at)]
+    assert waits[0] == pytest.approx(0.25)
+    assert all(a == pytest.approx(min(2 * b, 30.0)) for b, a in pairwise(waits))
 
 
 def test_fault_021_a_limit_is_tried_less_often_where_a_refusal_costs_a_pause() -> None:
