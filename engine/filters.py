@@ -25,7 +25,9 @@ BLOCKED_WORDS = (
     "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps",
     "draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram",
 )  # fmt: skip
-_BLOCKED = re.compile(rf"\b({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
+_INITIALS = "".join(sorted({word[0] for word in BLOCKED_WORDS}))
+# The look at the initial alone halves the time: most words are none of these.
+_BLOCKED = re.compile(rf"\b(?=[{_INITIALS}])({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
 
 
 def word_count(record: Record) -> Refusal | None:

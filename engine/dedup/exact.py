@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from functools import lru_cache
 
 __all__ = ["ExactIndex", "normalise"]
 
@@ -23,6 +24,7 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
+@lru_cache(maxsize=1)  # a text that is not found is added
 def _digest(text: str) -> bytes:
     # Lone surrogates are legal in JSON strings, and must not stop a run.
     return hashlib.blake2b(

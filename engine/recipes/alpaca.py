@@ -120,6 +120,12 @@ def render(tasks: Sequence[SeedTask]) -> str:
     return f"{header()}{''.join(entries)}{tail(len(tasks))}"
 
 
+@lru_cache(maxsize=256)
+def _labels(number: int) -> re.Pattern[str]:
+    """The three labels of entry ``number``."""
+    return re.compile(rf"{number}\.\s+(Instruction|Input|Output):")
+
+
 def parse(
     completion: Completion,
     *,
@@ -133,11 +139,8 @@ def parse(
     """
     first = demonstrations + 1
     text = completion.text
-    repeated = re.match(rf"\s*(?:###)?\s*(?={first}\.\s+Instruction:)", text)
-    if api == "chat" and repeated:
-        text = text[repeated.end() :]
-    else:
-        text = f"{first}. Instruction:{text}"
+    repeated = api == "chat" and re.match(rf"\s*(?:###)?\s*(?={first}\.\s+Instruction:)", text)
+    text = text[repeated.end() :] if repeated else f"{first}. Instruction:{text}"
     parts = text.split("###")
     cut = len(parts) - 1 if completion.finish_reason == "length" else None
     pieces = []
@@ -147,7 +150,7 @@ def parse(
         if position == cut:
             pieces.append(Piece(position, None, ("cut_off", "the answer ended at its token limit")))
             continue
-        fields = re.split(rf"{first + position}\.\s+(Instruction|Input|Output):", part)
+        fields = _labels(first + position).split(part)
         if len(fields) != 7:
             labels = ", ".join(fields[1::2]) or "none"
             detail = f"labels numbered {first + position}: {labels}"
