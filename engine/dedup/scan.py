@@ -278,14 +278,18 @@ def scan(
         for q in range(texts):
             if item >= visible[q]:
                 continue
-            m = offsets[q + 1] - offsets[q]
             shared = signed(lcs[q])
+            if counted and shared <= bounds[n * LANES + q]:
+                continue  # it is another text that comes closer
+            m = offsets[q + 1] - offsets[q]
             f = f_measure(shared, m, n)
             if not (counted and shared <= COUNTED):
                 _add(sums, q, f, 1)
             if _place(f, item, nearest[q], nearest_f[q]) and words == 1 and item >= first - 1:
                 # What cannot be above the last of the nearest need not come here any more.
                 for other in range(LONG):
+                    if bounds[other * LANES + q] == COUNTED:
+                        break  # as are those of all longer items, since the bound grows with them
                     bound = int(nearest_f[q, k - 1] * (m + other) / 2 - 1e-6)
                     bounds[other * LANES + q] = min(bound, COUNTED)
 
