@@ -161,13 +161,15 @@ class HttpBackend:
         self._answered = False
         self._checked = False
         self._checking = asyncio.Lock()
-        self._headers = {
-            "Host": url.netloc.decode("ascii"),
-            "Accept": "application/json, text/event-stream",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            "User-Agent": "woolmill",
-        }
+        self._headers = httpx.Headers(
+            {
+                "Host": url.netloc.decode("ascii"),
+                "Accept": "application/json, text/event-stream",
+                "Accept-Encoding": "identity",
+                "Content-Type": "application/json",
+                "User-Agent": "woolmill",
+            }
+        )
 
     # The Backend protocol
 
@@ -380,16 +382,16 @@ class HttpBackend:
         return body
 
     async def _send(self, method: str, url: httpx.URL, body: bytes) -> httpx.Response:
-        headers = {**self._headers, "Content-Length": str(len(body))}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key.reveal()}"
         request = httpx.Request(  # a stream, since httpx takes ten times as long over ``content``
             method,
             url,
-            headers=headers,
+            headers=self._headers,
             stream=httpx.ByteStream(body),
             extensions={"timeout": self._wire_timeout},
         )
+        request.headers["Content-Length"] = str(len(body))
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key.reveal()}"
         return await self._transport.handle_async_request(request)
 
     async def _whole(self, response: httpx.Response) -> bytes:

@@ -407,15 +407,22 @@ class _Body(httpx.AsyncByteStream):
     def __init__(self, connection: _Connection) -> None:
         self._connection: _Connection | None = connection
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        connection = self._connection
-        if connection is None:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._connection is None:
             raise httpx.StreamClosed
-        try:
-            while data := await connection.read():
-                yield data
-        finally:
-            await self.aclose()
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = b""
+        if self._connection is not None:
+            try:
+                data = await self._connection.read()
+            finally:
+                if not data:
+                    await self.aclose()
+        if not data:
+            raise StopAsyncIteration
+        return data
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
