@@ -1,6 +1,6 @@
 """How much faults cost: runs against the toxic server in real time.
 
-    python -m benchmarks.bench_faults [--requests 20000]
+    python -m benchmarks.bench_faults [--requests 60000]
 
 Retries, limits, breakers and HTTP run as in a run (``engine.retry``, ``engine.limits``,
 ``engine.backends.http``), without sampling and store, in one process with the server of
@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--requests", type=int, default=60_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="at each level of slots")
     args = parser.parse_args()
     raise_open_files()

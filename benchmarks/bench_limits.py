@@ -54,6 +54,7 @@ class Simulated:
         noise: float = 0.0,
         noise_wait_s: float | None = None,
         mean_tokens: int = 150,
+        seed: int = 0,
     ) -> None:
         self.name = self.model = "simulated"
         self.context_length: int | None = 4096
@@ -78,7 +79,7 @@ class Simulated:
         self._bucket = (
             TokenBucket(bucket_per_min, burst=bucket_per_min / 6) if bucket_per_min else None
         )
-        self._rng = random.Random(0)
+        self._rng = random.Random(seed)
 
     async def start(self) -> None:
         """Nothing to load."""

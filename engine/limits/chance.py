@@ -12,15 +12,18 @@ import math
 
 __all__ = ["Chance"]
 
-PRIOR = (0.02, 20.0)
+PRIOR = (0.2, 200.0)
 """Refusals by chance and ends of requests before anything is known."""
+DOUBTED = 0.02
+"""The share that is put down to chance at least, where refusals are doubted."""
 MOST = 0.12
 """More than this is never put down to chance, lest a limit's own refusals excuse themselves."""
 EXCESS, LEAST_EXCESS = 4.0, 0.1
 """Beyond a limit, so many times as many are refused as by chance, and at least such a share."""
-SURE = 4.5
-"""Evidence by which refusals are a limit's. One is enough where those by chance are as rare as
-``PRIOR`` has it."""
+SURE, SURER = 9.0, 11.0
+"""Evidence by which refusals are a limit's; the second where some are known to come by chance. With
+``PRIOR`` two in a row are enough. Less would see limits that are not there, once in e^SURE
+requests."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""
 SCATTERED = 0.015
@@ -35,19 +38,22 @@ class Chance:
 
     Attributes:
         share: what share is refused by chance, as far as is known.
+        doubted: whether to put more down to chance than is known.
         close: whether the latest refusal came soon after the one before.
     """
 
     def __init__(self) -> None:
-        self.close = False
+        self.close = self.doubted = False
         self._refusals, self._ends = PRIOR
         self._evidence = 0.0
+        self._suspect = 0  # refusals since there was no evidence
         self._answers = 0  # since the last refusal
         self._window = [0, 0, 0]  # ends, refusals, and close refusals among them
 
     @property
     def share(self) -> float:
-        return min(self._refusals / self._ends, MOST)
+        known = min(self._refusals / self._ends, MOST)
+        return max(known, DOUBTED) if self.doubted else known
 
     @property
     def scattered(self) -> bool:
@@ -55,8 +61,13 @@ class Chance:
 
     def sent(self) -> None:
         """Taken for accepted until it is refused: refusals are back long before answers."""
+        if self._evidence == 0.0:
+            return
         share, excess = self._shares()
-        self._evidence = max(self._evidence + math.log((1 - excess) / (1 - share)), 0.0)
+        self._evidence += math.log((1 - excess) / (1 - share))
+        if self._evidence <= 0.0:
+            self._refusals += self._suspect
+            self._evidence, self._suspect = 0.0, 0
 
     def answered(self, most: float) -> bool:
         """One end; ``most`` may be in flight. True: refusals prove to be scattered over a window of
@@ -73,18 +84,24 @@ class Chance:
         self._window[2] += self.close
         return self._ended(most)
 
-    def is_limit(self) -> bool:
-        """Whether the refusal just counted proves a limit; the next proof starts from nothing."""
+    def proof(self) -> int:
+        """How many refusals, with the one just counted, prove a limit; 0: they prove none yet.
+
+        Those of a proof are the limit's, and the next proof starts from nothing. They count as
+        chance when what was sent since has outweighed them.
+        """
         share, excess = self._shares()
         self._evidence += math.log(excess / share)
-        if self._evidence < SURE * (2 if self.scattered else 1):
-            return False
-        self._evidence = 0.0
-        return True
+        self._suspect += 1
+        if self._evidence < (SURER if self.scattered else SURE):
+            return 0
+        proof, self._suspect, self._evidence = self._suspect, 0, 0.0
+        return proof
 
-    def excuse(self, refusals: int) -> None:
-        """So many were by chance."""
-        self._refusals += refusals
+    def learn(self, refusals: int, ends: int) -> None:
+        """Of so many ends so many were refused by chance, as is known from elsewhere."""
+        self._refusals, self._ends = float(refusals), float(ends)
+        self._evidence, self._suspect = 0.0, 0
 
     def _shares(self) -> tuple[float, float]:
         """What share is refused by chance, and what share would be beyond a limit."""

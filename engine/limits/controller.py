@@ -49,12 +49,16 @@ REMEMBER_S = 60.0
 CUT_FIRST, CUT_AGAIN = 0.05, 0.3
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
-TRIED = 2
-"""Refusals of requests sent before a trial that decide it."""
 CALM = 10
 """Answers after which an episode is over."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
+FEW = 8
+"""With more in flight, refusals while doubling are doubted more: a few of them too many cost little
+there, and a cut that was not needed much."""
+STARVED, MOST_STARVED = 24, 0.3
+"""Ends after which a limit of a handful is doubted, twice as many each time, where some requests,
+but no more than such a share, were refused below it. A limit that is one refuses none there."""
 FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 40, 120
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
@@ -79,17 +83,6 @@ class Ticket:
     at_s: float
     area: float
     in_flight: int
-
-
-@dataclass(slots=True)
-class _Trial:
-    """Whether the first refusal while doubling was chance: growth waits, one more request goes."""
-
-    since_s: float
-    target: float
-    """Where the doubling was going."""
-    refusals: int = 1
-    admitted: bool = False
 
 
 class Controller(Protocol):
@@ -165,7 +158,9 @@ class Adaptive:
         self._caution = FIRST_CAUTION
         self._successes = 0
         self._chance = Chance()
-        self._trial: _Trial | None = None
+        self._alone = 0  # refusals in a row with nothing else in flight
+        self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
+        self._starved_enough = STARVED
         self._refusal_s = 0.03  # from a request to its refusal
         self._by_clock = False
         self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
@@ -189,7 +184,6 @@ class Adaptive:
     def has_room(self, now_s: float) -> bool:
         if now_s < self.paused_until_s:
             return False
-        self._end_trial(now_s)
         if self._resuming:  # not all at once after a pause: the first refusal stops the rest
             self._resuming = False
             self._from = min(float(max(self.in_flight, 1)), self._target)
@@ -213,10 +207,9 @@ class Adaptive:
     def admit(self, now_s: float) -> Ticket:
         self._count_area(now_s)
         self.in_flight += 1
-        if self._trial is not None:
-            self._trial.admitted = True
+        self._chance.doubted = self._phase == "start" and self.in_flight > FEW
         self._chance.sent()
-        if self._full_at_s is None and self.in_flight >= SATURATED * self._target:
+        if self._full_at_s is None and self.in_flight >= SATURATED * int(self._target):
             self._full_at_s = now_s
         if self._pace_per_s is not None:
             self._next_send_s = max(self._next_send_s, now_s - BURST_S) + 1 / self._pace_per_s
@@ -231,13 +224,15 @@ class Adaptive:
         took_s = max(now_s - ticket.at_s, 1e-6)
         self.latency_s += 0.1 * (took_s - self.latency_s)
         self._all_successes += 1
+        self._alone = 0
+        self._starve(now_s, ticket, refused=False)
         if self._episode_s is None or ticket.at_s >= self._episode_s:
             self._successes += 1
         if self._chance.answered(self._target):
             self._start_anew(now_s)
         if self._streak and self._successes > CALM:
             self._streak = 0
-        if self._trial is not None or self._full_at_s is None or ticket.at_s < self._full_at_s:
+        if self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
         mean_in_flight = (self._area - ticket.area) / took_s
         self._count += 1
@@ -251,16 +246,22 @@ class Adaptive:
         self._refusal_s += 0.1 * (now_s - ticket.at_s - self._refusal_s)
         if self._chance.refused(self._target):
             self._start_anew(now_s)
-        if self._may_be_chance(ticket, now_s):
-            return  # a wait that it asks for concerns this request alone
+        if self._starve(now_s, ticket, refused=True):
+            return
+        if self._episode_s is not None and ticket.at_s < self._episode_s:
+            self._refusals += 1  # one more of the wave that ended in a cut
+            return
+        proof = self._chance.proof()
+        if not proof:  # a wait that it asks for concerns this request alone
+            if self.in_flight == 0:  # but nothing may show that the server answers others
+                pause_s = min(PAUSE_S * 2.0**self._alone, MAX_PAUSE_S)
+                self.paused_until_s = now_s + (pause_s if retry_after_s is None else retry_after_s)
+                self._alone += 1
+            return
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
             self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
-        self._refusals += 1
-        if self._episode_s is not None and ticket.at_s < self._episode_s:
-            return
-        if self._streak == 0:
-            self._refusals = 1
+        self._refusals = proof + (self._refusals if self._streak else 0)
         held = float(max(self.in_flight, 1))
         lower = self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at
         again = self._chance.close and lower and retry_after_s is not None
@@ -284,7 +285,7 @@ class Adaptive:
         self._preemptions = preemptions
         if self.in_flight > self._target * 1.02 or now_s < self._climb_at_s + self._climb_s:
             return  # on the way to another level
-        full = self.in_flight >= SATURATED * self._target
+        full = self.in_flight >= SATURATED * int(self._target)
         if preemptions - before > TOLERATED * running and full:
             self._growth = 0.1
             self._settle(now_s, 0.9 * self._target, worse=True)
@@ -396,33 +397,24 @@ class Adaptive:
         self._phase, self._base = "start", None
         self._set(now_s, self._target * 2)
 
-    def _may_be_chance(self, ticket: Ticket, now_s: float) -> bool:
-        """Whether a refusal is no reason to send less, by those before it and by a trial."""
-        is_limit = self._chance.is_limit()
-        trial = self._trial
-        if trial is not None:
-            trial.refusals += 1
-            confirmed = ticket.at_s >= trial.since_s or trial.refusals > TRIED
-            if confirmed:
-                self._trial = None
-            return not confirmed
-        if not is_limit:
-            self._chance.excuse(1)
-            return True
-        if self._phase != "start" or self.in_flight == 0:
+    def _starve(self, now_s: float, ticket: Ticket, *, refused: bool) -> bool:
+        """Count an end; True: cutting has led to next to nothing, and no fewer are refused there,
+        so they were refused by chance.
+        """
+        if self._refused_at is None or self._target > START or ticket.in_flight > self._refused_at:
             return False
-        self._trial = _Trial(now_s, self._target)
-        self._set(now_s, self.in_flight + 1.0)
+        self._starved[0] += 1
+        self._starved[1] += refused
+        ends, refusals = self._starved
+        if ends < self._starved_enough:
+            return False
+        self._starved = [0, 0]
+        if refusals < 2 or refusals > MOST_STARVED * ends:
+            return False
+        self._starved_enough *= 2
+        self._chance.learn(refusals, ends)
+        self._start_anew(now_s)
         return True
-
-    def _end_trial(self, now_s: float) -> None:
-        """As many in flight as when it was refused, and not refused again: it was chance."""
-        trial = self._trial
-        if trial is None or not trial.admitted or now_s < trial.since_s + 4 * self._refusal_s:
-            return
-        self._trial = None
-        self._chance.excuse(trial.refusals)
-        self._set(now_s, trial.target)
 
     def _is_below_known(self, ticket: Ticket) -> bool:
         """Refused again and again, with fewer in flight than had just been accepted."""
@@ -471,7 +463,7 @@ class Adaptive:
         self._climb_at_s = now_s
         self._climb_s = min(MAX_CLIMB_S, self.latency_s / 2) if target > self._from else 0.0
         self._target = target
-        self._full_at_s = now_s if self.in_flight >= target else None
+        self._full_at_s = now_s if self.in_flight >= int(target) else None
         self._count, self._tokens, self._work = 0, 0.0, 0.0
 
     def _count_area(self, now_s: float) -> None:
@@ -481,8 +473,8 @@ class Adaptive:
 
 class Fixed:
     """The controller of a number that is given: that many, but for the pauses that refusals ask
-    for. A refusal by chance concerns its request alone, if the server has answered since the last
-    pause or may still do so.
+    for. A refusal by chance concerns its request alone, where others are in flight that may show
+    it to be one.
     """
 
     def __init__(self, most: int) -> None:
@@ -520,9 +512,7 @@ class Fixed:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         self.fail(now_s)
         self._chance.refused(self._most)
-        is_limit = self._chance.is_limit()
-        self._chance.excuse(1)
-        if not is_limit and (self._answered or self._in_flight):
+        if not self._chance.proof() and self._in_flight:
             return
         if self._paused_s is None or ticket.at_s >= self._paused_s:  # not of the same wave
             self._streak = 0 if self._answered else min(self._streak + 1, 16)
