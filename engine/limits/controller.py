@@ -2,11 +2,11 @@
 
 Three signals, one limit:
 
-* **Refusals** (429): a hosted API's way. Those by chance are told from a limit's (``chance``); the
-  first while doubling is put to a trial: one more with as many in flight. The limit falls a little
-  at the first of an episode and hard when cutting once was not enough; requests admitted before a
-  cut cannot cut again. The limit climbs back to just under where it was refused, and beyond only as
-  often as a small share of refusals allows. Where the refusals follow the clock rather than the
+* **Refusals** (429): a hosted API's way. Those by chance are told from a limit's (``chance``). The
+  limit falls a little at the first of an episode and hard when cutting once was not enough;
+  requests admitted before a cut cannot cut again. The limit climbs back to just under where it was
+  refused, and beyond only as often as a small share of refusals allows, and the pauses that they
+  cost. A limit of a handful that is refused all the same was none. Where the refusals follow the clock rather than the
   number in flight, the server counts requests a minute, and what it took since the last refusal
   becomes a pace.
 * **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
