@@ -6,9 +6,9 @@ Three signals, one limit:
   limit falls a little at the first of an episode and hard when cutting once was not enough;
   requests admitted before a cut cannot cut again. The limit climbs back to just under where it was
   refused, and beyond only as often as a small share of refusals allows, and the pauses that they
-  cost. A limit of a handful that is refused all the same was none. Where the refusals follow the clock rather than the
-  number in flight, the server counts requests a minute, and what it took since the last refusal
-  becomes a pace.
+  cost. A limit of a handful that is refused all the same was none. Where the refusals follow the
+  clock rather than the number in flight, the server counts requests a minute, and what it took
+  since the last refusal becomes a pace.
 * **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
   Little's law every answer is a sample: with n in flight on average during its life, an answer of
   T tokens after L seconds means n·T/L tokens a second. So two levels are compared within about one
