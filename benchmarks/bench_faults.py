@@ -1,15 +1,15 @@
 """How much faults cost: runs against the toxic server in real time.
 
-    python -m benchmarks.bench_faults [--requests 60000]
+    python -m benchmarks.bench_faults [--requests 30000]
 
 Retries, limits, breakers and HTTP run as in a run (``engine.retry``, ``engine.limits``,
 ``engine.backends.http``), without sampling and store, in one process with the server of
 ``benchmarks.server``. An answer takes 0.1 s. What is mixed: 429 with and without Retry-After, 500,
 503, cut streams, resets before and within the answer, silence before and within it.
 
-* ``auto`` and a fixed 64: the time for all rows without faults, with 20 and with 50 % of requests
-  failing; each row must be delivered exactly once. The last hundredth is a time of its own: it is
-  that of rows which failed several times in a row, with longer waits each time.
+* ``auto``, before a server that refuses beyond 100, and a fixed 64: the time for all rows without
+  faults, with 20 and with 50 % of requests failing; each row must be delivered exactly once. The
+  last hundredth is a time of its own: it is that of rows which failed several times in a row.
 * Two endpoints of 32 slots, one killed, then one hung behind a healthy port: the rate of the other
   once that is known, against its rate alone.
 * ``auto`` before a server that refuses beyond 40, then beyond 80, then 40, after a minute each.
@@ -40,6 +40,8 @@ from engine.retry import Delivery, RetryPolicy, deliver
 
 MIXED = ("429", "429_bare", "500", "503", "cut", "reset", "reset_midway", "hang", "stall")
 LATENCY_S = 0.1
+SLOTS = 100
+"""Without a limit of the server's, ``auto`` would find that of this one process."""
 TIMEOUTS = Timeouts(first_token_s=0.6, idle_s=0.3, total_s=1.0)
 SAMPLING = Sampling(max_tokens=512, stop=("\n20",))
 InFlight = int | Literal["auto"]
@@ -90,7 +92,8 @@ class Client:
 
 
 async def mixed(requests: int, in_flight: InFlight, fault_rate: float) -> dict[str, Any]:
-    behaviour = Behaviour(latency_s=LATENCY_S, fault_rate=fault_rate, faults=MIXED)
+    slots = SLOTS if in_flight == "auto" else None
+    behaviour = Behaviour(latency_s=LATENCY_S, fault_rate=fault_rate, faults=MIXED, slots=slots)
     async with Server(behaviour) as server:
         client = Client([server], in_flight)
         began = time.perf_counter()
@@ -204,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=60_000)
+    parser.add_argument("--requests", type=int, default=30_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="at each level of slots")
     args = parser.parse_args()
     raise_open_files()

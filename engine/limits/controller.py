@@ -293,7 +293,7 @@ class Adaptive:
             self._growth = 0.1
             kept = max(self.in_flight - waiting + 0.05 * running, running, 1.0)
             self._settle(now_s, min(self._target, kept))
-        elif waiting == 0 and full:
+        elif waiting == 0 and full and self._refused_at is None:  # refusals outweigh it
             if self._phase == "start":
                 self._set(now_s, self._target * 2)
             else:

@@ -452,6 +452,20 @@ def test_fault_021_a_limit_is_tried_less_often_where_a_refusal_costs_a_pause() -
     assert outcome.refused <= 0.01
 
 
+def test_an_empty_queue_does_not_outweigh_refusals() -> None:
+    """A server that refuses and also shows gauges is not tried again each second."""
+    controller = Adaptive()
+    for _ in range(4):
+        ticket = controller.admit(0.0)
+    while controller.limit(1.0) >= 4:
+        controller.refuse(ticket, 0.5, 1.0)
+        ticket = controller.admit(0.5)
+    limit = controller.limit(2.0)
+    for second in range(2, 20):
+        controller.observe(float(second), running=3, waiting=0, preemptions=0)
+    assert controller.limit(20.0) == limit
+
+
 QUICK_SCENARIOS = {
     "429 beyond 40": (0.95, 0.011),
     "429 beyond 100, then 400": (0.95, 0.01),
