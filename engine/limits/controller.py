@@ -401,15 +401,15 @@ class Adaptive:
         """Count an end; True: cutting has led to next to nothing, and no fewer are refused there,
         so they were refused by chance.
         """
-        if self._refused_at is None or self._target > START or ticket.in_flight > self._refused_at:
+        if self._refused_at is None or self._target > FEW or ticket.in_flight > self._refused_at:
             return False
         self._starved[0] += 1
         self._starved[1] += refused
         ends, refusals = self._starved
-        if ends < self._starved_enough:
+        if ends < self._starved_enough or refusals < 2:
             return False
         self._starved = [0, 0]
-        if refusals < 2 or refusals > MOST_STARVED * ends:
+        if refusals > MOST_STARVED * ends:
             return False
         self._starved_enough *= 2
         self._chance.learn(refusals, ends)
