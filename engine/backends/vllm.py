@@ -247,6 +247,8 @@ class _Child(asyncio.SubprocessProtocol):
                     start_new_session=True,
                 )
             except OSError as error:
+                if log_file is None:
+                    path.unlink()
                 why = error.strerror or type(error).__name__
                 raise ConfigError(f"--vllm-python: cannot run {python}: {why}") from error
         return child
