@@ -98,6 +98,10 @@ class Chance:
         proof, self._suspect, self._evidence = self._suspect, 0, 0.0
         return proof
 
+    def excuse(self, refusals: int) -> None:
+        """So many that proved a limit count as chance all the same."""
+        self._refusals += refusals
+
     def learn(self, refusals: int, ends: int) -> None:
         """Of so many ends so many were refused by chance, as is known from elsewhere."""
         self._refusals, self._ends = float(refusals), float(ends)

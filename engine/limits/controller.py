@@ -512,7 +512,11 @@ class Fixed:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         self.fail(now_s)
         self._chance.refused(self._most)
-        if not self._chance.proof() and self._in_flight:
+        proof = self._chance.proof()
+        self._chance.excuse(
+            proof
+        )  # no other number would be refused less: it is not ours to choose
+        if not proof and self._in_flight:
             return
         if self._paused_s is None or ticket.at_s >= self._paused_s:  # not of the same wave
             self._streak = 0 if self._answered else min(self._streak + 1, 16)
