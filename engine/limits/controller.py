@@ -313,10 +313,10 @@ class Adaptive:
             return
         self._count, self._tokens, self._work = 0, 0.0, 0.0
         self._rounds += 1
-        if now_s < self._watched_until_s:
-            return  # the gauges know better
         if self._refused_at is not None:
             self._climb_back(now_s)
+        elif now_s < self._watched_until_s:
+            return  # the gauges know better
         elif self._base is None:
             self._base = (self._target, rate)
             if self._phase == "start":
@@ -444,6 +444,11 @@ class Adaptive:
             self._set(now_s, min(self._target * 1.05 + 0.25, known))
         elif self._successes >= self._caution * self._refusals and now_s >= self._patient_until_s:
             self._successes = 0
+            if (
+                self._pace_per_s is not None
+                and self._pace_per_s * self.latency_s > 2 * self._target
+            ):
+                self._pace_per_s, self._by_clock = None, False  # the limit binds, not the pace
             if self._pace_per_s is not None:
                 self._pace_per_s *= 1 + self._raise
                 self._raise = min(2 * self._raise, 1.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_limits import SCENARIOS, Scenario, Simulated, per_slot, simulate
+from benchmarks.bench_limits import SCENARIOS, Scenario, Simulated, per_slot, scale_slots, simulate
 from benchmarks.virtual_time import VirtualLoop, run
 from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
@@ -465,10 +465,29 @@ def test_an_empty_queue_does_not_outweigh_refusals() -> None:
     assert controller.limit(20.0) == limit
 
 
+def test_a_server_with_gauges_that_refuses_is_tried_again() -> None:
+    """40 slots, then 80, gauges that show no queue, Retry-After: 1: the new ones are found within
+    half a minute.
+    """
+
+    class Watched(Simulated):
+        async def load(self) -> tuple[float, float, float]:
+            return float(self._running), 0.0, 0.0
+
+    scenario = Scenario(
+        name="", server=partial(Watched, slots=40, latency_s=0.1, slots_wait_s=1.0), best=per_slot,
+        steps=((40.0, scale_slots(2)),), seconds=100,
+    )  # fmt: skip
+    outcome = run(simulate(scenario, Adaptive))
+    assert outcome.reached >= 0.9
+    assert outcome.recovery_s is not None
+    assert outcome.recovery_s <= 32
+
+
 QUICK_SCENARIOS = {
     "429 beyond 40": (0.95, 0.011),
     "429 beyond 100, then 400": (0.95, 0.01),
-    "600 requests a minute, Retry-After": (0.95, 0.035),
+    "600 requests a minute, Retry-After": (0.95, 0.045),
     "vLLM 256 wide, and 5 % of 429 at random": (0.95, 0.0),
     "429 beyond 200, and 3 % at random": (0.95, 0.01),
     "vLLM 64 wide": (0.95, 0.0),
