@@ -188,7 +188,7 @@ class Cascade:
         return compared_text(self.scope, candidate.instruction, candidate.input)
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors (N, D), whose signs do not depend on what else is in the batch."""
+        """Vectors (N, D); in float32 their signs do not depend on what else is in the batch."""
         assert self._encoder is not None
         vectors = self._encoder.encode(texts)
         if len(texts) > 1 and self._encoder.precision == "float32":

@@ -176,7 +176,7 @@ def _by_sentence_transformers(network: Any) -> _Runtime:
 
 
 def _in_bfloat16(network: Any, threads: int) -> _Runtime:
-    """The network with the weights of its products in bfloat16, which halves their memory too."""
+    """A copy of the network, with the weights of its products in bfloat16."""
     import torch
 
     network = deepcopy(network)

@@ -22,7 +22,7 @@ EXCESS, LEAST_EXCESS = 4.0, 0.1
 """Beyond a limit, so many times as many are refused as by chance, and at least such a share."""
 SURE, SURER = 9.0, 11.0
 """Evidence by which refusals are a limit's; the second where some are known to come by chance. With
-``PRIOR`` two in a row are enough. Less would see limits that are not there, once in e^SURE
+``PRIOR`` two in a row are enough. Where there is none, one is seen about once in e^SURE
 requests."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""

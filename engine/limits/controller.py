@@ -54,11 +54,13 @@ CALM = 10
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
 FEW = 8
-"""With more in flight, refusals while doubling are doubted more: a few of them too many cost little
-there, and a cut that was not needed much."""
+"""A handful. With more in flight, refusals while doubling are doubted: a few too many cost little
+there, and a cut that was not needed costs much. With no more, the limit itself is:"""
 STARVED, MOST_STARVED = 24, 0.3
-"""Ends after which a limit of a handful is doubted, twice as many each time, where some requests,
-but no more than such a share, were refused below it. A limit that is one refuses none there."""
+"""after so many ends, twice as many each time, where some requests, but no more than such a share,
+were refused below it. A limit that is one refuses none there."""
+OBEYED_S = 2.0
+"""A server that asks for a longer wait is left alone by all, whether it was chance or not."""
 FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 40, 120
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
@@ -161,7 +163,6 @@ class Adaptive:
         self._alone = 0  # refusals in a row with nothing else in flight
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
         self._starved_enough = STARVED
-        self._refusal_s = 0.03  # from a request to its refusal
         self._by_clock = False
         self._mark: tuple[float, int] | None = None  # an episode, and what was accepted until then
         self._raise = 0.1
@@ -243,7 +244,6 @@ class Adaptive:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
-        self._refusal_s += 0.1 * (now_s - ticket.at_s - self._refusal_s)
         if self._chance.refused(self._target):
             self._start_anew(now_s)
         if self._starve(now_s, ticket, refused=True):
@@ -252,11 +252,8 @@ class Adaptive:
             self._refusals += 1  # one more of the wave that ended in a cut
             return
         proof = self._chance.proof()
-        if not proof:  # a wait that it asks for concerns this request alone
-            if self.in_flight == 0:  # but nothing may show that the server answers others
-                pause_s = min(PAUSE_S * 2.0**self._alone, MAX_PAUSE_S)
-                self.paused_until_s = now_s + (pause_s if retry_after_s is None else retry_after_s)
-                self._alone += 1
+        if not proof:
+            self._obey_alone(now_s, retry_after_s)
             return
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
@@ -391,11 +388,22 @@ class Adaptive:
     # Refusals
 
     def _start_anew(self, now_s: float) -> None:
-        """Refusals proved to be by chance: what was concluded from them was wrong."""
+        """What was concluded from refusals does not hold, or not any more: double again."""
         self._refused_at = self._pace_per_s = self._mark = None
         self._by_clock = False
         self._phase, self._base = "start", None
         self._set(now_s, self._target * 2)
+
+    def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
+        """A refusal that may be chance concerns its request alone, unless the wait is long, or
+        nothing is in flight that may show that the server answers others.
+        """
+        if self.in_flight and (retry_after_s or 0.0) <= OBEYED_S:
+            return
+        pause_s = min(PAUSE_S * 2.0**self._alone, MAX_PAUSE_S)
+        pause_s = pause_s if retry_after_s is None else retry_after_s
+        self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+        self._alone += 1
 
     def _starve(self, now_s: float, ticket: Ticket, *, refused: bool) -> bool:
         """Count an end; True: cutting has led to next to nothing, and no fewer are refused there,
@@ -453,10 +461,8 @@ class Adaptive:
                 self._pace_per_s *= 1 + self._raise
                 self._raise = min(2 * self._raise, 1.0)
             elif self._target > self._refused_at:  # the step beyond went well: it has grown
-                self._refused_at, self._by_clock, self._mark = None, False, None
                 self._caution = FIRST_CAUTION
-                self._phase, self._base = "start", None
-                self._set(now_s, self._target * 2)
+                self._start_anew(now_s)
             else:
                 self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
                 self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
@@ -478,8 +484,8 @@ class Adaptive:
 
 class Fixed:
     """The controller of a number that is given: that many, but for the pauses that refusals ask
-    for. A refusal by chance concerns its request alone, where others are in flight that may show
-    it to be one.
+    for. A refusal that may be chance concerns its request alone, unless the wait is long, or
+    nothing is in flight that may show that the server answers others.
     """
 
     def __init__(self, most: int) -> None:
@@ -518,10 +524,8 @@ class Fixed:
         self.fail(now_s)
         self._chance.refused(self._most)
         proof = self._chance.proof()
-        self._chance.excuse(
-            proof
-        )  # no other number would be refused less: it is not ours to choose
-        if not proof and self._in_flight:
+        self._chance.excuse(proof)  # the number is not ours to lower
+        if not proof and self._in_flight and (retry_after_s or 0.0) <= OBEYED_S:
             return
         if self._paused_s is None or ticket.at_s >= self._paused_s:  # not of the same wave
             self._streak = 0 if self._answered else min(self._streak + 1, 16)

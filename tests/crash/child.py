@@ -100,7 +100,7 @@ def wait_for_tracer(path: str) -> None:
     while "TracerPid:\t0\n" in Path(f"/proc/self/task/{thread}/status").read_text():
         if time.monotonic() > given_up:
             os._exit(NOT_TRACED)
-        time.sleep(0.001)
+        time.sleep(0.001)  # the kernel tells nobody that a tracer has come
 
 
 def hold_writer(path: str) -> None:

@@ -451,6 +451,17 @@ def test_fault_021_a_limit_is_tried_less_often_where_a_refusal_costs_a_pause() -
     assert outcome.refused <= 0.01
 
 
+@pytest.mark.parametrize("make", [Adaptive, partial(Fixed, 4)], ids=["auto", "fixed"])
+def test_fault_021_a_long_wait_is_kept_by_all(make: Any) -> None:
+    """One of four is refused with Retry-After: 7: nothing goes out before, chance or not."""
+    controller = make()
+    tickets = [controller.admit(0.0) for _ in range(4)]
+    controller.refuse(tickets[0], 0.1, 7.0)
+    controller.complete(tickets[1], 0.2, 100)
+    assert not controller.has_room(7.0)
+    assert controller.has_room(7.2)
+
+
 def test_an_empty_queue_does_not_outweigh_refusals() -> None:
     """A server that refuses and also shows gauges is not tried again each second."""
     controller = Adaptive()
