@@ -162,10 +162,13 @@ async def whole_engine(port: int, requests: int, in_flight: int) -> int:
             out=Path(folder) / "run",
             max_in_flight=in_flight,
             max_requests=requests,
+            max_barren_requests=requests,  # the server's vocabulary is soon used up
             max_tokens=512,
             semantic=False,
         )
         result = await generate(config, SilentDisplay())
+        if result.progress.answered < requests and not result.stop.reached:
+            print(f"stopped early: {result.stop.error}", file=sys.stderr, flush=True)
     return result.progress.answered
 
 

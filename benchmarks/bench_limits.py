@@ -1,6 +1,6 @@
 """How well a limit is found: scenarios on virtual time, ours beside two policies of peers.
 
-    python -m benchmarks.bench_limits [--only NAME] [--trace]
+    python -m benchmarks.bench_limits [--only NAME] [--seeds 5] [--trace]
 
 The whole pool runs (``engine.limits``), with simulated servers behind it and the clock of
 ``benchmarks.virtual_time``, so two minutes of 2,000 requests in flight take seconds. ``reached`` is
@@ -8,6 +8,7 @@ goodput after the first minute against the best that any constant concurrency or
 ``429`` the share of requests refused in the whole scenario, without those refused by chance;
 ``recovery`` the time from the step until goodput is at 90 % of the new best and stays there for
 five seconds; ``swing`` the largest distance of a ten-second mean from the mean of the steady part.
+Every scenario runs with several seeds: each figure is the mean, and the worst after the slash.
 
 The peers' policies are ours after their descriptions: DataDesigner's cuts its concurrency by a
 quarter at a 429, not below one, and adds one after a window of successes up to a configured most
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -54,7 +56,6 @@ class Simulated:
         noise: float = 0.0,
         noise_wait_s: float | None = None,
         mean_tokens: int = 150,
-        seed: int = 0,
     ) -> None:
         self.name = self.model = "simulated"
         self.context_length: int | None = 4096
@@ -79,7 +80,10 @@ class Simulated:
         self._bucket = (
             TokenBucket(bucket_per_min, burst=bucket_per_min / 6) if bucket_per_min else None
         )
-        self._rng = random.Random(seed)
+        self._rng = random.Random()
+
+    def seed(self, seed: int) -> None:
+        self._rng.seed(seed)
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -323,11 +327,14 @@ SCENARIOS = (
 )  # fmt: skip
 
 
-async def simulate(scenario: Scenario, policy: Callable[[], Controller]) -> Outcome:
+async def simulate(
+    scenario: Scenario, policy: Callable[[], Controller], seed: int = 0
+) -> Outcome:
     """Keep the pool busy for the scenario's time, and measure."""
     loop = asyncio.get_running_loop()
-    random.seed(0)
+    random.seed(seed)
     server = scenario.server()
+    server.seed(seed)
     pool = Pool([server], LimitSettings(), controller=policy)
     bests: list[float] = []
     limits: list[float] = []
@@ -401,42 +408,65 @@ def _measure(
     )
 
 
+def simulated(task: tuple[int, str, int]) -> Outcome:
+    """One run, in a process of its own: scenario by index, policy by name, seed."""
+    index, policy, seed = task
+    return run(simulate(SCENARIOS[index], POLICIES[policy], seed))
+
+
+def _show(values: list[float], percent: str, *, highest: bool = True) -> str:
+    """Mean, and the worst after a slash."""
+    worst = max(values) if highest else min(values)
+    return f"{statistics.fmean(values):{percent}} / {worst:{percent}}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ours", action="store_true", help="leave out the peers' policies")
     parser.add_argument("--trace", action="store_true", help="show the limit every five seconds")
     args = parser.parse_args()
+    wanted = [
+        (index, policy)
+        for index, scenario in enumerate(SCENARIOS)
+        for policy in POLICIES
+        if args.only in scenario.name and not (args.ours and POLICIES[policy] is not Adaptive)
+    ]
     results = []
-    print(f"{'scenario':36} {'policy':28} {'reached':>8} {'429':>7} {'recovery':>9} {'swing':>7}")
-    for scenario in SCENARIOS:
-        if args.only not in scenario.name:
-            continue
-        for name, policy in POLICIES.items():
-            if args.ours and policy is not Adaptive:
-                continue
-            outcome = run(simulate(scenario, policy))
-            recovery = "" if outcome.recovery_s is None else f"{outcome.recovery_s:.0f} s"
+    print(
+        f"{'scenario':36} {'policy':28} {'reached':>17} {'429':>15} {'recovery':>15} {'swing':>17}"
+    )
+    with multiprocessing.Pool() as processes:
+        tasks = [(index, policy, seed) for index, policy in wanted for seed in range(args.seeds)]
+        outcomes = processes.imap(simulated, tasks)
+        for index, policy in wanted:
+            runs = [next(outcomes) for _ in range(args.seeds)]
+            recoveries = [one.recovery_s for one in runs if one.recovery_s is not None]
             print(
-                f"{scenario.name:36} {name:28} {outcome.reached:8.1%} {outcome.refused:7.2%} "
-                f"{recovery:>9} {outcome.swing:7.1%}",
+                f"{SCENARIOS[index].name:36} {policy:28} "
+                f"{_show([one.reached for one in runs], '6.1%', highest=False):>17} "
+                f"{_show([one.refused for one in runs], '6.2%'):>15} "
+                f"{_show(recoveries, '.0f') + ' s' if recoveries else '':>15} "
+                f"{_show([one.swing for one in runs], '6.1%'):>17}",
                 flush=True,
             )
             if args.trace:
-                print("   ", " ".join(f"{limit:.0f}" for limit in outcome.limits[::5]))
+                for one in runs:
+                    print("   ", " ".join(f"{limit:.0f}" for limit in one.limits[::5]))
             results.append(
                 {
-                    "scenario": scenario.name,
-                    "policy": name,
-                    "reached": round(outcome.reached, 4),
-                    "refused": round(outcome.refused, 5),
-                    "recovery_s": outcome.recovery_s,
-                    "swing": round(outcome.swing, 4),
+                    "scenario": SCENARIOS[index].name,
+                    "policy": policy,
+                    "reached": [round(one.reached, 4) for one in runs],
+                    "refused": [round(one.refused, 5) for one in runs],
+                    "recovery_s": recoveries,
+                    "swing": [round(one.swing, 4) for one in runs],
                 }
             )
-    print(json.dumps({"bench": "limits", "results": results}))
+    print(json.dumps({"bench": "limits", "seeds": args.seeds, "results": results}))
 
 
 if __name__ == "__main__":

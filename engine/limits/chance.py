@@ -18,12 +18,14 @@ DOUBTED = 0.02
 """The share that is put down to chance at least, where refusals are doubted."""
 MOST = 0.12
 """More than this is never put down to chance, lest a limit's own refusals excuse themselves."""
-EXCESS, LEAST_EXCESS = 4.0, 0.1
+EXCESS, LEAST_EXCESS = 4.0, 0.2
 """Beyond a limit, so many times as many are refused as by chance, and at least such a share."""
 SURE, SURER = 9.0, 11.0
 """Evidence by which refusals are a limit's; the second where some are known to come by chance. With
 ``PRIOR`` two in a row are enough. Where there is none, one is seen about once in e^SURE
 requests."""
+EXPECTED = 4.0
+"""Evidence that is there already where a limit was found before: beyond it one refusal is enough."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""
 SCATTERED = 0.015
@@ -84,7 +86,7 @@ class Chance:
         self._window[2] += self.close
         return self._ended(most)
 
-    def proof(self) -> int:
+    def proof(self, *, expected: bool = False) -> int:
         """How many refusals, with the one just counted, prove a limit; 0: they prove none yet.
 
         Those of a proof are the limit's, and the next proof starts from nothing. They count as
@@ -93,7 +95,8 @@ class Chance:
         share, excess = self._shares()
         self._evidence += math.log(excess / share)
         self._suspect += 1
-        if self._evidence < (SURER if self.scattered else SURE):
+        wanted = (SURER if self.scattered else SURE) - (EXPECTED if expected else 0.0)
+        if self._evidence < wanted:
             return 0
         proof, self._suspect, self._evidence = self._suspect, 0, 0.0
         return proof

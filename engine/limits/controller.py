@@ -25,6 +25,7 @@ damping of bursts; Netflix's and Envoy's gradient limiters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,7 +62,7 @@ STARVED, MOST_STARVED = 24, 0.3
 were refused below it. A limit that is one refuses none there."""
 OBEYED_S = 2.0
 """A server that asks for a longer wait is left alone by all, whether it was chance or not."""
-FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 40, 120
+FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 80, 160
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
 PAUSES_APART, MOST_APART_S = 28.0, 300.0
@@ -159,6 +160,7 @@ class Adaptive:
         self._patient_until_s = 0.0
         self._caution = FIRST_CAUTION
         self._successes = 0
+        self._beyond = 0  # answers from beyond where it was refused
         self._chance = Chance()
         self._alone = 0  # refusals in a row with nothing else in flight
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
@@ -229,6 +231,12 @@ class Adaptive:
         self._starve(now_s, ticket, refused=False)
         if self._episode_s is None or ticket.at_s >= self._episode_s:
             self._successes += 1
+            if self._is_beyond(ticket):
+                self._beyond += 1
+                if self._beyond > CALM:  # the step beyond went well: it has grown
+                    self._caution = FIRST_CAUTION
+                    self._start_anew(now_s)
+                    return
         if self._chance.answered(self._target):
             self._start_anew(now_s)
         if self._streak and self._successes > CALM:
@@ -250,8 +258,13 @@ class Adaptive:
             return
         if self._episode_s is not None and ticket.at_s < self._episode_s:
             self._refusals += 1  # one more of the wave that ended in a cut
+            if self._refused_at is not None:  # it was counted among those held
+                self._refused_at = max(self._refused_at - 1, 1.0)
+                if self._target > self._refused_at:
+                    self._set(now_s, self._known)
             return
-        proof = self._chance.proof()
+        beyond = self._is_beyond(ticket)
+        proof = self._chance.proof(expected=beyond)
         if not proof:
             self._obey_alone(now_s, retry_after_s)
             return
@@ -265,14 +278,17 @@ class Adaptive:
         if (again and not self._chance.scattered) or self._is_below_known(ticket):
             self._by_clock = True
         self._learn_pace(now_s)
-        room = min(self.limit(now_s), held)
-        self._set(now_s, max(_less(room, CUT_AGAIN if self._streak else CUT_FIRST), 1.0))
+        if beyond:
+            self._set(now_s, self._known)
+        else:
+            room = min(self.limit(now_s), held)
+            self._set(now_s, max(_less(room, CUT_AGAIN if self._streak else CUT_FIRST), 1.0))
         if self._streak:
             if retry_after_s is None:
                 pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
                 self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
             self._resuming = True
-        self._episode_s, self._refused_at, self._successes = now_s, held, 0
+        self._episode_s, self._refused_at, self._successes, self._beyond = now_s, held, 0, 0
         self._streak = min(self._streak + 1, 16)
         self._phase, self._base = "hold", None
 
@@ -424,6 +440,17 @@ class Adaptive:
         self._start_anew(now_s)
         return True
 
+    @property
+    def _known(self) -> float:
+        """Just under where the server last refused: what is held."""
+        assert self._refused_at is not None
+        return max(math.ceil(0.98 * self._refused_at), 1.0)
+
+    def _is_beyond(self, ticket: Ticket) -> bool:
+        """Whether it went out in a step beyond where the server last refused."""
+        at = self._refused_at
+        return at is not None and self._target > at and ticket.in_flight > at
+
     def _is_below_known(self, ticket: Ticket) -> bool:
         """Refused again and again, with fewer in flight than had just been accepted."""
         known = self._refused_at
@@ -447,7 +474,7 @@ class Adaptive:
         assert self._refused_at is not None
         if self._streak:
             return
-        known = _less(self._refused_at, 0.02)
+        known = self._known
         if self._target < known:
             self._set(now_s, min(self._target * 1.05 + 0.25, known))
         elif self._successes >= self._caution * self._refusals and now_s >= self._patient_until_s:
@@ -460,10 +487,8 @@ class Adaptive:
             if self._pace_per_s is not None:
                 self._pace_per_s *= 1 + self._raise
                 self._raise = min(2 * self._raise, 1.0)
-            elif self._target > self._refused_at:  # the step beyond went well: it has grown
-                self._caution = FIRST_CAUTION
-                self._start_anew(now_s)
-            else:
+            elif self._target <= self._refused_at:
+                self._beyond = 0
                 self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
                 self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
 
