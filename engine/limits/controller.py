@@ -47,7 +47,7 @@ MAX_PATIENCE = 16
 """Rounds between two probes that led nowhere; starts at 1 and doubles."""
 REMEMBER_S = 60.0
 """How long a level that did worse is not tried again."""
-CUT_FIRST, CUT_AGAIN = 0.05, 0.3
+CUT_FIRST, CUT_AGAIN, CUT_MORE = 0.05, 0.3, 0.5
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
 CALM = 10
@@ -69,6 +69,11 @@ PAUSES_APART, MOST_APART_S = 28.0, 300.0
 """The same in time: nothing is sent in a pause that a refusal asks for, so the next is risked only
 after so many times its length. A pause of a second then costs 3.5 % of the goodput, and a server
 that has grown is noticed within half a minute."""
+GENTLY = 1.1
+MOST_R = 2
+HELD = 0.99
+AGE=0.5
+MOST_ACC=8
 TOLERATED = 0.03
 """Share of the running sequences that may be preempted in a second: chance alone does some."""
 MAX_SAMPLES = 48
@@ -160,7 +165,8 @@ class Adaptive:
         self._patient_until_s = 0.0
         self._caution = FIRST_CAUTION
         self._successes = 0
-        self._beyond = 0  # answers from beyond where it was refused
+        self._refusal_s = 0.0  # from a request to its refusal
+        self._beyond: list[float] = [] # when
         self._chance = Chance()
         self._alone = 0  # refusals in a row with nothing else in flight
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
@@ -170,6 +176,7 @@ class Adaptive:
         self._raise = 0.1
         self._all_successes = 0
         self._pace_per_s: float | None = None
+        self._taken_per_s = 0.0  # the pace that was measured, without what was added since
         self._next_send_s = 0.0
         # gauges
         self._watched_until_s = 0.0
@@ -216,7 +223,11 @@ class Adaptive:
             self._full_at_s = now_s
         if self._pace_per_s is not None:
             self._next_send_s = max(self._next_send_s, now_s - BURST_S) + 1 / self._pace_per_s
-        return Ticket(now_s, self._area, self.in_flight)
+        ticket = Ticket(now_s, self._area, self.in_flight)
+        if self._has_grown(ticket):
+            self._caution = FIRST_CAUTION
+            self._start_anew(now_s)
+        return ticket
 
     def fail(self, now_s: float) -> None:
         self._count_area(now_s)
@@ -231,12 +242,7 @@ class Adaptive:
         self._starve(now_s, ticket, refused=False)
         if self._episode_s is None or ticket.at_s >= self._episode_s:
             self._successes += 1
-            if self._is_beyond(ticket):
-                self._beyond += 1
-                if self._beyond > CALM:  # the step beyond went well: it has grown
-                    self._caution = FIRST_CAUTION
-                    self._start_anew(now_s)
-                    return
+            self._maybe_step(now_s)
         if self._chance.answered(self._target):
             self._start_anew(now_s)
         if self._streak and self._successes > CALM:
@@ -252,6 +258,7 @@ class Adaptive:
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
+        self._refusal_s = now_s - ticket.at_s
         if self._chance.refused(self._target):
             self._start_anew(now_s)
         if self._starve(now_s, ticket, refused=True):
@@ -282,12 +289,15 @@ class Adaptive:
             self._set(now_s, self._known)
         else:
             room = min(self.limit(now_s), held)
-            self._set(now_s, max(_less(room, CUT_AGAIN if self._streak else CUT_FIRST), 1.0))
+            cut = CUT_FIRST
+            if self._streak and self._pace_per_s is None:
+                cut = CUT_MORE if self._by_clock else CUT_AGAIN
+            self._set(now_s, max(_less(room, cut), 1.0))
         if self._streak:
             if retry_after_s is None:
                 pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
                 self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
-            self._resuming = True
+        self._resuming = now_s < self.paused_until_s and not beyond
         self._episode_s, self._refused_at, self._successes, self._beyond = now_s, held, 0, 0
         self._streak = min(self._streak + 1, 16)
         self._phase, self._base = "hold", None
@@ -444,7 +454,7 @@ class Adaptive:
     def _known(self) -> float:
         """Just under where the server last refused: what is held."""
         assert self._refused_at is not None
-        return max(math.ceil(0.98 * self._refused_at), 1.0)
+        return max(math.ceil(HELD * self._refused_at), 1.0)
 
     def _is_beyond(self, ticket: Ticket) -> bool:
         """Whether it went out in a step beyond where the server last refused."""
@@ -458,39 +468,57 @@ class Adaptive:
 
     def _learn_pace(self, now_s: float) -> None:
         """Between two refusals by the clock the server took what it takes a minute, no less."""
+        accepted = self._all_successes + self.in_flight
+        at_s, before = self._mark or (now_s, accepted)
+        self._mark = at_s, before
         if not self._by_clock:
             return
-        accepted = self._all_successes + self.in_flight
-        if self._mark is not None and now_s - self._mark[0] >= 5 * max(self.latency_s, 1.0):
-            rate = (accepted - self._mark[1]) / (now_s - self._mark[0])
-            self._pace_per_s = max(0.99 * rate, 0.01)
+        age = 5 * max(self.latency_s, 1.0) if self._pace_per_s else AGE * self.latency_s
+        if now_s - at_s >= age and accepted - before >= MOST_ACC:
+            self._pace_per_s = self._taken_per_s = 0.99 * (accepted - before) / (now_s - at_s)
             self._next_send_s = now_s
-            self._mark = None
+            self._mark = now_s, accepted
+        elif self._pace_per_s is not None:
+            self._pace_per_s = self._taken_per_s  # it was raised too soon
         self._raise = 0.1
-        self._mark = self._mark or (now_s, accepted)
 
     def _climb_back(self, now_s: float) -> None:
-        """After refusals: up to just under where they began, later a step beyond."""
-        assert self._refused_at is not None
-        if self._streak:
+        """After an episode: up to just under where it was refused."""
+        if not self._streak and self._target < self._known:
+            self._set(now_s, min(self._target * 1.05 + 0.25, self._known))
+
+    def _maybe_step(self, now_s: float) -> None:
+        """Try a step beyond where it was refused, as soon as that can be afforded."""
+        if self._refused_at is None or self._streak or self._target < self._known:
             return
-        known = self._known
-        if self._target < known:
-            self._set(now_s, min(self._target * 1.05 + 0.25, known))
-        elif self._successes >= self._caution * self._refusals and now_s >= self._patient_until_s:
-            self._successes = 0
-            if (
-                self._pace_per_s is not None
-                and self._pace_per_s * self.latency_s > 2 * self._target
-            ):
-                self._pace_per_s, self._by_clock = None, False  # the limit binds, not the pace
-            if self._pace_per_s is not None:
-                self._pace_per_s *= 1 + self._raise
-                self._raise = min(2 * self._raise, 1.0)
-            elif self._target <= self._refused_at:
-                self._beyond = 0
-                self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
-                self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
+        refusals = min(self._refusals, MOST_R) if self._by_clock else self._refusals
+        if self._successes < self._caution * refusals or now_s < self._patient_until_s:
+            return
+        self._successes = 0
+        if self._pace_per_s is not None and self._pace_per_s * self.latency_s > 2 * self._target:
+            self._pace_per_s = None  # the limit binds, not the pace
+        if self._pace_per_s is not None:
+            self._pace_per_s *= 1 + self._raise
+            self._raise = min(2 * self._raise, 1.0)
+            return
+        if self._target > self._refused_at:  # so far counted by the clock, and the step went well
+            self._refused_at = self._target
+            self._set(now_s, max(self._target * GENTLY, self._target + 1))
+        else:
+            self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
+            self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
+        self._beyond = 0
+
+    def _has_grown(self, ticket: Ticket) -> bool:
+        """Whether a step beyond goes well: refusals would be back by now. A server that counts by
+        the clock may just have saved up.
+        """
+        if self._by_clock or not self._is_beyond(ticket):
+            return False
+        if self._beyond == 0:
+            self._beyond_at_s = ticket.at_s
+        self._beyond += 1
+        return self._beyond > CALM and ticket.at_s > self._beyond_at_s + 3 * self._refusal_s
 
     def _set(self, now_s: float, target: float) -> None:
         """Up by a short climb, down at once; measuring begins anew."""
