@@ -5,7 +5,8 @@
 The whole pool runs (``engine.limits``), with simulated servers behind it and the clock of
 ``benchmarks.virtual_time``, so two minutes of 2,000 requests in flight take seconds. ``reached`` is
 goodput after the first minute against the best that any constant concurrency or pace could do;
-``429`` the share of requests refused in the whole scenario, without those refused by chance;
+``429`` the share of requests refused in the whole scenario, without those refused by chance,
+``later`` in the same without its first minute;
 ``recovery`` the time from the step until goodput is at 90 % of the new best and stays there for
 five seconds; ``swing`` the largest distance of a ten-second mean from the mean of the steady part.
 Every scenario runs with several seeds: each figure is the mean, and the worst after the slash.
@@ -69,7 +70,7 @@ class Simulated:
         self.latency_s = latency_s
         self.batching = batching
         self.mean_tokens = mean_tokens
-        self.refused = 0
+        self.refused_at_s: list[float] = []
         self.by_chance = 0
         self.answered: list[tuple[float, int]] = []
         self._gauges = gauges
@@ -91,8 +92,7 @@ class Simulated:
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         loop = asyncio.get_running_loop()
         if self._noise and self._rng.random() < self._noise:
-            self.by_chance += 1
-            await self._refuse(self._noise_wait_s)
+            await self._refuse(self._noise_wait_s, by_chance=True)
         if self.slots is not None and self._running >= self.slots:
             await self._refuse(self.slots_wait_s)
         if self._bucket is not None and not self._bucket.take(1):
@@ -112,8 +112,11 @@ class Simulated:
         usage = Usage(prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
         return [Completion(text="", finish_reason="stop", usage=usage)]
 
-    async def _refuse(self, retry_after_s: float | None) -> None:
-        self.refused += 1
+    async def _refuse(self, retry_after_s: float | None, *, by_chance: bool = False) -> None:
+        if by_chance:
+            self.by_chance += 1
+        else:
+            self.refused_at_s.append(asyncio.get_running_loop().time())
         await asyncio.sleep(REFUSAL_S)
         raise Failure(Verdict(kind="throttled", reason="http_429", retry_after_s=retry_after_s))
 
@@ -149,6 +152,7 @@ class Scenario:
 class Outcome:
     reached: float
     refused: float
+    refused_later: float
     recovery_s: float | None
     swing: float
     limits: list[float] = field(default_factory=list)
@@ -327,9 +331,7 @@ SCENARIOS = (
 )  # fmt: skip
 
 
-async def simulate(
-    scenario: Scenario, policy: Callable[[], Controller], seed: int = 0
-) -> Outcome:
+async def simulate(scenario: Scenario, policy: Callable[[], Controller], seed: int = 0) -> Outcome:
     """Keep the pool busy for the scenario's time, and measure."""
     loop = asyncio.get_running_loop()
     random.seed(seed)
@@ -374,6 +376,12 @@ async def simulate(
     return _measure(scenario, server, bests, limits)
 
 
+def _refused(server: Simulated, since_s: float) -> float:
+    refused = sum(at_s >= since_s for at_s in server.refused_at_s)
+    answered = sum(at_s >= since_s for at_s, _ in server.answered)
+    return refused / max(refused + answered, 1)
+
+
 def _measure(
     scenario: Scenario, server: Simulated, bests: list[float], limits: list[float]
 ) -> Outcome:
@@ -401,7 +409,8 @@ def _measure(
         )
     return Outcome(
         reached=reached,
-        refused=(server.refused - server.by_chance) / max(server.refused + len(server.answered), 1),
+        refused=_refused(server, 0.0),
+        refused_later=_refused(server, 60.0),
         recovery_s=recovery,
         swing=max(abs(ten - reached) / reached for ten in tens),
         limits=limits,
@@ -437,7 +446,8 @@ def main() -> None:
     ]
     results = []
     print(
-        f"{'scenario':36} {'policy':28} {'reached':>17} {'429':>15} {'recovery':>15} {'swing':>17}"
+        f"{'scenario':36} {'policy':28} {'reached':>17} {'429':>15} {'later':>15} "
+        f"{'recovery':>15} {'swing':>17}"
     )
     with multiprocessing.Pool() as processes:
         tasks = [(index, policy, seed) for index, policy in wanted for seed in range(args.seeds)]
@@ -449,6 +459,7 @@ def main() -> None:
                 f"{SCENARIOS[index].name:36} {policy:28} "
                 f"{_show([one.reached for one in runs], '6.1%', highest=False):>17} "
                 f"{_show([one.refused for one in runs], '6.2%'):>15} "
+                f"{_show([one.refused_later for one in runs], '6.2%'):>15} "
                 f"{_show(recoveries, '.0f') + ' s' if recoveries else '':>15} "
                 f"{_show([one.swing for one in runs], '6.1%'):>17}",
                 flush=True,
@@ -462,6 +473,7 @@ def main() -> None:
                     "policy": policy,
                     "reached": [round(one.reached, 4) for one in runs],
                     "refused": [round(one.refused, 5) for one in runs],
+                    "refused_later": [round(one.refused_later, 5) for one in runs],
                     "recovery_s": recoveries,
                     "swing": [round(one.swing, 4) for one in runs],
                 }

@@ -25,7 +25,7 @@ SURE, SURER = 9.0, 11.0
 ``PRIOR`` two in a row are enough. Where there is none, one is seen about once in e^SURE
 requests."""
 EXPECTED = 4.0
-"""Evidence that is there already where a limit was found before: beyond it one refusal is enough."""
+"""Evidence that is there already beyond a limit that was found: there one refusal is enough."""
 CLOSE = 4
 """Refusals with fewer answers than this between them are close."""
 SCATTERED = 0.015

@@ -47,11 +47,18 @@ MAX_PATIENCE = 16
 """Rounds between two probes that led nowhere; starts at 1 and doubles."""
 REMEMBER_S = 60.0
 """How long a level that did worse is not tried again."""
-CUT_FIRST, CUT_AGAIN, CUT_MORE = 0.05, 0.3, 0.5
+CUT_FIRST, CUT_AGAIN, CUT_BY_CLOCK = 0.05, 0.3, 0.5
+"""The first cut of an episode and the next; the last where refusals follow the clock and no pace is
+known yet."""
+HELD = 0.99
+"""Share of the number at which the server refused that is held."""
+STEP, STEP_BY_CLOCK = 1.02, 1.1
+"""A step beyond that number. One that goes well leads to doubling, but where refusals follow the
+clock the server may just have saved up, and the step is taken again."""
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
 CALM = 10
-"""Answers after which an episode is over."""
+"""Answers after which an episode is over, and requests in a row that are taken after a step."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
 FEW = 8
@@ -65,15 +72,18 @@ OBEYED_S = 2.0
 FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 80, 160
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
+MOST_COUNTED = 2
+"""That many refusals count in this, where they follow the clock: an episode costs many, a step few.
+"""
 PAUSES_APART, MOST_APART_S = 28.0, 300.0
 """The same in time: nothing is sent in a pause that a refusal asks for, so the next is risked only
 after so many times its length. A pause of a second then costs 3.5 % of the goodput, and a server
 that has grown is noticed within half a minute."""
-GENTLY = 1.1
-MOST_R = 2
-HELD = 0.99
-AGE=0.5
-MOST_ACC=8
+PACE_LATENCIES, PACE_ANSWERS, UNSURE = 1.0, 10, 0.8
+"""How much must lie between two refusals for a first measure of the pace, and the share of it that
+is kept; later ones take 5 s at least."""
+PACE_ROOM = 1.1
+"""The limit is at least so many times what the pace has in flight."""
 TOLERATED = 0.03
 """Share of the running sequences that may be preempted in a second: chance alone does some."""
 MAX_SAMPLES = 48
@@ -166,7 +176,8 @@ class Adaptive:
         self._caution = FIRST_CAUTION
         self._successes = 0
         self._refusal_s = 0.0  # from a request to its refusal
-        self._beyond: list[float] = [] # when
+        self._tried = self._beyond = 0  # sent in a step, in all and since the latest refusal
+        self._tried_at_s = self._beyond_at_s = 0.0  # the first of them
         self._chance = Chance()
         self._alone = 0  # refusals in a row with nothing else in flight
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
@@ -224,9 +235,8 @@ class Adaptive:
         if self._pace_per_s is not None:
             self._next_send_s = max(self._next_send_s, now_s - BURST_S) + 1 / self._pace_per_s
         ticket = Ticket(now_s, self._area, self.in_flight)
-        if self._has_grown(ticket):
-            self._caution = FIRST_CAUTION
-            self._start_anew(now_s)
+        if not self._by_clock and self._is_beyond(ticket):
+            self._maybe_end_step(now_s)
         return ticket
 
     def fail(self, now_s: float) -> None:
@@ -259,6 +269,8 @@ class Adaptive:
         """One cut an episode, however many are refused in it."""
         self.fail(now_s)
         self._refusal_s = now_s - ticket.at_s
+        if self._mark is not None and ticket.at_s < self._mark[0]:
+            self._mark = self._mark[0], self._mark[1] - 1  # it had been taken for accepted
         if self._chance.refused(self._target):
             self._start_anew(now_s)
         if self._starve(now_s, ticket, refused=True):
@@ -272,6 +284,7 @@ class Adaptive:
             return
         beyond = self._is_beyond(ticket)
         proof = self._chance.proof(expected=beyond)
+        self._beyond = 0
         if not proof:
             self._obey_alone(now_s, retry_after_s)
             return
@@ -280,25 +293,25 @@ class Adaptive:
             self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
         self._refusals = proof + (self._refusals if self._streak else 0)
         held = float(max(self.in_flight, 1))
-        lower = self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at
-        again = self._chance.close and lower and retry_after_s is not None
-        if (again and not self._chance.scattered) or self._is_below_known(ticket):
-            self._by_clock = True
+        if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
+            # with fewer in flight than had just been accepted
+            close = self._chance.close and not self._chance.scattered and retry_after_s is not None
+            self._by_clock = self._by_clock or close or self._streak >= STUBBORN
         self._learn_pace(now_s)
+        if self._pace_per_s is not None:  # that binds, not the number in flight
+            held = max(held, PACE_ROOM * self._pace_per_s * self.latency_s)
         if beyond:
             self._set(now_s, self._known)
         else:
-            room = min(self.limit(now_s), held)
             cut = CUT_FIRST
             if self._streak and self._pace_per_s is None:
-                cut = CUT_MORE if self._by_clock else CUT_AGAIN
-            self._set(now_s, max(_less(room, cut), 1.0))
-        if self._streak:
-            if retry_after_s is None:
-                pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
-                self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+                cut = CUT_BY_CLOCK if self._by_clock else CUT_AGAIN
+            self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
+        if self._streak and retry_after_s is None:
+            pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
+            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
         self._resuming = now_s < self.paused_until_s and not beyond
-        self._episode_s, self._refused_at, self._successes, self._beyond = now_s, held, 0, 0
+        self._episode_s, self._refused_at, self._successes = now_s, held, 0
         self._streak = min(self._streak + 1, 16)
         self._phase, self._base = "hold", None
 
@@ -461,11 +474,6 @@ class Adaptive:
         at = self._refused_at
         return at is not None and self._target > at and ticket.in_flight > at
 
-    def _is_below_known(self, ticket: Ticket) -> bool:
-        """Refused again and again, with fewer in flight than had just been accepted."""
-        known = self._refused_at
-        return self._streak >= STUBBORN and known is not None and ticket.in_flight < 0.97 * known
-
     def _learn_pace(self, now_s: float) -> None:
         """Between two refusals by the clock the server took what it takes a minute, no less."""
         accepted = self._all_successes + self.in_flight
@@ -473,9 +481,12 @@ class Adaptive:
         self._mark = at_s, before
         if not self._by_clock:
             return
-        age = 5 * max(self.latency_s, 1.0) if self._pace_per_s else AGE * self.latency_s
-        if now_s - at_s >= age and accepted - before >= MOST_ACC:
-            self._pace_per_s = self._taken_per_s = 0.99 * (accepted - before) / (now_s - at_s)
+        sure_s = 5 * max(self.latency_s, 1.0)
+        least_s = PACE_LATENCIES * self.latency_s if self._pace_per_s is None else sure_s
+        if now_s - at_s >= least_s and accepted - before >= PACE_ANSWERS:
+            # Some that are in flight will be refused; in a short time they count.
+            share = 0.99 if now_s - at_s >= sure_s else UNSURE
+            self._pace_per_s = self._taken_per_s = share * (accepted - before) / (now_s - at_s)
             self._next_send_s = now_s
             self._mark = now_s, accepted
         elif self._pace_per_s is not None:
@@ -491,34 +502,38 @@ class Adaptive:
         """Try a step beyond where it was refused, as soon as that can be afforded."""
         if self._refused_at is None or self._streak or self._target < self._known:
             return
-        refusals = min(self._refusals, MOST_R) if self._by_clock else self._refusals
+        refusals = min(self._refusals, MOST_COUNTED) if self._by_clock else self._refusals
         if self._successes < self._caution * refusals or now_s < self._patient_until_s:
             return
-        self._successes = 0
         if self._pace_per_s is not None and self._pace_per_s * self.latency_s > 2 * self._target:
             self._pace_per_s = None  # the limit binds, not the pace
         if self._pace_per_s is not None:
             self._pace_per_s *= 1 + self._raise
             self._raise = min(2 * self._raise, 1.0)
-            return
-        if self._target > self._refused_at:  # so far counted by the clock, and the step went well
-            self._refused_at = self._target
-            self._set(now_s, max(self._target * GENTLY, self._target + 1))
-        else:
+        elif self._target <= self._refused_at:
+            self._beyond = self._tried = 0
             self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
-            self._set(now_s, max(self._refused_at * 1.02, self._refused_at + 1))
-        self._beyond = 0
+            self._set(now_s, max(self._refused_at * STEP, self._refused_at + 1))
+        elif self._by_clock and self.in_flight + 1 >= SATURATED * int(self._target):
+            self._refused_at = self._target  # it went well
+            self._set(now_s, max(self._target * STEP_BY_CLOCK, self._target + 1))
+        self._successes = 0
 
-    def _has_grown(self, ticket: Ticket) -> bool:
-        """Whether a step beyond goes well: refusals would be back by now. A server that counts by
-        the clock may just have saved up.
+    def _maybe_end_step(self, now_s: float) -> None:
+        """One more is sent beyond: double if refusals would be back by now, and go back if there
+        have been some all the time.
         """
-        if self._by_clock or not self._is_beyond(ticket):
-            return False
+        if self._tried == 0:
+            self._tried_at_s = now_s
         if self._beyond == 0:
-            self._beyond_at_s = ticket.at_s
+            self._beyond_at_s = now_s
+        self._tried += 1
         self._beyond += 1
-        return self._beyond > CALM and ticket.at_s > self._beyond_at_s + 3 * self._refusal_s
+        if self._beyond > CALM and now_s > self._beyond_at_s + 3 * self._refusal_s:
+            self._caution = FIRST_CAUTION
+            self._start_anew(now_s)
+        elif self._tried > 3 * CALM and now_s > self._tried_at_s + 4 * self._refusal_s:
+            self._set(now_s, self._known)
 
     def _set(self, now_s: float, target: float) -> None:
         """Up by a short climb, down at once; measuring begins anew."""

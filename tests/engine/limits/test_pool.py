@@ -423,9 +423,9 @@ def test_refusals_by_chance_do_not_starve_a_run(share: float, seed: int) -> None
     """200 slots, answers in half a second, and some requests refused at random with Retry-After: 1,
     from the first on: the limit never stays at a handful.
     """
-    server = Simulated(slots=200, latency_s=0.5, noise=share, noise_wait_s=1.0, seed=seed)
+    server = Simulated(slots=200, latency_s=0.5, noise=share, noise_wait_s=1.0)
     scenario = Scenario(name="", server=lambda: server, best=per_slot)
-    assert run(simulate(scenario, Adaptive)).reached >= 0.75
+    assert run(simulate(scenario, Adaptive, seed)).reached >= 0.75
 
 
 async def test_fault_023_a_fixed_number_waits_longer_each_time_it_is_refused() -> None:
