@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import DiskError, OutputError, StoppedError, WoolmillError
 from engine.store import RunReader, RunStore, space
@@ -309,14 +312,38 @@ async def test_a_wall_clock_that_jumps_changes_times_only_fault_105(
     assert [p for p in problems(tmp_path / "run") if "_at_s" not in p] == []
 
 
-async def test_a_request_recorded_twice_counts_once_fault_113(tmp_path: Path) -> None:
-    """The same index and key in one session is one request."""
-    store = RunStore.open(tmp_path / "run", MANIFEST)
-    for _ in range(3):
-        await store.sent([prompt(0)], [prompt(0).key("m")])
-    assert store.counts().sent == 1
-    assert len(store.resume().in_flight) == 1
-    await store.aclose()
+Sessions = st.lists(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=8), max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(Sessions)
+def test_a_request_recorded_twice_counts_once_fault_113(
+    sessions: list[list[tuple[int, bool]]],
+) -> None:
+    """Any requests, again and again, in any sessions, some answered: each index counts once, and
+    is in flight at the end if it has no answer.
+    """
+    sent, answered = set(), set()
+
+    async def session(folder: Path, steps: list[tuple[int, bool]]) -> None:
+        store = RunStore.open(folder, MANIFEST)
+        for index, is_answered in steps:
+            await store.sent([prompt(index)], [prompt(index).key("m")])
+            if is_answered:
+                await store.answered([answer(index)])
+        await store.aclose()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        for steps in sessions:
+            anyio.run(session, folder, steps)
+            sent |= {index for index, _ in steps}
+            answered |= {index for index, is_answered in steps if is_answered}
+        store = RunStore.open(folder, MANIFEST)
+        assert store.counts().answered == len(answered)
+        assert {request.index for request in store.resume().in_flight} == sent - answered
+        assert len(store.resume().in_flight) == len(sent - answered)
+        store.close()
 
 
 def test_of_fifty_that_start_at_once_one_wins_fault_110(tmp_path: Path) -> None:
