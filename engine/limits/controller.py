@@ -42,6 +42,9 @@ CHANGED = 0.12
 """Change in goodput at the same limit that means another server."""
 CLEAR = 0.15
 """Difference in goodput that needs only a quarter of the answers to be believed."""
+SEEN, FALLEN, LEAST_KEPT = 40, 0.6, 0.45
+"""A fall of goodput: two windows, each as long as so many answers usually take, with less than this
+share of the usual; and the least share of the limit that is kept then."""
 PROBE_UP, PROBE_DOWN, RETREAT = 1.25, 0.9, 0.7
 MAX_PATIENCE = 16
 """Rounds between two probes that led nowhere; starts at 1 and doubles."""
@@ -166,6 +169,7 @@ class Adaptive:
         self._count = 0
         self._tokens = 0.0
         self._work = 0.0
+        self._seen_from_s, self._seen, self._seen_tokens, self._falls = 0.0, 0, 0.0, 0
         # refusals
         self._refused_at: float | None = None  # in flight when the server last said no
         self._episode_s: float | None = None
@@ -257,6 +261,7 @@ class Adaptive:
             self._start_anew(now_s)
         if self._streak and self._successes > CALM:
             self._streak = 0
+        self._maybe_flee(now_s, tokens)
         if self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
         mean_in_flight = (self._area - ticket.area) / took_s
@@ -377,6 +382,28 @@ class Adaptive:
         if self._rounds >= self._patience:
             self._try(now_s, "down" if self._down_next else "up")
             self._down_next = not self._down_next
+
+    def _maybe_flee(self, now_s: float, tokens: int) -> None:
+        """Goodput that has fallen far, seen before what is sent now comes back: the server has lost
+        as much of its room, and what is too much slows down all.
+        """
+        steady = self._phase == "hold" and now_s >= self._watched_until_s
+        if not steady or self._base is None or self._full_at_s is None:
+            self._seen_from_s, self._seen, self._seen_tokens = now_s, 0, 0.0
+            return
+        self._seen += 1
+        self._seen_tokens += tokens
+        seconds, usual = now_s - self._seen_from_s, self._base[1]
+        if usual * seconds < SEEN * self._seen_tokens / self._seen:
+            return
+        share = self._seen_tokens / (usual * seconds)
+        self._seen_from_s, self._seen, self._seen_tokens = now_s, 0, 0.0
+        self._falls = self._falls + 1 if share < FALLEN else 0
+        if self._falls < 2:
+            return
+        self._falls, self._patience, self._worse, self._base = 0, 1, None, None
+        self._down_next = False
+        self._settle(now_s, max(self._target * max(share, LEAST_KEPT), 1.0))
 
     def _try(self, now_s: float, phase: str) -> None:
         """Go to another level, to compare it with the base."""

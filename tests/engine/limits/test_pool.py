@@ -518,3 +518,15 @@ def test_the_limit_finds_itself(name: str) -> None:
     assert outcome.refused <= refused
     assert outcome.swing <= 0.15
     assert outcome.recovery_s is None or outcome.recovery_s <= 30
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_fault_054_a_server_that_loses_its_room_is_relieved_at_once(seed: int) -> None:
+    """Half of the cache of a vLLM without gauges goes: 90 % of what is left to reach after a few
+    seconds, though an answer takes a quarter of a minute by then.
+    """
+    (scenario,) = [s for s in SCENARIOS if s.name == "vLLM, room for 200, then 100"]
+    outcome = run(simulate(scenario, Adaptive, seed))
+    assert outcome.recovery_s is not None
+    assert outcome.recovery_s <= 15
+    assert outcome.reached >= 0.9
