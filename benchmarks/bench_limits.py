@@ -32,7 +32,8 @@ from benchmarks.capacity import Batching, TokenBucket
 from benchmarks.virtual_time import run
 from engine.backends.base import Failure, Verdict
 from engine.limits import Lease, LimitSettings, Pool
-from engine.limits.controller import Adaptive, Controller, Ticket
+from engine.limits.adaptive import Adaptive
+from engine.limits.controller import Controller, Ticket
 from engine.records import Completion, Prompt, Sampling, Usage
 from engine.retry import Delivery, RetryPolicy, deliver
 

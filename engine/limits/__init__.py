@@ -2,9 +2,11 @@
 
 pool                  hands out slots (``Lease``) over all endpoints, hears what came of them
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
-     ├─ controller    finds its limit from what its answers tell
-     │   └─ chance    tells refusals by chance from those of a limit
-     └─ quota         requests and tokens a minute, money
+     ├─ controller    what is asked of a limit; one that is given
+     ├─ adaptive      one that is found, from what the answers tell
+     │   ├─ chance    tells refusals by chance from those of a limit
+     │   └─ pace      where refusals follow the clock: so many a second
+     └─ quota         requests and tokens a minute that are known, money
 """
 
 from engine.limits.pool import EndpointLimits, Lease, LimitSettings, Pool

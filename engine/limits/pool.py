@@ -2,8 +2,8 @@
 
 Work asks for a ``Lease`` and gets it from the endpoint with the most room; retries go before first
 attempts while they are few. What holds an endpoint back is one of these, and ``snapshot`` says
-which: its limit (``controller``, or a fixed number), requests or tokens a minute, the money of the
-run (``quota``), a pause that it asked for, or its breaker.
+which: its limit (``controller``), requests or tokens a minute, the money of the run (``quota``), a
+pause that it asked for, or its breaker.
 
 Nothing here sleeps: a release or a timer wakes whoever can go on, so a limit costs no CPU while it
 binds. The pool alone knows all endpoints, so it is also the one that gives up: after
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from engine.backends.base import Backend, Verdict
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
-from engine.limits.controller import Adaptive, Controller, Ticket
+from engine.limits.adaptive import Adaptive
+from engine.limits.controller import Controller, Ticket
 from engine.limits.endpoint import (
     Endpoint,
     EndpointLimits,

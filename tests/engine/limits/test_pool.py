@@ -16,7 +16,8 @@ from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
-from engine.limits.controller import Adaptive, Fixed
+from engine.limits.adaptive import Adaptive
+from engine.limits.controller import Fixed
 from engine.records import Completion, Usage
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,502 @@
+"""How many requests one endpoint should have in flight, found from what it does.
+
+Three signals, one limit:
+
+* **Refusals** (429): a hosted API's way. Those by chance are told from a limit's (``chance``). The
+  limit falls a little at the first of an episode and hard when cutting once was not enough;
+  requests admitted before a cut cannot cut again. The limit climbs back to just under where it was
+  refused, and takes a step beyond only as often as a small share of refusals allows, and the pauses
+  that they cost; one that goes well leads to doubling. A limit of a handful that is refused all the
+  same was none. Where the refusals follow the clock rather than the number in flight, the server
+  counts requests a minute, and a ``pace`` is learnt.
+* **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
+  Little's law every answer is a sample: with n in flight on average during its life, an answer of
+  T tokens after L seconds means n·T/L tokens a second. So two levels are compared within about one
+  latency, without counting answers per window.
+* **Queue and preemptions**, where the server publishes them (vLLM's ``/metrics``): a queue that
+  stays empty invites growth at once, one that grows is cut off at its length.
+
+It starts by doubling, and never grows while the work at hand does not fill the present limit.
+The price is two dozen numbers, at the top, that simulation chose (``benchmarks/bench_limits.py``).
+
+Ideas from: TCP's slow start and CUBIC's plateau; Inspect AI's saturation gate and DataDesigner's
+damping of bursts; Netflix's and Envoy's gradient limiters.
+"""
+
+from __future__ import annotations
+
+import math
+
+from engine.limits.chance import Chance
+from engine.limits.controller import MAX_PAUSE_S, OBEYED_S, PAUSE_S, Ticket
+from engine.limits.pace import Pace
+
+__all__ = ["Adaptive"]
+
+START = 4.0
+SATURATED = 0.8
+"""Share of the limit that must be in flight before its measure counts."""
+WORTH = 0.03
+"""Gain in goodput that is worth a larger limit."""
+CHANGED = 0.12
+"""Change in goodput at the same limit that means another server."""
+CLEAR = 0.15
+"""Difference in goodput that needs only a quarter of the answers to be believed."""
+SEEN, FALLEN, LEAST_KEPT = 40, 0.6, 0.45
+"""A fall of goodput: two windows, each as long as so many answers usually take, with less than this
+share of the usual; and the least share of the limit that is kept then."""
+PROBE_UP, PROBE_DOWN, RETREAT = 1.25, 0.9, 0.7
+MAX_PATIENCE = 16
+"""Rounds between two probes that led nowhere; starts at 1 and doubles."""
+REMEMBER_S = 60.0
+"""How long a level that did worse is not tried again."""
+CUT_FIRST, CUT_AGAIN, CUT_BY_CLOCK = 0.05, 0.3, 0.5
+"""The first cut of an episode and the next; the last where refusals follow the clock and no pace is
+known yet."""
+HELD = 0.99
+"""Share of the number at which the server refused that is held."""
+STEP, STEP_BY_CLOCK = 1.02, 1.1
+"""A step beyond that number. One that goes well leads to doubling, but where refusals follow the
+clock the server may just have saved up, and the step is taken again."""
+CALM = 10
+"""Answers after which an episode is over, and requests in a row that are taken after a step."""
+STUBBORN = 3
+"""Episodes in a row after which refusals are taken to follow the clock, not the number."""
+FEW = 8
+"""A handful. With more in flight, refusals while doubling are doubted: a few too many cost little
+there, and a cut that was not needed costs much. With no more, the limit itself is:"""
+STARVED, MOST_STARVED = 24, 0.3
+"""after so many ends, twice as many each time, where some requests, but no more than such a share,
+were refused below it. A limit that is one refuses none there."""
+FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 80, 160
+"""What must have gone well before a refusal is risked again: little at first, then so much that
+under one per cent are refused."""
+MOST_COUNTED = 2
+"""That many refusals count in this, where they follow the clock: an episode costs many, a step few.
+"""
+PAUSES_APART, MOST_APART_S = 28.0, 300.0
+"""The same in time: nothing is sent in a pause that a refusal asks for, so the next is risked only
+after so many times its length. A pause of a second then costs 3.5 % of the goodput, and a server
+that has grown is noticed within half a minute."""
+PACE_ROOM = 1.1
+"""The limit is at least so many times what the pace has in flight."""
+TOLERATED = 0.03
+"""Share of the running sequences that may be preempted in a second: chance alone does some."""
+MAX_SAMPLES = 48
+"""Answers that make a measure while doubling; a probe in steady state takes four times as many."""
+MAX_CLIMB_S = 1.0
+"""A larger limit is reached within this time, so that a refusal on the way stops the climb."""
+
+
+class Adaptive:
+    """The controller of ``--max-in-flight auto``; see the head of this file."""
+
+    def __init__(self, *, start: float = START, ceiling: float = 4096) -> None:
+        self.ceiling = ceiling
+        self.in_flight = 0
+        self.paused_until_s = 0.0
+        self.latency_s = 1.0
+        self._target = min(start, ceiling)
+        self._from = self._target  # the limit climbs from here to the target
+        self._climb_s = 0.0
+        self._climb_at_s = 0.0
+        self._area = 0.0  # integral of in_flight over time
+        self._area_at_s = 0.0
+        # rounds: one measure of goodput at one limit
+        self._phase = "start"  # doubling; or hold; or up, down, retreat: trying another limit
+        self._base: tuple[float, float] | None = (
+            None  # the limit to beat, and its tokens per second
+        )
+        self._worse: tuple[float, float] | None = None  # a limit that did worse, and until when
+        self._patience = 1
+        self._rounds = 0
+        self._down_next = False
+        self._odd = 0
+        self._full_at_s: float | None = None
+        self._count = 0
+        self._tokens = 0.0
+        self._work = 0.0
+        self._seen_from_s, self._seen, self._seen_tokens, self._falls = 0.0, 0, 0.0, 0
+        # refusals
+        self._refused_at: float | None = None  # in flight when the server last said no
+        self._episode_s: float | None = None
+        self._streak = 0
+        self._resuming = False
+        self._refusals = 0
+        self._patient_until_s = 0.0
+        self._caution = FIRST_CAUTION
+        self._successes = 0
+        self._refusal_s = 0.0  # from a request to its refusal
+        self._tried = self._beyond = 0  # sent in a step, in all and since the latest refusal
+        self._tried_at_s = self._beyond_at_s = 0.0  # the first of them
+        self._chance = Chance()
+        self._alone = 0  # refusals in a row with nothing else in flight
+        self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
+        self._starved_enough = STARVED
+        self._pace = Pace()
+        self._all_successes = 0
+        # gauges
+        self._watched_until_s = 0.0
+        self._growth = 0.1
+        self._preemptions: float | None = None
+
+    # What the pool asks
+
+    def limit(self, now_s: float) -> float:
+        if now_s >= self._climb_at_s + self._climb_s:
+            return self._target
+        share = max(now_s - self._climb_at_s, 0.0) / self._climb_s
+        return self._from + (self._target - self._from) * share
+
+    def has_room(self, now_s: float) -> bool:
+        if now_s < self.paused_until_s:
+            return False
+        if self._resuming:  # not all at once after a pause: the first refusal stops the rest
+            self._resuming = False
+            self._from = min(float(max(self.in_flight, 1)), self._target)
+            self._climb_at_s, self._climb_s = now_s, MAX_CLIMB_S
+        if self.in_flight + 1 > self.limit(now_s):
+            return False
+        return self._pace.per_s is None or now_s >= self._pace.next_s
+
+    def next_change_s(self, now_s: float) -> float | None:
+        if now_s < self.paused_until_s:
+            return self.paused_until_s
+        if self.in_flight + 1 <= self.limit(now_s):
+            return self._pace.next_s
+        if now_s < self._climb_at_s + self._climb_s:
+            step_s = self._climb_s / max(self._target - self._from, 1.0)
+            return now_s + max(step_s, 0.01)
+        return None
+
+    # What the pool tells
+
+    def admit(self, now_s: float) -> Ticket:
+        self._count_area(now_s)
+        self.in_flight += 1
+        self._chance.doubted = self._phase == "start" and self.in_flight > FEW
+        self._chance.sent()
+        if self._full_at_s is None and self.in_flight >= SATURATED * int(self._target):
+            self._full_at_s = now_s
+        self._pace.sent(now_s)
+        ticket = Ticket(now_s, self._area, self.in_flight)
+        if not self._pace.by_clock and self._is_beyond(ticket):
+            self._maybe_end_step(now_s)
+        return ticket
+
+    def fail(self, now_s: float) -> None:
+        self._count_area(now_s)
+        self.in_flight -= 1
+
+    def complete(self, ticket: Ticket, now_s: float, tokens: int) -> None:
+        self.fail(now_s)
+        took_s = max(now_s - ticket.at_s, 1e-6)
+        self.latency_s += 0.1 * (took_s - self.latency_s)
+        self._all_successes += 1
+        self._alone = 0
+        self._starve(now_s, ticket, refused=False)
+        if self._episode_s is None or ticket.at_s >= self._episode_s:
+            self._successes += 1
+            self._maybe_step(now_s)
+        if self._chance.answered(self._target):
+            self._start_anew(now_s)
+        if self._streak and self._successes > CALM:
+            self._streak = 0
+        self._maybe_flee(now_s, tokens)
+        if self._full_at_s is None or ticket.at_s < self._full_at_s:
+            return
+        mean_in_flight = (self._area - ticket.area) / took_s
+        self._count += 1
+        self._tokens += max(tokens, 1)
+        self._work += took_s / max(mean_in_flight, 1.0)
+        self._maybe_end_round(now_s)
+
+    def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
+        """One cut an episode, however many are refused in it."""
+        self.fail(now_s)
+        self._refusal_s = now_s - ticket.at_s
+        self._pace.refused(ticket.at_s)
+        if self._chance.refused(self._target):
+            self._start_anew(now_s)
+        if self._starve(now_s, ticket, refused=True):
+            return
+        if self._episode_s is not None and ticket.at_s < self._episode_s:
+            self._refusals += 1  # one more of the wave that ended in a cut
+            if self._refused_at is not None:  # it was counted among those held
+                self._refused_at = max(self._refused_at - 1, 1.0)
+                if self._target > self._refused_at:
+                    self._set(now_s, self._known)
+            return
+        beyond = self._is_beyond(ticket)
+        proof = self._chance.proof(expected=beyond)
+        self._beyond = 0
+        if not proof:
+            self._obey_alone(now_s, retry_after_s)
+            return
+        if retry_after_s is not None:
+            self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
+            self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
+        self._refusals = proof + (self._refusals if self._streak else 0)
+        held = float(max(self.in_flight, 1))
+        if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
+            # with fewer in flight than had just been accepted
+            close = self._chance.close and not self._chance.scattered and retry_after_s is not None
+            self._pace.by_clock |= close or self._streak >= STUBBORN
+        self._pace.learn(now_s, self._all_successes + self.in_flight, self.latency_s)
+        if self._pace.per_s is not None:  # that binds, not the number in flight
+            held = max(held, PACE_ROOM * self._pace.per_s * self.latency_s)
+        if beyond:
+            self._set(now_s, self._known)
+        else:
+            cut = CUT_FIRST
+            if self._streak and self._pace.per_s is None:
+                cut = CUT_BY_CLOCK if self._pace.by_clock else CUT_AGAIN
+            self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
+        if self._streak and retry_after_s is None:
+            pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
+            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+        self._resuming = now_s < self.paused_until_s and not beyond
+        self._episode_s, self._refused_at, self._successes = now_s, held, 0
+        self._streak = min(self._streak + 1, 16)
+        self._phase, self._base = "hold", None
+
+    def observe(self, now_s: float, running: float, waiting: float, preemptions: float) -> None:
+        self._watched_until_s = now_s + 5.0
+        before = preemptions if self._preemptions is None else self._preemptions
+        self._preemptions = preemptions
+        if self.in_flight > self._target * 1.02 or now_s < self._climb_at_s + self._climb_s:
+            return  # on the way to another level
+        full = self.in_flight >= SATURATED * int(self._target)
+        if preemptions - before > TOLERATED * running and full:
+            self._growth = 0.1
+            self._settle(now_s, 0.9 * self._target, worse=True)
+        elif waiting > max(2.0, 0.1 * running):
+            self._growth = 0.1
+            kept = max(self.in_flight - waiting + 0.05 * running, running, 1.0)
+            self._settle(now_s, min(self._target, kept))
+        elif waiting == 0 and full and self._refused_at is None:  # refusals outweigh it
+            if self._phase == "start":
+                self._set(now_s, self._target * 2)
+            else:
+                target = self._higher(now_s, 1 + self._growth)
+                self._growth = min(2 * self._growth, 1.0) if target > self._target else 0.1
+                self._settle(now_s, target)
+
+    # Rounds: what the answers say
+
+    def _maybe_end_round(self, now_s: float) -> None:
+        most = MAX_SAMPLES if self._phase == "start" else 4 * MAX_SAMPLES
+        wanted = min(max(self._target / 2, 3.0), most)
+        rate = self._tokens / self._work
+        if self._base is not None and abs(rate / self._base[1] - 1) > CLEAR:
+            wanted = max(wanted / 4, 3.0)
+        if self._count < wanted:
+            return
+        self._count, self._tokens, self._work = 0, 0.0, 0.0
+        self._rounds += 1
+        if self._refused_at is not None:
+            self._climb_back(now_s)
+        elif now_s < self._watched_until_s:
+            return  # the gauges know better
+        elif self._base is None:
+            self._base = (self._target, rate)
+            if self._phase == "start":
+                self._set(now_s, self._target * 2)
+        elif self._phase == "hold":
+            self._hold(now_s, rate)
+        else:
+            self._judge(now_s, rate)
+
+    def _hold(self, now_s: float, rate: float) -> None:
+        assert self._base is not None
+        level, usual = self._base
+        if abs(rate / usual - 1) > CHANGED:
+            self._odd += 1
+            if self._odd >= 2:  # another server: look for its best from here
+                self._odd, self._patience, self._worse = 0, 1, None
+                self._base = (self._target, rate)
+                self._try(now_s, "start" if rate > usual else "retreat")
+            return
+        self._odd = 0
+        self._base = (level, usual + 0.3 * (rate - usual))
+        if self._rounds >= self._patience:
+            self._try(now_s, "down" if self._down_next else "up")
+            self._down_next = not self._down_next
+
+    def _maybe_flee(self, now_s: float, tokens: int) -> None:
+        """Goodput that has fallen far, seen before what is sent now comes back: the server has lost
+        as much of its room, and what is too much slows down all.
+        """
+        steady = self._phase == "hold" and now_s >= self._watched_until_s
+        if not steady or self._base is None or self._full_at_s is None:
+            self._seen_from_s, self._seen, self._seen_tokens = now_s, 0, 0.0
+            return
+        self._seen += 1
+        self._seen_tokens += tokens
+        seconds, usual = now_s - self._seen_from_s, self._base[1]
+        if usual * seconds < SEEN * self._seen_tokens / self._seen:
+            return
+        share = self._seen_tokens / (usual * seconds)
+        self._seen_from_s, self._seen, self._seen_tokens = now_s, 0, 0.0
+        self._falls = self._falls + 1 if share < FALLEN else 0
+        if self._falls < 2:
+            return
+        self._falls, self._patience, self._worse, self._base = 0, 1, None, None
+        self._down_next = False
+        self._settle(now_s, max(self._target * max(share, LEAST_KEPT), 1.0))
+
+    def _try(self, now_s: float, phase: str) -> None:
+        """Go to another level, to compare it with the base."""
+        factor = {"start": 2.0, "up": PROBE_UP, "down": PROBE_DOWN, "retreat": RETREAT}[phase]
+        if factor < 1:
+            target = max(self._target * factor, 1.0)
+        else:
+            target = self._higher(now_s, factor)
+        self._rounds = 0
+        self._phase = phase if target != self._target else "hold"
+        self._set(now_s, target)
+
+    def _judge(self, now_s: float, rate: float) -> None:
+        """A measure at another level is here: keep that level, or go back."""
+        assert self._base is not None
+        level, best = self._base
+        gain, phase = rate / best - 1, self._phase
+        downwards = phase in ("down", "retreat")
+        # A retreat is judged leniently: its base was measured while things got worse.
+        enough = {"down": -WORTH / 3, "retreat": -0.1}.get(phase, WORTH)
+        if gain >= enough:
+            self._base, self._patience = (self._target, rate), 1
+            self._down_next = downwards
+            if phase == "down":
+                self._phase, self._rounds = "hold", 0
+            else:
+                self._try(now_s, "start" if phase == "up" and gain > 0.1 else phase)
+            return
+        self._patience = min(self._patience * 2, MAX_PATIENCE) if phase in ("up", "down") else 1
+        if not downwards:
+            self._worse = (self._target, now_s + REMEMBER_S)
+        self._settle(now_s, level)
+
+    def _higher(self, now_s: float, factor: float) -> float:
+        """The next level to try: halfway to one that did worse, where that is remembered."""
+        if self._worse is None or now_s >= self._worse[1] or self._worse[0] <= self._target:
+            return self._target * factor
+        middle = (self._target * self._worse[0]) ** 0.5
+        return min(middle, self._target * factor) if middle >= 1.04 * self._target else self._target
+
+    def _settle(self, now_s: float, target: float, *, worse: bool = False) -> None:
+        if worse:
+            self._worse = (self._target, now_s + REMEMBER_S)
+        self._phase, self._rounds = "hold", 0
+        if target != self._target:
+            self._set(now_s, target)
+
+    # Refusals
+
+    def _start_anew(self, now_s: float) -> None:
+        """What was concluded from refusals does not hold, or not any more: double again."""
+        self._refused_at = None
+        self._pace.forget()
+        self._phase, self._base = "start", None
+        self._set(now_s, self._target * 2)
+
+    def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
+        """A refusal that may be chance concerns its request alone, unless the wait is long, or
+        nothing is in flight that may show that the server answers others.
+        """
+        if self.in_flight and (retry_after_s or 0.0) <= OBEYED_S:
+            return
+        pause_s = min(PAUSE_S * 2.0**self._alone, MAX_PAUSE_S)
+        pause_s = pause_s if retry_after_s is None else retry_after_s
+        self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+        self._alone += 1
+
+    def _starve(self, now_s: float, ticket: Ticket, *, refused: bool) -> bool:
+        """Count an end; True: cutting has led to next to nothing, and no fewer are refused there,
+        so they were refused by chance.
+        """
+        if self._refused_at is None or self._target > FEW or ticket.in_flight > self._refused_at:
+            return False
+        self._starved[0] += 1
+        self._starved[1] += refused
+        ends, refusals = self._starved
+        if ends < self._starved_enough or refusals < 2:
+            return False
+        self._starved = [0, 0]
+        if refusals > MOST_STARVED * ends:
+            return False
+        self._starved_enough *= 2
+        self._chance.learn(refusals, ends)
+        self._start_anew(now_s)
+        return True
+
+    @property
+    def _known(self) -> float:
+        """Just under where the server last refused: what is held."""
+        assert self._refused_at is not None
+        return max(math.ceil(HELD * self._refused_at), 1.0)
+
+    def _is_beyond(self, ticket: Ticket) -> bool:
+        """Whether it went out in a step beyond where the server last refused."""
+        at = self._refused_at
+        return at is not None and self._target > at and ticket.in_flight > at
+
+    def _climb_back(self, now_s: float) -> None:
+        """After an episode: up to just under where it was refused."""
+        if not self._streak and self._target < self._known:
+            self._set(now_s, min(self._target * 1.05 + 0.25, self._known))
+
+    def _maybe_step(self, now_s: float) -> None:
+        """Try a step beyond where it was refused, as soon as that can be afforded."""
+        if self._refused_at is None or self._streak or self._target < self._known:
+            return
+        refusals = min(self._refusals, MOST_COUNTED) if self._pace.by_clock else self._refusals
+        if self._successes < self._caution * refusals or now_s < self._patient_until_s:
+            return
+        if (self._pace.per_s or 0.0) * self.latency_s > 2 * self._target:
+            self._pace.per_s = None  # the limit binds, not the pace
+        if self._pace.per_s is not None:
+            self._pace.rise()
+        elif self._target <= self._refused_at:
+            self._beyond = self._tried = 0
+            self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
+            self._set(now_s, max(self._refused_at * STEP, self._refused_at + 1))
+        elif self._pace.by_clock and self.in_flight + 1 >= SATURATED * int(self._target):
+            self._refused_at = self._target  # it went well
+            self._set(now_s, max(self._target * STEP_BY_CLOCK, self._target + 1))
+        self._successes = 0
+
+    def _maybe_end_step(self, now_s: float) -> None:
+        """One more is sent beyond: double if refusals would be back by now, and go back if there
+        have been some all the time.
+        """
+        if self._tried == 0:
+            self._tried_at_s = now_s
+        if self._beyond == 0:
+            self._beyond_at_s = now_s
+        self._tried += 1
+        self._beyond += 1
+        if self._beyond > CALM and now_s > self._beyond_at_s + 3 * self._refusal_s:
+            self._caution = FIRST_CAUTION
+            self._start_anew(now_s)
+        elif self._tried > 3 * CALM and now_s > self._tried_at_s + 4 * self._refusal_s:
+            self._set(now_s, self._known)
+
+    def _set(self, now_s: float, target: float) -> None:
+        """Up by a short climb, down at once; measuring begins anew."""
+        target = min(target, self.ceiling)
+        self._from = min(self.limit(now_s), target)
+        self._climb_at_s = now_s
+        self._climb_s = min(MAX_CLIMB_S, self.latency_s / 2) if target > self._from else 0.0
+        self._target = target
+        self._full_at_s = now_s if self.in_flight >= int(target) else None
+        self._count, self._tokens, self._work = 0, 0.0, 0.0
+
+    def _count_area(self, now_s: float) -> None:
+        self._area += self.in_flight * (now_s - self._area_at_s)
+        self._area_at_s = now_s
+
+
+def _less(level: float, share: float) -> float:
+    """``share`` less, but nothing off a handful: one of four in flight is not five per cent."""
+    return level - max(share * level - 0.5, 0.0)
