@@ -447,7 +447,7 @@ def main() -> None:
     ]
     results = []
     print(
-        f"{'scenario':36} {'policy':28} {'reached':>17} {'429':>15} {'later':>15} "
+        f"{'scenario':40} {'policy':28} {'reached':>17} {'429':>15} {'later':>15} "
         f"{'recovery':>15} {'swing':>17}"
     )
     with multiprocessing.Pool() as processes:
@@ -457,7 +457,7 @@ def main() -> None:
             runs = [next(outcomes) for _ in range(args.seeds)]
             recoveries = [one.recovery_s for one in runs if one.recovery_s is not None]
             print(
-                f"{SCENARIOS[index].name:36} {policy:28} "
+                f"{SCENARIOS[index].name:40} {policy:28} "
                 f"{_show([one.reached for one in runs], '6.1%', highest=False):>17} "
                 f"{_show([one.refused for one in runs], '6.2%'):>15} "
                 f"{_show([one.refused_later for one in runs], '6.2%'):>15} "
