@@ -221,44 +221,16 @@ class Adaptive:
         if self._starve(now_s, ticket, refused=True):
             return
         if self._episode_s is not None and ticket.at_s < self._episode_s:
-            self._refusals += 1  # one more of the wave that ended in a cut
-            if self._refused_at is not None:  # it was counted among those held
-                self._refused_at = max(self._refused_at - 1, 1.0)
-                if self._target > self._refused_at:
-                    self._set(now_s, self._known)
+            self._count_wave(now_s)
             return
         beyond = self._is_beyond(ticket)
         proof = self._chance.proof(expected=beyond)
         self._beyond = 0
-        if not proof:
-            self._obey_alone(now_s, retry_after_s)
-            return
-        if retry_after_s is not None:
-            self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
-            self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
-        self._refusals = proof + (self._refusals if self._streak else 0)
-        held = float(max(self.in_flight, 1))
-        if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
-            # with fewer in flight than had just been accepted
-            close = self._chance.close and not self._chance.scattered and retry_after_s is not None
-            self._pace.by_clock |= close or self._streak >= STUBBORN
-        self._pace.learn(now_s, self._all_successes + self.in_flight, self.latency_s)
-        if self._pace.per_s is not None:  # that binds, not the number in flight
-            held = max(held, PACE_ROOM * self._pace.per_s * self.latency_s)
-        if beyond:
-            self._set(now_s, self._known)
+        if proof:
+            self._refusals = proof + (self._refusals if self._streak else 0)
+            self._cut(now_s, ticket, retry_after_s, beyond=beyond)
         else:
-            cut = CUT_FIRST
-            if self._streak and self._pace.per_s is None:
-                cut = CUT_BY_CLOCK if self._pace.by_clock else CUT_AGAIN
-            self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
-        if self._streak and retry_after_s is None:
-            pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
-            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
-        self._resuming = now_s < self.paused_until_s and not beyond
-        self._episode_s, self._refused_at, self._successes = now_s, held, 0
-        self._streak = min(self._streak + 1, 16)
-        self._phase, self._base = "hold", None
+            self._obey_alone(now_s, retry_after_s)
 
     def observe(self, now_s: float, running: float, waiting: float, preemptions: float) -> None:
         self._watched_until_s = now_s + 5.0
@@ -399,6 +371,44 @@ class Adaptive:
         self._pace.forget()
         self._phase, self._base = "start", None
         self._set(now_s, self._target * 2)
+
+    def _count_wave(self, now_s: float) -> None:
+        """One more of the wave that ended in a cut; it was counted among those held."""
+        self._refusals += 1
+        if self._refused_at is not None:
+            self._refused_at = max(self._refused_at - 1, 1.0)
+            if self._target > self._refused_at:
+                self._set(now_s, self._known)
+
+    def _cut(
+        self, now_s: float, ticket: Ticket, retry_after_s: float | None, *, beyond: bool
+    ) -> None:
+        """The limit has refused ``ticket``: an episode begins."""
+        if retry_after_s is not None:
+            self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
+            self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
+        held = float(max(self.in_flight, 1))
+        if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
+            # with fewer in flight than had just been accepted
+            close = self._chance.close and not self._chance.scattered and retry_after_s is not None
+            self._pace.by_clock |= close or self._streak >= STUBBORN
+        self._pace.learn(now_s, self._all_successes + self.in_flight, self.latency_s)
+        if self._pace.per_s is not None:  # that binds, not the number in flight
+            held = max(held, PACE_ROOM * self._pace.per_s * self.latency_s)
+        if beyond:
+            self._set(now_s, self._known)
+        else:
+            cut = CUT_FIRST
+            if self._streak and self._pace.per_s is None:
+                cut = CUT_BY_CLOCK if self._pace.by_clock else CUT_AGAIN
+            self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
+        if self._streak and retry_after_s is None:
+            pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
+            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+        self._resuming = now_s < self.paused_until_s and not beyond
+        self._episode_s, self._refused_at, self._successes = now_s, held, 0
+        self._streak = min(self._streak + 1, 16)
+        self._phase, self._base = "hold", None
 
     def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
         """A refusal that may be chance concerns its request alone, unless the wait is long, or
