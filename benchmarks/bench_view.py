@@ -93,6 +93,8 @@ def rate(url: str, options: argparse.Namespace, connections: int, said: Counter[
 def watch(run: subprocess.Popen[bytes], folder: Path, connections: int, said: Counter[str]) -> None:
     """Serve the run's page and ask it until the run ends."""
     while not _started(folder):
+        if run.poll() is not None:
+            raise SystemExit(f"the run ended with {run.returncode} before its first answer")
         time.sleep(0.05)  # another process: there is nothing to wait on
     command = [sys.executable, "-m", "engine", "view", str(folder), "--port", "0"]
     env = os.environ | {"WOOLMILL_VIEW_TOKEN": TOKEN}

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 
 from engine.limits.chance import Chance
-from engine.limits.controller import MAX_PAUSE_S, OBEYED_S, PAUSE_S, Ticket
+from engine.limits.controller import MAX_PAUSE_S, PAUSE_S, Ticket, concerns_all
 from engine.limits.pace import Pace
 
 __all__ = ["Adaptive"]
@@ -64,10 +64,10 @@ STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
 FEW = 8
 """A handful. With more in flight, refusals while doubling are doubted: a few too many cost little
-there, and a cut that was not needed costs much. With no more, the limit itself is:"""
+there, and a cut that was not needed costs much."""
 STARVED, MOST_STARVED = 24, 0.3
-"""after so many ends, twice as many each time, where some requests, but no more than such a share,
-were refused below it. A limit that is one refuses none there."""
+"""A limit of a handful is doubted after so many ends, twice as many each time, if some, but no more
+than such a share, were refusals below it: a limit that is one refuses none there."""
 FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 80, 160
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
@@ -202,10 +202,13 @@ class Adaptive:
             self._start_anew(now_s)
         if self._streak and self._successes > CALM:
             self._streak = 0
+        mean_in_flight = (self._area - ticket.area) / took_s
+        if self._refused_at is None and mean_in_flight < SATURATED * int(self._target):
+            self._look_anew(now_s)  # it is the work that lacks
+            return
         self._maybe_flee(now_s, tokens)
         if self._full_at_s is None or ticket.at_s < self._full_at_s:
             return
-        mean_in_flight = (self._area - ticket.area) / took_s
         self._count += 1
         self._tokens += max(tokens, 1)
         self._work += took_s / max(mean_in_flight, 1.0)
@@ -301,7 +304,7 @@ class Adaptive:
         """
         steady = self._phase == "hold" and now_s >= self._watched_until_s
         if not steady or self._base is None or self._full_at_s is None:
-            self._seen_from_s, self._seen, self._seen_tokens = now_s, 0, 0.0
+            self._look_anew(now_s)
             return
         self._seen += 1
         self._seen_tokens += tokens
@@ -309,13 +312,17 @@ class Adaptive:
         if usual * seconds < SEEN * self._seen_tokens / self._seen:
             return
         share = self._seen_tokens / (usual * seconds)
-        self._seen_from_s, self._seen, self._seen_tokens = now_s, 0, 0.0
-        self._falls = self._falls + 1 if share < FALLEN else 0
-        if self._falls < 2:
+        falls = self._falls + 1 if share < FALLEN else 0
+        self._look_anew(now_s)
+        self._falls = falls
+        if falls < 2:
             return
         self._falls, self._patience, self._worse, self._base = 0, 1, None, None
         self._down_next = False
         self._settle(now_s, max(self._target * max(share, LEAST_KEPT), 1.0))
+
+    def _look_anew(self, now_s: float) -> None:
+        self._seen_from_s, self._seen, self._seen_tokens, self._falls = now_s, 0, 0.0, 0
 
     def _try(self, now_s: float, phase: str) -> None:
         """Go to another level, to compare it with the base."""
@@ -411,10 +418,8 @@ class Adaptive:
         self._phase, self._base = "hold", None
 
     def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
-        """A refusal that may be chance concerns its request alone, unless the wait is long, or
-        nothing is in flight that may show that the server answers others.
-        """
-        if self.in_flight and (retry_after_s or 0.0) <= OBEYED_S:
+        """A refusal that may be chance."""
+        if not concerns_all(self.in_flight, retry_after_s):
             return
         pause_s = min(PAUSE_S * 2.0**self._alone, MAX_PAUSE_S)
         pause_s = pause_s if retry_after_s is None else retry_after_s

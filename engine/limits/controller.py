@@ -9,7 +9,7 @@ from typing import Protocol
 
 from engine.limits.chance import Chance
 
-__all__ = ["Controller", "Fixed", "Ticket"]
+__all__ = ["Controller", "Fixed", "Ticket", "concerns_all"]
 
 PAUSE_S, MAX_PAUSE_S = 0.25, 30.0
 """Without Retry-After: the silence after a refusal, doubled by each episode in a row."""
@@ -61,10 +61,16 @@ class Controller(Protocol):
         """The server's own gauges, about once a second."""
 
 
+def concerns_all(others: int, retry_after_s: float | None) -> bool:
+    """Whether a refusal that may be chance holds back more than its own request: the wait is long,
+    or no others are in flight that may show that the server answers them.
+    """
+    return not others or (retry_after_s or 0.0) > OBEYED_S
+
+
 class Fixed:
     """The controller of a number that is given: that many, but for the pauses that refusals ask
-    for. A refusal that may be chance concerns its request alone, unless the wait is long, or
-    nothing is in flight that may show that the server answers others.
+    for.
     """
 
     def __init__(self, most: int) -> None:
@@ -104,7 +110,7 @@ class Fixed:
         self._chance.refused(self._most)
         proof = self._chance.proof()
         self._chance.excuse(proof)  # the number is not ours to lower
-        if not proof and self._in_flight and (retry_after_s or 0.0) <= OBEYED_S:
+        if not proof and not concerns_all(self._in_flight, retry_after_s):
             return
         if self._paused_s is None or ticket.at_s >= self._paused_s:  # not of the same wave
             self._streak = 0 if self._answered else min(self._streak + 1, 16)

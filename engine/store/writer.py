@@ -129,7 +129,7 @@ class Writer:
                     self._commit(group)
                 except WoolmillError as exc:
                     self._error = exc
-                except BaseException as exc:  # noqa: BLE001  the callers must not wait for ever
+                except BaseException as exc:  # noqa: BLE001 - the callers must not wait for ever
                     self._error = WoolmillError(f"the run store's writer failed: {exc!r}")
                     self._error.__cause__ = exc
             with suppress(RuntimeError):  # the loop is closed: nobody waits

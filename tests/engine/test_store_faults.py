@@ -320,8 +320,8 @@ Sessions = st.lists(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_si
 def test_a_request_recorded_twice_counts_once_fault_113(
     sessions: list[list[tuple[int, bool]]],
 ) -> None:
-    """Any requests, again and again, in any sessions, some answered: each index counts once, and
-    is in flight at the end if it has no answer.
+    """Any requests, again and again, in any sessions, some answered: each counts once a session,
+    and is in flight at the end if it has no answer.
     """
     sent, answered = set(), set()
 
@@ -340,6 +340,7 @@ def test_a_request_recorded_twice_counts_once_fault_113(
             sent |= {index for index, _ in steps}
             answered |= {index for index, is_answered in steps if is_answered}
         store = RunStore.open(folder, MANIFEST)
+        assert store.counts().sent == sum(len({i for i, _ in steps}) for steps in sessions)
         assert store.counts().answered == len(answered)
         assert {request.index for request in store.resume().in_flight} == sent - answered
         assert len(store.resume().in_flight) == len(sent - answered)

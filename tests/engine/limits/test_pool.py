@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import random
 from functools import partial
 from itertools import pairwise
@@ -17,7 +19,7 @@ from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.limits.adaptive import Adaptive
-from engine.limits.controller import Fixed
+from engine.limits.controller import Fixed, Ticket
 from engine.records import Completion, Usage
 
 pytestmark = pytest.mark.anyio
@@ -519,6 +521,31 @@ def test_the_limit_finds_itself(name: str) -> None:
     assert outcome.refused <= refused
     assert outcome.swing <= 0.15
     assert outcome.recovery_s is None or outcome.recovery_s <= 30
+
+
+def test_a_lull_of_the_work_does_not_lower_the_limit() -> None:
+    """64 slots that queue beyond, then for two minutes a tenth as many requests as there is room
+    for: what comes back is less, and the server is as fast as before.
+    """
+    controller, now_s = Adaptive(), 0.0
+    flying: list[tuple[float, int, Ticket]] = []  # a heap by the time of the end
+
+    def serve(until_s: float, most: float) -> None:
+        nonlocal now_s
+        while now_s < until_s:
+            while len(flying) < most and controller.has_room(now_s):
+                ticket = controller.admit(now_s)
+                took_s = random.uniform(0.8, 1.2) * max(1.0, len(flying) / 64)
+                heapq.heappush(flying, (now_s + took_s, controller.in_flight, ticket))
+            now_s, _, ticket = heapq.heappop(flying)
+            controller.complete(ticket, now_s, 100)
+
+    random.seed(0)
+    serve(300.0, math.inf)
+    usual = controller.limit(now_s)
+    assert usual >= 48
+    serve(420.0, usual / 10)
+    assert controller.limit(now_s) >= 0.8 * usual
 
 
 @pytest.mark.parametrize("seed", [0, 3])
