@@ -36,20 +36,23 @@ __all__ = ["Adaptive"]
 START = 4.0
 SATURATED = 0.8
 """Share of the limit that must be in flight before its measure counts."""
-WORTH = 0.03
-"""Gain in goodput that is worth a larger limit."""
+WORTH, WORTH_OF_STEP = 0.03, 0.3
+"""Gain in goodput that is worth a larger limit; of a small step, such a share of the step."""
 CHANGED = 0.12
 """Change in goodput at the same limit that means another server."""
 CLEAR = 0.15
-"""Difference in goodput that needs only a quarter of the answers to be believed."""
+"""Difference in goodput that needs fewer answers to be believed: a quarter after a step, half where
+none was made."""
 SEEN, FALLEN, LEAST_KEPT = 40, 0.6, 0.45
 """A fall of goodput: two windows, each as long as so many answers usually take, with less than this
 share of the usual; and the least share of the limit that is kept then."""
 PROBE_UP, PROBE_DOWN, RETREAT = 1.25, 0.9, 0.7
 MAX_PATIENCE = 16
 """Rounds between two probes that led nowhere; starts at 1 and doubles."""
-REMEMBER_S = 60.0
-"""How long a level that did worse is not tried again."""
+REMEMBER_S, UNKNOWN = 60.0, (1.0, 0.0)
+"""How long a level that did worse is not tried again; none that did."""
+LEAST_STEP = 0.04
+"""Logarithm of the smallest step towards such a level."""
 CUT_FIRST, CUT_AGAIN, CUT_BY_CLOCK = 0.05, 0.3, 0.5
 """The first cut of an episode and the next; the last where refusals follow the clock and no pace is
 known yet."""
@@ -107,7 +110,8 @@ class Adaptive:
         self._base: tuple[float, float] | None = (
             None  # the limit to beat, and its tokens per second
         )
-        self._worse: tuple[float, float] | None = None  # a limit that did worse, and until when
+        # A limit that did worse and until when that counts; True: above the base, False: below it.
+        self._worse = {True: UNKNOWN, False: UNKNOWN}
         self._patience = 1
         self._rounds = 0
         self._down_next = False
@@ -252,8 +256,9 @@ class Adaptive:
         elif waiting == 0 and full and self._refused_at is None:  # refusals outweigh it
             if self._phase == "start":
                 self._set(now_s, self._target * 2)
-            else:
-                target = self._higher(now_s, 1 + self._growth)
+            elif self._worse[True] is UNKNOWN or now_s >= self._climb_at_s + self.latency_s:
+                # Sequences fill the cache as they grow: too many show after about an answer.
+                target = self._beside(now_s, 1 + self._growth)
                 self._growth = min(2 * self._growth, 1.0) if target > self._target else 0.1
                 self._settle(now_s, target)
 
@@ -264,7 +269,7 @@ class Adaptive:
         wanted = min(max(self._target / 2, 3.0), most)
         rate = self._tokens / self._work
         if self._base is not None and abs(rate / self._base[1] - 1) > CLEAR:
-            wanted = max(wanted / 4, 3.0)
+            wanted = max(wanted / (2 if self._phase == "hold" else 4), 3.0)
         if self._count < wanted:
             return
         self._count, self._tokens, self._work = 0, 0.0, 0.0
@@ -288,7 +293,8 @@ class Adaptive:
         if abs(rate / usual - 1) > CHANGED:
             self._odd += 1
             if self._odd >= 2:  # another server: look for its best from here
-                self._odd, self._patience, self._worse = 0, 1, None
+                self._odd, self._patience = 0, 1
+                self._worse = {True: UNKNOWN, False: UNKNOWN}
                 self._base = (self._target, rate)
                 self._try(now_s, "start" if rate > usual else "retreat")
             return
@@ -317,9 +323,11 @@ class Adaptive:
         self._falls = falls
         if falls < 2:
             return
-        self._falls, self._patience, self._worse, self._base = 0, 1, None, None
+        self._falls, self._patience, self._base = 0, 1, None
+        target = max(self._target * max(share, LEAST_KEPT), 1.0)
+        self._worse = {True: (target * PROBE_UP, now_s + REMEMBER_S), False: UNKNOWN}
         self._down_next = False
-        self._settle(now_s, max(self._target * max(share, LEAST_KEPT), 1.0))
+        self._settle(now_s, target)
 
     def _look_anew(self, now_s: float) -> None:
         self._seen_from_s, self._seen, self._seen_tokens, self._falls = now_s, 0, 0.0, 0
@@ -327,10 +335,7 @@ class Adaptive:
     def _try(self, now_s: float, phase: str) -> None:
         """Go to another level, to compare it with the base."""
         factor = {"start": 2.0, "up": PROBE_UP, "down": PROBE_DOWN, "retreat": RETREAT}[phase]
-        if factor < 1:
-            target = max(self._target * factor, 1.0)
-        else:
-            target = self._higher(now_s, factor)
+        target = self._beside(now_s, factor)
         self._rounds = 0
         self._phase = phase if target != self._target else "hold"
         self._set(now_s, target)
@@ -342,7 +347,9 @@ class Adaptive:
         gain, phase = rate / best - 1, self._phase
         downwards = phase in ("down", "retreat")
         # A retreat is judged leniently: its base was measured while things got worse.
-        enough = {"down": -WORTH / 3, "retreat": -0.1}.get(phase, WORTH)
+        enough = {"down": -WORTH / 3, "retreat": -0.1}.get(
+            phase, min(WORTH, WORTH_OF_STEP * (self._target / level - 1))
+        )
         if gain >= enough:
             self._base, self._patience = (self._target, rate), 1
             self._down_next = downwards
@@ -351,21 +358,24 @@ class Adaptive:
             else:
                 self._try(now_s, "start" if phase == "up" and gain > 0.1 else phase)
             return
-        self._patience = min(self._patience * 2, MAX_PATIENCE) if phase in ("up", "down") else 1
-        if not downwards:
-            self._worse = (self._target, now_s + REMEMBER_S)
+        self._worse[not downwards] = (self._target, now_s + REMEMBER_S)
         self._settle(now_s, level)
+        if phase not in ("up", "down"):
+            self._patience = 1
+        elif self._beside(now_s, PROBE_DOWN if downwards else PROBE_UP) == level:
+            self._patience = min(self._patience * 2, MAX_PATIENCE)  # nothing is left on this side
 
-    def _higher(self, now_s: float, factor: float) -> float:
+    def _beside(self, now_s: float, factor: float) -> float:
         """The next level to try: halfway to one that did worse, where that is remembered."""
-        if self._worse is None or now_s >= self._worse[1] or self._worse[0] <= self._target:
-            return self._target * factor
-        middle = (self._target * self._worse[0]) ** 0.5
-        return min(middle, self._target * factor) if middle >= 1.04 * self._target else self._target
+        worse, until_s = self._worse[factor > 1]
+        step, half = math.log(factor), math.log(worse / self._target) / 2
+        if now_s < until_s and 0 < half / step < 1:
+            step = half if abs(half) >= LEAST_STEP else 0.0
+        return max(self._target * math.exp(step), 1.0)
 
     def _settle(self, now_s: float, target: float, *, worse: bool = False) -> None:
         if worse:
-            self._worse = (self._target, now_s + REMEMBER_S)
+            self._worse[True] = (self._target, now_s + REMEMBER_S)
         self._phase, self._rounds = "hold", 0
         if target != self._target:
             self._set(now_s, target)

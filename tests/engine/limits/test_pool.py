@@ -557,4 +557,21 @@ def test_fault_054_a_server_that_loses_its_room_is_relieved_at_once(seed: int) -
     outcome = run(simulate(scenario, Adaptive, seed))
     assert outcome.recovery_s is not None
     assert outcome.recovery_s <= 15
-    assert outcome.reached >= 0.9
+    assert outcome.reached >= 0.94
+    assert outcome.swing <= 0.15
+
+
+def test_fault_054_a_crowded_cache_is_filled_up_with_care() -> None:
+    """Where gauges have shown too many once, more are added only after those before could show:
+    else the limit overshoots each minute, and a sixth of the goodput goes.
+    """
+    (scenario,) = [s for s in SCENARIOS if s.name == "vLLM, room for 200, then 100, gauges"]
+    outcome = run(simulate(scenario, Adaptive, 1))
+    assert outcome.reached >= 0.96
+    assert outcome.swing <= 0.14
+
+
+def test_chance_is_not_taken_for_another_server() -> None:
+    """Few answers of uneven length do not make the limit fall back while the server is the same."""
+    (scenario,) = [s for s in SCENARIOS if s.name == "vLLM 64 wide"]
+    assert run(simulate(scenario, Adaptive, 4)).reached >= 0.97
