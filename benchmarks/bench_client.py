@@ -5,10 +5,10 @@
 Every client runs in a process of its own against the loopback server in another, with the same
 Alpaca prompts (3 kB) and answers (three records, 1.5 kB), not streamed; httpx with its pool as
 large as the number in flight, the SDK with such a pool and as it comes (which never has more than
-1,000 in flight, and closes all but 100 connections as soon as they are idle). CPU is the client process's own, all threads,
-user and system. The engine does everything that a run does (sampling, prompts, HTTP, parsing,
-filters, ROUGE-L against all before, the store with its syncs); only near-duplicates by meaning are
-off. "wire" is the engine's HTTP backend with limits and retries alone.
+1,000 in flight, and closes all but 100 connections as soon as they are idle). CPU is the client
+process's own, all threads, user and system. The engine does everything that a run does (sampling,
+prompts, HTTP, parsing, filters, ROUGE-L against all before, the store with its syncs); only near-
+duplicates by meaning are off. "wire" is the engine's HTTP backend with limits and retries alone.
 """
 
 from __future__ import annotations
