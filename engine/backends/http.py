@@ -7,9 +7,10 @@ outweighs ``[DONE]``, and without
 ``engine.backends.classify``.
 
 Whole answers cost far less CPU than streams (one event a token), but say nothing while they are
-made. So ``stream`` is by default a matter of load: up to ``STREAM_BELOW`` requests at once are
+made. So ``stream`` is by default a matter of load: below ``STREAM_BELOW`` in flight all are
 streamed, which gives the time to the first token and shows that the engine behind a healthy port
-still generates; what goes beyond is asked for whole.
+still generates; beyond, all are asked for whole. Where one of those never came, more are streamed
+for a while: a silence then costs its slot the time-out of a stream, not that of a whole answer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from engine.secrets import Secret
 
 __all__ = ["HttpBackend", "Timeouts", "normalise_base_url"]
 
-STREAM_BELOW = 64
+STREAM_BELOW, STREAM_IN_DOUBT_BELOW = 64, 256
+IN_DOUBT = 1000
+"""Answers for which the second holds, after one that never came."""
 SILENCE_S = 60.0
 """No event from any of the streams in flight for so long: the engine hangs behind its port."""
 GAUGES_S = 2.0
@@ -149,6 +152,7 @@ class HttpBackend:
         self._timeouts = timeouts or Timeouts()
         self.hung_after_s = self._timeouts.total_s
         self._stream = stream
+        self._in_doubt = 0
         self._strict_model = strict_model
         self._max_response_bytes = max_response_bytes
         self._wire_timeout = {
@@ -300,9 +304,8 @@ class HttpBackend:
     # One attempt
 
     async def _generate(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
-        streamed = self._stream is True or (
-            self._stream == "auto" and len(self._calls) < STREAM_BELOW
-        )
+        below = STREAM_IN_DOUBT_BELOW if self._in_doubt else STREAM_BELOW
+        streamed = self._stream is True or (self._stream == "auto" and len(self._calls) < below)
         loop = asyncio.get_running_loop()
         began = loop.time()
         timeouts = self._timeouts
@@ -330,6 +333,8 @@ class HttpBackend:
         except Failure:
             raise
         except Exception as exc:  # classify re-raises what is not the wire's
+            if isinstance(exc, TimeoutError):
+                self._in_doubt = IN_DOUBT
             raise self._failure(exc, "generate") from exc
         finally:
             self._calls.discard(deadline)
@@ -341,6 +346,7 @@ class HttpBackend:
             error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
             raise Failure(Verdict(kind="fatal", reason="model", message=str(error), error=error))
         self._answered = True
+        self._in_doubt = max(self._in_doubt - 1, 0)
         return answer.completions(prompts, loop.time() - began)
 
     def _if_first(self, verdict: Verdict) -> Verdict:

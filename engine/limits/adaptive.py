@@ -277,7 +277,11 @@ class Adaptive:
         if self._refused_at is not None:
             self._climb_back(now_s)
         elif now_s < self._watched_until_s:
-            return  # the gauges know better
+            # The gauges know better, and are looked at once a second: too seldom to double by.
+            best = self._base[1] if self._base is not None else 0.0
+            if self._phase == "start" and rate > (1 + WORTH) * best:
+                self._base = (self._target, rate)
+                self._set(now_s, self._target * 2)
         elif self._base is None:
             self._base = (self._target, rate)
             if self._phase == "start":

@@ -488,6 +488,26 @@ async def test_streams_where_they_pay() -> None:
         assert streamed == 64
 
 
+async def test_fault_008_more_is_streamed_after_a_silence() -> None:
+    """Whole answers that never came cost a slot the longest time-out; the next silence is noticed
+    after that to the first token, also with more than 64 in flight.
+    """
+    timeouts = Timeouts(first_token_s=0.2, total_s=1.0)
+    behaviour = Behaviour(faults=("hang",), fault_rate=1.0)
+    loop = asyncio.get_running_loop()
+    async with talking(behaviour, timeouts=timeouts) as (server, backend):
+        seconds = []
+        for _ in range(2):
+            began = loop.time()
+            await asyncio.gather(*[verdict_of(backend, i) for i in range(100)])
+            seconds.append(loop.time() - began)
+        assert seconds[0] > 0.9
+        assert 0.2 < seconds[1] < 0.7
+        server.behaviour = Behaviour(latency_s=0.05)
+        answers = await asyncio.gather(*[backend.complete([prompt(i)]) for i in range(100)])
+        assert all(isinstance(a, Completion) and a.ttft_s is not None for (a,) in answers)
+
+
 URLS = [
     ("http://localhost:8000", "http://localhost:8000/v1"),
     ("http://localhost:8000/", "http://localhost:8000/v1"),

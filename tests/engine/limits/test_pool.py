@@ -571,6 +571,21 @@ def test_fault_054_a_crowded_cache_is_filled_up_with_care() -> None:
     assert outcome.swing <= 0.14
 
 
+def test_gauges_do_not_slow_the_start() -> None:
+    """They are read once a second; answers in a tenth of that double the limit between."""
+    controller, now_s = Adaptive(), 0.0
+    controller.observe(now_s, running=0, waiting=0, preemptions=0)
+    while now_s < 0.95:
+        tickets = []
+        while controller.has_room(now_s):
+            tickets.append(controller.admit(now_s))
+            now_s += 1e-4
+        now_s += 0.1
+        for ticket in tickets:
+            controller.complete(ticket, now_s, 100)
+    assert controller.limit(now_s + 1.0) >= 32
+
+
 def test_chance_is_not_taken_for_another_server() -> None:
     """Few answers of uneven length do not make the limit fall back while the server is the same."""
     (scenario,) = [s for s in SCENARIOS if s.name == "vLLM 64 wide"]
