@@ -3,9 +3,11 @@
     python -m benchmarks.bench_vllm_limits --vllm-python .venv-vllm/bin/python
 
 A vLLM server on this machine (on the CPU where there is no GPU), the small embedded model, prompts
-of some 60 tokens, answers of exactly ``--tokens``. Each fixed concurrency and ``auto`` is kept busy
-for ``--seconds``; output tokens per second are those of answers after the first quarter, which is
-left out as the time in which a limit is found and the server fills.
+of some 60 tokens, answers of ``--tokens`` in the mean, from half to one and a half times as many:
+answers of one length come in waves, and a wave more or less in the time decides. Each fixed
+concurrency and ``auto`` is kept busy for ``--seconds``; output tokens per second are those of
+answers after the first quarter, which is left out as the time in which a limit is found and the
+server fills.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from engine.retry import RetryPolicy, deliver
 
 MODEL = "smollm2"
 TEXT = "Come up with a task that nobody has thought of, then explain it in plain words. " * 3
+GOLDEN = 0.618034
+"""Multiples of it, without their whole part, lie evenly between 0 and 1."""
 
 
 async def tokens_per_s(
@@ -36,11 +40,12 @@ async def tokens_per_s(
 ) -> dict[str, Any]:
     pool = Pool([HttpBackend(url)], LimitSettings(max_in_flight=in_flight))
     await pool.start()
-    sampling = Sampling(max_tokens=tokens, temperature=1.0, forbid_eos=True)
     made: list[tuple[float, int]] = []
     limits: list[int] = []
 
     async def ask(number: int, lease: Lease) -> None:
+        length = round(tokens * (0.5 + number * GOLDEN % 1))
+        sampling = Sampling(max_tokens=length, temperature=1.0, forbid_eos=True)
         prompt = Prompt(
             index=number, text=f"{number}. {TEXT}", api="completions", sampling=sampling
         )
@@ -54,7 +59,7 @@ async def tokens_per_s(
     number = 0
     async with asyncio.TaskGroup() as group:
         while time.perf_counter() - began < seconds:
-            lease = await pool.acquire(tokens=tokens + 200)
+            lease = await pool.acquire(tokens=2 * tokens + 200)
             group.create_task(ask(number, lease))
             number += 1
     watching.cancel()
@@ -88,7 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--vllm-python", type=Path, default=Path(".venv-vllm/bin/python"))
     parser.add_argument("--levels", default="4,8,16,32,64")
-    parser.add_argument("--tokens", type=int, default=32, help="in an answer")
+    parser.add_argument("--tokens", type=int, default=32, help="in an answer, in the mean")
     parser.add_argument("--seconds", type=float, default=40.0, help="at each concurrency")
     args = parser.parse_args()
     models.fetch(MODEL)
