@@ -7,6 +7,7 @@ to it.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -151,10 +152,22 @@ def _shares(total: int, weights: Sequence[int]) -> list[int]:
     return [b - a for a, b in pairwise(cuts)]
 
 
+TELLING = (b'"choices"', b'"message"', b'"content"', b'"text"', b'"finish_reason"')
+"""Keys of which one answer has one each. Within a text, quotes are escaped."""
+
+
 def parsed(raw: bytes, response: httpx.Response, where: str) -> Any:
+    """A whole answer's JSON, in which no object has a key twice: of two answers under one key
+    nobody knows which was meant.
+
+    Raises Failure.
+    """
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
+        data = orjson.loads(raw)
+        if any(raw.count(key) > 1 for key in TELLING):
+            json.loads(raw, object_pairs_hook=_each_key_once)
+        return data
+    except (ValueError, RecursionError) as exc:
         if "html" in response.headers.get("content-type", "") or raw[:200].lstrip().startswith(
             b"<"
         ):
@@ -165,6 +178,13 @@ def parsed(raw: bytes, response: httpx.Response, where: str) -> Any:
         raise Failure(
             Verdict(kind="ambiguous", reason="bad_json", message=clean(str(exc)))
         ) from exc
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise ValueError(f"a key comes twice in one object, among {', '.join(data)}")
+    return data
 
 
 def unpacker(encoding: str, limit: int) -> Any:
