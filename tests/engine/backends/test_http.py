@@ -316,7 +316,7 @@ async def test_answers_without_text(whole: Any, kind: str, reason: str) -> None:
 
 
 async def test_an_answer_may_speak_of_its_own_keys() -> None:
-    """Quoted keys within a text, and two choices with the same keys, are no keys that come twice."""
+    """Keys quoted in a text, and those of two choices, do not come twice."""
     words = 'Say {"choices": [], "text": "choices"}.'
     outcome = await ask(canned(whole=text(words, "stop")), stream=False)
     assert isinstance(outcome, Completion)
