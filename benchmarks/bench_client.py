@@ -7,8 +7,9 @@ Alpaca prompts (3 kB) and answers (three records, 1.5 kB), not streamed; httpx w
 large as the number in flight, the SDK with such a pool and as it comes (which never has more than
 1,000 in flight, and closes all but 100 connections as soon as they are idle). CPU is the client
 process's own, all threads, user and system. The engine does everything that a run does (sampling,
-prompts, HTTP, parsing, filters, ROUGE-L against all before, the store with its syncs); only near-
-duplicates by meaning are off. "wire" is the engine's HTTP backend with limits and retries alone.
+prompts, HTTP, parsing, filters, ROUGE-L against all before, the store with its syncs); only
+near-duplicates by meaning are off. "wire" is the engine's HTTP backend with limits and retries
+alone.
 """
 
 from __future__ import annotations
@@ -101,9 +102,13 @@ async def bare_sockets(port: int, requests: int, in_flight: int) -> None:
     await keep_busy(ask, requests, in_flight)
 
 
+def with_pool_of(size: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
+    return httpx.AsyncClient(limits=limits, timeout=600)
+
+
 async def httpx_default(port: int, requests: int, in_flight: int) -> None:
-    limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-    async with httpx.AsyncClient(limits=limits, timeout=600) as client:
+    async with with_pool_of(in_flight) as client:
 
         async def ask(number: int) -> None:
             response = await client.post(
@@ -119,8 +124,7 @@ async def openai_sdk(port: int, requests: int, in_flight: int) -> None:
 
 
 async def openai_sdk_large_pool(port: int, requests: int, in_flight: int) -> None:
-    limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-    await _openai_sdk(port, requests, in_flight, httpx.AsyncClient(limits=limits, timeout=600))
+    await _openai_sdk(port, requests, in_flight, with_pool_of(in_flight))
 
 
 async def _openai_sdk(

@@ -37,8 +37,9 @@ from engine.secrets import Secret
 __all__ = ["HttpBackend", "Timeouts", "normalise_base_url"]
 
 STREAM_BELOW, STREAM_IN_DOUBT_BELOW = 64, 256
+"""So many requests in flight; the second where a time-out makes the server doubtful."""
 IN_DOUBT = 1000
-"""Answers for which the second holds, after one that never came."""
+"""Answers after a time-out for which it is."""
 SILENCE_S = 60.0
 """No event from any of the streams in flight for so long: the engine hangs behind its port."""
 GAUGES_S = 2.0

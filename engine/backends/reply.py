@@ -23,6 +23,9 @@ from engine.records import Completion, Prompt, Usage
 
 __all__ = ["Reply", "parsed", "unpacker"]
 
+TELLING = (b'"choices"', b'"message"', b'"content"', b'"text"', b'"finish_reason"')
+"""Keys of which one answer has one each. Within a text, quotes are escaped."""
+
 
 class Reply:
     """What one call's events add up to, whole or streamed. Choices are told apart by ``index``."""
@@ -150,10 +153,6 @@ def _shares(total: int, weights: Sequence[int]) -> list[int]:
         ends.append(ends[-1] + weight)
     cuts = [total * end // scale for end in ends[:-1]] + [total]
     return [b - a for a, b in pairwise(cuts)]
-
-
-TELLING = (b'"choices"', b'"message"', b'"content"', b'"text"', b'"finish_reason"')
-"""Keys of which one answer has one each. Within a text, quotes are escaped."""
 
 
 def parsed(raw: bytes, response: httpx.Response, where: str) -> Any:
