@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.dedup.encoder import Encoder
-from engine.dedup.exact import ExactIndex, normalise
+from engine.dedup.exact import ExactIndex, digest
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l_of_tokens, tokenize
 from engine.dedup.semantic import SemanticIndex
 from engine.records import Neighbour
@@ -164,24 +164,64 @@ class Cascade:
         if limit is not None and limit <= 0:
             return []
         texts = [self._text(candidate) for candidate in candidates]
+        sources = [candidate.source for candidate in candidates]
+        first = len(self)
+        if self._rouge is not None and self._semantic is None:
+            judgements = self._judge_words(self._rouge, texts, sources, limit)
+        else:
+            judgements = self._judge_meanings(texts, sources, limit)
+        accepted = [i for i, judgement in enumerate(judgements) if judgement.accepted]
+        if self._rouge is not None and self.neighbours:
+            visible = range(first, len(self))  # an item sees only the items before it
+            near = self._rouge.nearest_each([texts[i] for i in accepted], self.neighbours, visible)
+            for i, nearest in zip(accepted, near, strict=True):
+                judgements[i] = self._with_neighbours(judgements[i], nearest)
+        return judgements
+
+    def _judge_words(
+        self, rouge: RougeIndex, texts: Sequence[str], sources: Sequence[str], limit: int | None
+    ) -> list[Judgement]:
+        """By exact text and ROUGE-L; as many as can be known to differ go through it together."""
+        judgements: list[Judgement] = []
+        goal = len(self) + (len(texts) if limit is None else limit)
+        while len(judgements) < len(texts) and len(self) < goal:
+            start = len(judgements)
+            same: list[int | None] = []
+            different: dict[bytes, str] = {}
+            for text in texts[start:]:
+                found = self._exact.find(text)
+                if found is None:
+                    if digest(text) in different:
+                        break  # a duplicate, if the first one is accepted
+                    different[digest(text)] = text
+                same.append(found)
+            hits = iter(rouge.admit(list(different.values()), goal - len(self)))
+            for i, found in enumerate(same, start):
+                if len(self) == goal:
+                    break
+                if found is not None:
+                    judgements.append(self._duplicate("duplicate_exact", Hit(found, 1.0)))
+                elif (hit := next(hits)) is not None:
+                    judgements.append(self._duplicate("duplicate_rouge", hit))
+                else:
+                    judgements.append(Judgement(reason=None))
+                    self._note(texts[i], sources[i])
+        return judgements
+
+    def _judge_meanings(
+        self, texts: Sequence[str], sources: Sequence[str], limit: int | None
+    ) -> list[Judgement]:
+        """By all stages, one by one."""
         vectors = self._embed_survivors(texts)
         judgements: list[Judgement] = []
-        accepted: list[tuple[int, int]] = []
-        """Position in the batch and item of each; an item sees only the items before it."""
-        for i, (text, candidate) in enumerate(zip(texts, candidates, strict=True)):
+        for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
             judgement = self._judge_one(text, vectors.get(i))
             judgements.append(judgement)
             if judgement.accepted:
-                accepted.append((i, self._add(text, candidate.source, judgement.vector)))
-                if len(accepted) == limit:
+                self._add(text, source, judgement.vector)
+                limit = None if limit is None else limit - 1
+                if limit == 0:
                     break
-        if self._rouge is not None and self.neighbours:
-            visible = [item for _, item in accepted]
-            near = self._rouge.nearest_each(
-                [texts[i] for i, _ in accepted], self.neighbours, visible
-            )
-            for (i, _), nearest in zip(accepted, near, strict=True):
-                judgements[i] = self._with_neighbours(judgements[i], nearest)
         return judgements
 
     def _text(self, candidate: Candidate) -> str:
@@ -206,10 +246,10 @@ class Cascade:
             return {}
         threshold = 1.0 if self._rouge is None else self._rouge.threshold
         passed: list[list[str]] = []
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         survivors: list[int] = []
         for i, text in enumerate(texts):
-            key = normalise(text)
+            key = digest(text)
             if key in seen or self._exact.find(text) is not None:
                 continue
             tokens = tokenize(text)
@@ -227,11 +267,11 @@ class Cascade:
     def _judge_one(self, text: str, vector: NDArray[np.float32] | None) -> Judgement:
         same = self._exact.find(text)
         if same is not None:
-            return Judgement(reason="duplicate_exact", nearest=self._neighbour(Hit(same, 1.0)))
+            return self._duplicate("duplicate_exact", Hit(same, 1.0))
         if self._rouge is not None:
             hit = self._rouge.find(text)
             if hit is not None:
-                return Judgement(reason="duplicate_rouge", nearest=self._neighbour(hit))
+                return self._duplicate("duplicate_rouge", hit)
         if self._semantic is None:
             return Judgement(reason=None)
         if vector is None:
@@ -240,9 +280,9 @@ class Cascade:
         if problem is not None:
             return Judgement(reason="embed_invalid", detail=problem)
         hit = self._nearest_meaning(text, vector)
-        nearest = None if hit is None else self._neighbour(hit)
         if hit is not None and hit.score > self._semantic.threshold:
-            return Judgement(reason="duplicate_semantic", nearest=nearest)
+            return self._duplicate("duplicate_semantic", hit)
+        nearest = None if hit is None else self._neighbour(hit)
         half = np.asarray(vector, np.float16)
         return Judgement(reason=None, nearest_meaning=nearest, vector=half)
 
@@ -278,23 +318,28 @@ class Cascade:
         vector = np.asarray(self._embed([text])[0], np.float64)
         return np.asarray(vector / np.linalg.norm(vector), np.float64)
 
+    def _duplicate(self, reason: Reason, hit: Hit) -> Judgement:
+        return Judgement(reason=reason, nearest=self._neighbour(hit))
+
     def _neighbour(self, hit: Hit) -> Neighbour:
         return Neighbour(
             text=self._texts[hit.item], score=hit.score, source=self._sources[hit.item]
         )
 
-    def _add(self, text: str, source: str, vector: NDArray[np.generic] | None) -> int:
-        item = len(self._texts)
+    def _add(self, text: str, source: str, vector: NDArray[np.generic] | None) -> None:
         if (
             self._semantic is not None
             and vector is not None
             and self._semantic.problem(vector) is None
         ):
             self._semantic.add(vector)
-            self._vector_items.append(item)
+            self._vector_items.append(len(self))
+        if self._rouge is not None:
+            self._rouge.add(text)
+        self._note(text, source)
+
+    def _note(self, text: str, source: str) -> None:
+        """Remember an item that the other indexes hold."""
         self._texts.append(text)
         self._sources.append(source)
         self._exact.add(text)
-        if self._rouge is not None:
-            self._rouge.add(text)
-        return item

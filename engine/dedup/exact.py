@@ -11,7 +11,7 @@ import hashlib
 import unicodedata
 from functools import lru_cache
 
-__all__ = ["ExactIndex", "normalise"]
+__all__ = ["ExactIndex", "digest", "normalise"]
 
 
 def normalise(text: str) -> str:
@@ -20,12 +20,15 @@ def normalise(text: str) -> str:
     Case folding can undo the composition (it decomposes ``ǰ``), so the form is composed once more
     after it.
     """
+    if text.isascii():
+        return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-@lru_cache(maxsize=1)  # a text that is not found is added
-def _digest(text: str) -> bytes:
+@lru_cache(maxsize=1024)  # a text that is not found may be added soon
+def digest(text: str) -> bytes:
+    """16 bytes of the normalised text."""
     # Lone surrogates are legal in JSON strings, and must not stop a run.
     return hashlib.blake2b(
         normalise(text).encode("utf-8", "surrogatepass"), digest_size=16
@@ -44,11 +47,11 @@ class ExactIndex:
 
     def find(self, text: str) -> int | None:
         """Id of the first item with this text, or None."""
-        return self._first.get(_digest(text))
+        return self._first.get(digest(text))
 
     def add(self, text: str) -> int:
         """Add one text, known or not; returns its id, counted from 0."""
         item = self._size
-        self._first.setdefault(_digest(text), item)
+        self._first.setdefault(digest(text), item)
         self._size += 1
         return item

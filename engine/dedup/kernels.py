@@ -35,7 +35,7 @@ __all__ = [
     "find",
     "freeze",
     "insert",
-    "limits",
+    "limits_of",
     "signed",
     "word",
 ]
@@ -53,6 +53,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
+    """numba compiles again where a function's own file has changed: after a change here, touch
+    those that call it."""
     return cast(Function, numba.njit(nogil=True, cache=True)(function))
 
 
@@ -103,12 +105,17 @@ def least_shared(n: int, threshold: float) -> int:
 
 
 @compiled
-def limits(m: int, threshold: float, own: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+def limits_of(
+    m: int, threshold: float, limits: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many tokens of a text of m, and of an item of n, may lack a partner in the other.
 
-    Fills ``own[n]`` and ``other[n]``, (LONG + 1,): -1 where no item of that length passes; at
-    ``LONG`` stands what holds for all longer items.
+    Two arrays (LONG + 1,): -1 where no item of length n passes; at ``LONG`` stands what holds for
+    all longer items. ``limits`` (LONG, 2, LONG + 1) keeps those of short texts; zeros at first.
     """
+    own, other = limits[m] if m < LONG else np.empty((2, LONG + 1), np.int64)
+    if m < LONG and other[LONG]:
+        return own, other
     for n in range(LONG):
         lcs = least_lcs(m, n, threshold)
         passes = n > 0 and lcs <= min(m, n)
@@ -116,6 +123,7 @@ def limits(m: int, threshold: float, own: NDArray[np.int64], other: NDArray[np.i
         other[n] = n - lcs if passes else -1
     own[LONG] = m - least_shared(m, threshold)
     other[LONG] = 64
+    return own, other
 
 
 @compiled
@@ -288,8 +296,7 @@ def find(
     known: int,
     epochs: int,
     threshold: float,
-    own: NDArray[np.int64],
-    other: NDArray[np.int64],
+    limits: NDArray[np.int64],
     tokens: NDArray[np.uint32],
     starts: NDArray[np.uint32],
     levels: NDArray[np.uint8],
@@ -301,10 +308,14 @@ def find(
     """The item with the highest F above the threshold (ties: the earliest) and its F; -1 for none.
 
     Two texts that pass share a token among the ``own[LONG] + 1`` rarest of each. ``ids`` from
-    ``known`` on are tokens that no item has. ``rows`` (V,) is all zeros, and is left so.
+    ``known`` on are tokens that no item has. ``limits`` is as ``limits_of`` keeps it. ``rows``
+    (V,) is all zeros, and is left so.
     """
     best, best_f = -1, threshold
     m = len(ids)
+    if m == 0:
+        return best, best_f
+    own, other = limits_of(m, threshold, limits)
     keys = np.empty(m, np.int64)
     length_bits = word(0xFF)
     bag = word(0)

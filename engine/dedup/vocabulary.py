@@ -15,14 +15,20 @@ from numpy.typing import NDArray
 from engine.dedup.kernels import compiled, signed, word
 from engine.dedup.memory import reserve, room
 
-__all__ = ["Vocabulary"]
+__all__ = ["Vocabulary", "cut"]
+
+
+Table = tuple[
+    int, int, NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]
+]
+"""Seed, number of tokens, letters, ends, buckets and links."""
 
 
 class Vocabulary:
     """Tokens as ``rouge_score`` cuts them, lower-cased runs of [a-z0-9], numbered as they come."""
 
     def __init__(self) -> None:
-        self._size = 0
+        self.size = 0
         # Token i is letters[ends[i]:ends[i + 1]]. Buckets and links hold i + 1; 0 ends a chain.
         self._letters = reserve(np.uint8)
         self._ends = reserve(np.uint32)
@@ -31,38 +37,36 @@ class Vocabulary:
         self._seed = random.getrandbits(63)  # nobody can choose words that share a bucket
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
+
+    @staticmethod
+    def letters(text: str) -> bytes:
+        """What ``cut`` looks for tokens in. Lone surrogates are legal in JSON strings."""
+        return text.lower().encode("utf-8", "surrogatepass")
 
     def ids(self, text: str, learn: bool = False) -> NDArray[np.uint32]:
         """The numbers (n,) of the tokens of a text. New ones are kept only if ``learn``; else they
         get the numbers from ``len(self)`` on for this once.
         """
-        data = np.frombuffer(text.lower().encode("utf-8", "surrogatepass"), np.uint8)
-        most = (len(data) + 1) // 2
-        self._letters = room(self._letters, int(self._ends[self._size]) + len(data))
-        if (size := self._size + most + 1) > len(self._links):
+        data = np.frombuffer(self.letters(text), np.uint8)
+        ids = np.empty((len(data) + 1) // 2, np.uint32)
+        count, self.size = cut(data, learn, *self.table(len(data)), ids)
+        return ids[:count]
+
+    def table(self, nbytes: int) -> Table:
+        """What ``cut`` needs of this, with room for the tokens of a text of ``nbytes``."""
+        self._letters = room(self._letters, int(self._ends[self.size]) + nbytes)
+        if (size := self.size + (nbytes + 1) // 2 + 1) > len(self._links):
             self._ends = room(self._ends, size)
             self._buckets = room(self._buckets, size)
             self._links = room(self._links, size)
-        ids = np.empty(most, np.uint32)
-        count, self._size = _cut(
-            data,
-            learn,
-            self._seed,
-            self._size,
-            self._letters,
-            self._ends,
-            self._buckets,
-            self._links,
-            ids,
-        )
-        return ids[:count]
+        return self._seed, self.size, self._letters, self._ends, self._buckets, self._links
 
     @property
     def nbytes(self) -> int:
         """Bytes in use."""
         by_token = self._ends.itemsize + self._buckets.itemsize + self._links.itemsize
-        return int(self._ends[self._size]) + self._size * by_token
+        return int(self._ends[self.size]) + self.size * by_token
 
 
 @compiled
@@ -109,7 +113,7 @@ def _split(
 
 
 @compiled
-def _cut(
+def cut(
     data: NDArray[np.uint8],
     learn: bool,
     seed: int,

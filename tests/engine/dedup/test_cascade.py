@@ -131,6 +131,8 @@ def test_one_refused_by_its_meaning_is_not_compared_with() -> None:
 def test_decisions_do_not_depend_on_batches(texts: list[str], sizes: list[int]) -> None:
     """Reason, nearest, score, the ten nearest and the mean are those of judging one by one."""
     assert without_vectors(judge_in(sizes, texts)) == without_vectors(judge_in([1], texts))
+    words = {"semantic_threshold": None, "encoder": None}
+    assert judge_in(sizes, texts, **words) == judge_in([1], texts, **words)
 
 
 def test_cosine_on_the_threshold_does_not_depend_on_batches() -> None:
@@ -147,9 +149,10 @@ def test_cosine_on_the_threshold_does_not_depend_on_batches() -> None:
     assert len(decisions) == 1
 
 
-def test_limit_is_met_exactly() -> None:
+@pytest.mark.parametrize("semantic_threshold", [0.9, None])
+def test_limit_is_met_exactly(semantic_threshold: float | None) -> None:
     """No candidate is judged after the last acceptance that is wanted, nor left in the index."""
-    judged = cascade()
+    judged = cascade(semantic_threshold=semantic_threshold)
     texts = ["a b c", "A b c", "d e f", "g h i", "j k l"]
     judgements = judged.judge(plan(texts), limit=2)
     assert [judgement.reason for judgement in judgements] == [None, "duplicate_exact", None]

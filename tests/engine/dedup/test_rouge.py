@@ -129,6 +129,37 @@ def test_long_texts_are_decided_alike(long: Oracle, threshold: float) -> None:
     assert (refused > 0) == (threshold < 1)
 
 
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_batch_is_admitted_as_its_texts_one_by_one(
+    short: Oracle, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across epochs and growing arrays; behind the limit nothing is judged."""
+    monkeypatch.setattr(rouge, "EPOCH_STARTS", (16, 120))
+    single = RougeIndex(0.5)
+    for module in (rouge, vocabulary):
+        monkeypatch.setattr(module, "reserve", partial(memory.reserve, nbytes=256))
+    batched = RougeIndex(0.5)
+    expected: list[Hit | None] = []
+    for text in ["", *short.texts]:
+        expected.append(single.find(text))
+        if expected[-1] is None:
+            single.add(text)
+    rng = random.Random(6)
+    texts = ["", *short.texts]
+    judged: list[Hit | None] = []
+    while len(judged) < len(texts):
+        before = len(batched)
+        batch = texts[len(judged) :][: rng.randint(1, 60)]
+        found = batched.admit(batch, limit)
+        assert len(found) == len(batch) or len(batched) == before + (limit or 0)
+        judged += found
+    assert judged == expected
+    assert len(batched) == len(single)
+    assert batched.nearest_each(texts[:20]) == single.nearest_each(texts[:20])
+    assert batched.nbytes == single.nbytes
+    assert batched.admit(texts, 0) == []
+
+
 def test_scores_on_the_threshold_fall_as_the_floats_fall() -> None:
     """Where 2L/(m+n) is 0.7, F is 0.7 or the float above it, and the decision follows it both
     ways."""
@@ -259,9 +290,9 @@ def test_threads_take_turns() -> None:
         thread.join()
     assert len(index) == 400
     assert all(index.nearest(text, 1).hits[0].score == 1.0 for text in texts if text)
-    from engine.dedup import kernels, scan
+    from engine.dedup import admit, kernels, scan
 
-    loops: list[Any] = [kernels.find, kernels.insert, scan.scan]
+    loops: list[Any] = [kernels.find, kernels.insert, admit.admit, scan.scan]
     assert all(loop.targetoptions["nogil"] for loop in loops)
 
 

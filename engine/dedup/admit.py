@@ -1,0 +1,99 @@
+"""A batch of texts in one compiled call: cut, find, and insert what has nothing alike.
+
+A call for each text costs more in crossings between Python and compiled code, and in turns at the
+GIL, than in work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.dedup.kernels import CHUNK, compiled, find, insert, signed
+from engine.dedup.vocabulary import cut
+
+__all__ = ["admit"]
+
+
+@compiled
+def admit(
+    data: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    most: int,
+    size: int,
+    last: int,
+    room: int,
+    epoch: int,
+    threshold: float,
+    seed: int,
+    known: int,
+    letters: NDArray[np.uint8],
+    ends: NDArray[np.uint32],
+    buckets: NDArray[np.uint32],
+    links: NDArray[np.uint32],
+    limits: NDArray[np.int64],
+    tokens: NDArray[np.uint32],
+    starts: NDArray[np.uint32],
+    counts: NDArray[np.uint32],
+    levels: NDArray[np.uint8],
+    heads: NDArray[np.uint32],
+    signatures: NDArray[np.uint64],
+    postings: NDArray[np.uint32],
+    end: int,
+    rows: NDArray[np.uint32],
+    items: NDArray[np.int64],
+    scores: NDArray[np.float64],
+) -> tuple[int, int, int, int]:
+    """``find`` each text, and ``insert`` those without a hit, in their order.
+
+    Text i is ``data[bounds[i]:bounds[i + 1]]``, at most ``most`` bytes, lower-cased. Fills
+    ``items`` and ``scores`` as ``find`` returns them. Returns how many texts were judged, and the
+    new sizes of index and vocabulary and the end of the postings. Stops before the text for which
+    there may be no room in arrays of ``room`` elements, or after which the index would have more
+    than ``last`` items.
+    """
+    ids = np.empty((most + 1) // 2, np.uint32)
+    for i in range(len(bounds) - 1):
+        text = data[bounds[i] : bounds[i + 1]]
+        n = (len(text) + 1) // 2
+        if (
+            size >= last
+            or end + n * (2 + CHUNK) > room
+            or signed(starts[size]) + n > room
+            or max(known + n, size + 1) + 1 > min(room, len(links))
+            or signed(ends[known]) + len(text) > len(letters)
+        ):
+            return i, size, known, end
+        n, _ = cut(text, False, seed, known, letters, ends, buckets, links, ids)
+        items[i], scores[i] = find(
+            ids[:n],
+            known,
+            epoch + 1,
+            threshold,
+            limits,
+            tokens,
+            starts,
+            levels,
+            heads,
+            signatures,
+            postings,
+            rows,
+        )
+        if items[i] < 0:
+            n, known = cut(text, True, seed, known, letters, ends, buckets, links, ids)
+            end = insert(
+                ids[:n],
+                size,
+                epoch,
+                threshold,
+                tokens,
+                starts,
+                counts,
+                levels,
+                heads,
+                signatures,
+                postings,
+                end,
+            )
+            size += 1
+    return len(bounds) - 1, size, known, end
