@@ -135,11 +135,14 @@ class Changed:
             self._event.set()
             self._event = None
 
+    async def wait(self) -> None:
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            if self._event is None:
-                self._event = anyio.Event()
-            await self._event.wait()
+            await self.wait()
 
 
 class Pipeline:
@@ -289,8 +292,11 @@ class Pipeline:
         with self._sending:
             try:
                 while self._stop is None:
-                    await self._changed.until(lambda: self._wanted() > 0)
-                    indexes = self._take(min(self._wanted(), self._pace.request_batch_size))
+                    wanted = self._wanted()
+                    if wanted <= 0:
+                        await self._changed.wait()
+                        continue
+                    indexes = self._take(min(wanted, self._pace.request_batch_size))
                     prompts = [self._budget.prompt(index) for index in indexes]
                     lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
                     if self._wanted() < 0 or self._stop is not None:
@@ -311,12 +317,13 @@ class Pipeline:
 
     async def _caller(self, prompts: Sequence[Prompt], lease: Lease) -> None:
         """One call after another until sending ends: a task for each costs some 5 % more CPU."""
+        loop = asyncio.get_running_loop()
         turn: Turn = (prompts, lease)
         while turn is not None:
             await self._call(*turn)
             if self._stop is not None:
                 return
-            resting: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+            resting: asyncio.Future[Turn] = loop.create_future()
             self._resting.append(resting)
             turn = await resting
 

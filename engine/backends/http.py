@@ -19,7 +19,7 @@ import asyncio
 import ipaddress
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ import orjson
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.classify import Phase, classify, clean
-from engine.backends.reply import Reply, parsed, unpacker
+from engine.backends.deadlines import Deadlines
+from engine.backends.reply import Reply, Unpacker, parsed
 from engine.backends.transport import FastTransport
 from engine.errors import ConfigError, UnavailableError
 from engine.records import Completion, Prompt
@@ -140,7 +141,7 @@ class HttpBackend:
         self.quota: dict[str, str] = {}
         """The latest ``x-ratelimit-*`` headers, names without that prefix."""
         self.heard_at_s = 0.0
-        self._calls: set[asyncio.Timeout] = set()
+        self._calls = Deadlines()
         self._has_gauges = True
         self._base = url
         self._root = url.copy_with(path=url.path.removesuffix("/v1") or "/")
@@ -156,10 +157,11 @@ class HttpBackend:
         self._in_doubt = 0
         self._strict_model = strict_model
         self._max_response_bytes = max_response_bytes
+        # The rest of a call's time is ``_calls``' to watch.
         self._wire_timeout = {
             "connect": self._timeouts.connect_s,
-            "read": self._timeouts.total_s,
-            "write": self._timeouts.total_s,
+            "read": None,
+            "write": None,
             "pool": None,
         }
         self._identity: tuple[str, str, int | None] | None = None
@@ -216,6 +218,7 @@ class HttpBackend:
         return counts
 
     async def aclose(self) -> None:
+        self._calls.close()
         await self._transport.aclose()
 
     # What the pool watches (engine.limits.WatchedServer)
@@ -227,10 +230,7 @@ class HttpBackend:
 
     def hang_up(self) -> None:
         """Let every call in flight time out now, which closes its connection."""
-        now = asyncio.get_running_loop().time()
-        for call in self._calls:
-            if not call.expired():
-                call.reschedule(now)
+        self._calls.expire()
         self._checked = False
 
     async def load(self) -> tuple[float, float, float] | None:
@@ -298,7 +298,10 @@ class HttpBackend:
         try:
             async with asyncio.timeout(limit_s):
                 response = await self._send(method, url, orjson.dumps(body) if body else b"")
-                return response, await self._whole(response)
+                try:
+                    return response, await self._whole(response)
+                finally:
+                    await response.aclose()
         except Exception as exc:  # classify re-raises what is not the wire's
             raise self._failure(exc, phase) from exc
 
@@ -312,10 +315,10 @@ class HttpBackend:
         timeouts = self._timeouts
         first = timeouts.first_token_s if streamed else timeouts.total_s
         body = orjson.dumps(self._payload(prompts, streamed))
-        deadline = asyncio.timeout_at(began + min(first, timeouts.total_s))
+        call = asyncio.timeout(None)
         try:
-            async with deadline:
-                self._calls.add(deadline)
+            async with call:
+                self._calls.set(call, began + min(first, timeouts.total_s))
                 response = await self._send("POST", self._urls[prompts[0].api], body)
                 try:
                     self.heard_at_s = loop.time()
@@ -324,7 +327,7 @@ class HttpBackend:
                         refused = self._classified(response, await self._whole(response))
                         raise Failure(self._if_first(refused))
                     if streamed and "event-stream" in response.headers.get("content-type", ""):
-                        answer = await self._read_stream(response, len(prompts), began, deadline)
+                        answer = await self._read_stream(response, len(prompts), began, call)
                     else:
                         answer = Reply.whole(
                             parsed(await self._whole(response), response, self.name), len(prompts)
@@ -338,7 +341,7 @@ class HttpBackend:
                 self._in_doubt = IN_DOUBT
             raise self._failure(exc, "generate") from exc
         finally:
-            self._calls.discard(deadline)
+            self._calls.drop(call)
         if answer.error is not None:
             raise Failure(
                 classify(status=200, headers=response.headers, body=answer.error, where=self.name)
@@ -402,41 +405,23 @@ class HttpBackend:
         return await self._transport.handle_async_request(request)
 
     async def _whole(self, response: httpx.Response) -> bytes:
-        try:
-            return b"".join([piece async for piece in self._pieces(response)])
-        finally:
-            await response.aclose()
+        unpack = self._unpacker(response)
+        return b"".join([unpack(piece) async for piece in _pieces(response)])
 
-    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
-        """The body as it comes, unpacked if need be, cut off where it grows beyond all reason."""
-        stream = response.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
-        unpack = unpacker(
-            response.headers.get("content-encoding", "identity"), self._max_response_bytes
-        )
-        total = 0
-        async for piece in stream:
-            data = piece if unpack is None else unpack.decompress(piece, self._max_response_bytes)
-            total += len(data)
-            if total > self._max_response_bytes or (unpack is not None and unpack.unconsumed_tail):
-                raise Failure(
-                    Verdict(
-                        kind="dead",
-                        reason="too_large",
-                        message=f"an answer of more than {self._max_response_bytes} bytes",
-                    )
-                )
-            yield data
+    def _unpacker(self, response: httpx.Response) -> Unpacker:
+        encoding = response.headers.get("content-encoding", "identity")
+        return Unpacker(encoding, self._max_response_bytes)
 
     async def _read_stream(
-        self, response: httpx.Response, count: int, began: float, deadline: asyncio.Timeout
+        self, response: httpx.Response, count: int, began: float, call: asyncio.Timeout
     ) -> Reply:
         answer = Reply(count)
+        unpack = self._unpacker(response)
         loop = asyncio.get_running_loop()
         end = began + self._timeouts.total_s
         buffer = b""
-        async for piece in self._pieces(response):
-            *lines, buffer = (buffer + piece).split(b"\n")
+        async for piece in _pieces(response):
+            *lines, buffer = (buffer + unpack(piece)).split(b"\n")
             if len(buffer) > MAX_LINE_BYTES:
                 raise Failure(
                     Verdict(kind="ambiguous", reason="bad_stream", message="an endless line")
@@ -449,7 +434,7 @@ class HttpBackend:
                 answer.ttft_s = now - began
                 self.hung_after_s = SILENCE_S
             if answer.ttft_s is not None:
-                deadline.reschedule(min(now + self._timeouts.idle_s, end))
+                self._calls.set(call, min(now + self._timeouts.idle_s, end))
         if answer.error is None and not answer.done:
             raise Failure(
                 Verdict(kind="ambiguous", reason="cut_body", message="the stream has no end")
@@ -470,6 +455,12 @@ class HttpBackend:
         if isinstance(exc, Failure):
             return exc
         return Failure(classify(exception=exc, phase=phase, where=self.name))
+
+
+def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
+    """The body as it comes."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,7 +21,7 @@ from engine.backends.classify import clean
 from engine.errors import ConfigError
 from engine.records import Completion, Prompt, Usage
 
-__all__ = ["Reply", "parsed", "unpacker"]
+__all__ = ["Reply", "Unpacker", "parsed"]
 
 TELLING = (b'"choices"', b'"message"', b'"content"', b'"text"', b'"finish_reason"')
 """Keys of which one answer has one each. Within a text, quotes are escaped."""
@@ -186,12 +186,28 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def unpacker(encoding: str, limit: int) -> Any:
-    """A bounded decompressor; we ask for none, but some proxies pack all the same."""
-    if encoding in ("identity", ""):
-        return None
-    if encoding in ("gzip", "deflate"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    raise Failure(
-        Verdict(kind="dead", reason="encoding", message=f"packed as {clean(encoding)}, unasked")
-    )
+class Unpacker:
+    """Takes an answer's pieces as they come and gives them back unpacked: we ask for no packing,
+    but some proxies pack all the same.
+
+    Raises Failure where the answer grows beyond ``limit`` bytes.
+    """
+
+    def __init__(self, encoding: str, limit: int) -> None:
+        self._left = limit
+        self._limit = limit
+        self._decompressor: Any = None
+        if encoding in ("gzip", "deflate"):
+            self._decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        elif encoding not in ("identity", ""):
+            message = f"packed as {clean(encoding)}, unasked"
+            raise Failure(Verdict(kind="dead", reason="encoding", message=message))
+
+    def __call__(self, piece: bytes) -> bytes:
+        if self._decompressor is not None:
+            piece = self._decompressor.decompress(piece, self._left + 1)
+        self._left -= len(piece)
+        if self._left < 0:
+            message = f"an answer of more than {self._limit} bytes"
+            raise Failure(Verdict(kind="dead", reason="too_large", message=message))
+        return piece
