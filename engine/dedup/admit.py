@@ -48,9 +48,8 @@ def admit(
 
     Text i is ``data[bounds[i]:bounds[i + 1]]``, at most ``most`` bytes, lower-cased. Fills
     ``items`` and ``scores`` as ``find`` returns them. Returns how many texts were judged, and the
-    new sizes of index and vocabulary and the end of the postings. Stops before the text for which
-    there may be no room in arrays of ``room`` elements, or after which the index would have more
-    than ``last`` items.
+    new sizes of index and vocabulary and the end of the postings. Stops before a text for which
+    there may be no room in arrays of ``room`` elements, and once the index has ``last`` items.
     """
     ids = np.empty((most + 1) // 2, np.uint32)
     for i in range(len(bounds) - 1):

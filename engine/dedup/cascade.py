@@ -4,9 +4,9 @@ Every candidate is compared with all references and all candidates accepted befo
 must be taken in one order, by one thread. They do not depend on how the candidates are cut into
 batches:
 
-* A batch is first sifted without being added to anything, to find the texts worth embedding; then
-  it is decided one by one. A candidate that falls to its meaning was therefore never compared
-  against.
+* Where meaning counts, a batch is first sifted without being added to anything, to find the texts
+  worth embedding; then it is decided one by one. A candidate that falls to its meaning was
+  therefore never compared against. Where it does not, one compiled call decides them all in turn.
 * Embeddings move by some 1e-7 with the shape of the batch they were computed in, and by up to 1e-4
   where they were kept as half floats. What a search proposes depends on the signs of the components
   alone, so a text with a component close to zero is embedded again by itself. What it proposes is
