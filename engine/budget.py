@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -153,7 +152,8 @@ class Budget:
         self._parts = Parts(0, 0, {}, estimated=True)
         self._scale = 1.0
         self._largest_fitted = 0
-        self._scout = anyio.Lock()
+        self.scouting = anyio.Lock()
+        """Held for a call that ``goes_alone``."""
         self._shrinks: dict[int, int] = {}
         self.context_length = context_length
 
@@ -202,15 +202,13 @@ class Budget:
             return None
         return replace(smaller, truncated=True)
 
-    def passage(self, prompts: Sequence[Prompt]) -> AbstractAsyncContextManager[None]:
-        """Hold while a call is under way. While the context is unknown, scouts go one by one."""
-        if self.context_length is not None or self._largest_fitted >= max(map(_total, prompts)):
-            return _FREE
-        return self._scout
+    def goes_alone(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether a call of ``prompts`` is larger than all that have fitted, of unknown context."""
+        return self.context_length is None and self._largest_fitted < max(map(_total, prompts))
 
     def current(self, prompt: Prompt) -> Prompt:
         """The prompt as it is made by what is known now: the context may have been learned while
-        it waited for its passage.
+        it waited for its turn.
         """
         context = self.context_length
         if context is None or prompt.truncated or _total(prompt) <= context:
@@ -278,9 +276,6 @@ class Budget:
             tokens=tokens,
             truncated=truncated,
         )
-
-
-_FREE = nullcontext()
 
 
 def _total(prompt: Prompt) -> int:

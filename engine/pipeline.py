@@ -1,10 +1,12 @@
 """The run: one producer, a task for each call in flight, one consumer that decides. All tasks start
 here.
 
-    producer ──▶ call, call, call … ──▶ store ──▶ consumer ──▶ store
-    (plan order)  (any order)          (sent, answered)  (plan order)  (decided)
+    producer ──▶ store ──▶ call, call, call … ──▶ store ──▶ consumer ──▶ store
+    (plan order) (sent)    (any order)          (answered) (plan order) (decided)
 
-* The producer takes a slot first and makes the prompt then, so nothing is planned that is not sent.
+* The producer records what it has a slot for, and a call goes out when that is committed. Its task
+  is free for the next as soon as its answers are handed to the store. So a task wakes twice for a
+  request, when it may go out and when its answer is here; the commits only call back.
 * Between the calls and the consumer stand only indexes: answers wait in the store.
 * How much is outstanding (sent and not yet decided) is bounded by what the yield so far says is
   still needed; near the target the number in flight shrinks by itself, and few answers are paid in
@@ -24,6 +26,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -33,6 +36,7 @@ from engine.backends.base import Failure
 from engine.budget import Budget
 from engine.decide import Decider, Vector
 from engine.errors import DiskError, StoppedError, WoolmillError
+from engine.failpoints import failpoint
 from engine.limits import Lease, Pool
 from engine.recipes import alpaca
 from engine.records import Answer, Completion, Decision, Prompt
@@ -51,7 +55,7 @@ estimate that starts high and sinks sends too few first and never too many.
 REFRESH_S = 0.25
 
 Turn = tuple[Sequence[Prompt], Lease] | None
-"""What a call is made of; None: there will be no other."""
+"""What a call is made of, recorded; None: there will be no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +225,7 @@ class Pipeline:
                 background.start_soon(self._drain, calls.cancel_scope)
                 calls.start_soon(self._consume)
                 await self._produce(calls)
+            await self._changed.until(lambda: self._in_flight == 0)  # commits, if anything
             if not isinstance(self._stop and self._stop.error, DiskError):
                 await self._consume()  # what came home while draining
             background.cancel_scope.cancel()
@@ -289,6 +294,7 @@ class Pipeline:
         return indexes
 
     async def _produce(self, calls: anyio.abc.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
         with self._sending:
             try:
                 while self._stop is None:
@@ -304,52 +310,91 @@ class Pipeline:
                         lease.release()
                         self._again.extendleft(reversed(indexes))
                         continue
-                    self._in_flight += 1
-                    if self._resting:
-                        self._resting.pop().set_result((prompts, lease))
+                    if self._budget.goes_alone(prompts):
+                        calls.start_soon(self._scout, prompts, lease)
+                    elif self._resting:
+                        self._record(prompts, lease, self._resting.pop())
                     else:
-                        calls.start_soon(self._caller, prompts, lease)
+                        turn = loop.create_future()
+                        self._record(prompts, lease, turn)
+                        calls.start_soon(self._caller, turn)
             except WoolmillError as error:
                 self._halt(Stop(error=error))
         for resting in self._resting:
             if not resting.done():  # cancelled
                 resting.set_result(None)
 
-    async def _caller(self, prompts: Sequence[Prompt], lease: Lease) -> None:
+    def _record(self, prompts: Sequence[Prompt], lease: Lease, turn: asyncio.Future[Turn]) -> None:
+        """Record what is about to be sent; then ``turn`` has it, or None if it may not be sent."""
+        self._in_flight += 1
+        prompts = [self._budget.current(prompt) for prompt in prompts]
+        recorded = self._store.sent(prompts, [p.key(lease.backend.model) for p in prompts])
+        recorded.add_done_callback(partial(self._recorded, prompts, lease, turn))
+
+    def _recorded(
+        self,
+        prompts: Sequence[Prompt],
+        lease: Lease,
+        turn: asyncio.Future[Turn],
+        recorded: asyncio.Future[None],
+    ) -> None:
+        error = recorded.exception()
+        if error is None and not turn.done():
+            failpoint("request.recorded")
+            self.progress.sent += len(prompts)
+            turn.set_result((prompts, lease))
+            return
+        lease.release()
+        if not turn.done():  # cancelled
+            turn.set_result(None)
+        self._over(error)
+
+    async def _caller(self, turn: asyncio.Future[Turn]) -> None:
         """One call after another until sending ends: a task for each costs some 5 % more CPU."""
-        loop = asyncio.get_running_loop()
-        turn: Turn = (prompts, lease)
-        while turn is not None:
-            await self._call(*turn)
+        while (call := await turn) is not None:
+            await self._call(*call)
             if self._stop is not None:
                 return
-            resting: asyncio.Future[Turn] = loop.create_future()
-            self._resting.append(resting)
-            turn = await resting
+            turn = asyncio.get_running_loop().create_future()
+            self._resting.append(turn)
+
+    async def _scout(self, prompts: Sequence[Prompt], lease: Lease) -> None:
+        """A call that may be the first to overflow; one at a time, since one teaches the limit."""
+        async with self._budget.scouting:
+            turn: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+            self._record(prompts, lease, turn)
+            if (call := await turn) is not None:
+                await self._call(*call)
 
     async def _call(self, prompts: Sequence[Prompt], lease: Lease) -> None:
-        """One call from its slot to the commit of its answers."""
+        """One call that is recorded, until its answers are in the store's hands."""
         try:
-            async with self._budget.passage(prompts):
-                prompts = [self._budget.current(prompt) for prompt in prompts]
-                keys = [prompt.key(lease.backend.model) for prompt in prompts]
-                await self._store.sent(prompts, keys)
-                self.progress.sent += len(prompts)
-                deliveries = await deliver(
-                    prompts, self._pool, self._policy, lease, self._budget.refit
-                )
-                for delivery in deliveries:
-                    if isinstance(delivery.outcome, Completion):
-                        self._budget.fitted(delivery.prompt)
-            answers = [_answer(delivery) for delivery in deliveries]
-            with anyio.CancelScope(shield=True):  # it is paid for
-                await self._store.answered(answers)
-            self._count(answers)
+            deliveries = await deliver(prompts, self._pool, self._policy, lease, self._budget.refit)
         except WoolmillError as error:
+            self._over(error)
+            return
+        except BaseException:  # raised again; cancelled, or a bug
+            self._over()
+            raise
+        for delivery in deliveries:
+            if isinstance(delivery.outcome, Completion):
+                self._budget.fitted(delivery.prompt)
+        answers = [_answer(delivery) for delivery in deliveries]
+        self._store.answered(answers).add_done_callback(partial(self._kept, answers))
+
+    def _kept(self, answers: Sequence[Answer], kept: asyncio.Future[None]) -> None:
+        error = kept.exception()
+        if error is None:
+            failpoint("answer.kept")
+            self._count(answers)
+        self._over(error)
+
+    def _over(self, error: BaseException | None = None) -> None:
+        """A call has come to its end, by a fault of the run's if there is an ``error``."""
+        self._in_flight -= 1
+        if isinstance(error, WoolmillError):
             self._halt(Stop(error=error))
-        finally:
-            self._in_flight -= 1
-            self._changed.set()
+        self._changed.set()
 
     def _count(self, answers: Sequence[Answer]) -> None:
         progress = self.progress

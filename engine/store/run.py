@@ -7,6 +7,7 @@ that may have been billed without an answer are known by key.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -143,34 +144,32 @@ class RunStore(RunReader):
         resume = self.resume()
         return resume.counts, set(resume.answered_beyond)
 
-    async def _write(self, work: Work) -> None:
+    def _write(self, work: Work) -> asyncio.Future[None]:
         if self._writer is None:  # not in open, which has no event loop
             self._writer = Writer(self._inserts.commit)
-        await self._writer.write(work)
+        return self._writer.write(work)
 
     @property
     def waiting(self) -> int:
         """Calls that wait for their commit now."""
         return self._writer.callers if self._writer is not None else 0
 
-    async def sent(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> None:
-        """Record that ``prompts`` are about to be sent; ``keys`` are theirs. Durable on return.
+    def sent(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> asyncio.Future[None]:
+        """Record that ``prompts`` are about to be sent; ``keys`` are theirs. Durable when done.
 
-        Raises StoppedError where the disk is nearly full, so that what was sent before still finds
-        room.
+        StoppedError where the disk is nearly full, so that what was sent before still finds room.
         """
         if self._inserts.shortage is not None:
-            raise self._inserts.shortage
+            refused = asyncio.get_running_loop().create_future()
+            refused.set_exception(self._inserts.shortage)
+            return refused
         pairs = [(prompt.index, key) for prompt, key in zip(prompts, keys, strict=True)]
-        await self._write(Work(size=100 * len(pairs), sent=pairs))
-        failpoint("request.recorded")
+        return self._write(Work(sent=pairs))
 
-    async def answered(self, answers: Sequence[Answer]) -> None:
-        """Keep ``answers``. Durable on return. A second one to a request only counts as waste."""
+    def answered(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
+        """Keep ``answers``. Durable when done. A second one to a request only counts as waste."""
         failpoint("answer.arrived")
-        size = sum(500 + (len(a.completion.text) if a.completion else 0) for a in answers)
-        await self._write(Work(size=size, answers=answers))
-        failpoint("answer.kept")
+        return self._write(Work(answers=answers))
 
     async def decided(
         self, decisions: Sequence[Decision], vectors: Sequence[Vector | None] = ()
@@ -183,9 +182,7 @@ class RunStore(RunReader):
         if vectors and len(vectors) != len(decisions):
             raise ValueError(f"{len(vectors)} vectors for {len(decisions)} decisions")
         failpoint("decision.made")
-        size = sum(1000 + (len(d.record.output) if d.record else 0) for d in decisions)
-        size += sum(v.nbytes for v in vectors if v is not None)
-        await self._write(Work(size=size, decisions=decisions, vectors=vectors))
+        await self._write(Work(decisions=decisions, vectors=vectors))
         failpoint("decision.kept")
 
     def forget_decisions(self, decision: Mapping[str, Any]) -> None:

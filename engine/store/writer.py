@@ -1,9 +1,11 @@
 """The one thread that writes: group commit.
 
-Callers await; the thread takes all that waits, has it written in one transaction, and wakes every
-caller of the group with one call into the event loop. When idle, a call is committed at once; under
-load, commits start at least ``GATHER_S`` apart, so that a group holds some hundred rows. The price
-is up to that much latency.
+Callers get a future; the thread takes all that waits, has it written in one transaction, and ends
+the futures of the group with one call into the event loop. When idle, a call is committed at once;
+under load, commits start at least ``GATHER_S`` apart, so that a group holds some hundred rows. The
+price is up to that much latency. How much waits is bounded by the callers: a run records each
+request before it goes out, behind the answers that came before, so at most one answer waits for
+each request that may be in flight.
 
 After a write or a sync fails, nothing is tried again: the kernel may have dropped the pages that it
 failed to write and report the next sync as good (https://wiki.postgresql.org/wiki/Fsync_Errors).
@@ -31,16 +33,12 @@ __all__ = ["Work", "Writer"]
 GATHER_S = 0.005
 MAX_GROUP = 2000
 """Calls to one transaction."""
-MAX_PENDING_BYTES = 64 << 20
-"""Bytes that may wait for their commit; further callers wait before they are let in."""
 
 
 @dataclass(slots=True)
 class Work:
     """What one call wants written."""
 
-    size: int
-    """Bytes, roughly."""
     sent: Sequence[tuple[int, str]] = ()
     """(index, key) of each."""
     answers: Sequence[Answer] = ()
@@ -61,43 +59,28 @@ class Writer:
         self._hurry = threading.Event()  # a full group waits, or the end has come
         self._closing = False
         self._error: BaseException | None = None
-        self._pending_bytes = 0
         self.callers = 0
-        """Calls that wait for their commit, or for room to be let in."""
-        self._room = asyncio.Event()
-        self._room.set()
+        """Calls that wait for their commit."""
         # Daemon: a loop that ended without aclose must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="woolmill-store", daemon=True)
         self._thread.start()
 
-    async def write(self, work: Work) -> None:
-        """Return when ``work`` is durable. Raises what ``commit`` raised, now or earlier.
+    def write(self, work: Work) -> asyncio.Future[None]:
+        """Done when ``work`` is durable; has what ``commit`` raised, now or earlier.
 
         A cancelled caller's work is written all the same: what it holds was paid for.
         """
+        done = work.done = self._loop.create_future()
+        if self._error is not None or self._closing:
+            done.set_exception(self._error or StoppedError("the run store is closed"))
+            return done
         self.callers += 1
-        try:
-            await self._write(work)
-        finally:
-            self.callers -= 1
-
-    async def _write(self, work: Work) -> None:
-        while self._pending_bytes >= MAX_PENDING_BYTES and self._error is None:
-            await self._room.wait()
-        if self._error is not None:
-            raise self._error
-        if self._closing:
-            raise StoppedError("the run store is closed")
-        work.done = self._loop.create_future()
-        self._pending_bytes += work.size
-        if self._pending_bytes >= MAX_PENDING_BYTES:
-            self._room.clear()
         with self._wake:
             self._waiting.append(work)
             self._wake.notify()
         if len(self._waiting) >= MAX_GROUP:
             self._hurry.set()
-        await work.done
+        return done
 
     async def aclose(self) -> None:
         """Commit what waits and end the thread. Does not raise: the callers were told."""
@@ -137,13 +120,11 @@ class Writer:
             failpoint("store.acknowledged")
 
     def _acknowledge(self, group: list[Work]) -> None:
+        self.callers -= len(group)
         for work in group:
-            self._pending_bytes -= work.size
             if work.done.done():
                 continue  # its caller was cancelled
             if self._error is None:
                 work.done.set_result(None)
             else:
                 work.done.set_exception(self._error)
-        if self._pending_bytes < MAX_PENDING_BYTES or self._error is not None:
-            self._room.set()

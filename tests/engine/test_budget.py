@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import anyio
 import pytest
@@ -123,7 +124,7 @@ async def test_while_the_context_is_unknown_larger_prompts_go_one_at_a_time() ->
 
     async def send(prompt: Prompt) -> None:
         nonlocal under_way, most
-        async with budget.passage([prompt]):
+        async with budget.scouting if budget.goes_alone([prompt]) else nullcontext():
             under_way += 1
             most = max(most, under_way)
             await anyio.lowlevel.checkpoint()
