@@ -221,8 +221,8 @@ def rouge(texts: list[str], quick: bool) -> dict[str, Any]:
             index.add(text)
             inserts.append(time.thread_time() - start)
         find_s, hits = cpu(lambda: [index.find(text) for text in queries])
-        some = queries[:64] if size > 100_000 else queries[:1_024]
-        nearest_s, _ = cpu(lambda: index.nearest_each(some))  # noqa: B023
+        some = range(size - (64 if size > 100_000 else min(size, 1_024)), size)
+        nearest_s, _ = cpu(lambda: index.neighbours(some))  # noqa: B023
         cdist_s = cdist_candidate_s(texts[:size], queries[: 4 if size > 100_000 else 20])
         ours_s = find_s / len(queries)
         figures[str(size)] = at = {
@@ -374,16 +374,12 @@ def stream(texts: list[str], quick: bool) -> dict[str, Any]:
 
 def replay(candidates: Sequence[str], batch: int) -> int:
     index = RougeIndex(THRESHOLD)
-    waiting: list[str] = []
     for text in candidates:
         if index.find(text) is not None:
             continue
         index.add(text)
-        if batch:
-            waiting.append(text)
-            if len(waiting) == batch:
-                index.nearest_each(waiting, 10, range(len(index) - batch, len(index)))
-                waiting.clear()
+        if batch and len(index) % batch == 0:
+            index.neighbours(range(len(index) - batch, len(index)))
     return len(index)
 
 

@@ -25,9 +25,11 @@ BLOCKED_WORDS = (
     "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps",
     "draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram",
 )  # fmt: skip
-_INITIALS = "".join(sorted({word[0] for word in BLOCKED_WORDS}))
-# The look at the initial alone halves the time: most words are none of these.
-_BLOCKED = re.compile(rf"\b(?=[{_INITIALS}])({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
+_BLOCKED = re.compile(rf"\b({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
+# Nearly all instructions hold none of these even as a part, and that is seen five times sooner.
+_STEMS = tuple(
+    w for w in BLOCKED_WORDS if not any(w != o and w.startswith(o) for o in BLOCKED_WORDS)
+)
 
 
 def word_count(record: Record) -> Refusal | None:
@@ -40,6 +42,9 @@ def word_count(record: Record) -> Refusal | None:
 
 def blocked_word(record: Record) -> Refusal | None:
     """Asks for something that text cannot be."""
+    lower = record.instruction.lower()
+    if lower.isascii() and not any(stem in lower for stem in _STEMS):
+        return None
     found = _BLOCKED.search(record.instruction)
     return ("blocked_word", found.group(1).lower()) if found else None
 

@@ -172,8 +172,7 @@ class Cascade:
             judgements = self._judge_meanings(texts, sources, limit)
         accepted = [i for i, judgement in enumerate(judgements) if judgement.accepted]
         if self._rouge is not None and self.neighbours:
-            visible = range(first, len(self))  # an item sees only the items before it
-            near = self._rouge.nearest_each([texts[i] for i in accepted], self.neighbours, visible)
+            near = self._rouge.neighbours(range(first, len(self)), self.neighbours)
             for i, nearest in zip(accepted, near, strict=True):
                 judgements[i] = self._with_neighbours(judgements[i], nearest)
         return judgements

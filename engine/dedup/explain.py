@@ -38,7 +38,7 @@ def _by_rouge(texts: list[str]) -> Pairs:
     index = RougeIndex()
     for text in texts:
         index.add(text)
-    nearest = index.nearest_each(texts, k=1, visible=range(len(texts)))
+    nearest = index.neighbours(range(len(texts)), k=1)
     return [
         (hit.score, text, texts[hit.item])
         for text, near in zip(texts, nearest, strict=True)

@@ -210,23 +210,22 @@ class RougeIndex:
         return [Hit(item, f) if item >= 0 else None for item, f in found]
 
     def nearest(self, text: str, k: int = 10) -> Nearest:
-        """The k items with the highest F, and the mean F over all items (0 when there are none)."""
-        return self.nearest_each([text], k)[0]
+        """The k items with the highest F, and the mean F over all items (0 when there are none).
 
-    def nearest_each(
-        self, texts: Sequence[str], k: int = 10, visible: Sequence[int] | None = None
-    ) -> list[Nearest]:
-        """``nearest`` for several texts; sixteen at once cost little more than one.
-
-        Text i is compared with the first ``visible[i]`` items, or with all. The mean is the exact
-        sum rounded once, over the number of items.
+        The mean is the exact sum rounded once, over the number of items.
         """
-        found = [Nearest((), 0.0)] * len(texts)
         with self._lock:
-            ids = [self._vocabulary.ids(text) for text in texts]
-            sizes = [self._size] * len(texts) if visible is None else visible
-            for chosen in self._batches(ids):
-                batch = self._nearest([ids[i] for i in chosen], [sizes[i] for i in chosen], k)
+            return self._nearest([self._vocabulary.ids(text)], [self._size], k)[0]
+
+    def neighbours(self, items: Sequence[int], k: int = 10) -> list[Nearest]:
+        """``nearest`` for each of ``items`` among the items before it; sixteen at once cost little
+        more than one.
+        """
+        found = [Nearest((), 0.0)] * len(items)
+        with self._lock:
+            texts = [self._tokens[self._starts[i] : self._starts[i + 1]] for i in items]
+            for chosen in self._batches(texts):
+                batch = self._nearest([texts[i] for i in chosen], [items[i] for i in chosen], k)
                 for i, nearest in zip(chosen, batch, strict=True):
                     found[i] = nearest
         return found
@@ -261,7 +260,7 @@ class RougeIndex:
             return [Nearest((), 0.0)] * len(texts)
         words = max(map(_words, texts))
         ids = np.concatenate(texts)
-        rows = len(np.unique(ids)) + 1
+        rows = len(ids) + 1  # at most; counting those that differ costs more than the room
         items = np.empty((len(texts), k), np.int64)
         scores = np.empty((len(texts), k), np.float64)
         sums = np.empty((len(texts), 2), np.int64)

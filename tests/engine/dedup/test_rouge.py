@@ -155,7 +155,7 @@ def test_a_batch_is_admitted_as_its_texts_one_by_one(
         judged += found
     assert judged == expected
     assert len(batched) == len(single)
-    assert batched.nearest_each(texts[:20]) == single.nearest_each(texts[:20])
+    assert batched.neighbours(range(20)) == single.neighbours(range(20))
     assert batched.nbytes == single.nbytes
     assert batched.admit(texts, 0) == []
 
@@ -219,15 +219,15 @@ def test_rouge_l_of_two_texts(a: str, b: str) -> None:
     assert rouge_l(a, b) == oracle_f(a.split(), b.split())
 
 
-def test_a_batch_sees_only_what_it_may() -> None:
-    """``visible`` cuts the items off for each text; a batch gives what one by one gives."""
+def test_neighbours_are_those_before_an_item() -> None:
+    """A batch of items gives what a text gave that was asked about before it was added."""
     texts = corpus(60, (1, 50), seed=5)
     index = RougeIndex()
     alone = []
     for text in texts:
         alone.append(index.nearest(text, 7))
         index.add(text)
-    assert index.nearest_each(texts, 7, visible=range(len(texts))) == alone
+    assert index.neighbours(range(len(texts)), 7) == alone
 
 
 def test_many_items_of_one_token() -> None:
@@ -307,5 +307,5 @@ def test_decisions_are_the_same_when_arrays_must_grow(monkeypatch: pytest.Monkey
     for text in texts:
         assert tight.find(text) == roomy.find(text)
         assert tight.add(text) == roomy.add(text)
-    assert tight.nearest_each(texts[:20]) == roomy.nearest_each(texts[:20])
+    assert tight.neighbours(range(600)) == roomy.neighbours(range(600))
     assert tight.nbytes == roomy.nbytes
