@@ -329,9 +329,9 @@ class HttpBackend:
                     if streamed and "event-stream" in response.headers.get("content-type", ""):
                         answer = await self._read_stream(response, len(prompts), began, call)
                     else:
-                        answer = Reply.whole(
-                            parsed(await self._whole(response), response, self.name), len(prompts)
-                        )
+                        raw = await self._whole(response)
+                        data = parsed(raw, response, self.name, len(prompts))
+                        answer = Reply.whole(data, len(prompts))
                 finally:
                     await response.aclose()
         except Failure:

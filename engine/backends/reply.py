@@ -23,8 +23,8 @@ from engine.records import Completion, Prompt, Usage
 
 __all__ = ["Reply", "Unpacker", "parsed"]
 
-TELLING = (b'"choices"', b'"message"', b'"content"', b'"text"', b'"finish_reason"')
-"""Keys of which one answer has one each. Within a text, quotes are escaped."""
+TELLING = (b'"message"', b'"content"', b'"text"', b'"finish_reason"', b'"delta"')
+"""Keys of which a choice has one each. Within a text, quotes are escaped."""
 
 
 class Reply:
@@ -52,14 +52,11 @@ class Reply:
             self.done = True
             return
         try:
-            parsed = orjson.loads(data)
-        except orjson.JSONDecodeError as exc:
-            raise Failure(
-                Verdict(
-                    kind="ambiguous", reason="bad_stream", message=f"an event is not JSON: {exc}"
-                )
-            ) from exc
-        self.add(parsed, "delta")
+            event = _json(data, len(self.texts))
+        except (ValueError, RecursionError) as exc:
+            message = f"an event is not JSON: {clean(str(exc))}"
+            raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message)) from exc
+        self.add(event, "delta")
 
     def add(self, data: Any, part: str) -> None:
         if not isinstance(data, dict):
@@ -155,17 +152,10 @@ def _shares(total: int, weights: Sequence[int]) -> list[int]:
     return [b - a for a, b in pairwise(cuts)]
 
 
-def parsed(raw: bytes, response: httpx.Response, where: str) -> Any:
-    """A whole answer's JSON, in which no object has a key twice: of two answers under one key
-    nobody knows which was meant.
-
-    Raises Failure.
-    """
+def parsed(raw: bytes, response: httpx.Response, where: str, choices: int = 1) -> Any:
+    """A whole answer's JSON, with at most so many ``choices``. Raises Failure."""
     try:
-        data = orjson.loads(raw)
-        if any(raw.count(key) > 1 for key in TELLING):
-            json.loads(raw, object_pairs_hook=_each_key_once)
-        return data
+        return _json(raw, choices)
     except (ValueError, RecursionError) as exc:
         if "html" in response.headers.get("content-type", "") or raw[:200].lstrip().startswith(
             b"<"
@@ -177,6 +167,16 @@ def parsed(raw: bytes, response: httpx.Response, where: str) -> Any:
         raise Failure(
             Verdict(kind="ambiguous", reason="bad_json", message=clean(str(exc)))
         ) from exc
+
+
+def _json(raw: bytes, choices: int) -> Any:
+    """Raises ValueError also where an object has a key twice: of two answers under one key nobody
+    knows which was meant.
+    """
+    data = orjson.loads(raw)
+    if raw.count(b'"choices"') > 1 or any(raw.count(key) > choices for key in TELLING):
+        json.loads(raw, object_pairs_hook=_each_key_once)
+    return data
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
