@@ -443,6 +443,7 @@ class Pipeline:
         answers, decisions, vectors = await anyio.to_thread.run_sync(self._decide, count, left)
         with anyio.CancelScope(shield=True):
             await self._store.decided(decisions, vectors)
+        failpoint("decision.kept")
         # Behind the target the last answer may be decided in part; a higher target goes on there.
         fruitful = {decision.index for decision in decisions if decision.accepted}
         for answer in answers:

@@ -171,19 +171,16 @@ class RunStore(RunReader):
         failpoint("answer.arrived")
         return self._write(Work(answers=answers))
 
-    async def decided(
+    def decided(
         self, decisions: Sequence[Decision], vectors: Sequence[Vector | None] = ()
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """Keep ``decisions``, which go on in plan order, with ``vectors`` beside them if there are
-        any.
-
-        Durable on return.
+        any. Durable when done.
         """
         if vectors and len(vectors) != len(decisions):
             raise ValueError(f"{len(vectors)} vectors for {len(decisions)} decisions")
         failpoint("decision.made")
-        await self._write(Work(decisions=decisions, vectors=vectors))
-        failpoint("decision.kept")
+        return self._write(Work(decisions=decisions, vectors=vectors))
 
     def forget_decisions(self, decision: Mapping[str, Any]) -> None:
         """Drop all decisions in one transaction; from now on they follow from ``decision``.

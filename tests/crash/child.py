@@ -14,6 +14,7 @@ status when it has ended. With such a line as its argument, it is the child itse
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hashlib
 import json
@@ -84,9 +85,10 @@ def witness(acks: str) -> None:
 def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
     method = getattr(cls, name)
 
-    async def acknowledged(self: object, *args: Any) -> None:
-        await method(self, *args)
-        say(*args)
+    def acknowledged(self: object, *args: Any) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = method(self, *args)
+        future.add_done_callback(lambda done: None if done.exception() else say(*args))
+        return future
 
     setattr(cls, name, acknowledged)
 
