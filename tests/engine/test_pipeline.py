@@ -26,6 +26,8 @@ from engine.limits import Pool
 from engine.pipeline import Progress
 from engine.records import Answer, Prompt
 from engine.store import RunStore
+from engine.store.inserts import Inserts
+from engine.store.writer import Work
 
 pytestmark = pytest.mark.anyio
 
@@ -259,6 +261,43 @@ async def test_fault_109_decisions_that_lag_hold_sending_back(
     result = await ran(tmp_path, target=400, max_in_flight=64)
     assert result.stop.reached
     assert max(ahead) == 40
+
+
+async def test_fault_109_a_slow_disk_holds_sending_back(
+    tmp_path: Path, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request waits for its record, behind the answers that came before: so no more answers wait
+    for the disk than may be in flight, however fast the server and slow the disk.
+    """
+    commit, answers = Inserts.commit, []
+
+    def slow(self: Inserts, group: Sequence[Work]) -> None:
+        time.sleep(0.02)  # in the thread of the store
+        answers.append(sum(len(work.answers) for work in group))
+        commit(self, group)
+
+    monkeypatch.setattr(Inserts, "commit", slow)
+    result = await ran(tmp_path, target=400, max_in_flight=8)
+    assert result.stop.reached
+    assert max(answers) == 8
+
+
+async def test_a_run_that_is_left_while_scouts_wait_ends(
+    tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    """Of unknown context, calls go one by one; those that never went out hold nothing up."""
+    backend.context_length, backend._delay_s = None, 3600
+    signals = iter([signal.SIGINT, signal.SIGINT])
+
+    def act(progress: Progress) -> None:
+        if progress.sent and (signum := next(signals, None)) is not None:
+            os.kill(os.getpid(), signum)
+
+    with anyio.fail_after(20):
+        result = await ran(tmp_path, Watcher(act), max_in_flight=8)
+    assert result.stop.signum == signal.SIGINT
+    assert result.progress.answered == 0
+    assert result.progress.sent == 1
 
 
 async def test_fault_101_a_run_does_not_go_on_with_other_settings(
