@@ -237,7 +237,7 @@ def spawn_server(*arguments: str) -> tuple[subprocess.Popen[str], int]:
 
 
 def compare(
-    clients: list[str], levels: list[int], requests: int, latency_s: float
+    clients: list[str], levels: list[int], requests: int, latency_s: float, sdk_python: str
 ) -> list[dict[str, Any]]:
     results = []
     server, port = spawn_server("--latency", str(latency_s))
@@ -246,7 +246,8 @@ def compare(
             for client in clients:
                 slow = client.startswith(("httpx", "openai SDK"))
                 count = min(requests, max(2 * in_flight, 1500)) if slow else requests
-                command = [sys.executable, "-m", "benchmarks.bench_client", "--one", client]
+                python = sdk_python if client.startswith("openai SDK") else sys.executable
+                command = [python, "-m", "benchmarks.bench_client", "--one", client]
                 command += ["--port", str(port), "--in-flight", str(in_flight)]
                 output = subprocess.run(
                     [*command, "--requests", str(count)],
@@ -273,6 +274,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", default=",".join(CLIENTS))
     parser.add_argument("--latency", type=float, help="only with answers this late")
+    parser.add_argument(
+        "--sdk-python",
+        default=sys.executable,
+        help="another environment's interpreter, with openai, httptools, httpx, orjson, uvloop",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -284,10 +290,10 @@ def main() -> None:
     print(f"{'latency':>7} {'flying':>6} {'client':28} {'requests':>12} {'CPU':>12} {'peak':>10}")
     clients = args.clients.split(",")
     if args.latency is None:
-        results = compare(clients, levels, args.requests, 0.0)
-        results += compare(clients, [1024], args.requests, 0.5)
+        results = compare(clients, levels, args.requests, 0.0, args.sdk_python)
+        results += compare(clients, [1024], args.requests, 0.5, args.sdk_python)
     else:
-        results = compare(clients, levels, args.requests, args.latency)
+        results = compare(clients, levels, args.requests, args.latency, args.sdk_python)
     print(json.dumps({"bench": "client", "cpus": os.cpu_count(), "results": results}))
 
 
