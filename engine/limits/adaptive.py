@@ -53,18 +53,22 @@ REMEMBER_S, UNKNOWN = 60.0, (1.0, 0.0)
 """How long a level that did worse is not tried again; none that did."""
 LEAST_STEP = 0.04
 """Logarithm of the smallest step towards such a level."""
-CUT_FIRST, CUT_AGAIN, CUT_BY_CLOCK = 0.05, 0.3, 0.5
-"""The first cut of an episode and the next; the last where refusals follow the clock and no pace is
-known yet."""
+CUT_FIRST, CUT_AGAIN = 0.05, 0.3
+"""The first cut of an episode and the next."""
 HELD = 0.99
 """Share of the number at which the server refused that is held."""
-STEP, STEP_BY_CLOCK = 1.02, 1.1
-"""A step beyond that number. One that goes well leads to doubling, but where refusals follow the
-clock the server may just have saved up, and the step is taken again."""
+STEP = 1.02
+"""A step beyond that number. One that goes well leads to doubling."""
 CALM = 10
 """Answers after which an episode is over, and requests in a row that are taken after a step."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
+VARIED = 0.08
+"""Logarithm of the ratio of two Retry-After that differ by more than what the pool adds to them: so
+they follow the clock from the second refusal on."""
+MOST_IN_VAIN, SAME = 5, 2
+"""They do not after all: more in a row than this though the pace was lowered each time, or so many
+in a row at the same number in flight as the one before."""
 FEW = 8
 """A handful. With more in flight, refusals while doubling are doubted: a few too many cost little
 there, and a cut that was not needed costs much."""
@@ -74,9 +78,6 @@ than such a share, were refusals below it: a limit that is one refuses none ther
 FIRST_CAUTION, SUCCESSES_PER_REFUSAL = 80, 160
 """What must have gone well before a refusal is risked again: little at first, then so much that
 under one per cent are refused."""
-MOST_COUNTED = 2
-"""That many refusals count in this, where they follow the clock: an episode costs many, a step few.
-"""
 PAUSES_APART, MOST_APART_S = 28.0, 300.0
 """The same in time: nothing is sent in a pause that a refusal asks for, so the next is risked only
 after so many times its length. A pause of a second then costs 3.5 % of the goodput, and a server
@@ -87,8 +88,9 @@ TOLERATED = 0.03
 """Share of the running sequences that may be preempted in a second: chance alone does some."""
 MAX_SAMPLES = 48
 """Answers that make a measure while doubling; a probe in steady state takes four times as many."""
-MAX_CLIMB_S = 1.0
-"""A larger limit is reached within this time, so that a refusal on the way stops the climb."""
+MAX_CLIMB_S, MOST_CLIMBED_PER_S = 1.0, 500.0
+"""A larger limit is reached within this time, so that a refusal on the way stops the climb; and not
+faster than that if it can, for what is sent until the refusal is known may be refused too."""
 
 
 class Adaptive:
@@ -134,7 +136,9 @@ class Adaptive:
         self._tried = self._beyond = 0  # sent in a step, in all and since the latest refusal
         self._tried_at_s = self._beyond_at_s = 0.0  # the first of them
         self._chance = Chance()
-        self._alone = 0  # refusals in a row with nothing else in flight
+        self._asked_s = 0.0  # the latest Retry-After, if short
+        self._same = self._same_at = 0
+        self._alone = 0  # refusals in a row with nothing else in flight, or with a pace
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
         self._starved_enough = STARVED
         self._pace = Pace()
@@ -184,7 +188,7 @@ class Adaptive:
             self._full_at_s = now_s
         self._pace.sent(now_s)
         ticket = Ticket(now_s, self._area, self.in_flight)
-        if not self._pace.by_clock and self._is_beyond(ticket):
+        if self._is_beyond(ticket):
             self._maybe_end_step(now_s)
         return ticket
 
@@ -199,7 +203,7 @@ class Adaptive:
         self._all_successes += 1
         self._alone = 0
         self._starve(now_s, ticket, refused=False)
-        if self._episode_s is None or ticket.at_s >= self._episode_s:
+        if self._episode_s is None or ticket.at_s > self._episode_s:
             self._successes += 1
             self._maybe_step(now_s)
         if self._chance.answered(self._target):
@@ -223,19 +227,23 @@ class Adaptive:
         self.fail(now_s)
         self._refusal_s = now_s - ticket.at_s
         self._pace.refused(ticket.at_s)
-        if self._chance.refused(self._target):
+        # What went out in the very moment of a cut went before it; but not where no time passes.
+        wave = self._episode_s is not None and ticket.at_s <= min(self._episode_s, now_s - 1e-6)
+        if self._chance.refused(self._target, wave=wave):
             self._start_anew(now_s)
         if self._starve(now_s, ticket, refused=True):
             return
-        if self._episode_s is not None and ticket.at_s < self._episode_s:
+        if wave:
             self._count_wave(now_s)
             return
         beyond = self._is_beyond(ticket)
-        proof = self._chance.proof(expected=beyond)
+        clock = self._pace.per_s is not None or self._counts_down(retry_after_s)
+        self._chance.doubted &= not clock
+        proof = self._chance.proof(expected=beyond or clock)
         self._beyond = 0
         if proof:
             self._refusals = proof + (self._refusals if self._streak else 0)
-            self._cut(now_s, ticket, retry_after_s, beyond=beyond)
+            self._cut(now_s, ticket, retry_after_s, beyond=beyond, clock=clock)
         else:
             self._obey_alone(now_s, retry_after_s)
 
@@ -389,7 +397,7 @@ class Adaptive:
     def _start_anew(self, now_s: float) -> None:
         """What was concluded from refusals does not hold, or not any more: double again."""
         self._refused_at = None
-        self._pace.forget()
+        self._pace.forget(now_s, self._all_successes + self.in_flight)
         self._phase, self._base = "start", None
         self._set(now_s, self._target * 2)
 
@@ -401,8 +409,21 @@ class Adaptive:
             if self._target > self._refused_at:
                 self._set(now_s, self._known)
 
+    def _counts_down(self, retry_after_s: float | None) -> bool:
+        """Whether refusals ask for different waits, each shorter than a latency: a clock's."""
+        if retry_after_s is None or retry_after_s > self.latency_s:
+            return False
+        before_s, self._asked_s = self._asked_s or retry_after_s, retry_after_s
+        return abs(math.log(retry_after_s / before_s)) > VARIED
+
     def _cut(
-        self, now_s: float, ticket: Ticket, retry_after_s: float | None, *, beyond: bool
+        self,
+        now_s: float,
+        ticket: Ticket,
+        retry_after_s: float | None,
+        *,
+        beyond: bool,
+        clock: bool,
     ) -> None:
         """The limit has refused ``ticket``: an episode begins."""
         if retry_after_s is not None:
@@ -410,21 +431,32 @@ class Adaptive:
             self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
         held = float(max(self.in_flight, 1))
         if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
-            # with fewer in flight than had just been accepted
-            close = self._chance.close and not self._chance.scattered and retry_after_s is not None
-            self._pace.by_clock |= close or self._streak >= STUBBORN
-        self._pace.learn(now_s, self._all_successes + self.in_flight, self.latency_s)
-        if self._pace.per_s is not None:  # that binds, not the number in flight
-            held = max(held, PACE_ROOM * self._pace.per_s * self.latency_s)
-        if beyond:
+            clock |= self._streak >= STUBBORN  # with fewer in flight than had just been accepted
+        self._same = self._same + 1 if ticket.in_flight == self._same_at else 0
+        self._same_at = ticket.in_flight
+        if clock and self._same >= SAME and ticket.in_flight > 2 * FEW:  # the number after all
+            self._pace.forget(now_s, self._all_successes + self.in_flight)
+            self._refused_at, self._streak, clock, beyond = held, 0, False, True
+        if clock:
+            self._pace.learn(now_s, self._all_successes + self.in_flight, self.latency_s)
+            held = max(held, self._paced)
+            if self._pace.vain > MOST_IN_VAIN:  # whatever is sent, some are refused
+                self._chance.learn(self._pace.vain, self._pace.vain_ends)
+                self._start_anew(now_s)
+                return
+            if not self._pace.sure:  # measuring costs refusals, and they prove no chance
+                self._chance.look_anew()
+            self._set(now_s, min(held, self.limit(now_s)))
+        elif beyond:
             self._set(now_s, self._known)
         else:
-            cut = CUT_FIRST
-            if self._streak and self._pace.per_s is None:
-                cut = CUT_BY_CLOCK if self._pace.by_clock else CUT_AGAIN
+            cut = CUT_AGAIN if self._streak else CUT_FIRST
             self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
-        if self._streak and retry_after_s is None:
-            pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
+        # A pace holds back by itself, so that only silence makes the pauses long.
+        in_vain = max(self._pace.vain, self._alone) if clock else self._streak
+        self._alone += clock
+        if in_vain and retry_after_s is None:
+            pause_s = min(PAUSE_S * 2.0 ** (in_vain - 1), MAX_PAUSE_S)
             self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
         self._resuming = now_s < self.paused_until_s and not beyond
         self._episode_s, self._refused_at, self._successes = now_s, held, 0
@@ -444,12 +476,13 @@ class Adaptive:
         """Count an end; True: cutting has led to next to nothing, and no fewer are refused there,
         so they were refused by chance.
         """
-        if self._refused_at is None or self._target > FEW or ticket.in_flight > self._refused_at:
+        few = self._target <= FEW and self._pace.per_s is None
+        if self._refused_at is None or not few or ticket.in_flight > self._refused_at:
             return False
         self._starved[0] += 1
         self._starved[1] += refused
         ends, refusals = self._starved
-        if ends < self._starved_enough or refusals < 2:
+        if ends < self._starved_enough or not refusals:
             return False
         self._starved = [0, 0]
         if refusals > MOST_STARVED * ends:
@@ -460,6 +493,11 @@ class Adaptive:
         return True
 
     @property
+    def _paced(self) -> float:
+        """More than the pace has in flight."""
+        return PACE_ROOM * (self._pace.per_s or 0.0) * self.latency_s
+
+    @property
     def _known(self) -> float:
         """Just under where the server last refused: what is held."""
         assert self._refused_at is not None
@@ -468,7 +506,8 @@ class Adaptive:
     def _is_beyond(self, ticket: Ticket) -> bool:
         """Whether it went out in a step beyond where the server last refused."""
         at = self._refused_at
-        return at is not None and self._target > at and ticket.in_flight > at
+        paced = self._pace.per_s is not None
+        return at is not None and not paced and self._target > at and ticket.in_flight > at
 
     def _climb_back(self, now_s: float) -> None:
         """After an episode: up to just under where it was refused."""
@@ -479,20 +518,21 @@ class Adaptive:
         """Try a step beyond where it was refused, as soon as that can be afforded."""
         if self._refused_at is None or self._streak or self._target < self._known:
             return
-        refusals = min(self._refusals, MOST_COUNTED) if self._pace.by_clock else self._refusals
-        if self._successes < self._caution * refusals or now_s < self._patient_until_s:
+        paced = self._pace.per_s is not None
+        wanted = float(self._caution * self._refusals)
+        if paced:
+            wanted = SUCCESSES_PER_REFUSAL if self._pace.sure else 0
+        until_s = self._pace.rise_s if paced else self._patient_until_s
+        if self._successes < wanted or now_s < until_s:
             return
-        if (self._pace.per_s or 0.0) * self.latency_s > 2 * self._target:
-            self._pace.per_s = None  # the limit binds, not the pace
-        if self._pace.per_s is not None:
-            self._pace.rise()
+        if paced:
+            self._pace.rise(now_s)
+            self._refused_at = max(self._refused_at, self._paced)
+            self._set(now_s, max(self._target, self._refused_at))
         elif self._target <= self._refused_at:
             self._beyond = self._tried = 0
             self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
             self._set(now_s, max(self._refused_at * STEP, self._refused_at + 1))
-        elif self._pace.by_clock and self.in_flight + 1 >= SATURATED * int(self._target):
-            self._refused_at = self._target  # it went well
-            self._set(now_s, max(self._target * STEP_BY_CLOCK, self._target + 1))
         self._successes = 0
 
     def _maybe_end_step(self, now_s: float) -> None:
@@ -516,7 +556,8 @@ class Adaptive:
         target = min(target, self.ceiling)
         self._from = min(self.limit(now_s), target)
         self._climb_at_s = now_s
-        self._climb_s = min(MAX_CLIMB_S, self.latency_s / 2) if target > self._from else 0.0
+        climb_s = max(self.latency_s / 2, (target - self._from) / MOST_CLIMBED_PER_S)
+        self._climb_s = min(MAX_CLIMB_S, climb_s) if target > self._from else 0.0
         self._target = target
         self._full_at_s = now_s if self.in_flight >= int(target) else None
         self._count, self._tokens, self._work = 0, 0.0, 0.0

@@ -14,7 +14,7 @@ __all__ = ["Chance"]
 
 PRIOR = (0.2, 200.0)
 """Refusals by chance and ends of requests before anything is known."""
-DOUBTED = 0.02
+DOUBTED = 0.04
 """The share that is put down to chance at least, where refusals are doubted."""
 MOST = 0.12
 """More than this is never put down to chance, lest a limit's own refusals excuse themselves."""
@@ -78,12 +78,12 @@ class Chance:
         self._answers += 1
         return self._ended(most)
 
-    def refused(self, most: float) -> bool:
-        """The same for a refusal."""
+    def refused(self, most: float, *, wave: bool = False) -> bool:
+        """The same for a refusal; ``wave``: of those that had been sent before a cut."""
         self.close = self._answers < CLOSE
         self._answers = 0
-        self._window[1] += 1
-        self._window[2] += self.close
+        self._window[1] += not wave
+        self._window[2] += self.close and not wave
         return self._ended(most)
 
     def proof(self, *, expected: bool = False) -> int:
@@ -109,6 +109,10 @@ class Chance:
         """Of so many ends so many were refused by chance, as is known from elsewhere."""
         self._refusals, self._ends = float(refusals), float(ends)
         self._evidence, self._suspect = 0.0, 0
+
+    def look_anew(self) -> None:
+        """The refusals so far have another cause that is known."""
+        self._window = [0, 0, 0]
 
     def _shares(self) -> tuple[float, float]:
         """What share is refused by chance, and what share would be beyond a limit."""

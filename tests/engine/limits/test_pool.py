@@ -20,6 +20,7 @@ from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.limits.adaptive import Adaptive
 from engine.limits.controller import Fixed, Ticket
+from engine.limits.pace import Pace
 from engine.records import Completion, Usage
 
 pytestmark = pytest.mark.anyio
@@ -501,7 +502,7 @@ def test_a_server_with_gauges_that_refuses_is_tried_again() -> None:
 QUICK_SCENARIOS = {
     "429 beyond 40": (0.95, 0.011),
     "429 beyond 100, then 400": (0.95, 0.01),
-    "600 requests a minute, Retry-After": (0.95, 0.045),
+    "600 requests a minute, Retry-After": (0.95, 0.01),
     "vLLM 256 wide, and 5 % of 429 at random": (0.95, 0.0),
     "429 beyond 200, and 3 % at random": (0.95, 0.01),
     "vLLM 64 wide": (0.95, 0.0),
@@ -521,6 +522,85 @@ def test_the_limit_finds_itself(name: str) -> None:
     assert outcome.refused <= refused
     assert outcome.swing <= 0.15
     assert outcome.recovery_s is None or outcome.recovery_s <= 30
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_pace_of_bare_refusals_costs_few_of_them(seed: int) -> None:
+    """6,000 a minute without Retry-After: under one in a hundred refused, the first minute too."""
+    (scenario,) = [s for s in SCENARIOS if s.name == "6,000 requests a minute, bare 429"]
+    outcome = run(simulate(scenario, Adaptive, seed))
+    assert outcome.refused <= 0.01
+    assert outcome.refused_later <= 0.003
+    assert outcome.reached >= 0.95
+
+
+@pytest.mark.parametrize("latency_s", [0.3, 1.0, 5.0])
+def test_a_slow_pace_is_found_with_a_handful_in_flight(latency_s: float) -> None:
+    """300 a minute with Retry-After: neither starved nor refused again and again, though from one
+    or two to two dozen in flight are enough.
+    """
+    server = partial(Simulated, bucket_per_min=300, latency_s=latency_s)
+    outcome = run(simulate(Scenario(name="", server=server, best=lambda server: 5.0), Adaptive))
+    assert outcome.reached >= 0.9
+    assert outcome.refused_later <= 0.02
+
+
+def test_a_pace_that_rises_fourfold_is_followed() -> None:
+    """1,200 requests a minute, then 4,800: found within half a minute, with hardly a refusal."""
+
+    def widen(server: Simulated) -> None:
+        assert server._bucket is not None
+        server._bucket.per_min *= 4
+        server._bucket.burst *= 4
+
+    def best(server: Simulated) -> float:
+        assert server._bucket is not None
+        return server._bucket.per_min / 60
+
+    scenario = Scenario(
+        name="", server=partial(Simulated, bucket_per_min=1200), best=best,
+        steps=((90.0, widen),), seconds=180,
+    )  # fmt: skip
+    outcome = run(simulate(scenario, Adaptive))
+    assert outcome.recovery_s is not None
+    assert outcome.recovery_s <= 30
+    assert outcome.refused <= 0.01
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_many_refusals_by_chance_are_no_pace(seed: int) -> None:
+    """18 % at random without Retry-After: some follow four cuts, and a pace leads nowhere."""
+    scenario = Scenario(name="", server=partial(Simulated, slots=200, noise=0.18), best=per_slot)
+    assert run(simulate(scenario, Adaptive, seed)).reached >= 0.95
+
+
+def test_a_limit_that_falls_to_a_quarter_is_no_pace() -> None:
+    """400 slots, then 100, bare refusals: four cuts are needed, and all the same it is a number."""
+    scenario = Scenario(
+        name="", server=partial(Simulated, slots=400), best=per_slot,
+        steps=((60.0, scale_slots(0.25)),), seconds=120,
+    )  # fmt: skip
+    outcome = run(simulate(scenario, Adaptive))
+    assert outcome.recovery_s is not None
+    assert outcome.recovery_s <= 20
+
+
+def test_two_refusals_by_chance_at_the_start_are_no_limit() -> None:
+    """Two of the first five are refused at random: not a minute with three in flight for that."""
+    (scenario,) = [s for s in SCENARIOS if s.name == "vLLM 256 wide, and 5 % of 429 at random"]
+    assert run(simulate(scenario, Adaptive, 11)).reached >= 0.93
+
+
+@pytest.mark.parametrize("began_s", [0.0, 1e5])
+def test_a_pace_is_what_is_taken_between_two_refusals(began_s: float) -> None:
+    """Half as much as before, as the server had saved up; whatever the clock shows at the start."""
+    pace = Pace()
+    pace.sent(began_s)
+    pace.learn(began_s + 10, accepted=200, latency_s=1.0)
+    assert pace.per_s == pytest.approx(20, rel=0.02)
+    assert began_s + 11 <= pace.next_s <= began_s + 15
+    pace.learn(began_s + 12, accepted=220, latency_s=1.0)
+    assert pace.per_s == pytest.approx(10, rel=0.02)
 
 
 def test_a_lull_of_the_work_does_not_lower_the_limit() -> None:
