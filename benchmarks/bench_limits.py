@@ -39,7 +39,7 @@ from engine.retry import Delivery, RetryPolicy, deliver
 
 PROMPT_TOKENS = 700
 REFUSAL_S = 0.03
-"""From a request to its 429."""
+"""From a request to its 429, on the whole."""
 
 
 class Simulated:
@@ -57,6 +57,8 @@ class Simulated:
         gauges: bool = False,
         noise: float = 0.0,
         noise_wait_s: float | None = None,
+        transit_s: float = 0.0,
+        refusal_s: float = REFUSAL_S,
         mean_tokens: int = 150,
     ) -> None:
         self.name = self.model = "simulated"
@@ -70,6 +72,7 @@ class Simulated:
         self.slots_wait_s = slots_wait_s
         self.latency_s = latency_s
         self.batching = batching
+        self.transit_s = transit_s
         self.mean_tokens = mean_tokens
         self.refused_at_s: list[float] = []
         self.by_chance = 0
@@ -78,6 +81,7 @@ class Simulated:
         self._retry_after = retry_after
         self._noise = noise
         self._noise_wait_s = noise_wait_s
+        self._refusal_s = refusal_s
         self._running = 0
         self._bucket = (
             TokenBucket(bucket_per_min, burst=bucket_per_min / 6) if bucket_per_min else None
@@ -109,6 +113,8 @@ class Simulated:
                 await asyncio.sleep(self.latency_s * self._rng.lognormvariate(0, 0.2))
         finally:
             self._running -= 1
+        if self.transit_s:  # the slot is free before the client knows
+            await asyncio.sleep(self.transit_s * self._rng.lognormvariate(0, 1.0))
         self.answered.append((loop.time(), tokens))
         usage = Usage(prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
         return [Completion(text="", finish_reason="stop", usage=usage)]
@@ -118,7 +124,7 @@ class Simulated:
             self.by_chance += 1
         else:
             self.refused_at_s.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(REFUSAL_S)
+        await asyncio.sleep(self._refusal_s)
         raise Failure(Verdict(kind="throttled", reason="http_429", retry_after_s=retry_after_s))
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
@@ -221,7 +227,8 @@ POLICIES: dict[str, Callable[[], Controller]] = {
 
 def per_slot(server: Simulated) -> float:
     assert server.slots is not None
-    return server.slots / (server.latency_s * 1.02)  # the mean of the log-normal factor
+    # The means of the log-normal factors.
+    return server.slots / (server.latency_s * 1.02 + server.transit_s * 1.65)
 
 
 def per_engine(server: Simulated) -> float:
@@ -272,6 +279,12 @@ SCENARIOS = (
     Scenario(
         name="429 beyond 40, Retry-After: 1", best=per_slot,
         server=lambda: Simulated(slots=40, slots_wait_s=1.0, latency_s=0.1),
+    ),
+    Scenario(
+        name="the same, answers 3 ms on their way", best=per_slot,
+        server=lambda: Simulated(
+            slots=40, slots_wait_s=1.0, latency_s=0.1, transit_s=0.003, refusal_s=0.003
+        ),
     ),
     Scenario(name="429 beyond 400", server=slots(400), best=per_slot),
     Scenario(name="429 beyond 2000", server=slots(2000), best=per_slot),

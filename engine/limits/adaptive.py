@@ -57,8 +57,9 @@ CUT_FIRST, CUT_AGAIN = 0.05, 0.3
 """The first cut of an episode and the next."""
 HELD = 0.99
 """Share of the number at which the server refused that is held."""
-STEP = 1.02
-"""A step beyond that number. One that goes well leads to doubling."""
+STEP, WIDER = 1.02, 1.1
+"""A step beyond that number, and the next if it goes well; that leads to doubling. A server has a
+slot free before the answer is here, so a step of one may go well by chance."""
 CALM = 10
 """Answers after which an episode is over, and requests in a row that are taken after a step."""
 STUBBORN = 3
@@ -125,7 +126,9 @@ class Adaptive:
         self._seen_from_s, self._seen, self._seen_tokens, self._falls = 0.0, 0, 0.0, 0
         # refusals
         self._refused_at: float | None = None  # in flight when the server last said no
+        self._held = 0.0  # the same, though that was in a step beyond what is known to be held
         self._episode_s: float | None = None
+        self._sent_s: float | None = None  # the first that went out after it began
         self._streak = 0
         self._resuming = False
         self._refusals = 0
@@ -187,8 +190,10 @@ class Adaptive:
         if self._full_at_s is None and self.in_flight >= SATURATED * int(self._target):
             self._full_at_s = now_s
         self._pace.sent(now_s)
+        if self._sent_s is None:
+            self._sent_s = now_s
         ticket = Ticket(now_s, self._area, self.in_flight)
-        if self._is_beyond(ticket):
+        if self._is_beyond(ticket) and self.in_flight >= int(self._target):
             self._maybe_end_step(now_s)
         return ticket
 
@@ -229,7 +234,7 @@ class Adaptive:
         self._pace.refused(ticket.at_s)
         # What went out in the very moment of a cut went before it; but not where no time passes.
         wave = self._episode_s is not None and ticket.at_s <= min(self._episode_s, now_s - 1e-6)
-        if self._chance.refused(self._target, wave=wave):
+        if self._chance.refused(self._target, expected=self._is_beyond(ticket)):
             self._start_anew(now_s)
         if self._starve(now_s, ticket, refused=True):
             return
@@ -405,7 +410,8 @@ class Adaptive:
         """One more of the wave that ended in a cut; it was counted among those held."""
         self._refusals += 1
         if self._refused_at is not None:
-            self._refused_at = max(self._refused_at - 1, 1.0)
+            self._held = max(self._held - 1, 1.0)
+            self._refused_at = min(self._refused_at, self._held)
             if self._target > self._refused_at:
                 self._set(now_s, self._known)
 
@@ -429,7 +435,7 @@ class Adaptive:
         if retry_after_s is not None:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
             self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
-        held = float(max(self.in_flight, 1))
+        held = self._held = float(max(self.in_flight, 1))
         if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
             clock |= self._streak >= STUBBORN  # with fewer in flight than had just been accepted
         self._same = self._same + 1 if ticket.in_flight == self._same_at else 0
@@ -448,9 +454,15 @@ class Adaptive:
                 self._chance.look_anew()
             self._set(now_s, min(held, self.limit(now_s)))
         elif beyond:
+            assert self._refused_at is not None
+            at = self._refused_at
+            grown = ticket.in_flight > max((1 + WIDER) / 2 * at, at + 1)
+            self._refused_at = held = min(held, at * STEP if grown else at)
             self._set(now_s, self._known)
         else:
-            cut = CUT_AGAIN if self._streak else CUT_FIRST
+            # A cut after which some have been taken was nearly enough.
+            taken = self._sent_s is not None and now_s > self._sent_s + 3 * self._refusal_s
+            cut = CUT_AGAIN if self._streak > taken else CUT_FIRST
             self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
         # A pace holds back by itself, so that only silence makes the pauses long.
         in_vain = max(self._pace.vain, self._alone) if clock else self._streak
@@ -460,7 +472,8 @@ class Adaptive:
             self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
         self._resuming = now_s < self.paused_until_s and not beyond
         self._episode_s, self._refused_at, self._successes = now_s, held, 0
-        self._streak = min(self._streak + 1, 16)
+        self._sent_s = None
+        self._streak = min(self._streak + (not beyond), 16)
         self._phase, self._base = "hold", None
 
     def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
@@ -505,9 +518,9 @@ class Adaptive:
 
     def _is_beyond(self, ticket: Ticket) -> bool:
         """Whether it went out in a step beyond where the server last refused."""
-        at = self._refused_at
-        paced = self._pace.per_s is not None
-        return at is not None and not paced and self._target > at and ticket.in_flight > at
+        if self._refused_at is None or self._pace.per_s is not None:
+            return False
+        return min(self._target, ticket.in_flight) > self._refused_at
 
     def _climb_back(self, now_s: float) -> None:
         """After an episode: up to just under where it was refused."""
@@ -530,10 +543,15 @@ class Adaptive:
             self._refused_at = max(self._refused_at, self._paced)
             self._set(now_s, max(self._target, self._refused_at))
         elif self._target <= self._refused_at:
-            self._beyond = self._tried = 0
             self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
-            self._set(now_s, max(self._refused_at * STEP, self._refused_at + 1))
+            self._step(now_s, STEP)
         self._successes = 0
+
+    def _step(self, now_s: float, factor: float) -> None:
+        assert self._refused_at is not None
+        self._beyond = self._tried = 0
+        climb_s = 3 * self._refusal_s if factor == WIDER else None
+        self._set(now_s, max(self._refused_at * factor, self._refused_at + 1), climb_s)
 
     def _maybe_end_step(self, now_s: float) -> None:
         """One more is sent beyond: double if refusals would be back by now, and go back if there
@@ -546,18 +564,23 @@ class Adaptive:
         self._tried += 1
         self._beyond += 1
         if self._beyond > CALM and now_s > self._beyond_at_s + 3 * self._refusal_s:
-            self._caution = FIRST_CAUTION
-            self._start_anew(now_s)
+            assert self._refused_at is not None
+            if self._target < WIDER * self._refused_at:
+                self._step(now_s, WIDER)
+            else:
+                self._caution = FIRST_CAUTION
+                self._start_anew(now_s)
         elif self._tried > 3 * CALM and now_s > self._tried_at_s + 4 * self._refusal_s:
             self._set(now_s, self._known)
 
-    def _set(self, now_s: float, target: float) -> None:
-        """Up by a short climb, down at once; measuring begins anew."""
+    def _set(self, now_s: float, target: float, climb_s: float | None = None) -> None:
+        """Up by a climb of half a latency or ``climb_s``, down at once; measuring begins anew."""
         target = min(target, self.ceiling)
         self._from = min(self.limit(now_s), target)
         self._climb_at_s = now_s
-        climb_s = max(self.latency_s / 2, (target - self._from) / MOST_CLIMBED_PER_S)
-        self._climb_s = min(MAX_CLIMB_S, climb_s) if target > self._from else 0.0
+        climb_s = self.latency_s / 2 if climb_s is None else climb_s
+        climb_s = min(max(climb_s, (target - self._from) / MOST_CLIMBED_PER_S), MAX_CLIMB_S)
+        self._climb_s = climb_s if target > self._from else 0.0
         self._target = target
         self._full_at_s = now_s if self.in_flight >= int(target) else None
         self._count, self._tokens, self._work = 0, 0.0, 0.0

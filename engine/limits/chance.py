@@ -27,7 +27,7 @@ requests."""
 EXPECTED = 4.0
 """Evidence that is there already beyond a limit that was found: there one refusal is enough."""
 CLOSE = 4
-"""Refusals with fewer answers than this between them are close."""
+"""Refusals with fewer requests than this sent between them are close."""
 SCATTERED = 0.015
 """Such a share of refusals, most of them not close, is a server's that refuses by chance, whatever
 was cut meanwhile."""
@@ -49,7 +49,7 @@ class Chance:
         self._refusals, self._ends = PRIOR
         self._evidence = 0.0
         self._suspect = 0  # refusals since there was no evidence
-        self._answers = 0  # since the last refusal
+        self._sent = 0  # since the last refusal
         self._window = [0, 0, 0]  # ends, refusals, and close refusals among them
 
     @property
@@ -63,6 +63,7 @@ class Chance:
 
     def sent(self) -> None:
         """Taken for accepted until it is refused: refusals are back long before answers."""
+        self._sent += 1
         if self._evidence == 0.0:
             return
         share, excess = self._shares()
@@ -75,15 +76,14 @@ class Chance:
         """One end; ``most`` may be in flight. True: refusals prove to be scattered over a window of
         ends, whatever was cut meanwhile, and count as chance from now on.
         """
-        self._answers += 1
         return self._ended(most)
 
-    def refused(self, most: float, *, wave: bool = False) -> bool:
-        """The same for a refusal; ``wave``: of those that had been sent before a cut."""
-        self.close = self._answers < CLOSE
-        self._answers = 0
-        self._window[1] += not wave
-        self._window[2] += self.close and not wave
+    def refused(self, most: float, *, expected: bool = False) -> bool:
+        """The same for a refusal; ``expected``: of a trial."""
+        self.close = self._sent < CLOSE
+        self._sent = 0
+        self._window[1] += not expected
+        self._window[2] += self.close and not expected
         return self._ended(most)
 
     def proof(self, *, expected: bool = False) -> int:
