@@ -54,8 +54,15 @@ estimate that starts high and sinks sends too few first and never too many.
 """
 REFRESH_S = 0.25
 
-Turn = tuple[Sequence[Prompt], Lease] | None
-"""What a call is made of, recorded; None: there will be no other."""
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """What a call is made of, for the task that waits to make it."""
+
+    recorded: asyncio.Future[None]
+    prompts: Sequence[Prompt] = ()
+    """None of them: there will be no other call."""
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +192,9 @@ class Pipeline:
         self._sending = anyio.CancelScope()
         self._abandoning = anyio.Event()
         self._in_flight = 0
-        self._resting: list[asyncio.Future[Turn]] = []
+        self._keeping = 0
+        """Of those in flight, the calls whose answers wait for their commit."""
+        self._resting: list[Turn] = []
         """Tasks whose call is over and that wait for the next."""
         resume = store.resume()
         counts = resume.counts
@@ -225,7 +234,7 @@ class Pipeline:
                 background.start_soon(self._drain, calls.cancel_scope)
                 calls.start_soon(self._consume)
                 await self._produce(calls)
-            await self._changed.until(lambda: self._in_flight == 0)  # commits, if anything
+            await self._changed.until(lambda: self._keeping == 0)
             if not isinstance(self._stop and self._stop.error, DiskError):
                 await self._consume()  # what came home while draining
             background.cancel_scope.cancel()
@@ -313,76 +322,66 @@ class Pipeline:
                     if self._budget.goes_alone(prompts):
                         calls.start_soon(self._scout, prompts, lease)
                     elif self._resting:
-                        self._record(prompts, lease, self._resting.pop())
+                        self._record(self._resting.pop(), prompts, lease)
                     else:
-                        turn = loop.create_future()
-                        self._record(prompts, lease, turn)
+                        turn = Turn(loop.create_future())
+                        self._record(turn, prompts, lease)
                         calls.start_soon(self._caller, turn)
             except WoolmillError as error:
                 self._halt(Stop(error=error))
         for resting in self._resting:
-            if not resting.done():  # cancelled
-                resting.set_result(None)
+            if not resting.recorded.done():  # cancelled
+                resting.recorded.set_result(None)
 
-    def _record(self, prompts: Sequence[Prompt], lease: Lease, turn: asyncio.Future[Turn]) -> None:
-        """Record what is about to be sent; then ``turn`` has it, or None if it may not be sent."""
+    def _record(self, turn: Turn, prompts: Sequence[Prompt], lease: Lease) -> None:
+        """Record what is about to be sent; then it is the turn of whoever waits to send it."""
         self._in_flight += 1
-        prompts = [self._budget.current(prompt) for prompt in prompts]
-        recorded = self._store.sent(prompts, [p.key(lease.backend.model) for p in prompts])
-        recorded.add_done_callback(partial(self._recorded, prompts, lease, turn))
+        turn.prompts = [self._budget.current(prompt) for prompt in prompts]
+        turn.lease = lease
+        keys = [prompt.key(lease.backend.model) for prompt in turn.prompts]
+        self._store.sent(turn.prompts, keys, turn.recorded)
 
-    def _recorded(
-        self,
-        prompts: Sequence[Prompt],
-        lease: Lease,
-        turn: asyncio.Future[Turn],
-        recorded: asyncio.Future[None],
-    ) -> None:
-        error = recorded.exception()
-        if error is None and not turn.done():
-            failpoint("request.recorded")
-            self.progress.sent += len(prompts)
-            turn.set_result((prompts, lease))
-            return
-        lease.release()
-        if not turn.done():  # cancelled
-            turn.set_result(None)
-        self._over(error)
-
-    async def _caller(self, turn: asyncio.Future[Turn]) -> None:
+    async def _caller(self, turn: Turn) -> None:
         """One call after another until sending ends: a task for each costs some 5 % more CPU."""
-        while (call := await turn) is not None:
-            await self._call(*call)
-            if self._stop is not None:
-                return
-            turn = asyncio.get_running_loop().create_future()
+        while await self._call(turn) and self._stop is None:
+            turn = Turn(asyncio.get_running_loop().create_future())
             self._resting.append(turn)
 
     async def _scout(self, prompts: Sequence[Prompt], lease: Lease) -> None:
         """A call that may be the first to overflow; one at a time, since one teaches the limit."""
         async with self._budget.scouting:
-            turn: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
-            self._record(prompts, lease, turn)
-            if (call := await turn) is not None:
-                await self._call(*call)
+            turn = Turn(asyncio.get_running_loop().create_future())
+            self._record(turn, prompts, lease)
+            await self._call(turn)
 
-    async def _call(self, prompts: Sequence[Prompt], lease: Lease) -> None:
-        """One call that is recorded, until its answers are in the store's hands."""
+    async def _call(self, turn: Turn) -> bool:
+        """One call, from its record to its answers in the store's hands. False: there was none."""
         try:
-            deliveries = await deliver(prompts, self._pool, self._policy, lease, self._budget.refit)
-        except WoolmillError as error:
-            self._over(error)
-            return
-        except BaseException:  # raised again; cancelled, or a bug
-            self._over()
+            await turn.recorded
+            if turn.lease is None:
+                return False
+            failpoint("request.recorded")
+            self.progress.sent += len(turn.prompts)
+            deliveries = await deliver(
+                turn.prompts, self._pool, self._policy, turn.lease, self._budget.refit
+            )
+        except BaseException as error:  # raised again, if it is not the run's; or cancelled
+            if turn.lease is not None:
+                turn.lease.release()
+                self._over(error)
+            if isinstance(error, WoolmillError):
+                return False
             raise
         for delivery in deliveries:
             if isinstance(delivery.outcome, Completion):
                 self._budget.fitted(delivery.prompt)
         answers = [_answer(delivery) for delivery in deliveries]
+        self._keeping += 1
         self._store.answered(answers).add_done_callback(partial(self._kept, answers))
+        return True
 
     def _kept(self, answers: Sequence[Answer], kept: asyncio.Future[None]) -> None:
+        self._keeping -= 1
         error = kept.exception()
         if error is None:
             failpoint("answer.kept")

@@ -154,17 +154,23 @@ class RunStore(RunReader):
         """Calls that wait for their commit now."""
         return self._writer.callers if self._writer is not None else 0
 
-    def sent(self, prompts: Sequence[Prompt], keys: Sequence[str]) -> asyncio.Future[None]:
-        """Record that ``prompts`` are about to be sent; ``keys`` are theirs. Durable when done.
+    def sent(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[str],
+        done: asyncio.Future[None] | None = None,
+    ) -> asyncio.Future[None]:
+        """Record that ``prompts`` are about to be sent; ``keys`` are theirs. Durable when ``done``,
+        a future of the caller's or a new one, is.
 
         StoppedError where the disk is nearly full, so that what was sent before still finds room.
         """
-        if self._inserts.shortage is not None:
-            refused = asyncio.get_running_loop().create_future()
-            refused.set_exception(self._inserts.shortage)
-            return refused
         pairs = [(prompt.index, key) for prompt, key in zip(prompts, keys, strict=True)]
-        return self._write(Work(sent=pairs))
+        work = Work(sent=pairs) if done is None else Work(sent=pairs, done=done)
+        if self._inserts.shortage is None:
+            return self._write(work)
+        work.done.set_exception(self._inserts.shortage)
+        return work.done
 
     def answered(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
         """Keep ``answers``. Durable when done. A second one to a request only counts as waste."""

@@ -35,6 +35,10 @@ MAX_GROUP = 2000
 """Calls to one transaction."""
 
 
+def _new_future() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()
+
+
 @dataclass(slots=True)
 class Work:
     """What one call wants written."""
@@ -45,7 +49,7 @@ class Work:
     decisions: Sequence[Decision] = ()
     vectors: Sequence[Vector | None] = ()
     """One for each decision, or none at all."""
-    done: asyncio.Future[None] = field(init=False)
+    done: asyncio.Future[None] = field(default_factory=_new_future)
 
 
 class Writer:
@@ -70,7 +74,7 @@ class Writer:
 
         A cancelled caller's work is written all the same: what it holds was paid for.
         """
-        done = work.done = self._loop.create_future()
+        done = work.done
         if self._error is not None or self._closing:
             done.set_exception(self._error or StoppedError("the run store is closed"))
             return done

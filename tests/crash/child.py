@@ -66,7 +66,7 @@ def witness(acks: str) -> None:
     wrap(
         RunStore,
         "sent",
-        lambda prompts, keys: say([f"sent {p.index} {ledger_key(p)}" for p in prompts]),
+        lambda prompts, keys, done=None: say([f"sent {p.index} {ledger_key(p)}" for p in prompts]),
     )
     wrap(RunStore, "answered", lambda answers: say([f"answered {a.index}" for a in answers]))
     wrap(RunStore, "decided", lambda decisions, vectors=(): say(
