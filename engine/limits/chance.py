@@ -41,11 +41,10 @@ class Chance:
     Attributes:
         share: what share is refused by chance, as far as is known.
         doubted: whether to put more down to chance than is known.
-        close: whether the latest refusal came soon after the one before.
     """
 
     def __init__(self) -> None:
-        self.close = self.doubted = False
+        self.doubted = False
         self._refusals, self._ends = PRIOR
         self._evidence = 0.0
         self._suspect = 0  # refusals since there was no evidence
@@ -80,10 +79,9 @@ class Chance:
 
     def refused(self, most: float, *, expected: bool = False) -> bool:
         """The same for a refusal; ``expected``: of a trial."""
-        self.close = self._sent < CLOSE
-        self._sent = 0
         self._window[1] += not expected
-        self._window[2] += self.close and not expected
+        self._window[2] += self._sent < CLOSE and not expected
+        self._sent = 0
         return self._ended(most)
 
     def proof(self, *, expected: bool = False) -> int:
