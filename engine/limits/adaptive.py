@@ -7,8 +7,8 @@ Three signals, one limit:
   requests admitted before a cut cannot cut again. The limit climbs back to just under where it was
   refused, and takes a step beyond only as often as a small share of refusals allows, and the pauses
   that they cost; one that goes well leads to a wider one, that to doubling. A limit of a handful
-  that is refused all the same was none. Where the refusals follow the clock rather than the number in flight, the server
-  counts requests a minute, and a ``pace`` is learnt.
+  that is refused all the same was none. Where the refusals follow the clock rather than the number
+  in flight, the server counts requests a minute, and a ``pace`` is learnt.
 * **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
   Little's law every answer is a sample: with n in flight on average during its life, an answer of
   T tokens after L seconds means n·T/L tokens a second. So two levels are compared within about one
