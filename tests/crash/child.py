@@ -86,8 +86,17 @@ def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
     method = getattr(cls, name)
 
     def acknowledged(self: object, *args: Any) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = method(self, *args)
-        future.add_done_callback(lambda done: None if done.exception() else say(*args))
+        future: asyncio.Future[None] = method(self, *args[:2])
+        told = args[2] if len(args) > 2 else None  # whoever waits for it goes on after it is said
+
+        def tell(done: asyncio.Future[None]) -> None:
+            error = done.exception()
+            if error is None:
+                say(*args)
+            if told is not None and not told.done():
+                told.set_exception(error) if error else told.set_result(None)
+
+        future.add_done_callback(tell)
         return future
 
     setattr(cls, name, acknowledged)

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from engine import secrets
 from engine.errors import StoppedError
@@ -64,9 +64,10 @@ def acknowledge_before_commit() -> None:
 def send_before_recording() -> None:
     """A request is sent without a record."""
 
-    def hasty(self: RunStore, prompts: Any, keys: Any, done: Any) -> asyncio.Future[None]:
+    def hasty(self: RunStore, prompts: Any, keys: Any) -> asyncio.Future[None]:
+        done = asyncio.get_running_loop().create_future()
         done.set_result(None)
-        return cast(asyncio.Future[None], done)
+        return done
 
     swap(RunStore, "sent", hasty)
 
