@@ -54,7 +54,6 @@ class Rows:
             f"Describe the harbour of town number {i} at night": 0.05 * i for i in range(10)
         }
         self.indexes = range(first, first + count)
-        self.key = "ab" * 32
         self.prompts = [
             Prompt(index=i, text="", api="completions", sampling=sampling) for i in self.indexes
         ]
@@ -103,7 +102,7 @@ async def write(store: RunStore, rows: Rows, in_flight: int, latency_s: float = 
     async def call() -> None:
         nonlocal answered
         for at in todo:
-            await store.sent([rows.prompts[at]], [rows.key])
+            await store.sent([rows.prompts[at]], "toy")
             if latency_s:
                 # Answers differ in length; without that, all callers would move in one wave.
                 await asyncio.sleep(latency_s * (0.5 + at * 0.618034 % 1))
@@ -175,10 +174,10 @@ def fill(folder: Path, requests: int) -> None:
         store = RunStore.open(folder, MANIFEST)
         for first in range(0, requests, 10_000):
             rows = Rows(first, min(10_000, requests - first))
-            await store.sent(rows.prompts, [rows.key] * len(rows.prompts))
+            await store.sent(rows.prompts, "toy")
             await store.answered(rows.answers)
             await store.decided(rows.decisions)
-        await store.sent([Rows(requests, 1).prompts[0]], ["ab" * 32])
+        await store.sent([Rows(requests, 1).prompts[0]], "toy")
         os.kill(os.getpid(), signal.SIGKILL)
 
     asyncio.run(go())
@@ -189,13 +188,13 @@ async def first_request(folder: Path) -> None:
 
     The first request is recorded, and could go out, before the index is restored.
     """
+    from engine.decide import restore_cascade
     from engine.dedup.cascade import Cascade
-    from engine.generate import restore_cascade
 
     began = time.perf_counter()
     store = RunStore.open(folder, MANIFEST)
     again = Rows(store.resume().in_flight[0].index, 1)
-    await store.sent(again.prompts, [again.key])
+    await store.sent(again.prompts, "toy")
     sent = time.perf_counter()
     print(time.time(), flush=True)
     restore_cascade(Cascade(0.7), store)

@@ -7,20 +7,25 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.dedup.cascade import Candidate, Cascade
+from engine.config import RunConfig
+from engine.dedup.cascade import Candidate, Cascade, compared_text
+from engine.dedup.datasets import read_rows
+from engine.errors import ConfigError
 from engine.filters import Refusal, first_refusal
 from engine.recipes import alpaca
-from engine.records import Answer, Api, Decision, Record
+from engine.records import Answer, Api, Decision, Record, SeedTask
+from engine.store import RunReader, Vector
 
-__all__ = ["Decider", "row_source"]
+__all__ = ["Decider", "make_cascade", "restore_cascade", "row_source", "uses_semantic"]
 
-Vector = NDArray[np.float32]
+ADD_BATCH = 1024
 
 
 def row_source(index: int, position: int) -> str:
@@ -45,9 +50,6 @@ class Decider:
         cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far.
         api: tells the parser how the answers were asked for.
         after: (index, position) of the last decision taken earlier; None at the start of a run.
-        restore: fills the cascade with the rows accepted earlier. Called by the first ``decide``,
-            in its thread, so that a run that goes on sends at once and not after seconds of
-            indexing.
     """
 
     def __init__(
@@ -56,12 +58,10 @@ class Decider:
         *,
         api: Api = "completions",
         after: tuple[int, int] | None = None,
-        restore: Callable[[], None] | None = None,
     ) -> None:
         self._cascade = cascade
         self._api: Api = api
         self._after = after or (-1, 0)
-        self._restore = restore
 
     def decide(
         self, answers: Sequence[Answer], *, limit: int
@@ -73,9 +73,6 @@ class Decider:
             ``limit``-th acceptance the rest is left undecided, for a run that goes on with a higher
             target.
         """
-        if self._restore is not None:
-            self._restore()
-            self._restore = None
         pieces = [
             piece
             for answer in answers
@@ -146,3 +143,55 @@ class Decider:
             )
             for piece in parsed
         ] or [_Piece(answer.index, 0, None, ("no_record", "the answer is blank"))]
+
+
+def uses_semantic(config: RunConfig) -> bool:
+    """Whether near-duplicates by meaning are refused: as set, else where the packages are there."""
+    installed = all(find_spec(name) for name in ("sentence_transformers", "faiss"))
+    if config.semantic and not installed:
+        raise ConfigError("--semantic needs more packages: pip install 'woolmill[local]'")
+    return installed if config.semantic is None else config.semantic
+
+
+def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
+    """The near-duplicate cascade with the seeds in it. Loads the embedding model: takes seconds."""
+    threshold, encoder = None, None
+    if uses_semantic(config):
+        from engine.dedup.semantic import SentenceEncoder
+
+        threshold = config.semantic_threshold
+        encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
+    cascade = Cascade(config.rouge_threshold, threshold, encoder, config.scope)
+    cascade.add_reference(
+        [compared_text(config.scope, task.instruction, task.input) for task in tasks],
+        [f"seed:{task.id}" for task in tasks],
+    )
+    fields = ("instruction", "input") if config.scope == "instruction+input" else ("instruction",)
+    for path in config.against:
+        rows = read_rows(path)
+        while batch := list(islice(rows, ADD_BATCH)):
+            cascade.add_reference(
+                [row.text(fields) for row in batch],
+                [f"against:{row.path}:{row.line}" for row in batch],
+            )
+    return cascade
+
+
+def restore_cascade(cascade: Cascade, store: RunReader) -> int:
+    """Add the rows that the store holds as accepted; how many had to be embedded again."""
+    rows = store.accepted(vectors=True)
+    missing = 0
+    while batch := list(islice(rows, ADD_BATCH)):
+        candidates, vectors = [], []
+        for decision, vector in batch:
+            if decision.record is not None:
+                candidates.append(
+                    Candidate(
+                        instruction=decision.record.instruction,
+                        input=decision.record.input,
+                        source=row_source(decision.index, decision.position),
+                    )
+                )
+                vectors.append(vector)
+        missing += cascade.restore(candidates, vectors)
+    return missing

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import anyio
 
 from engine import models
 from engine.backends.base import Backend
@@ -21,26 +16,21 @@ from engine.backends.http import HttpBackend
 from engine.backends.scripted import ScriptedBackend
 from engine.budget import Budget, tokenizer_counter
 from engine.config import EMBEDDED_MODEL, FREE, EndpointConfig, RunConfig
-from engine.decide import Decider, row_source
-from engine.dedup.cascade import Candidate, Cascade, compared_text
-from engine.dedup.datasets import read_rows
-from engine.errors import ConfigError
+from engine.decide import uses_semantic
+from engine.deciding import Deciding
+from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import read_key
 from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
-from engine.store import Manifest, RunReader, RunStore
+from engine.store import Manifest, RunStore
 
-__all__ = ["Result", "generate", "make_cascade", "restore_cascade", "uses_semantic"]
+__all__ = ["Result", "generate", "make_backends", "make_manifest"]
 
 SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
 DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against")
-ADD_BATCH = 1024
-GARBAGE = (50_000, 10, 10)
-"""``gc.set_threshold`` of a run: it has tens of thousands of objects in flight, and next to none of
-them end in a cycle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +76,9 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 f" may have been billed; sending them again: {keys}"
                 f"{' …' if len(resume.in_flight) > 8 else ''}"
             )
+        deciding = Deciding(config, tasks, display.note)
+        stack.push_async_callback(deciding.aclose)
+        await deciding.start()
         if not unnamed:
             display.note(f"starting {config.chosen_backend} with {backends[0].model}")
             loading = time.monotonic()
@@ -96,19 +89,13 @@ async def generate(config: RunConfig, display: Display) -> Result:
         budget = _budget(config, tasks, backends)
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
         await budget.count_parts(counter or backends[0].count_tokens)
-        cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
-
-        def restore() -> None:
-            missing = restore_cascade(cascade, store)
-            if missing and resume.counts.accepted:
-                display.note(f"embedded {missing} accepted rows again: their vectors were missing")
-
+        await deciding.ready()
         paid = config.chosen_backend not in ("transformers", "vllm")
         pipeline = Pipeline(
             store=store,
             pool=pool,
             budget=budget,
-            decider=Decider(cascade, api=config.api, after=resume.last_decided, restore=restore),
+            deciding=deciding,
             policy=RetryPolicy(max_attempts=config.max_attempts),
             pace=Pace(
                 target=config.target,
@@ -121,7 +108,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
             ),
             display=display,
         )
-        with _seldom_collected():
+        with seldom_collected():
             stop = await pipeline.run()
     return Result(
         stop=stop,
@@ -130,24 +117,6 @@ async def generate(config: RunConfig, display: Display) -> Result:
         seconds=time.monotonic() - began,
         resent=len(resume.in_flight),
     )
-
-
-@contextmanager
-def _seldom_collected() -> Iterator[None]:
-    """Keep the garbage collector from what was made so far, and let it look seldom at the rest.
-
-    Libraries, seeds and models stay to the end; passing over them again and again took a fifth of
-    the CPU.
-    """
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def make_backends(config: RunConfig) -> Sequence[Backend]:
@@ -235,14 +204,6 @@ def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Bac
     )
 
 
-def uses_semantic(config: RunConfig) -> bool:
-    """Whether near-duplicates by meaning are refused: as set, else where the packages are there."""
-    installed = all(find_spec(name) for name in ("sentence_transformers", "faiss"))
-    if config.semantic and not installed:
-        raise ConfigError("--semantic needs more packages: pip install 'woolmill[local]'")
-    return installed if config.semantic is None else config.semantic
-
-
 def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> Manifest:
     """What the run store remembers of the settings. No key is ever among them."""
     values: dict[str, Any] = config.model_dump(mode="json")
@@ -259,47 +220,3 @@ def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> M
         free={n: v for n, v in values.items() if n in FREE},
         engine_version=metadata.version("woolmill"),
     )
-
-
-def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
-    """The near-duplicate cascade with the seeds in it. Loads the embedding model: takes seconds."""
-    threshold, encoder = None, None
-    if uses_semantic(config):
-        from engine.dedup.semantic import SentenceEncoder
-
-        threshold = config.semantic_threshold
-        encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
-    cascade = Cascade(config.rouge_threshold, threshold, encoder, config.scope)
-    cascade.add_reference(
-        [compared_text(config.scope, task.instruction, task.input) for task in tasks],
-        [f"seed:{task.id}" for task in tasks],
-    )
-    fields = ("instruction", "input") if config.scope == "instruction+input" else ("instruction",)
-    for path in config.against:
-        rows = read_rows(path)
-        while batch := list(islice(rows, ADD_BATCH)):
-            cascade.add_reference(
-                [row.text(fields) for row in batch],
-                [f"against:{row.path}:{row.line}" for row in batch],
-            )
-    return cascade
-
-
-def restore_cascade(cascade: Cascade, store: RunReader) -> int:
-    """Add the rows that the store holds as accepted; how many had to be embedded again."""
-    rows = store.accepted(vectors=True)
-    missing = 0
-    while batch := list(islice(rows, ADD_BATCH)):
-        candidates, vectors = [], []
-        for decision, vector in batch:
-            if decision.record is not None:
-                candidates.append(
-                    Candidate(
-                        instruction=decision.record.instruction,
-                        input=decision.record.input,
-                        source=row_source(decision.index, decision.position),
-                    )
-                )
-                vectors.append(vector)
-        missing += cascade.restore(candidates, vectors)
-    return missing

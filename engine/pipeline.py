@@ -1,13 +1,13 @@
-"""The run: one producer, a task for each call in flight, one consumer that decides. All tasks start
-here.
+"""The run: one producer, a task for each call in flight, another process that decides. All tasks
+start here.
 
-    producer ──▶ store ──▶ call, call, call … ──▶ store ──▶ consumer ──▶ store
-    (plan order) (sent)    (any order)          (answered) (plan order) (decided)
+    producer ──▶ store ──▶ call, call, call … ──▶ store ──▶ decisions ──▶ store
+    (plan order) (sent)    (any order)          (answered) (plan order)  (decided)
 
 * The producer records what it has a slot for, and a call goes out when that is committed. Its task
   is free for the next as soon as its answers are handed to the store. So a task wakes twice for a
   request, when it may go out and when its answer is here; the commits only call back.
-* Between the calls and the consumer stand only indexes: answers wait in the store.
+* What decides is told up to where answers are complete, and reads them from the store.
 * How much is outstanding (sent and not yet decided) is bounded by what the yield so far says is
   still needed; near the target the number in flight shrinks by itself, and few answers are paid in
   vain.
@@ -34,12 +34,12 @@ import anyio.abc
 
 from engine.backends.base import Failure
 from engine.budget import Budget
-from engine.decide import Decider, Vector
-from engine.errors import DiskError, StoppedError, WoolmillError
+from engine.deciding import Batch, Deciding, DiedError
+from engine.errors import DiskError, StoppedError, UnavailableError, WoolmillError
 from engine.failpoints import failpoint
 from engine.limits import Lease, Pool
 from engine.recipes import alpaca
-from engine.records import Answer, Completion, Decision, Prompt
+from engine.records import Answer, Completion, Prompt
 from engine.retry import Delivery, RetryPolicy, deliver, most_tokens
 from engine.store import RunStore
 
@@ -47,7 +47,8 @@ __all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
 
 WINDOW = 100_000
 """Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
-DECIDE_BATCH = 256
+MOST_COMMITTING = 8
+"""Batches of decisions that may wait for their commit; then no more are taken."""
 PRIOR_ANSWERS = 1.0
 """Weight, in answers, of the most that an answer can hold against what they held so far. An
 estimate that starts high and sinks sends too few first and never too many.
@@ -163,7 +164,7 @@ class Pipeline:
         store: open for writing; says what earlier sessions sent, got and decided.
         pool: the backends behind their limits, started.
         budget: makes prompts.
-        decider: restored to the store's last decision.
+        deciding: started; knows the store's decisions.
         policy: what is tried again.
         pace: when to stop.
         display: shows progress.
@@ -175,7 +176,7 @@ class Pipeline:
         store: RunStore,
         pool: Pool,
         budget: Budget,
-        decider: Decider,
+        deciding: Deciding,
         policy: RetryPolicy,
         pace: Pace,
         display: Display,
@@ -183,7 +184,7 @@ class Pipeline:
         self._store = store
         self._pool = pool
         self._budget = budget
-        self._decider = decider
+        self._deciding = deciding
         self._policy = policy
         self._pace = pace
         self._display = display
@@ -209,7 +210,13 @@ class Pipeline:
             for index in range(resume.answered_below, self._next_index)
             if index not in self._answered
         )
-        # The answer of the last decision is parsed again: the target may have fallen inside it.
+        self._told = 0
+        """Up to where ``_deciding`` was told that answers are there."""
+        self._committing = 0
+        """Batches of decisions that wait for their commit."""
+        self._no_decisions = False
+        """There will be no more of them."""
+        # The last one may be decided in part: the target may have fallen inside it.
         self._undecided = resume.last_decided[0] if resume.last_decided else 0
         self._barren = 0
         self.progress = Progress(
@@ -230,16 +237,29 @@ class Pipeline:
             background.start_soon(self._listen)
             background.start_soon(self._show)
             background.start_soon(self._pool.run)
+            background.start_soon(self._decide)
             async with anyio.create_task_group() as calls:
                 background.start_soon(self._drain, calls.cancel_scope)
-                calls.start_soon(self._consume)
+                calls.start_soon(self._end)
+                self._tell()
                 await self._produce(calls)
             await self._changed.until(lambda: self._keeping == 0)
             if not isinstance(self._stop and self._stop.error, DiskError):
-                await self._consume()  # what came home while draining
+                await self._changed.until(self._all_decided)  # what came home while draining
             background.cancel_scope.cancel()
         assert self._stop is not None
         return self._stop
+
+    async def _end(self) -> None:
+        """Stop at the target, or when no more will come."""
+        progress = self.progress
+        await self._changed.until(
+            lambda: self._stop is not None or progress.accepted >= progress.target or self._idle()
+        )
+        if progress.accepted >= progress.target:
+            self._halt(Stop())
+        elif self._stop is None:
+            self._halt(Stop(error=self._at_cap()))
 
     # -- stopping ---------------------------------------------------------------------------------
 
@@ -258,6 +278,7 @@ class Pipeline:
                 if self._stop is not None and self._stop.signum is not None:
                     self._display.note("leaving now; what arrived is committed")
                     self._abandoning.set()
+                    self._changed.set()
                     continue
                 self._display.note(
                     f"{signum.name}: sending nothing more, waiting for {self._in_flight} calls in"
@@ -338,8 +359,7 @@ class Pipeline:
         self._in_flight += 1
         turn.prompts = [self._budget.current(prompt) for prompt in prompts]
         turn.lease = lease
-        keys = [prompt.key(lease.backend.model) for prompt in turn.prompts]
-        self._store.sent(turn.prompts, keys, turn.recorded)
+        self._store.sent(turn.prompts, lease.backend.model, turn.recorded)
 
     async def _caller(self, turn: Turn) -> None:
         """One call after another until sending ends: a task for each costs some 5 % more CPU."""
@@ -408,63 +428,84 @@ class Pipeline:
                 progress.prompt_tokens += usage.prompt_tokens
                 progress.completion_tokens += usage.completion_tokens
                 progress.session_completion_tokens += usage.completion_tokens
+        if self._told == self._answered_below and self._told in self._answered:
+            asyncio.get_running_loop().call_soon(self._tell)  # of all that the commit brought
         while self._answered_below in self._answered:
             self._answered.remove(self._answered_below)
             self._answered_below += 1
 
     # -- deciding ---------------------------------------------------------------------------------
 
-    async def _consume(self) -> None:
-        """Decide answers in plan order until the target, or until no more will come."""
-        progress = self.progress
-        while True:
-            await self._changed.until(
-                lambda: (
-                    self._undecided < self._answered_below or self._stop is not None or self._idle()
-                )
-            )
-            if progress.accepted >= progress.target:
-                return self._halt(Stop())
-            if self._undecided >= self._answered_below:
-                if self._idle():
-                    self._halt(Stop(error=self._at_cap()))
-                return None
-            try:
-                await self._decide_next()
-            except WoolmillError as error:
-                self._halt(Stop(error=error))
-                return None
+    def _tell(self) -> None:
+        self._told = self._answered_below
+        self._deciding.tell(self._told)
 
-    async def _decide_next(self) -> None:
+    async def _decide(self) -> None:
+        """Hand decisions to the store as they come, and replace a process that dies."""
+        died = False
+        try:
+            while True:
+                try:
+                    async for batch in self._deciding.batches():
+                        died = False
+                        self._committing += 1
+                        kept = self._store.decided_rows(batch.rows)
+                        kept.add_done_callback(partial(self._decided, batch))
+                        await self._changed.until(lambda: self._committing < MOST_COMMITTING)
+                except DiedError as error:
+                    await self._changed.until(lambda: self._committing == 0)
+                    if died:
+                        raise UnavailableError(
+                            f"{error}, and another too; resume the run"
+                        ) from None
+                    died = True
+                    self._display.note(f"{error}; starting another")
+                    await self._deciding.start()
+                    await self._deciding.ready()
+                    self._tell()
+        except WoolmillError as error:
+            self._halt(Stop(error=error))
+        finally:
+            self._no_decisions = True
+            self._changed.set()
+
+    def _decided(self, batch: Batch, kept: asyncio.Future[None]) -> None:
+        """The decisions of ``batch`` are committed, or could not be."""
+        self._committing -= 1
+        error = kept.exception()
+        if error is None:
+            failpoint("decision.kept")
+            self._count_decisions(batch)
+        elif isinstance(error, WoolmillError):
+            self._no_decisions = True
+            self._halt(Stop(error=error))
+        self._changed.set()
+
+    def _count_decisions(self, batch: Batch) -> None:
         progress = self.progress
-        count = min(DECIDE_BATCH, self._answered_below - self._undecided)
-        left = progress.target - progress.accepted
-        answers, decisions, vectors = await anyio.to_thread.run_sync(self._decide, count, left)
-        with anyio.CancelScope(shield=True):
-            await self._store.decided(decisions, vectors)
-        failpoint("decision.kept")
         # Behind the target the last answer may be decided in part; a higher target goes on there.
-        fruitful = {decision.index for decision in decisions if decision.accepted}
-        for answer in answers:
-            self._barren = 0 if answer.index in fruitful else self._barren + 1
-        for decision in decisions:
-            if decision.accepted:
+        fruitful = {index for index, _, reason, _, _ in batch.rows.decisions if reason is None}
+        for index in range(batch.first, batch.end):
+            self._barren = 0 if index in fruitful else self._barren + 1
+        for _, _, reason, _, _ in batch.rows.decisions:
+            if reason is None:
                 progress.accepted += 1
                 progress.session_accepted += 1
             else:
-                progress.reasons[decision.reason or ""] += 1
-        self._undecided = answers[-1].index + 1
+                progress.reasons[reason] += 1
+        self._undecided = batch.end
         progress.decided_answers = self._undecided
-        self._changed.set()
         if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
-            raise StoppedError(self._barren_message())
+            self._halt(Stop(error=StoppedError(self._barren_message())))
 
-    def _decide(
-        self, count: int, left: int
-    ) -> tuple[Sequence[Answer], list[Decision], list[Vector | None]]:
-        answers = self._store.answers(self._undecided, count)
-        decisions, vectors = self._decider.decide(answers, limit=left)
-        return answers, decisions, vectors
+    def _all_decided(self) -> bool:
+        """All that can be, or all that the person waits for."""
+        return (
+            self._undecided >= self._answered_below
+            or self.progress.accepted >= self.progress.target
+            or self._no_decisions
+            or self._abandoning.is_set()
+        )
 
     def _idle(self) -> bool:
         """Nothing is under way and nothing more may be sent."""

@@ -68,12 +68,12 @@ class Prompt:
     truncated: bool = False
     """Something was left out or shortened to fit the context."""
 
-    def key(self, model: str) -> str:
-        """Hash of what is sent: model, text, api, sampling and index. 64 hex digits."""
+    def key(self, model: str) -> bytes:
+        """Hash of what is sent: model, text, api, sampling and index. 32 bytes."""
         s = self.sampling
         sent = [model, self.index, self.api, self.text]
         sent += [s.max_tokens, s.temperature, s.top_p, list(s.stop), s.seed, s.forbid_eos]
-        return hashlib.sha256(orjson.dumps(sent)).hexdigest()
+        return hashlib.sha256(orjson.dumps(sent)).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ rows, manifest ─▶ database ─▶ reader (RunReader) ─▶ run (RunStore)
 
 from engine.store.manifest import Manifest
 from engine.store.reader import InFlight, Resume, RunReader, Session
-from engine.store.rows import Counts, Vector
+from engine.store.rows import Counts, DecisionRows, Vector, decode, encode
 from engine.store.run import RunStore
 
 __all__ = [
     "Counts",
+    "DecisionRows",
     "InFlight",
     "Manifest",
     "Resume",
@@ -19,4 +20,6 @@ __all__ = [
     "RunStore",
     "Session",
     "Vector",
+    "decode",
+    "encode",
 ]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from engine.errors import DiskError, StoppedError
 from engine.failpoints import failpoint
-from engine.records import Decision
 from engine.store.database import disk_errors
 from engine.store.lock import RunLock
-from engine.store.rows import Checksum, Counts, encode
+from engine.store.rows import Checksum, Counts, DecisionRow, encode
 from engine.store.space import Reserve
 from engine.store.writer import Work
 
@@ -76,15 +75,20 @@ class Inserts:
         now_ms = time.time_ns() // 1_000_000
         execute, executemany = self._connection.execute, self._connection.executemany
         execute("BEGIN IMMEDIATE")
-        if sent := [self._sent_row(*pair) for work in group for pair in work.sent]:
+        if sent := self._sent_rows(group):
             cursor = executemany("INSERT OR IGNORE INTO sent VALUES (?, ?, ?, ?)", sent)
             self._counts.sent += cursor.rowcount
         if answers := self._answer_rows(group, now_ms):
             executemany("INSERT INTO answer VALUES (?, ?, CAST(? AS TEXT), ?)", answers)
-        if decisions := [self._decision_row(d) for work in group for d in work.decisions]:
-            executemany("INSERT INTO decision VALUES (?, ?, ?, CAST(? AS TEXT), ?)", decisions)
-        if vectors := self._vector_rows(group):
-            executemany("INSERT INTO vector VALUES (?, ?, ?, ?)", vectors)
+        for work in group:
+            if work.decided is None:
+                continue
+            self._count_decisions(work.decided.decisions)
+            self._counts.vectors += len(work.decided.vectors)
+            executemany(
+                "INSERT INTO decision VALUES (?, ?, ?, CAST(? AS TEXT), ?)", work.decided.decisions
+            )
+            executemany("INSERT INTO vector VALUES (?, ?, ?, ?)", work.decided.vectors)
         self._counts.commits += 1
         body = encode(self._counts)
         execute(
@@ -103,10 +107,14 @@ class Inserts:
         if not in_place:
             raise DiskError(f"{self._path}: was removed or replaced while the run was going on")
 
-    def _sent_row(self, index: int, key: str) -> tuple[int, int, bytes, int]:
-        raw = bytes.fromhex(key)
-        sum_ = self._checksum("sent", b"%d %d" % (index, self._session), raw)
-        return index, self._session, raw, sum_
+    def _sent_rows(self, group: Sequence[Work]) -> list[tuple[int, int, bytes, int]]:
+        session, rows = self._session, []
+        for work in group:
+            made = ((prompt.index, prompt.key(work.model)) for prompt in work.prompts)
+            for index, key in (*made, *work.sent):
+                sum_ = self._checksum("sent", b"%d %d" % (index, session), key)
+                rows.append((index, session, key, sum_))
+        return rows
 
     def _answer_rows(self, group: Sequence[Work], now_ms: int) -> list[tuple[int, int, bytes, int]]:
         counts, beyond, rows = self._counts, self._beyond, []
@@ -130,24 +138,9 @@ class Inserts:
                 counts.first_at_s = counts.last_at_s
         return rows
 
-    def _decision_row(self, decision: Decision) -> tuple[int, int, str | None, bytes, int]:
-        key = (decision.index, decision.position)
-        if self._counts.last_decided is not None and key <= self._counts.last_decided:
-            raise ValueError(f"decision {key} comes after {self._counts.last_decided}")
-        self._counts.add_decision(decision)
-        body = encode(decision)
-        return (*key, decision.reason, body, self._checksum("decision", b"%d %d" % key, body))
-
-    def _vector_rows(self, group: Sequence[Work]) -> list[tuple[int, int, bytes, int]]:
-        rows = []
-        for work in group:
-            if not work.vectors:
-                continue
-            for decision, vector in zip(work.decisions, work.vectors, strict=True):
-                if vector is None:
-                    continue
-                key = (decision.index, decision.position)
-                body = vector.astype("<f4", copy=False).tobytes()
-                rows.append((*key, body, self._checksum("vector", b"%d %d" % key, body)))
-        self._counts.vectors += len(rows)
-        return rows
+    def _count_decisions(self, decisions: Sequence[DecisionRow]) -> None:
+        for index, position, reason, _, _ in decisions:
+            key = (index, position)
+            if self._counts.last_decided is not None and key <= self._counts.last_decided:
+                raise ValueError(f"decision {key} comes after {self._counts.last_decided}")
+            self._counts.add_decision(key, reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,7 @@ from engine.store.manifest import Manifest
 from engine.store.rows import (
     Checksum,
     Counts,
+    DecisionRows,
     Vector,
     damaged,
     decode,
@@ -48,7 +49,7 @@ class InFlight:
 
     index: int
     key: str
-    """``Prompt.key``: 64 hex digits."""
+    """``Prompt.key`` in hex digits."""
     session: int
 
 
@@ -239,6 +240,12 @@ class RunReader:
                 at, vector = next(stored, (None, None))
             else:
                 yield decision, None
+
+    def rows_of(
+        self, decisions: Sequence[Decision], vectors: Sequence[Vector | None] = ()
+    ) -> DecisionRows:
+        """What ``RunStore.decided_rows`` takes: rows with this run's checksums."""
+        return DecisionRows.of(self._checksum, decisions, vectors)
 
     def sessions(self) -> list[Session]:
         """The processes that wrote to the run, in order."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "SCHEMA",
     "Checksum",
     "Counts",
+    "DecisionRows",
     "Vector",
     "decode",
     "decode_answer",
@@ -139,13 +141,68 @@ class Counts:
         self.finish_reasons[finish] = self.finish_reasons.get(finish, 0) + 1
         self.models[completion.model] = self.models.get(completion.model, 0) + 1
 
-    def add_decision(self, decision: Decision) -> None:
+    def add_decision(self, key: tuple[int, int], reason: str | None) -> None:
+        """Count the decision on piece ``key`` (index, position)."""
         self.decided += 1
-        self.last_decided = (decision.index, decision.position)
-        if decision.reason is None:
+        self.last_decided = key
+        if reason is None:
             self.accepted += 1
         else:
-            self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+DecisionRow = tuple[int, int, str | None, bytes, int]
+VectorRow = tuple[int, int, bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRows:
+    """Decisions, and the vectors beside them, as their tables take them."""
+
+    decisions: list[DecisionRow]
+    """(request, position, reason, body, sum) of each."""
+    vectors: list[VectorRow]
+    """(request, position, body, sum)."""
+
+    @classmethod
+    def of(
+        cls,
+        checksum: Checksum,
+        decisions: Sequence[Decision],
+        vectors: Sequence[Vector | None] = (),
+    ) -> DecisionRows:
+        """The rows of ``decisions`` with ``vectors``: one for each or None, or none at all."""
+        if vectors and len(vectors) != len(decisions):
+            raise ValueError(f"{len(vectors)} vectors for {len(decisions)} decisions")
+        rows = cls([], [])
+        for decision in decisions:
+            key, body = (decision.index, decision.position), encode(decision)
+            sum_ = checksum("decision", b"%d %d" % key, body)
+            rows.decisions.append((*key, decision.reason, body, sum_))
+        for decision, vector in zip(decisions, vectors, strict=False):
+            if vector is not None:
+                key = (decision.index, decision.position)
+                body = vector.astype("<f4", copy=False).tobytes()
+                rows.vectors.append((*key, body, checksum("vector", b"%d %d" % key, body)))
+        return rows
+
+    def pack(self) -> tuple[list[tuple[Any, ...]], list[bytes]]:
+        """For another process: every row with the length of its body in the body's place, and the
+        bodies. A vector's row is the shorter one.
+        """
+        rows: list[tuple[Any, ...]] = [*self.decisions, *self.vectors]
+        return [(*row[:-2], len(row[-2]), row[-1]) for row in rows], [row[-2] for row in rows]
+
+    @classmethod
+    def unpack(cls, packed: Sequence[Sequence[Any]], bodies: bytes) -> DecisionRows:
+        """What ``pack`` took apart, its bodies joined."""
+        rows, start = cls([], []), 0
+        for *key, size, sum_ in packed:
+            body = bodies[start : start + size]
+            start += size
+            kind: list[Any] = rows.decisions if len(key) == 3 else rows.vectors
+            kind.append((*key, body, sum_))
+        return rows
 
 
 def encode(value: Any) -> bytes:

@@ -41,6 +41,7 @@ from engine.store.rows import (
     SCHEMA,
     Checksum,
     Counts,
+    DecisionRows,
     Vector,
     decode_counts,
     encode,
@@ -155,22 +156,24 @@ class RunStore(RunReader):
         return self._writer.callers if self._writer is not None else 0
 
     def sent(
-        self,
-        prompts: Sequence[Prompt],
-        keys: Sequence[str],
-        done: asyncio.Future[None] | None = None,
+        self, prompts: Sequence[Prompt], model: str, done: asyncio.Future[None] | None = None
     ) -> asyncio.Future[None]:
-        """Record that ``prompts`` are about to be sent; ``keys`` are theirs. Durable when ``done``,
-        a future of the caller's or a new one, is.
+        """Record that ``prompts`` are about to be sent to ``model``. Durable when ``done``, a
+        future of the caller's or a new one, is.
 
         StoppedError where the disk is nearly full, so that what was sent before still finds room.
         """
-        pairs = [(prompt.index, key) for prompt, key in zip(prompts, keys, strict=True)]
-        work = Work(sent=pairs) if done is None else Work(sent=pairs, done=done)
+        work = Work(prompts=prompts, model=model)
+        if done is not None:
+            work.done = done
         if self._inserts.shortage is None:
             return self._write(work)
         work.done.set_exception(self._inserts.shortage)
         return work.done
+
+    def sent_earlier(self, requests: Sequence[tuple[int, bytes]]) -> asyncio.Future[None]:
+        """Record requests of another store as sent, by index and key. Durable when done."""
+        return self._write(Work(sent=requests))
 
     def answered(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
         """Keep ``answers``. Durable when done. A second one to a request only counts as waste."""
@@ -183,10 +186,12 @@ class RunStore(RunReader):
         """Keep ``decisions``, which go on in plan order, with ``vectors`` beside them if there are
         any. Durable when done.
         """
-        if vectors and len(vectors) != len(decisions):
-            raise ValueError(f"{len(vectors)} vectors for {len(decisions)} decisions")
+        return self.decided_rows(self.rows_of(decisions, vectors))
+
+    def decided_rows(self, rows: DecisionRows) -> asyncio.Future[None]:
+        """``decided`` for what ``rows_of`` made, here or in another process."""
         failpoint("decision.made")
-        return self._write(Work(decisions=decisions, vectors=vectors))
+        return self._write(Work(decided=rows))
 
     def forget_decisions(self, decision: Mapping[str, Any]) -> None:
         """Drop all decisions in one transaction; from now on they follow from ``decision``.

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 
 from engine.errors import StoppedError, WoolmillError
 from engine.failpoints import failpoint
-from engine.records import Answer, Decision
-from engine.store.rows import Vector
+from engine.records import Answer, Prompt
+from engine.store.rows import DecisionRows
 
 __all__ = ["Work", "Writer"]
 
@@ -43,12 +43,13 @@ def _new_future() -> asyncio.Future[None]:
 class Work:
     """What one call wants written."""
 
-    sent: Sequence[tuple[int, str]] = ()
-    """(index, key) of each."""
+    prompts: Sequence[Prompt] = ()
+    """Requests about to be sent to ``model``; the thread that writes makes their keys."""
+    model: str = ""
+    sent: Sequence[tuple[int, bytes]] = ()
+    """Requests sent earlier: (index, key) of each."""
     answers: Sequence[Answer] = ()
-    decisions: Sequence[Decision] = ()
-    vectors: Sequence[Vector | None] = ()
-    """One for each decision, or none at all."""
+    decided: DecisionRows | None = None
     done: asyncio.Future[None] = field(default_factory=_new_future)
 
 

@@ -19,9 +19,9 @@ import anyio
 import click
 
 from engine.config import RunConfig
-from engine.decide import Decider
+from engine.decide import Decider, make_cascade
 from engine.errors import ConfigError, OutputError
-from engine.generate import make_cascade, make_manifest
+from engine.generate import make_manifest
 from engine.records import SeedTask
 from engine.store import Manifest, RunReader, RunStore
 from engine.upkeep.redecide import BATCH, decide_answers, decision_options, settings_of

@@ -18,9 +18,9 @@ import anyio
 import click
 
 from engine.config import RunConfig
-from engine.decide import Decider
+from engine.decide import Decider, make_cascade
 from engine.errors import ConfigError
-from engine.generate import make_cascade, make_manifest
+from engine.generate import make_manifest
 from engine.records import SeedTask
 from engine.seeds import bundled_seeds, fingerprint, read_seeds
 from engine.store import Manifest, RunStore

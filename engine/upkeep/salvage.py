@@ -22,7 +22,6 @@ import click
 import numpy as np
 
 from engine.errors import InputError, OutputError
-from engine.records import Prompt, Sampling
 from engine.store import Counts, Manifest, RunStore, Vector
 from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
 from engine.store.lock import RunLock, read_mark
@@ -115,7 +114,7 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
     store = RunStore.open(output, wreck.manifest)
     try:
         for rows in _batches(wreck.rows("sent")):
-            await store.sent([_prompt(row) for row in rows], [row.body.hex() for row in rows])
+            await store.sent_earlier([(row.key[0], row.body) for row in rows])
         for rows in _batches(wreck.rows("answer")):
             await store.answered([decode_answer(row.body) for row in rows])
         if complete:
@@ -180,8 +179,3 @@ class _Wreck:
 def _batches(rows: Iterator[Row]) -> Iterator[Sequence[Row]]:
     while batch := list(islice(rows, BATCH)):
         yield batch
-
-
-def _prompt(row: Row) -> Prompt:
-    """The request as far as the store needs to know it."""
-    return Prompt(index=row.key[0], text="", api="completions", sampling=Sampling(max_tokens=1))

@@ -123,7 +123,7 @@ class _Walk:
                 return f"holds the answer to request {answer.index}"
         elif table == "decision":
             decision = decode_decision(row.body)
-            counts.add_decision(decision)
+            counts.add_decision((decision.index, decision.position), decision.reason)
             if decision.accepted:
                 self._accepted.add((decision.index, decision.position))
             if (decision.index, decision.position) != row.key:

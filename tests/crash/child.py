@@ -32,19 +32,26 @@ import engine.generate  # noqa: F401  imported before the fork
 from engine import failpoints
 from engine.cli import main
 from engine.records import Decision, Prompt
-from engine.store import RunStore
+from engine.store import DecisionRows, RunStore
+from engine.store.rows import decode_decision
 from engine.store.writer import Writer
 from tests.crash import mutants
 
 NOT_TRACED = 99
 """Exit status where nobody came to trace."""
 TRACER_S = 10.0
+SITE = Path(__file__).parent / "site"
+"""What a Python process runs first: it breaks the same protection in the process that decides."""
 
 
 def ledger_key(prompt: Prompt) -> str:
     """A request as the server's ledger names it."""
     text = f"{prompt.sampling.seed}\n{prompt.text}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def accepted(rows: DecisionRows) -> list[Decision]:
+    return [decode_decision(body) for _, _, reason, body, _ in rows.decisions if reason is None]
 
 
 def digest(decision: Decision) -> str:
@@ -66,11 +73,11 @@ def witness(acks: str) -> None:
     wrap(
         RunStore,
         "sent",
-        lambda prompts, keys, done=None: say([f"sent {p.index} {ledger_key(p)}" for p in prompts]),
+        lambda prompts, model, done=None: say([f"sent {p.index} {ledger_key(p)}" for p in prompts]),
     )
     wrap(RunStore, "answered", lambda answers: say([f"answered {a.index}" for a in answers]))
-    wrap(RunStore, "decided", lambda decisions, vectors=(): say(
-        [f"accepted {d.index}.{d.position} {digest(d)}" for d in decisions if d.accepted]
+    wrap(RunStore, "decided_rows", lambda rows: say(
+        [f"accepted {d.index}.{d.position} {digest(d)}" for d in accepted(rows)]
     ))  # fmt: skip
     opened = RunStore.open.__func__  # type: ignore[attr-defined]
 
@@ -134,6 +141,7 @@ def child(order: dict[str, Any]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if order.get("mutant"):
             mutants.apply(order["mutant"])
+            os.environ |= {"PYTHONPATH": str(SITE), "WOOLMILL_MUTANT": order["mutant"]}
         witness(order["acks"])
         if order.get("traced") == "main":
             wait_for_tracer(order["thread"])

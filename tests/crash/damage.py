@@ -58,13 +58,13 @@ def smallest_run(folder: Path) -> Path:
     async def write() -> None:
         prompts = [prompt(0), prompt(1)]
         store = RunStore.open(folder, MANIFEST)
-        await store.sent(prompts, [p.key("m") for p in prompts])
+        await store.sent(prompts, "m")
         await store.answered([answer(0)])
         pair = [decision(0, 0), decision(0, 1, "rouge_l")]
         await store.decided(pair, [np.ones(4, np.float32), None])
         await store.aclose()
         store = RunStore.open(folder, MANIFEST)
-        await store.sent(prompts[1:], [prompts[1].key("m")])
+        await store.sent(prompts[1:], "m")
         await store.aclose()
 
     anyio.run(write)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.server import Behaviour
 from engine.failpoints import POINTS
-from tests.crash.rig import LedgerServer, Parent, Trial, judge, send_signal
+from tests.crash.rig import LedgerServer, Parent, Trial, judge, send_signal, start_and_wait
 from tests.crash.share import ALONE, Share
 
 VIOLATIONS = (
@@ -77,10 +76,10 @@ def cut_run(parent: Parent, cut: Trial, rng: random.Random, most: int) -> Counte
     """Start the run, kill it, start it again, until it ends by itself."""
     total: Counter[str] = Counter()
     while True:
-        pid = parent.start(cut.order("run"))
         if total["kills"] < most:
-            time.sleep(rng.uniform(0, 0.5))
-            send_signal(pid, signal.SIGKILL)
+            send_signal(start_and_wait(parent, cut, rng, 0.3), signal.SIGKILL)
+        else:
+            parent.start(cut.order("run"))
         cut.status = parent.wait()
         if cut.status != -signal.SIGKILL:
             return total
@@ -105,11 +104,11 @@ def stops(
                 cut = Trial(name, server.url, target, 32, seed)
                 stopped = 0
                 while True:
-                    pid = parent.start(cut.order("run"))
                     signum = rng.choice(signals)
                     if stopped < 8:
-                        time.sleep(rng.uniform(0, 0.6))
-                        send_signal(pid, signum)
+                        send_signal(start_and_wait(parent, cut, rng, 0.3), signum)
+                    else:
+                        parent.start(cut.order("run"))
                     cut.status = parent.wait()
                     if cut.status not in (130, 143, -signum):
                         break

@@ -64,7 +64,7 @@ def acknowledge_before_commit() -> None:
 def send_before_recording() -> None:
     """A request is sent without a record."""
 
-    def hasty(self: RunStore, prompts: Any, keys: Any) -> asyncio.Future[None]:
+    def hasty(self: RunStore, prompts: Any, model: str) -> asyncio.Future[None]:
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
@@ -207,6 +207,8 @@ def ask_again() -> None:
 def decide_again() -> None:
     """On resume, decisions start over."""
     _resumed(lambda resume: replace(resume, last_decided=None))
+    counts = RunReader.counts
+    swap(RunReader, "counts", lambda self: replace(counts(self), last_decided=None))
 
 
 def decide_out_of_order() -> None:

@@ -19,10 +19,11 @@ from collections import Counter
 from pathlib import Path
 
 from tests.crash.kills import FAULTY, KILLS_A_TRIAL, uncut_run, verdict
-from tests.crash.rig import LedgerServer, Parent, Trial, send_signal
+from tests.crash.rig import LedgerServer, Parent, Trial, send_signal, start_and_wait
 from tests.crash.share import ALONE, Share
 
 IMAGE_MIB = 96
+BUSY_S = 10.0
 
 
 class CannotMount(Exception):
@@ -58,7 +59,17 @@ class Disk:
         _command("mount", "-o", "loop", str(self.image), str(self.mount))
 
     def close(self) -> None:
-        _command("umount", str(self.mount))
+        """Take it out, as soon as no process is left that reads from it: the one that decides ends
+        a moment after the run.
+        """
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return _command("umount", str(self.mount))
+            except CannotMount as exc:
+                if "busy" not in str(exc) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
 
 def _command(*argv: str) -> None:
@@ -106,12 +117,13 @@ def _cut_run(parent: Parent, cut: Trial, disk: Disk, rng: random.Random, most: i
     (cut.folder / "run").symlink_to(disk.mount / "run")
     _command("sync", "-f", str(disk.mount))
     while True:
-        pid = parent.start(cut.order("run"))
         if total["cuts"] < most:
-            time.sleep(rng.uniform(0, 0.6))
+            pid = start_and_wait(parent, cut, rng, 0.3)
             send_signal(pid, signal.SIGSTOP)
             copy = disk.copy()
             send_signal(pid, signal.SIGKILL)
+        else:
+            parent.start(cut.order("run"))
         cut.status = parent.wait()
         if cut.status != -signal.SIGKILL:
             return total

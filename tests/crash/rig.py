@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from typing import Any, Self
 from benchmarks.server import Behaviour, Server
 
 ROOT = Path(__file__).resolve().parents[2]
+EARLY, STARTING_S = 0.2, 1.0
+"""The share of moments in the start of a run, and how long one may take."""
 
 
 class LedgerFile(Counter[str]):
@@ -186,6 +189,30 @@ class Trial:
         if parent.wait():
             raise RuntimeError(Path(order["stderr"]).read_text())
         return path
+
+
+def start_and_wait(parent: Parent, cut: Trial, rng: random.Random, longest_s: float) -> int:
+    """Start the run ``run``, and wait for some moment: one in five while it starts, the others up
+    to ``longest_s`` after its first request. Its pid; it may have ended.
+    """
+    acks = cut.acks("run")
+    before = acks.stat().st_size if acks.exists() else 0
+    pid = parent.start(cut.order("run"))
+    if rng.random() < EARLY:
+        time.sleep(rng.uniform(0, STARTING_S))
+        return pid
+    while b" sent " not in _since(acks, before) and Path(f"/proc/{pid}").exists():
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, longest_s))
+    return pid
+
+
+def _since(path: Path, start: int) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()
 
 
 def judge(ledger: Path, acks: Path, export: Path, uncut: Path) -> dict[str, int]:

@@ -51,7 +51,7 @@ async def fill(folder: Path, requests: int, *, undecided: int = 0) -> None:
     """A run of ``requests`` requests, two decisions each but for the last ``undecided``."""
     store = RunStore.open(folder, MANIFEST)
     prompts = [prompt(i) for i in range(requests)]
-    await store.sent(prompts, [p.key("m") for p in prompts])
+    await store.sent(prompts, "m")
     await store.answered([answer(i) for i in range(requests)])
     for i in range(requests - undecided):
         vector = np.full(4, i, np.float32)

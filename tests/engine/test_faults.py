@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 from engine import generate as generate_module
 from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
-from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.generate import Result, generate
 from engine.progress import SilentDisplay
 from engine.recipes import alpaca
@@ -158,32 +156,3 @@ async def test_a_run_leaves_no_task_behind_fault_075(
     before = asyncio.all_tasks()
     await ran(tmp_path, monkeypatch)
     assert asyncio.all_tasks() == before
-
-
-async def test_slow_decisions_do_not_hold_up_the_loop_fault_076(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While a decision takes half a second, the loop goes on: the work is in a thread."""
-    judge = Cascade.judge
-    ticks = 0
-    meanwhile: list[int] = []
-
-    def slow(self: Cascade, candidates: list[Candidate], limit: int) -> list[Judgement]:
-        before = ticks
-        time.sleep(0.5)
-        meanwhile.append(ticks - before)
-        return judge(self, candidates, limit)
-
-    monkeypatch.setattr(Cascade, "judge", slow)
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    await ran(tmp_path, monkeypatch, target=4)
-    ticking.cancel()
-    assert meanwhile
-    assert min(meanwhile) >= 5

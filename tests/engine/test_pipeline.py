@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -18,13 +17,12 @@ from engine import generate as generate_module
 from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
-from engine.decide import Decider
 from engine.errors import AuthError, ConfigError, StoppedError
 from engine.export import export
 from engine.generate import Result, generate
 from engine.limits import Pool
 from engine.pipeline import Progress
-from engine.records import Answer, Prompt
+from engine.records import Prompt
 from engine.store import RunStore
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
@@ -240,27 +238,6 @@ async def test_fault_065_collapse_ends_the_run(tmp_path: Path, backend: Scripted
     assert isinstance(result.stop.error, StoppedError)
     assert "duplicate_exact" in str(result.stop.error)
     assert result.progress.accepted == 1
-
-
-async def test_fault_109_decisions_that_lag_hold_sending_back(
-    tmp_path: Path, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server that answers at once and decisions that take their time: never more than the window
-    is sent and undecided, sending waits at its edge, and the run still reaches its target.
-    """
-    monkeypatch.setattr("engine.pipeline.WINDOW", 40)
-    monkeypatch.setattr("engine.pipeline.DECIDE_BATCH", 8)
-    decide, ahead = Decider.decide, []
-
-    def slow(self: Decider, answers: Sequence[Answer], **options: int) -> Any:
-        time.sleep(0.05)  # in the thread of decisions
-        ahead.append(backend.calls.total() - answers[0].index)
-        return decide(self, answers, **options)
-
-    monkeypatch.setattr(Decider, "decide", slow)
-    result = await ran(tmp_path, target=400, max_in_flight=64)
-    assert result.stop.reached
-    assert max(ahead) == 40
 
 
 async def test_fault_109_a_slow_disk_holds_sending_back(

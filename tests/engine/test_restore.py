@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine.decide import restore_cascade
 from engine.dedup.cascade import Candidate, Cascade
 from engine.dedup.encoder import Precision
-from engine.generate import restore_cascade
 from engine.store import RunStore
 from tests.engine.store_rows import MANIFEST, answer, decision
 

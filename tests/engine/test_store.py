@@ -51,7 +51,7 @@ async def test_a_restart_knows_what_is_answered_in_flight_and_decided(tmp_path: 
     """resume() has gaps, the keys of what was in flight, and the place to decide from."""
     store = RunStore.open(tmp_path / "run", MANIFEST)
     prompts = [prompt(i) for i in range(6)]
-    await store.sent(prompts, [p.key("m") for p in prompts])
+    await store.sent(prompts, "m")
     await store.answered([answer(i) for i in (0, 1, 3, 5)])
     await store.decided([decision(0, 0), decision(0, 1, "short")])
     await store.aclose()
@@ -59,11 +59,11 @@ async def test_a_restart_knows_what_is_answered_in_flight_and_decided(tmp_path: 
     resume = store.resume()
     assert [i for i in range(7) if resume.is_answered(i)] == [0, 1, 3, 5]
     assert [(f.index, f.key) for f in resume.in_flight] == [
-        (i, prompts[i].key("m")) for i in (2, 4)
+        (i, prompts[i].key("m").hex()) for i in (2, 4)
     ]
     assert resume.last_decided == (0, 1)
     assert store.answers(0, 10) == [answer(0), answer(1)], "stops at the gap"
-    await store.sent([prompts[2]], [prompts[2].key("m")])
+    await store.sent([prompts[2]], "m")
     assert [f.index for f in store.sent_again()] == [2]
     await store.aclose()
 
@@ -166,7 +166,7 @@ async def test_a_store_of_this_format_s_first_day_goes_on_fault_079(tmp_path: Pa
     resume = store.resume()
     assert resume.last_decided == (1, 1)
     await store.decided([decision(2, 0)])
-    await store.sent([prompt(3)], [prompt(3).key("m")])
+    await store.sent([prompt(3)], "m")
     await store.answered([answer(3)])
     await store.aclose()
     assert list(problems(folder)) == []

@@ -74,11 +74,11 @@ async def test_a_disk_that_fills_up_stops_sending_and_keeps_what_is_paid_fault_0
     """Nearly full: nothing more is sent. Full: answers still land, in the reserve."""
     run = small_disk / "run"
     store = RunStore.open(run, MANIFEST)
-    await store.sent([prompt(0)], [prompt(0).key("m")])
+    await store.sent([prompt(0)], "m")
     take_space(small_disk, leave=space.RESERVE_BYTES // 2)
     await store.answered([answer(0)])
     with pytest.raises(StoppedError, match=r"nearly full \(\d+ MiB left\).*free \d+ MiB"):
-        await store.sent([prompt(1)], [prompt(1).key("m")])
+        await store.sent([prompt(1)], "m")
     (small_disk / "other").unlink()
     take_space(small_disk, leave=MIB)
     for i in range(1, 9):
@@ -265,7 +265,7 @@ async def test_a_fault_in_the_writer_reaches_every_caller_fault_074(
     )
     assert all(isinstance(o, WoolmillError) and o.exit_code == 70 for o in outcomes)
     with pytest.raises(WoolmillError, match="a bug"):
-        await store.sent([prompt(0)], [prompt(0).key("m")])
+        await store.sent([prompt(0)], "m")
     await store.aclose()
 
 
@@ -299,7 +299,7 @@ def test_a_request_recorded_twice_counts_once_fault_113(
     async def session(folder: Path, steps: list[tuple[int, bool]]) -> None:
         store = RunStore.open(folder, MANIFEST)
         for index, is_answered in steps:
-            await store.sent([prompt(index)], [prompt(index).key("m")])
+            await store.sent([prompt(index)], "m")
             if is_answered:
                 await store.answered([answer(index)])
         await store.aclose()
@@ -440,7 +440,7 @@ async def test_memory_does_not_grow_with_the_run_fault_107_fault_108(tmp_path: P
     async def requests(first: int, end: int) -> None:
         for i in range(first, end, 100):
             prompts = [prompt(n) for n in range(i, i + 100)]
-            await store.sent(prompts, ["ab" * 32] * 100)
+            await store.sent(prompts, "m")
             await store.answered([answer(n, "x" * 1000) for n in range(i, i + 100)])
             await store.decided([decision(n, 0) for n in range(i, i + 100)])
 
