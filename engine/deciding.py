@@ -37,6 +37,7 @@ from engine.config import RunConfig
 from engine.decide import Decider, make_cascade, restore_cascade
 from engine.errors import UnavailableError, WoolmillError
 from engine.garbage import seldom_collected
+from engine.processes import environment_without_keys, how_it_ended
 from engine.records import SeedTask
 from engine.store import DecisionRows, RunReader, decode, encode
 
@@ -107,7 +108,7 @@ class Deciding:
                 *(sys.executable, "-P", "-m", "engine.deciding"),
                 stdin=PIPE,
                 stdout=out,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=environment_without_keys() | {"PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,
             )
         finally:
@@ -174,8 +175,7 @@ class Deciding:
             if "note" not in head:
                 return message
             self._note(head["note"])
-        code = await self._process.wait()
-        how = f"with status {code}" if code >= 0 else f"by signal {-code}"
+        how = how_it_ended(await self._process.wait())
         raise DiedError(f"the process that decides ended {how}")
 
 

@@ -37,11 +37,11 @@ from engine.backends.http import HttpBackend
 from engine.backends.vllm import (
     child_environment,
     engine_arguments,
-    how_it_ended,
     last_error,
     refusal,
 )
 from engine.errors import ConfigError, OutputError, UnavailableError
+from engine.processes import how_it_ended
 from engine.records import Completion, Prompt
 
 __all__ = ["ServedBackend", "Server", "plan", "serve", "serving"]

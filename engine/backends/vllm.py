@@ -34,13 +34,13 @@ from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.classify import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.processes import environment_without_keys, how_it_ended
 from engine.records import Completion, Prompt, Usage
 
 __all__ = [
     "VllmBackend",
     "child_environment",
     "engine_arguments",
-    "how_it_ended",
     "last_error",
     "refusal",
 ]
@@ -56,7 +56,6 @@ _ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 request's generator, which torch's generators on a CPU cannot: any request with a seed may so end
 the engine (vllm/v1/worker/gpu_model_runner.py, ``set_offset``; seen with 0.32)."""
 _REFUSED_ARGUMENTS = {"trust_remote_code": "code that comes with a model is never run"}
-_SECRET = re.compile(r"KEY|SECRET|PASSWORD|CREDENTIAL|TOKEN(?!IZERS)", re.IGNORECASE)
 
 
 class VllmBackend:
@@ -392,8 +391,8 @@ def child_environment() -> dict[str, str]:
     """The environment of a vLLM process: ours, without keys and without our module path."""
     keep = {
         name: value
-        for name, value in os.environ.items()
-        if name == "HF_TOKEN" or not (_SECRET.search(name) or name.startswith("PYTHON"))
+        for name, value in environment_without_keys().items()
+        if not name.startswith("PYTHON")
     }
     keep |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not _has_gpu():
@@ -419,15 +418,6 @@ def refusal(why: str, where: str) -> ConfigError | UnavailableError:
     return ConfigError(f"vLLM cannot start: {why}; {where}")
 
 
-def how_it_ended(status: int | None) -> str:
-    """How a process ended, from its status as ``subprocess`` or a shell tells it."""
-    if status is not None and status > 128:
-        status = 128 - status
-    if status is None or status >= 0:
-        return f"with status {status}"
-    return _signal_name(-status)
-
-
 def last_error(log_file: Path) -> str:
     """The last line of a vLLM log that names an exception other than that its engine is gone."""
     try:
@@ -443,13 +433,6 @@ def last_error(log_file: Path) -> str:
 
 def _fatal(reason: str, error: WoolmillError) -> Failure:
     return Failure(Verdict(kind="fatal", reason=reason, message=str(error), error=error))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return f"by {signal.Signals(number).name}"
-    except ValueError:
-        return f"by signal {number}"
 
 
 def _has_gpu() -> bool:

@@ -121,7 +121,7 @@ async def test_one_that_is_killed_is_replaced_and_nothing_changes(
     result = await ran(tmp_path / "killed", monkeypatch, watcher, slow)
     assert result.stop.reached
     assert len(pids) == 2
-    assert any("ended by signal 9; starting another" in note for note in watcher.notes)
+    assert any("ended by SIGKILL; starting another" in note for note in watcher.notes)
     await ran(tmp_path / "whole", monkeypatch, Watcher())
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert not list(problems(tmp_path / "killed"))
@@ -260,7 +260,7 @@ async def test_a_bug_in_it_shows_where(tmp_path: Path, monkeypatch: pytest.Monke
         await ran(tmp_path / "run", monkeypatch, Watcher())
 
 
-def test_it_ends_with_its_parent_and_is_deaf_to_the_terminal(tmp_path: Path) -> None:
+def test_it_ends_with_its_parent_has_no_keys_and_is_deaf_to_the_terminal(tmp_path: Path) -> None:
     """A run that is killed leaves no process behind; an interrupt reaches the run alone."""
     code = f"""
         import os, signal
@@ -269,7 +269,9 @@ def test_it_ends_with_its_parent_and_is_deaf_to_the_terminal(tmp_path: Path) -> 
         tell = Deciding.tell
         def told(self, below):
             if below > 20:
-                print(self._process.pid, os.getpgid(self._process.pid) != os.getpgrp(), flush=True)
+                pid = self._process.pid
+                keys = b"sk-canary" in open(f"/proc/{{pid}}/environ", "rb").read()
+                print(pid, os.getpgid(pid) != os.getpgrp(), keys, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             tell(self, below)
         Deciding.tell = told
@@ -277,11 +279,16 @@ def test_it_ends_with_its_parent_and_is_deaf_to_the_terminal(tmp_path: Path) -> 
               "--target", "500"])
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=os.environ | {"OPENAI_API_KEY": "sk-canary"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert done.returncode == -signal.SIGKILL
-    pid, apart = done.stdout.split()
+    pid, apart, keys = done.stdout.split()
     assert apart == "True"
+    assert keys == "False"
     deadline = time.monotonic() + 10
     while not gone(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.01)
