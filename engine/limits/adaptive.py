@@ -26,8 +26,9 @@ damping of bursts; Netflix's and Envoy's gradient limiters.
 from __future__ import annotations
 
 import math
+from collections import deque
 
-from engine.limits.chance import Chance
+from engine.limits.chance import MOST, Chance
 from engine.limits.controller import MAX_PAUSE_S, PAUSE_S, Ticket, concerns_all
 from engine.limits.pace import Pace
 
@@ -67,9 +68,12 @@ STUBBORN = 3
 VARIED = 0.08
 """Logarithm of the ratio of two Retry-After that differ by more than what the pool adds to them: so
 they follow the clock from the second refusal on."""
-MOST_IN_VAIN, SAME = 5, 2
-"""They do not after all: more in a row than this though the pace was lowered each time, or so many
-in a row at the same number in flight as the one before."""
+CONTRARY, SWAMPED = 6.0, 0.5
+"""Evidence that refusals follow the clock, where a number in flight refuses none, weighed against
+the most that are put down to chance; and the share that is refused then."""
+MOST_IN_VAIN, SAME = 3, 2
+"""They do not after all: so many more than doublings of what was accepted meanwhile, for a pace is
+known twice as well at each; or so many in a row at the same number in flight as the one before."""
 FEW = 8
 """A handful. With more in flight, refusals while doubling are doubted: a few too many cost little
 there, and a cut that was not needed costs much."""
@@ -140,8 +144,10 @@ class Adaptive:
         self._tried_at_s = self._beyond_at_s = 0.0  # the first of them
         self._chance = Chance()
         self._asked_s = 0.0  # the latest Retry-After, if short
+        self._contrary = 0.0  # evidence that neither chance nor a number in flight refuses
+        self._taken: deque[int] = deque(maxlen=CALM)  # in flight with each of the latest answered
         self._same = self._same_at = 0
-        self._alone = 0  # refusals in a row with nothing else in flight, or with a pace
+        self._alone = 0  # refusals in a row with nothing else in flight
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
         self._starved_enough = STARVED
         self._pace = Pace()
@@ -207,6 +213,8 @@ class Adaptive:
         self.latency_s += 0.1 * (took_s - self.latency_s)
         self._all_successes += 1
         self._alone = 0
+        self._taken.append(ticket.in_flight)
+        self._contrary = max(self._contrary + math.log((1 - SWAMPED) / (1 - MOST)), 0.0)
         self._starve(now_s, ticket, refused=False)
         if self._episode_s is None or ticket.at_s > self._episode_s:
             self._successes += 1
@@ -242,15 +250,29 @@ class Adaptive:
             self._count_wave(now_s)
             return
         beyond = self._is_beyond(ticket)
-        clock = self._pace.per_s is not None or self._counts_down(retry_after_s)
-        self._chance.doubted &= not clock
-        proof = self._chance.proof(expected=beyond or clock)
+        paced = counts = self._pace.per_s is not None
+        down = self._counts_down(retry_after_s)
+        clock = paced or down
+        contrary = self._is_contrary(ticket)
+        if contrary:
+            self._contrary += math.log(SWAMPED / MOST)
+            counts |= self._contrary >= CONTRARY
+        # Proof though chance is known, and a handful again: neither chance nor a number.
+        clock |= counts or (self._chance.scattered and self.in_flight < FEW and not beyond)
+        self._chance.doubted &= not (paced or down)
+        proof = 1 if counts else self._chance.proof(expected=beyond or down)
         self._beyond = 0
-        if proof:
+        if not proof:
+            self._obey_alone(now_s, retry_after_s)
+        elif self._all_successes == 0 and self._target > 1:
+            # It may take more, but not at once: start with what it took.
+            pause_s = PAUSE_S if retry_after_s is None else retry_after_s
+            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+            self._episode_s = now_s
+            self._set(now_s, max(self.in_flight, 1.0))
+        else:
             self._refusals = proof + (self._refusals if self._streak else 0)
             self._cut(now_s, ticket, retry_after_s, beyond=beyond, clock=clock)
-        else:
-            self._obey_alone(now_s, retry_after_s)
 
     def observe(self, now_s: float, running: float, waiting: float, preemptions: float) -> None:
         self._watched_until_s = now_s + 5.0
@@ -409,7 +431,9 @@ class Adaptive:
     def _count_wave(self, now_s: float) -> None:
         """One more of the wave that ended in a cut; it was counted among those held."""
         self._refusals += 1
-        if self._refused_at is not None:
+        if self._refused_at is None:
+            self._set(now_s, max(min(self._target, self.in_flight), 1.0))
+        elif self._pace.per_s is None:
             self._held = max(self._held - 1, 1.0)
             self._refused_at = min(self._refused_at, self._held)
             if self._target > self._refused_at:
@@ -421,6 +445,13 @@ class Adaptive:
             return False
         before_s, self._asked_s = self._asked_s or retry_after_s, retry_after_s
         return abs(math.log(retry_after_s / before_s)) > VARIED
+
+    def _is_contrary(self, ticket: Ticket) -> bool:
+        """Whether a server that counts what is in flight would have taken it: it was alone, or no
+        more than a handful that has just been taken.
+        """
+        taken = min(self._taken) if len(self._taken) == CALM else 1
+        return ticket.in_flight <= max(min(taken, FEW), 1)
 
     def _cut(
         self,
@@ -436,7 +467,7 @@ class Adaptive:
             self.paused_until_s = max(self.paused_until_s, now_s + retry_after_s)
             self._patient_until_s = now_s + min(PAUSES_APART * retry_after_s, MOST_APART_S)
         held = self._held = float(max(self.in_flight, 1))
-        if self._refused_at is not None and ticket.in_flight < 0.97 * self._refused_at:
+        if self._refused_at is not None and FEW < ticket.in_flight < 0.97 * self._refused_at:
             clock |= self._streak >= STUBBORN  # with fewer in flight than had just been accepted
         self._same = self._same + 1 if ticket.in_flight == self._same_at else 0
         self._same_at = ticket.in_flight
@@ -444,15 +475,16 @@ class Adaptive:
             self._pace.forget(now_s, self._all_successes + self.in_flight)
             self._refused_at, self._streak, clock, beyond = held, 0, False, True
         if clock:
-            self._pace.learn(now_s, self._all_successes + self.in_flight, self.latency_s)
-            held = max(held, self._paced)
-            if self._pace.vain > MOST_IN_VAIN:  # whatever is sent, some are refused
+            accepted = self._all_successes + self.in_flight
+            self._pace.learn(now_s, accepted, self.latency_s, retry_after_s)
+            held = self._paced
+            if self._pace.vain > MOST_IN_VAIN + math.log2(1 + self._pace.vain_ends):
                 self._chance.learn(self._pace.vain, self._pace.vain_ends)
                 self._start_anew(now_s)
                 return
-            if not self._pace.sure:  # measuring costs refusals, and they prove no chance
-                self._chance.look_anew()
-            self._set(now_s, min(held, self.limit(now_s)))
+            if self._pace.known < SUCCESSES_PER_REFUSAL:
+                self._chance.look_anew()  # measuring costs refusals, and they prove no chance
+            self._set(now_s, held)
         elif beyond:
             assert self._refused_at is not None
             at = self._refused_at
@@ -464,16 +496,14 @@ class Adaptive:
             taken = self._sent_s is not None and now_s > self._sent_s + 3 * self._refusal_s
             cut = CUT_AGAIN if self._streak > taken else CUT_FIRST
             self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
-        # A pace holds back by itself, so that only silence makes the pauses long.
-        in_vain = max(self._pace.vain, self._alone) if clock else self._streak
-        self._alone += clock
-        if in_vain and retry_after_s is None:
-            pause_s = min(PAUSE_S * 2.0 ** (in_vain - 1), MAX_PAUSE_S)
+        if self._streak and retry_after_s is None and not clock:  # a pace holds back by itself
+            pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
             self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
         self._resuming = now_s < self.paused_until_s and not beyond
         self._episode_s, self._refused_at, self._successes = now_s, held, 0
         self._sent_s = None
         self._streak = min(self._streak + (not beyond), 16)
+        self._taken.clear()
         self._phase, self._base = "hold", None
 
     def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
@@ -508,7 +538,7 @@ class Adaptive:
     @property
     def _paced(self) -> float:
         """More than the pace has in flight."""
-        return PACE_ROOM * (self._pace.per_s or 0.0) * self.latency_s
+        return PACE_ROOM * (self._pace.per_s or 0.0) * self.latency_s + 1
 
     @property
     def _known(self) -> float:
@@ -529,20 +559,19 @@ class Adaptive:
 
     def _maybe_step(self, now_s: float) -> None:
         """Try a step beyond where it was refused, as soon as that can be afforded."""
+        if self._pace.maybe_rise(now_s, self._all_successes + self.in_flight):
+            self._refused_at = max(self._refused_at or 0.0, self._paced)
+            self._set(now_s, max(self._target, self._refused_at))
         if self._refused_at is None or self._streak or self._target < self._known:
             return
-        paced = self._pace.per_s is not None
-        wanted = float(self._caution * self._refusals)
-        if paced:
-            wanted = SUCCESSES_PER_REFUSAL if self._pace.sure else 0
-        until_s = self._pace.rise_s if paced else self._patient_until_s
-        if self._successes < wanted or now_s < until_s:
+        wanted = self._caution * (self._refusals if self._target >= START else 1)
+        if (
+            self._pace.per_s is not None
+            or self._successes < wanted
+            or now_s < self._patient_until_s
+        ):
             return
-        if paced:
-            self._pace.rise(now_s)
-            self._refused_at = max(self._refused_at, self._paced)
-            self._set(now_s, max(self._target, self._refused_at))
-        elif self._target <= self._refused_at:
+        if self._target <= self._refused_at:
             self._caution = min(2 * self._caution, SUCCESSES_PER_REFUSAL)
             self._step(now_s, STEP)
         self._successes = 0

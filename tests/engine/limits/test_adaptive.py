@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.bench_limits import SCENARIOS, Scenario, Simulated, per_slot, scale_slots, simulate
+from benchmarks.capacity import TokenBucket
 from benchmarks.virtual_time import run
 from engine.limits.adaptive import Adaptive
 from engine.limits.controller import Fixed, Ticket
@@ -157,6 +158,40 @@ def test_a_slow_pace_is_found_with_a_handful_in_flight(latency_s: float) -> None
     assert outcome.refused_later <= 0.02
 
 
+def counted(per_min: float, *, saved_s: float, **more: Any) -> Simulated:
+    """A server that takes ``per_min`` requests and saves up ``saved_s`` seconds' worth."""
+    server = Simulated(bucket_per_min=per_min, **more)
+    server._bucket = TokenBucket(per_min, burst=max(per_min / 60 * saved_s, 1))
+    return server
+
+
+@pytest.mark.parametrize("retry_after", [True, False], ids=["wait told", "bare"])
+@pytest.mark.parametrize("per_min", [60, 120])
+def test_a_clock_that_one_in_flight_outruns_is_known(per_min: int, retry_after: bool) -> None:
+    """Answers in 0.3 s, so that fewer than one in flight are enough: no number explains that."""
+    server = partial(counted, per_min, saved_s=10, latency_s=0.3, retry_after=retry_after)
+    best = per_min / 60
+    scenario = Scenario(name="", server=server, best=lambda server: best, seconds=600)
+    at_60_s = run(simulate(scenario, Adaptive))
+    assert at_60_s.reached >= 0.95
+    assert at_60_s.refused_later <= 0.02
+
+
+def test_a_pace_is_known_better_with_each_refusal() -> None:
+    """Just more than what was taken between any two refusals, and a tenth of the error each time
+    that ten times as much was taken.
+    """
+    pace = Pace()
+    pace.sent(0.0)
+    pace.learn(1.0, accepted=15, latency_s=1.0)  # saved up before
+    pace.learn(5.0, accepted=16, latency_s=1.0)
+    assert 0.25 <= (pace.per_s or 0) <= 0.5
+    pace.learn(41.0, accepted=25, latency_s=1.0)
+    assert 0.25 <= (pace.per_s or 0) <= 0.275
+    pace.learn(401.0, accepted=115, latency_s=1.0)
+    assert 0.245 <= (pace.per_s or 0) <= 0.2525
+
+
 def test_a_pace_that_rises_fourfold_is_followed() -> None:
     """1,200 requests a minute, then 4,800: found within half a minute, with hardly a refusal."""
 
@@ -212,7 +247,7 @@ def test_a_pace_is_what_is_taken_between_two_refusals(began_s: float) -> None:
     assert pace.per_s == pytest.approx(20, rel=0.02)
     assert began_s + 11 <= pace.next_s <= began_s + 15
     pace.learn(began_s + 12, accepted=220, latency_s=1.0)
-    assert pace.per_s == pytest.approx(10, rel=0.02)
+    assert pace.per_s == pytest.approx(10.5, rel=0.02)
 
 
 def test_a_lull_of_the_work_does_not_lower_the_limit() -> None:
