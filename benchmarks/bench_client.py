@@ -203,16 +203,15 @@ CLIENTS: dict[str, Callable[[int, int, int], Awaitable[int | None]]] = {
 }
 
 
-def usages() -> list[resource.struct_rusage]:
-    """Of this process, and of those that it started and that have ended: the engine decides in
-    another (of several, the peak is that of the largest).
-    """
-    return [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+def usages(client: str) -> list[resource.struct_rusage]:
+    """Of this process; of the engine's, also of the one that it decides in, which has ended."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return [resource.getrusage(who) for who in whose[: 2 if "engine" in client else 1]]
 
 
-def cpu_s() -> float:
+def cpu_s(client: str) -> float:
     """User and system, in all."""
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages())
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages(client))
 
 
 def measure(client: str, port: int, requests: int, in_flight: int) -> dict[str, Any]:
@@ -220,16 +219,16 @@ def measure(client: str, port: int, requests: int, in_flight: int) -> dict[str, 
     run = CLIENTS[client]
     uvloop.run(_as_coroutine(run(port, 200, min(in_flight, 64))))
     gc.collect()
-    cpu, began = cpu_s(), time.perf_counter()
+    cpu, began = cpu_s(client), time.perf_counter()
     done = uvloop.run(_as_coroutine(run(port, requests, in_flight))) or requests
-    seconds, cpu = time.perf_counter() - began, cpu_s() - cpu
+    seconds, cpu = time.perf_counter() - began, cpu_s(client) - cpu
     return {
         "client": client,
         "in_flight": in_flight,
         "requests": done,
         "per_s": round(done / seconds, 1),
         "cpu_us": round(cpu / done * 1e6, 1),
-        "peak_mb": round(sum(usage.ru_maxrss for usage in usages()) / 1024, 1),
+        "peak_mb": round(sum(usage.ru_maxrss for usage in usages(client)) / 1024, 1),
     }
 
 
