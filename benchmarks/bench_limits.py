@@ -309,6 +309,14 @@ SCENARIOS = (
         server=lambda: Simulated(bucket_per_min=6000, retry_after=False), best=lambda server: 100.0,
     ),
     Scenario(
+        name="60 requests a minute, Retry-After", best=lambda server: 1.0, seconds=600,
+        server=lambda: Simulated(bucket_per_min=60, latency_s=0.3),
+    ),
+    Scenario(
+        name="120 requests a minute, bare 429", best=lambda server: 2.0, seconds=600,
+        server=lambda: Simulated(bucket_per_min=120, latency_s=0.3, retry_after=False),
+    ),
+    Scenario(
         name="429 beyond 200, and 3 % at random", server=lambda: Simulated(slots=200, noise=0.03),
         best=per_slot,
     ),
