@@ -8,7 +8,7 @@ Three signals, one limit:
   refused, and takes a step beyond only as often as a small share of refusals allows, and the pauses
   that they cost; one that goes well leads to a wider one, that to doubling. A limit of a handful
   that is refused all the same was none. Where the refusals follow the clock rather than the number
-  in flight, the server counts requests a minute, and a ``pace`` is learnt.
+  in flight (``clock``), the server counts requests a minute, and a ``pace`` is learnt.
 * **Goodput**: a server that queues instead of refusing shows its knee in tokens per second. By
   Little's law every answer is a sample: with n in flight on average during its life, an answer of
   T tokens after L seconds means n·T/L tokens a second. So two levels are compared within about one
@@ -26,9 +26,9 @@ damping of bursts; Netflix's and Envoy's gradient limiters.
 from __future__ import annotations
 
 import math
-from collections import deque
 
-from engine.limits.chance import MOST, Chance
+from engine.limits.chance import Chance
+from engine.limits.clock import Clock
 from engine.limits.controller import MAX_PAUSE_S, PAUSE_S, Ticket, concerns_all
 from engine.limits.pace import Pace
 
@@ -65,12 +65,6 @@ CALM = 10
 """Answers after which an episode is over, and requests in a row that are taken after a step."""
 STUBBORN = 3
 """Episodes in a row after which refusals are taken to follow the clock, not the number."""
-VARIED = 0.08
-"""Logarithm of the ratio of two Retry-After that differ by more than what the pool adds to them: so
-they follow the clock from the second refusal on."""
-CONTRARY, SWAMPED = 6.0, 0.5
-"""Evidence that refusals follow the clock, where a number in flight refuses none, weighed against
-the most that are put down to chance; and the share that is refused then."""
 MOST_IN_VAIN, SAME = 3, 2
 """They do not after all: so many more than doublings of what was accepted meanwhile, for a pace is
 known twice as well at each; or so many in a row at the same number in flight as the one before."""
@@ -143,9 +137,7 @@ class Adaptive:
         self._tried = self._beyond = 0  # sent in a step, in all and since the latest refusal
         self._tried_at_s = self._beyond_at_s = 0.0  # the first of them
         self._chance = Chance()
-        self._asked_s = 0.0  # the latest Retry-After, if short
-        self._contrary = 0.0  # evidence that neither chance nor a number in flight refuses
-        self._taken: deque[int] = deque(maxlen=CALM)  # in flight with each of the latest answered
+        self._clock = Clock(FEW)
         self._same = self._same_at = 0
         self._alone = 0  # refusals in a row with nothing else in flight
         self._starved = [0, 0]  # ends with next to nothing in flight, and refusals among them
@@ -213,8 +205,7 @@ class Adaptive:
         self.latency_s += 0.1 * (took_s - self.latency_s)
         self._all_successes += 1
         self._alone = 0
-        self._taken.append(ticket.in_flight)
-        self._contrary = max(self._contrary + math.log((1 - SWAMPED) / (1 - MOST)), 0.0)
+        self._clock.answered(ticket.in_flight)
         self._starve(now_s, ticket, refused=False)
         if self._episode_s is None or ticket.at_s > self._episode_s:
             self._successes += 1
@@ -250,15 +241,12 @@ class Adaptive:
             self._count_wave(now_s)
             return
         beyond = self._is_beyond(ticket)
-        paced = counts = self._pace.per_s is not None
-        down = self._counts_down(retry_after_s)
-        clock = paced or down
-        contrary = self._is_contrary(ticket)
-        if contrary:
-            self._contrary += math.log(SWAMPED / MOST)
-            counts |= self._contrary >= CONTRARY
+        paced = self._pace.per_s is not None
+        down = self._clock.counts_down(retry_after_s, self.latency_s)
+        counts = self._clock.refused(ticket.in_flight) or paced
         # Proof though chance is known, and a handful again: neither chance nor a number.
-        clock |= counts or (self._chance.scattered and self.in_flight < FEW and not beyond)
+        neither = self._chance.scattered and self.in_flight < FEW and not beyond
+        clock = counts or down or neither
         self._chance.doubted &= not (paced or down)
         proof = 1 if counts else self._chance.proof(expected=beyond or down)
         self._beyond = 0
@@ -439,20 +427,6 @@ class Adaptive:
             if self._target > self._refused_at:
                 self._set(now_s, self._known)
 
-    def _counts_down(self, retry_after_s: float | None) -> bool:
-        """Whether refusals ask for different waits, each shorter than a latency: a clock's."""
-        if retry_after_s is None or retry_after_s > self.latency_s:
-            return False
-        before_s, self._asked_s = self._asked_s or retry_after_s, retry_after_s
-        return abs(math.log(retry_after_s / before_s)) > VARIED
-
-    def _is_contrary(self, ticket: Ticket) -> bool:
-        """Whether a server that counts what is in flight would have taken it: it was alone, or no
-        more than a handful that has just been taken.
-        """
-        taken = min(self._taken) if len(self._taken) == CALM else 1
-        return ticket.in_flight <= max(min(taken, FEW), 1)
-
     def _cut(
         self,
         now_s: float,
@@ -503,7 +477,7 @@ class Adaptive:
         self._episode_s, self._refused_at, self._successes = now_s, held, 0
         self._sent_s = None
         self._streak = min(self._streak + (not beyond), 16)
-        self._taken.clear()
+        self._clock.look_anew()
         self._phase, self._base = "hold", None
 
     def _obey_alone(self, now_s: float, retry_after_s: float | None) -> None:
