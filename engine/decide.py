@@ -22,10 +22,20 @@ from engine.filters import Refusal, first_refusal
 from engine.recipes import alpaca
 from engine.records import Answer, Api, Decision, Record, SeedTask
 from engine.store import RunReader, Vector
+from engine.thoughts import is_thoughts_only, thoughts_apart
 
-__all__ = ["Decider", "make_cascade", "restore_cascade", "row_source", "uses_semantic"]
+__all__ = [
+    "THOUGHTS_ONLY",
+    "Decider",
+    "make_cascade",
+    "restore_cascade",
+    "row_source",
+    "uses_semantic",
+]
 
 ADD_BATCH = 1024
+THOUGHTS_ONLY = "thoughts_only"
+"""The reason of an answer whose tokens were all spent on thinking."""
 
 
 def row_source(index: int, position: int) -> str:
@@ -129,10 +139,16 @@ class Decider:
         """At least one for every answer: that it failed, or holds no record, is a decision too."""
         if answer.completion is None:
             return [_Piece(answer.index, 0, None, (f"failed:{answer.failure}", answer.message))]
-        if answer.completion.finish_reason not in ("stop", "length"):
-            return [_Piece(answer.index, 0, None, (answer.completion.finish_reason, ""))]
+        completion = thoughts_apart(answer.completion)
+        if completion.finish_reason not in ("stop", "length"):
+            return [_Piece(answer.index, 0, None, (completion.finish_reason, ""))]
+        if is_thoughts_only(completion):
+            spent = f"{completion.usage.completion_tokens} tokens of thoughts, and no answer"
+            return [_Piece(answer.index, 0, None, (THOUGHTS_ONLY, spent))]
         parsed = alpaca.parse(
-            answer.completion, demonstrations=len(answer.demonstrations), api=self._api
+            completion,
+            demonstrations=len(answer.demonstrations),
+            api=completion.api or self._api,
         )
         return [
             _Piece(

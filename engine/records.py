@@ -8,15 +8,18 @@ All are frozen. A stage never changes what it was given; it makes the next thing
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
 __all__ = [
     "Answer",
+    "Api",
     "Completion",
     "Decision",
+    "Message",
     "Neighbour",
     "Prompt",
     "Record",
@@ -51,6 +54,16 @@ class Sampling:
     seed: int | None = None
     forbid_eos: bool = False
     """Never sample the end-of-text token, so that the model goes on to the stop strings."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further fields of the request's body, as they are; they win over the fields above."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +71,10 @@ class Prompt:
     """Request ``index`` of the plan: a pure function of seeds, settings and index."""
 
     index: int
-    text: str
+    text: str = ""
+    """What a model continues, and the user's only turn where it is asked by chat."""
+    messages: tuple[Message, ...] = ()
+    """Or the turns of a chat; then ``text`` is empty and ``api`` is ``chat``."""
     api: Api
     sampling: Sampling
     demonstrations: tuple[str, ...] = ()
@@ -68,12 +84,29 @@ class Prompt:
     truncated: bool = False
     """Something was left out or shortened to fit the context."""
 
+    @property
+    def chat(self) -> tuple[Message, ...]:
+        """The turns of a chat that asks this."""
+        return self.messages or (Message(role="user", content=self.text),)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its text in UTF-8, for estimates of its tokens."""
+        return sum(len(turn.content.encode(errors="replace")) for turn in self.chat)
+
     def key(self, model: str) -> bytes:
-        """Hash of what is sent: model, text, api, sampling and index. 32 bytes."""
+        """Hash of what is sent: model, text or turns, api, sampling and index. 32 bytes.
+
+        What came later than the first runs (turns, ``extra``) counts only where it is used, so that
+        the keys of those runs hold.
+        """
         s = self.sampling
-        sent = [model, self.index, self.api, self.text]
+        sent: list[Any] = [model, self.index, self.api, self.text]
         sent += [s.max_tokens, s.temperature, s.top_p, list(s.stop), s.seed, s.forbid_eos]
-        return hashlib.sha256(orjson.dumps(sent)).digest()
+        if self.messages or s.extra:
+            sent.append([[turn.role, turn.content] for turn in self.messages])
+            sent.append(s.extra)
+        return hashlib.sha256(orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +115,15 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    """With the thoughts, where there are any."""
     estimated: bool = False
     """The server did not say; counted or guessed here."""
+    cached_tokens: int = 0
+    """Of ``prompt_tokens``: read from the server's prefix cache, often at a lower price."""
+    reasoning_tokens: int = 0
+    """Of ``completion_tokens``: thoughts."""
+    cost: float | None = None
+    """What the host itself says that it charges, in its currency; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +132,14 @@ class Completion:
 
     text: str
     finish_reason: str
-    """``stop`` or ``length``; ``content_filter``, ``refusal``, ``tool_calls``, ``repetition`` are
-    answers too.
+    """``stop`` or ``length``; ``content_filter``, ``refusal``, ``tool_calls``, ``repetition`` and
+    ``unknown`` are answers too.
     """
     usage: Usage
+    reasoning: str = ""
+    """The thoughts that a server sends beside the text."""
+    api: Api | None = None
+    """How it was asked, where a host has not the API that the prompt names."""
     model: str = ""
     """As the server names it in the reply."""
     latency_s: float = 0.0

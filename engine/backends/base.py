@@ -16,10 +16,10 @@ from engine.records import Completion, Prompt
 
 __all__ = ["Backend", "Failure", "Verdict"]
 
-ANSWERS_OF_NO_USE = frozenset({"no_choices", "no_content", "too_large", "encoding"})
+ANSWERS_OF_NO_USE = frozenset({"too_large", "encoding"})
 """Reasons of requests that were answered, and paid for, in vain."""
 
-Kind = Literal["unavailable", "throttled", "ambiguous", "overflow", "dead", "fatal"]
+Kind = Literal["unavailable", "throttled", "ambiguous", "overflow", "settings", "dead", "fatal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,9 @@ class Verdict:
         ``throttled``    429 or the like: the limit shrinks, the attempt does not count
         ``ambiguous``    may have been paid (cut body, 500, time-out): at most ``max_attempts``
         ``overflow``     the prompt does not fit the context: shrunk, then sent once more
+        ``settings``     a setting seems wrong (key, model, address, a field). Before any answer,
+                         and confirmed once, the run stops with ``error``; later it is the
+                         request's own: at most ``max_attempts``
         ``dead``         this request will never succeed: a dead letter, decided with ``reason``
         ``fatal``        no request will succeed: the run stops with ``error``
     """
@@ -47,13 +50,18 @@ class Verdict:
     """The limit that an overflow message states, in tokens."""
     prompt_tokens: int | None = None
     """The prompt's length that an overflow message states, in tokens."""
+    completion_limit: int | None = None
+    """The most tokens of one answer, where an overflow message states that."""
+    parameters: tuple[str, ...] = ()
+    """The fields of the request that the message complains of, where it lists them."""
     error: WoolmillError | None = None
+    """Of ``settings`` and ``fatal``: what the run stops with."""
 
     @property
     def billed(self) -> bool:
         """Whether the attempt may have to be paid for."""
         return self.kind == "ambiguous" or (
-            self.kind == "dead" and self.reason in ANSWERS_OF_NO_USE
+            self.kind in ("dead", "settings") and self.reason in ANSWERS_OF_NO_USE
         )
 
 

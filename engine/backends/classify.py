@@ -16,22 +16,22 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import httpx
-import orjson
 
 from engine.backends.base import Verdict
+from engine.backends.error_body import ErrorBody, clean, is_html, read_error
 from engine.errors import AuthError, ConfigError, StoppedError, WoolmillError
 
-__all__ = ["Phase", "classify", "clean", "error_body", "retry_after_s"]
+__all__ = ["Phase", "classify", "html_page", "retry_after_s"]
 
 Phase = Literal["start", "probe", "generate"]
 """``start``: the first contact, where a wrong name is the user's mistake, not an outage."""
 
-MAX_MESSAGE = 300
 QUOTA_CODES = frozenset(
     {
         "insufficient_quota",
@@ -46,53 +46,62 @@ OVERFLOW_TEXT = re.compile(
     r"maximum context length|context (?:length|window|size)|max_model_len|prompt is too long"
     r"|too many (?:input )?tokens|max_tokens must be at least 1"
     r"|longer than the maximum model length|exceeds? the (?:model's )?(?:maximum|available|max)"
-    r"|reduce (?:the length of )?(?:your|the) (?:prompt|messages|input)",
+    r"|reduce (?:the length of )?(?:your|the) (?:prompt|messages|input)"
+    r"|input token count",
     re.I,
 )
+DIGITS = r"(\d[\d,]{0,14})"
+"""No longer: Python refuses to read a number of thousands of digits."""
 LIMIT_NUMBER = re.compile(
     r"(?:maximum (?:context|model|input) length(?: is| of)?|max(?:imum)?(?:_model_len)?"
     r"|context (?:length|window|size)(?: is| of)?|limit(?: of)?|must be <=|>)"
-    r" *[:=(]? *(\d[\d,]*)",
+    rf" {{0,9}}[:=(]? {{0,9}}{DIGITS}",
     re.I,
 )
 PROMPT_NUMBER = re.compile(
-    r"(\d[\d,]*) (?:tokens )?(?:in the messages|of text input|in (?:your|the) (?:prompt|input)"
+    rf"{DIGITS} (?:tokens )?(?:in the messages|of text input|in (?:your|the) (?:prompt|input)"
     r"|input tokens|from the input)"
-    r"|prompt (?:contains|has)(?: at least)? (\d[\d,]*)(?![\d,]| characters)|(\d[\d,]*) tokens >"
-    r"|request \((\d[\d,]*) tokens\)|resulted in (\d[\d,]*) tokens|given: (\d[\d,]*)"
-    r"|prompt \(length (\d[\d,]*)\)",
+    rf"|prompt (?:contains|has)(?: at least)? {DIGITS}(?![\d,]| characters)|{DIGITS} tokens >"
+    rf"|request \({DIGITS} tokens\)|resulted in {DIGITS} tokens|given: {DIGITS}"
+    rf"|prompt \(length {DIGITS}\)",
     re.I,
 )
-SLOW_DOWN = re.compile(r"overloaded|slow ?down|too many requests|rate.?limit|at capacity", re.I)
-CONTENT_POLICY = frozenset({"content_policy_violation", "content_filter", "moderation_blocked"})
-CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+COMPLETION_LIMIT = re.compile(
+    rf"supports at most {DIGITS} completion tokens"
+    rf"|max_(?:completion_)?tokens\b.{{0,80}}?(?:less than or equal to|at most|<=|maximum (?:of|is)"
+    rf"|cannot exceed|exceeds? the (?:maximum|limit)[^\d]{{0,60}}|\[1, ?) ?`?{DIGITS}"
+    rf"|max_tokens: {DIGITS} > (\d[\d,]{{0,14}})",
+    re.I,
 )
-KEY = re.compile(r"(?:sk|pk|key|hf|gsk)[-_][A-Za-z0-9_-]{8,}|Bearer +\S+")
+"""OpenAI, Groq, DeepSeek, Anthropic: the most that one answer may have. The last number counts."""
+SLOW_DOWN = re.compile(r"overloaded|slow ?down|too many requests|rate.?limit|at capacity", re.I)
+THROTTLED = frozenset({"rate_limit_exceeded", "rate_limit_error", "resource_exhausted"})
+CONTENT_POLICY = frozenset(
+    {
+        "content_policy_violation",
+        "content_filter",
+        "moderation_blocked",
+        "responsibleaipolicyviolation",
+        "data_inspection_failed",
+    }
+)
+CONTENT_TEXT = re.compile(
+    r"moderation|\bflagged\b|content[ _](?:policy|filter|management|exists risk)|guardrail"
+    r"|inappropriate content|safety (?:system|filter|policy|reasons|settings)|content[^.]{0,20}blocked"
+    r"|不安全|敏感内容",
+    re.I,
+)
+"""How hosts say that a prompt was refused for what it is about."""
 
 
-def clean(text: str) -> str:
-    """A server's words for a terminal: one line, no escape sequences, no keys, not endless."""
-    line = " ".join(CONTROL.sub(" ", text[: 4 * MAX_MESSAGE]).split())
-    line = KEY.sub("…", line)
-    return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
-
-
-def error_body(body: bytes) -> tuple[str, str, str]:
-    """(message, code, type) of an error answer, in OpenAI's, Anthropic's, vLLM's or FastAPI's
-    form.
-    """
-    try:
-        data: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return body[: 4 * MAX_MESSAGE].decode("utf-8", "replace"), "", ""
-    error = data
-    if isinstance(data, dict):
-        error = data.get("error") or data
-    if not isinstance(error, dict):
-        return str(error), "", ""
-    message = error.get("message") or error.get("detail") or error.get("error") or ""
-    return str(message), str(error.get("code") or ""), str(error.get("type") or "")
+def html_page(where: str, raw: bytes) -> Verdict:
+    """A page for a browser in the place of an answer."""
+    shown = clean(read_error(raw).text)
+    error = ConfigError(
+        f"{where}: not an OpenAI endpoint (got {shown}); check the base URL, and whether a proxy or "
+        "a login stands in between"
+    )
+    return Verdict(kind="settings", reason="html", message=str(error), error=error)
 
 
 def classify(
@@ -126,7 +135,7 @@ def _of_exception(exc: BaseException, phase: Phase, where: str) -> Verdict:
                 f"{where}: its certificate cannot be trusted ({clean(str(cause))}); "
                 "name its authority with --ca-file"
             )
-            return Verdict(kind="fatal", reason="certificate", message=str(error), error=error)
+            return Verdict(kind="settings", reason="certificate", message=str(error), error=error)
         if isinstance(cause, socket.gaierror):
             if phase == "start":
                 unknown = ConfigError(
@@ -151,7 +160,8 @@ def _of_exception(exc: BaseException, phase: Phase, where: str) -> Verdict:
         return Verdict(kind="ambiguous", reason="timeout", message=message)
     if isinstance(exc, httpx.TransportError | httpx.StreamError | OSError):
         return Verdict(kind="ambiguous", reason="cut_body", message=message)
-    raise exc  # a bug of ours is not a failure of the wire
+    # Whatever else fails while a server's bytes are read: they can be such as nobody thought of.
+    return Verdict(kind="ambiguous", reason="unreadable", message=message)
 
 
 def _chain(exc: BaseException) -> list[BaseException]:
@@ -164,67 +174,90 @@ def _chain(exc: BaseException) -> list[BaseException]:
 
 
 def _of_answer(status: int, headers: Mapping[str, str], body: bytes, where: str) -> Verdict:
-    text, code, type_ = error_body(body)
-    message = clean(text)
-    names = {code.lower(), type_.lower()}
+    said = read_error(body)
+    if 200 <= status < 300 and said.status is not None:
+        status = said.status  # OpenRouter and others: the status of whoever stands behind them
     wait_s = retry_after_s(headers)
+    verdict = _of_error(status, headers, said, where)
+    return replace(verdict, retry_after_s=said.wait_s if wait_s is None else wait_s)
+
+
+def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: str) -> Verdict:
+    text, names, message = said.text, said.names, clean(said.text)
 
     def verdict(kind: Any, reason: str, error: WoolmillError | None = None) -> Verdict:
         return Verdict(
-            kind=kind,
-            reason=reason,
-            message=str(error) if error else message,
-            retry_after_s=wait_s,
-            error=error,
+            kind=kind, reason=reason, message=str(error) if error else message, error=error
         )
 
-    if names & QUOTA_CODES or status == 402 or QUOTA_TEXT.search(text):
-        return verdict(
-            "fatal",
-            "quota",
-            StoppedError(
-                f"{where}: the account is out of credit; add credit, then resume ({message})"
-            ),
-        )
-    if status == 401 or "invalid_api_key" in names or "authentication_error" in names:
-        return verdict("fatal", "http_401", AuthError(f"{where}: the key was refused ({message})"))
+    def wrong(reason: str, error: WoolmillError) -> Verdict:
+        return verdict("settings", reason, error)
+
+    asks_to_wait = said.wait_s is not None or retry_after_s(headers) is not None
+    if names & QUOTA_CODES or QUOTA_TEXT.search(text) or (status == 402 and not asks_to_wait):
+        credit = f"{where}: the account is out of credit; add credit, then resume ({message})"
+        return verdict("fatal", "quota", StoppedError(credit))
+    if status in (400, 403, 422, 451) and (
+        names & CONTENT_POLICY or said.moderated or CONTENT_TEXT.search(text)
+    ):
+        return verdict("dead", "content_filter")
+    if status == 401 or names & {"invalid_api_key", "authentication_error"}:
+        return wrong("http_401", AuthError(f"{where}: the key was refused ({message})"))
     if status == 403:
-        return verdict("fatal", "http_403", AuthError(f"{where}: not permitted ({message})"))
+        return wrong("http_403", AuthError(f"{where}: not permitted ({message})"))
     if 300 <= status < 400:
         target = clean(headers.get("location", "?"))
-        return verdict(
-            "fatal",
+        return wrong(
             "redirect",
             ConfigError(
                 f"{where}: redirects to {target}; use that as the base URL if you trust it"
             ),
         )
-    if status == 404:
-        hint = "check --model" if "model" in text.lower() else "a base URL usually ends in /v1"
-        return verdict("fatal", "http_404", ConfigError(f"{where}: not found ({message}); {hint}"))
+    if status in (404, 405):
+        return wrong(
+            f"http_{status}",
+            ConfigError(f"{where}: not found ({message}); {_hint(where, text, status)}"),
+        )
+    if status in (400, 422) and (limit := COMPLETION_LIMIT.search(text)):
+        most = int([group for group in limit.groups() if group][-1].replace(",", ""))
+        return replace(verdict("overflow", "completion_too_long"), completion_limit=most)
     if names & OVERFLOW_CODES or (status in (400, 413, 422, 500) and OVERFLOW_TEXT.search(text)):
-        return Verdict(
-            kind="overflow",
-            reason="context_overflow",
-            message=message,
+        return replace(
+            verdict("overflow", "context_overflow"),
             context_length=_number(LIMIT_NUMBER, text),
             prompt_tokens=_number(PROMPT_NUMBER, text),
         )
-    if names & CONTENT_POLICY:
-        return verdict("dead", "content_filter")
     asked = headers.get("x-should-retry", "").lower()
-    if status == 429 or "rate_limit_exceeded" in names or "rate_limit_error" in names:
-        return verdict("throttled", "http_429") if asked != "false" else verdict("dead", "http_429")
+    if status == 429 or names & THROTTLED or status == 402:
+        return verdict("dead" if asked == "false" else "throttled", "http_429")
     if asked == "false":
         return verdict("dead", f"http_{status}")
     if status in (502, 503, 504, 529):
-        slow = wait_s is not None or SLOW_DOWN.search(text) or "overloaded_error" in names
+        slow = asks_to_wait or SLOW_DOWN.search(text) or "overloaded_error" in names
         return verdict("throttled" if slow else "unavailable", f"http_{status}")
     if status in (408, 409, 425, 500) or status > 504 or asked == "true":
         return verdict("ambiguous", f"http_{status}")
     if 200 <= status < 300:
         return verdict("ambiguous", "error_in_answer")
+    if status in (400, 422):
+        refused = ConfigError(
+            f"{where}: refuses the request ({message}); check --model, --api and the sampling "
+            "settings, or leave a field out with --without NAME"
+        )
+        return replace(wrong(f"http_{status}", refused), parameters=said.parameters)
     return verdict("dead", f"http_{status}")
+
+
+def _hint(where: str, text: str, status: int) -> str:
+    """What a person who meets a 404 should look at."""
+    if "azure" in where.lower():
+        return (
+            "Azure takes https://NAME.openai.azure.com/openai/v1 with the deployment as --model, or "
+            "a deployment's own URL with its ?api-version="
+        )
+    if "model" in text.lower() and status == 404:
+        return "check --model"
+    return "check the base URL, which usually ends in /v1; a host without completions: --api chat"
 
 
 def _number(pattern: re.Pattern[str], text: str) -> int | None:
@@ -256,7 +289,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return seconds
     if (match := DURATION.match(value)) and any(match.groups()):
         d, h, m, s, ms_ = (float(g or 0) for g in match.groups())
-        return d * 86_400 + h * 3_600 + m * 60 + s + ms_ / 1000
+        return _finite(str(d * 86_400 + h * 3_600 + m * 60 + s + ms_ / 1000))
     until = _date(value)
     if until is None:
         return None
@@ -276,7 +309,7 @@ def _date(text: str) -> datetime | None:
     for parse in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             when = parse(text)
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             continue
         return when if when.tzinfo else when.replace(tzinfo=UTC)
     return None

@@ -1,13 +1,14 @@
 """What a server sends for one call, whole or in events, and whether that is an answer.
 
-Each prompt needs its choice and each choice its ``finish_reason``; an error, wherever it comes,
-outweighs the rest. What a batch is billed for is one sum, so its shares are estimates that add up
-to it.
+Each prompt needs its choice, and each choice must be known to be at its end; an error, wherever it
+comes, outweighs the rest. Finish reasons are given in OpenAI's words, whatever the host's are. What
+a batch is billed for is one sum, so its shares are estimates that add up to it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,14 +18,49 @@ import httpx
 import orjson
 
 from engine.backends.base import Failure, Verdict
-from engine.backends.classify import clean
+from engine.backends.classify import html_page
+from engine.backends.error_body import clean, is_html
 from engine.errors import ConfigError
 from engine.records import Completion, Prompt, Usage
 
-__all__ = ["Reply", "Unpacker", "parsed"]
+__all__ = ["Events", "Reply", "Unpacker", "parsed"]
 
 TELLING = (b'"message"', b'"content"', b'"text"', b'"finish_reason"', b'"delta"')
 """Keys of which a choice has one each. Within a text, quotes are escaped."""
+STOP, LENGTH, FILTER = "stop", "length", "content_filter"
+FINISH = {
+    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "completed"), STOP),
+    **dict.fromkeys(
+        (
+            *("length", "max_tokens", "max_output_tokens", "model_length"),
+            *("model_context_window_exceeded", "max_length"),
+        ),
+        LENGTH,
+    ),
+    **dict.fromkeys(
+        (
+            *("content_filter", "content_filtered", "sensitive", "safety", "recitation"),
+            *("blocklist", "prohibited_content", "spii", "moderation"),
+        ),
+        FILTER,
+    ),
+    **dict.fromkeys(("tool_calls", "function_call", "tool_use", "tool_call"), "tool_calls"),
+    **{same: same for same in ("refusal", "repetition")},
+    **dict.fromkeys(("abort", "cancelled", "canceled"), "abort"),
+    **dict.fromkeys(
+        (
+            *("error", "network_error", "insufficient_system_resource", "failed"),
+            *("model_error", "timeout"),
+        ),
+        "error",
+    ),
+}
+"""OpenAI's word for each host's: Anthropic, TGI, Together, Mistral, z.ai, DeepSeek, Gemini, xAI.
+``abort`` and ``error`` are no answers; any other word is ``unknown``.
+"""
+MOST_TOKENS = 10**8
+"""A count beyond this is a mistake of the server's: no context is so long."""
+MOST_COST = 1e6
 
 
 class Reply:
@@ -32,94 +68,115 @@ class Reply:
 
     def __init__(self, count: int) -> None:
         self.texts: list[list[str]] = [[] for _ in range(count)]
+        self.thoughts: list[list[str]] = [[] for _ in range(count)]
         self.finish: list[str | None] = [None] * count
         self.refused = [False] * count
         self.usage: Any = None
         self.model = ""
         self.error: bytes | None = None
         self.started = False
+        """A token is here, be it a thought's."""
         self.done = False
+        """The stream says by ``[DONE]`` that it is at its end."""
+        self.whole = False
+        """Not a stream, but one JSON answer."""
         self.ttft_s: float | None = None
 
     @classmethod
-    def whole(cls, data: Any, count: int) -> Reply:
+    def of_whole(cls, data: Any, count: int) -> Reply:
         answer = cls(count)
+        answer.whole = True
         answer.add(data, "message")
         return answer
 
-    def event(self, data: bytes) -> None:
-        if data == b"[DONE]":
-            self.done = True
-            return
-        try:
-            event = _json(data, len(self.texts))
-        except (ValueError, RecursionError) as exc:
-            message = f"an event is not JSON: {clean(str(exc))}"
-            raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message)) from exc
-        self.add(event, "delta")
+    @property
+    def pieces(self) -> int:
+        """Pieces of text and thoughts so far; in a stream, about as many tokens."""
+        return sum(map(len, self.texts)) + sum(map(len, self.thoughts))
 
     def add(self, data: Any, part: str) -> None:
+        """Take in one JSON value: a whole answer (``part`` is ``message``) or a stream's event
+        (``delta``).
+        """
+        if isinstance(data, list) and data:
+            data = data[0]  # Gemini's errors
         if not isinstance(data, dict):
             raise Failure(Verdict(kind="ambiguous", reason="bad_json", message="not a JSON object"))
-        if data.get("error"):
-            self.error = orjson.dumps({"error": data["error"]})
+        choices = data.get("choices")
+        if data.get("error") or data.get("errors"):
+            self.error = orjson.dumps(data)
+            return
+        if not choices and self.whole and data.keys() & {"message", "detail", "code", "msg"}:
+            self.error = orjson.dumps(data)  # an error without an envelope
             return
         if isinstance(data.get("model"), str):
             self.model = data["model"]
         if data.get("usage"):
             self.usage = data["usage"]
-        choices = data.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             self._add_choice(choice, part)
 
     def _add_choice(self, choice: Any, part: str) -> None:
         index = choice.get("index", 0) if isinstance(choice, dict) else None
+        if index is None and isinstance(choice, dict):
+            index = 0
         if not isinstance(index, int) or not 0 <= index < len(self.texts):
             raise Failure(
                 Verdict(kind="ambiguous", reason="bad_json", message="a choice out of range")
             )
+        if choice.get("error"):
+            self.error = orjson.dumps({"error": choice["error"]})
+            return
         message = choice.get(part)
-        text = choice.get("text") if message is None else None
+        content = choice.get("text") if message is None else None
         if isinstance(message, dict):
-            text = message.get("content")
+            content = message.get("content")
             self.refused[index] |= bool(message.get("refusal"))
-        if isinstance(text, str):
-            self.texts[index].append(text)
-            self.started = True
+            if thought := _reasoning(message):
+                self.thoughts[index].append(thought)
+                self.started = True
+        if isinstance(content, list):
+            for thinks, text in _parts(content):
+                (self.thoughts if thinks else self.texts)[index].append(text)
+                self.started = True
+        elif isinstance(content, str):
+            self.texts[index].append(content)
+            self.started |= bool(content)
         if choice.get("finish_reason") is not None:
-            self.finish[index] = str(choice["finish_reason"])
+            self.finish[index] = FINISH.get(str(choice["finish_reason"]).lower(), "unknown")
 
     def completions(
         self, prompts: Sequence[Prompt], latency_s: float
     ) -> list[Completion | BaseException]:
         usages = self._usages(prompts)
         return [
-            self._completion(i, usage, latency_s)
+            self._completion(i, usage, prompts[i].sampling.max_tokens, latency_s)
             for i, usage in zip(range(len(prompts)), usages, strict=True)
         ]
 
-    def _completion(self, i: int, usage: Usage, latency_s: float) -> Completion | Failure:
-        finish = self.finish[i]
+    def _completion(
+        self, i: int, usage: Usage, max_tokens: int, latency_s: float
+    ) -> Completion | Failure:
+        finish, text, reasoning = self.finish[i], "".join(self.texts[i]), "".join(self.thoughts[i])
+        nothing = not text.strip() and not reasoning.strip()
+        if finish is None and self.whole and not nothing:
+            # One JSON value cannot have been cut: the host leaves the reason out.
+            finish = LENGTH if usage.completion_tokens >= max_tokens else STOP
+        if finish is None and nothing and (self.done or self.whole):
+            return _in_vain("no_choices", "no choice for the prompt")
         if finish is None:
-            if not self.texts[i] and self.model and not self.done:
-                return Failure(
-                    Verdict(kind="dead", reason="no_choices", message="no choice for the prompt")
-                )
-            return Failure(Verdict(kind="ambiguous", reason="cut_body", message="no finish_reason"))
+            return _in_vain("cut_body", "no finish_reason")
         if finish in ("abort", "error"):
-            return Failure(
-                Verdict(
-                    kind="ambiguous", reason=f"finish_{finish}", message="given up by the server"
-                )
-            )
+            return _in_vain(f"finish_{finish}", "given up by the server")
         if self.refused[i]:
             finish = "refusal"
-        elif not self.texts[i] and finish in ("stop", "length"):
-            return Failure(Verdict(kind="dead", reason="no_content", message="the content is null"))
+        elif nothing and finish == STOP and not usage.estimated and not usage.completion_tokens:
+            return _in_vain("empty_answer", "an empty answer of no tokens")
         return Completion(
-            text="".join(self.texts[i]),
+            text=text,
             finish_reason=finish,
             usage=usage,
+            reasoning=reasoning,
             model=self.model,
             latency_s=latency_s,
             ttft_s=self.ttft_s,
@@ -128,18 +185,170 @@ class Reply:
     def _usages(self, prompts: Sequence[Prompt]) -> list[Usage]:
         """Each prompt's share. A batch is billed as one sum, so its shares are estimates."""
         usage = self.usage if isinstance(self.usage, dict) else {}
-        p, c = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        told = (p, c) if isinstance(p, int) and isinstance(c, int) and min(p, c) >= 0 else None
-        if told and len(prompts) == 1:
-            return [Usage(prompt_tokens=told[0], completion_tokens=told[1])]
-        read = [q.tokens or max(len(q.text.encode()) // 4, 1) for q in prompts]
-        written = [max(sum(map(len, parts)) // 4, 1) if parts else 0 for parts in self.texts]
-        if told:
-            read, written = _shares(told[0], read), _shares(told[1], written)
-        return [
-            Usage(prompt_tokens=r, completion_tokens=w, estimated=True)
-            for r, w in zip(read, written, strict=True)
+        p, c = _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
+        cost = _cost(usage.get("cost"))
+        if p is not None and c is not None and len(prompts) == 1:
+            return [_usage(usage, p, c, cost)]
+        read = [q.tokens or max(q.size_bytes // 4, 1) for q in prompts]
+        written = [
+            max(sum(map(len, parts)) // 4, 1) if parts else 0
+            for parts in (a + b for a, b in zip(self.texts, self.thoughts, strict=True))
         ]
+        if p is not None and c is not None:
+            read, written = _shares(p, read), _shares(c, written)
+        costs = [None if cost is None else cost / len(prompts)] * len(prompts)
+        return [
+            Usage(prompt_tokens=r, completion_tokens=w, estimated=True, cost=share)
+            for r, w, share in zip(read, written, costs, strict=True)
+        ]
+
+
+def _in_vain(reason: str, message: str) -> Failure:
+    return Failure(Verdict(kind="ambiguous", reason=reason, message=message))
+
+
+def _reasoning(message: dict[str, Any]) -> str:
+    """The thoughts of a message or delta, under the name that this host has for them."""
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if (thought := message.get(name)) and isinstance(thought, str):
+            return thought
+    details = message.get("reasoning_details")
+    if not isinstance(details, list):
+        return ""
+    texts = [d.get("text") or d.get("summary") for d in details if isinstance(d, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _parts(content: list[Any]) -> list[tuple[bool, str]]:
+    """(is a thought, text) of each part that has text: Mistral, and gateways to Anthropic."""
+    found = []
+    for part in content:
+        if isinstance(part, str):
+            found.append((False, part))
+        elif isinstance(part, dict):
+            kind = str(part.get("type", "text"))
+            thinks = "think" in kind or "reason" in kind
+            for name in ("text", "thinking", "reasoning", "summary"):
+                text = part.get(name)
+                if isinstance(text, list):
+                    text = "".join(inner for _, inner in _parts(text))
+                if isinstance(text, str) and text:
+                    found.append((thinks, text))
+                    break
+    return found
+
+
+def _usage(usage: dict[str, Any], prompt: int, completion: int, cost: float | None) -> Usage:
+    """One completion's tokens, in the words of OpenAI, DeepSeek, Anthropic, xAI or OpenRouter."""
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    for name in ("prompt_cache_hit_tokens", "cache_read_input_tokens", "cached_tokens"):
+        cached = cached or usage.get(name)
+    details = usage.get("completion_tokens_details")
+    thoughts = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    thoughts = _tokens(thoughts or usage.get("reasoning_tokens")) or 0
+    total = _tokens(usage.get("total_tokens"))
+    if total is not None and total == prompt + completion + thoughts:
+        completion += thoughts  # xAI and Gemini count them beside
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=min(_tokens(cached) or 0, prompt),
+        reasoning_tokens=min(thoughts, completion),
+        cost=cost,
+    )
+
+
+def _tokens(count: Any) -> int | None:
+    """``count`` where it is a number of tokens that can be."""
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    return count if whole and 0 <= count <= MOST_TOKENS else None
+
+
+def _cost(cost: Any) -> float | None:
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")  # Perplexity
+    number = isinstance(cost, int | float) and not isinstance(cost, bool)
+    return float(cost) if number and math.isfinite(cost) and 0 <= cost <= MOST_COST else None
+
+
+class Events:
+    """A stream's lines, put together to events for ``reply``.
+
+    Lenient where the meaning is plain: an event's JSON may stand on several lines, events need no
+    blank line between them, and what is no JSON (keep-alives that a gateway wrapped) is a sign of
+    life and nothing else.
+    """
+
+    def __init__(self, reply: Reply, max_event_bytes: int) -> None:
+        self._reply = reply
+        self._max_event_bytes = max_event_bytes
+        self._rest: list[bytes] = []
+        """Pieces of the line that is not at its end yet."""
+        self._begun: list[bytes] = []
+        """Lines of an event whose JSON goes on."""
+        self._held_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take in the next bytes. Raises Failure for an event without end and for broken JSON."""
+        if b"\n" not in data:
+            self._hold(self._rest, data)
+            return
+        first, *lines, rest = data.split(b"\n")
+        self._line(b"".join([*self._rest, first]))
+        for line in lines:
+            self._line(line)
+        self._rest = []
+        self._held_bytes = sum(map(len, self._begun))
+        if rest:
+            self._hold(self._rest, rest)
+
+    def end(self) -> None:
+        """There are no more bytes."""
+        self._line(b"".join(self._rest))
+        self._dispatch()
+
+    def _hold(self, held: list[bytes], data: bytes) -> None:
+        held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > self._max_event_bytes:
+            message = f"an event of more than {self._max_event_bytes} bytes"
+            raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message))
+
+    def _line(self, line: bytes) -> None:
+        if not line.startswith(b"data:"):
+            if self._begun and not line.strip():
+                self._dispatch()
+            return
+        data = line[5:].strip()
+        if self._reply.done:
+            return
+        if self._begun and data != b"[DONE]":
+            self._hold(self._begun, data)
+        elif data == b"[DONE]":
+            self._dispatch()
+            self._reply.done = True
+        elif data[:1] in (b"{", b"["):
+            try:
+                event = _json(data, len(self._reply.texts))
+            except (ValueError, RecursionError):
+                self._hold(self._begun, data)  # it may go on in the next line
+            else:
+                self._reply.add(event, "delta")
+
+    def _dispatch(self) -> None:
+        """The event that was begun is at its end."""
+        lines, self._begun = self._begun, []
+        if not lines:
+            return
+        try:
+            event = _json(b"\n".join(lines), len(self._reply.texts))
+        except (ValueError, RecursionError) as exc:
+            message = f"an event is not JSON: {clean(str(exc))}"
+            raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message)) from exc
+        self._reply.add(event, "delta")
 
 
 def _shares(total: int, weights: Sequence[int]) -> list[int]:
@@ -157,13 +366,8 @@ def parsed(raw: bytes, response: httpx.Response, where: str, choices: int = 1) -
     try:
         return _json(raw, choices)
     except (ValueError, RecursionError) as exc:
-        if "html" in response.headers.get("content-type", "") or raw[:200].lstrip().startswith(
-            b"<"
-        ):
-            error = ConfigError(f"{where}: not an OpenAI endpoint (got HTML); check the base URL")
-            raise Failure(
-                Verdict(kind="fatal", reason="html", message=str(error), error=error)
-            ) from exc
+        if is_html(raw, response.headers.get("content-type", "")):
+            raise Failure(html_page(where, raw)) from exc
         raise Failure(
             Verdict(kind="ambiguous", reason="bad_json", message=clean(str(exc)))
         ) from exc
@@ -187,8 +391,8 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Unpacker:
-    """Takes an answer's pieces as they come and gives them back unpacked: we ask for no packing,
-    but some proxies pack all the same.
+    """Takes an answer's pieces as they come and gives them back unpacked: we ask for an
+    uncompressed body, but some proxies compress it anyway.
 
     Raises Failure where the answer grows beyond ``limit`` bytes.
     """
@@ -197,15 +401,27 @@ class Unpacker:
         self._left = limit
         self._limit = limit
         self._decompressor: Any = None
-        if encoding in ("gzip", "deflate"):
+        encoding = encoding.strip().lower()
+        if encoding in ("gzip", "x-gzip", "deflate"):
             self._decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        elif encoding not in ("identity", ""):
-            message = f"packed as {clean(encoding)}, unasked"
-            raise Failure(Verdict(kind="dead", reason="encoding", message=message))
+        elif encoding in ("br", "zstd", "compress"):
+            error = ConfigError(
+                f"answers come with content-encoding {encoding}, which was not asked for; let the "
+                "proxy or gateway in between pass them as they are"
+            )
+            raise Failure(
+                Verdict(kind="settings", reason="encoding", message=str(error), error=error)
+            )
 
     def __call__(self, piece: bytes) -> bytes:
         if self._decompressor is not None:
-            piece = self._decompressor.decompress(piece, self._left + 1)
+            try:
+                piece = self._decompressor.decompress(piece, self._left + 1)
+            except zlib.error as exc:
+                message = f"the compressed body is damaged ({clean(str(exc))})"
+                raise Failure(
+                    Verdict(kind="ambiguous", reason="unreadable", message=message)
+                ) from exc
         self._left -= len(piece)
         if self._left < 0:
             message = f"an answer of more than {self._limit} bytes"

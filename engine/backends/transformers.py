@@ -256,7 +256,7 @@ def _probe(network: Any, device: torch.device) -> Probe:
 
 
 def _encode(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of each prompt; chat prompts as one user turn in the model's own template."""
+    """Token ids of each prompt; chats in the model's own template."""
     if any(prompt.api == "chat" for prompt in prompts) and not loaded.tokenizer.chat_template:
         error = ConfigError("the model has no chat template; use --api completions")
         raise Failure(Verdict(kind="fatal", reason="no_chat_template", error=error))
@@ -264,7 +264,7 @@ def _encode(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[int]]:
     for prompt in prompts:
         text = prompt.text
         if chat := prompt.api == "chat":
-            turns = [{"role": "user", "content": text}]
+            turns = [{"role": turn.role, "content": turn.content} for turn in prompt.chat]
             text = loaded.tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, tokenize=False
             )

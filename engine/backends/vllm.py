@@ -367,7 +367,9 @@ def _message(prompt: Prompt) -> dict[str, Any]:
         "seed": sampling.seed,
         "ignore_eos": sampling.forbid_eos,
     }
-    return {"text": prompt.text, "chat": prompt.api == "chat", "sampling": wanted}
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt.chat]
+    chat = turns if prompt.api == "chat" else None
+    return {"text": prompt.text, "chat": chat, "sampling": wanted}
 
 
 def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:

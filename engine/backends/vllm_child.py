@@ -124,15 +124,15 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - one bad request must not end the others
             self.say({"id": request, "error": f"{type(error).__name__}: {error}"})
 
-    def _encode(self, text: str, chat: bool) -> list[int]:
-        if chat:
+    def _encode(self, text: str, chat: list[dict[str, str]] | None) -> list[int]:
+        """Token ids of ``text``, or of the turns of a ``chat`` in the model's own template."""
+        if chat is not None:
             if not self._tokenizer.chat_template:
                 raise ValueError("the model has no chat template; use --api completions")
-            turns = [{"role": "user", "content": text}]
             text = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False
+                chat, add_generation_prompt=True, tokenize=False
             )
-        ids: list[int] = self._tokenizer(text, add_special_tokens=not chat).input_ids
+        ids: list[int] = self._tokenizer(text, add_special_tokens=chat is None).input_ids
         return ids
 
     def stop(self) -> None:
