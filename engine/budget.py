@@ -5,13 +5,14 @@ few additions: tokens of the parts add up to at least the tokens of the whole, s
 seam, which ``SEAM_TOKENS`` allows for.
 
 While the context length is unknown, a prompt larger than any that has fitted so far goes alone (a
-scout): thus one overflow message, not one for each request in flight, teaches the limit.
+scout, see ``goes_alone``): thus one overflow message, not one for each request in flight, teaches
+the limit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -120,6 +121,7 @@ class Budget:
         seed: the run's seed.
         demonstrations: how many tasks are shown where they fit.
         max_tokens: completion tokens asked for where they fit.
+        extra: further fields of each request's body.
         fit: what gives way, first to last.
         context_length: tokens of prompt and completion together; None until known.
     """
@@ -135,6 +137,7 @@ class Budget:
         temperature: float,
         top_p: float,
         send_seed: bool = True,
+        extra: Mapping[str, Any] | None = None,
         fit: Sequence[FitStep] = ("demonstrations", "prompt", "completion"),
         context_length: int | None = None,
     ) -> None:
@@ -148,14 +151,18 @@ class Budget:
         self._temperature = temperature
         self._top_p = top_p
         self._send_seed = send_seed
+        self._extra = extra or {}
         self._fit = tuple(fit)
         self._parts = Parts(0, 0, {}, estimated=True)
         self._scale = 1.0
         self._largest_fitted = 0
-        self.scouting = anyio.Lock()
-        """Held for a call that ``goes_alone``."""
         self._shrinks: dict[int, int] = {}
         self.context_length = context_length
+
+    @property
+    def max_tokens(self) -> int:
+        """Completion tokens asked for where they fit."""
+        return self._max_tokens
 
     async def count_parts(self, count: CountTokens) -> None:
         """Count header, tail and each demonstration, or estimate them where ``count`` cannot."""
@@ -187,6 +194,11 @@ class Budget:
         if verdict.prompt_tokens and prompt.tokens:
             self._scale = max(self._scale, self._scale * verdict.prompt_tokens / prompt.tokens)
         shown = [self._by_id[identity] for identity in prompt.demonstrations]
+        limit = verdict.completion_limit
+        if limit and limit < prompt.sampling.max_tokens:
+            self._max_tokens = min(self._max_tokens, limit)
+            sampling = replace(prompt.sampling, max_tokens=limit)
+            return replace(prompt, sampling=sampling, truncated=True)
         if verdict.context_length and verdict.context_length != self.context_length:
             self.context_length = verdict.context_length
             again = alpaca.sample(self._tasks, self._count, seed=self._seed, index=prompt.index)
@@ -271,6 +283,7 @@ class Budget:
                 max_tokens=max_tokens,
                 temperature=self._temperature,
                 top_p=self._top_p,
+                extra=self._extra,
             ),
             demonstrations=tuple(task.id for task in shown),
             tokens=tokens,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import orjson
 
 from engine.errors import DONE_WITH_DEAD_LETTERS, UsageError, WoolmillError
 
@@ -120,12 +121,36 @@ _GENERATE = _options(
                  help="Model id, folder or hub id. [smollm2; http: the one served]"),
     click.option("--base-url", multiple=True,
                  help="OpenAI-compatible endpoint; again for several."),
-    click.option("--api", type=click.Choice(["completions", "chat"]), help="[completions]"),
+    click.option("--api", type=click.Choice(["auto", "completions", "chat"]),
+                 help="[auto: completions, or chat where there is nothing else]"),
     click.option("--key-env", help="Environment variable with the key. [OPENAI_API_KEY]"),
     click.option("--key-file", type=FILE, help="File with the key, mode 0600."),
     click.option("--ca-file", type=FILE, help="Trust this certificate authority too."),
     click.option("--insecure-http", is_flag=True, default=None,
                  help="Send the key over plain http to another machine."),
+    click.option("--header", multiple=True, metavar="NAME=VALUE",
+                 help="Header of each request; NAME=env:VARIABLE for a secret; again for several."),
+    click.option("--query", multiple=True, metavar="NAME=VALUE",
+                 help="Field of each request's URL; again for several."),
+    click.option("--extra-body", metavar="JSON",
+                 help="Further fields of each request's body, as a JSON object."),
+    click.option("--without", multiple=True, metavar="FIELD,…",
+                 help="Fields of the body that are never sent: stop, seed, temperature, …"),
+    click.option("--proxy", metavar="URL", help="[HTTPS_PROXY, NO_PROXY]"),
+    click.option("--transport", type=click.Choice(["fast", "httpx"]),
+                 help="What carries requests. [fast; httpx with a proxy]"),
+    click.option("--first-token-s", type=float,
+                 help="Longest silence before a stream's first token. [120]"),
+    click.option("--idle-s", type=float, help="Longest silence within a stream. [30]"),
+    click.option("--attempt-s", type=float, help="Longest time of one attempt. [600]"),
+    click.option("--max-attempts", type=int, help="Attempts that may be paid, a request. [4]"),
+    click.option("--max-outage", "max_outage_s", type=float, metavar="SECONDS",
+                 help="Stop when no endpoint has answered for so long. [600]"),
+    click.option("--max-refusals-in-a-row", type=int,
+                 help="Stop when so many requests in a row are refused as if a setting were wrong."
+                      " [20]"),
+    click.option("--drain-timeout", "drain_timeout_s", type=float, metavar="SECONDS",
+                 help="After a stop, wait so long for what is in flight. [120]"),
     click.option("--max-in-flight", type=_IntOrAuto(), help="Requests at once. [auto]"),
     click.option("--request-batch-size", "--request_batch_size", "request_batch_size", type=int,
                  help="Prompts in one Completions call. [1]"),
@@ -142,6 +167,8 @@ _GENERATE = _options(
     click.option("--max-cost", type=float, help="Stop before it costs more than this."),
     click.option("--price-prompt", type=float, help="Price of a million prompt tokens."),
     click.option("--price-completion", type=float, help="Price of a million completion tokens."),
+    click.option("--price-cached", type=float,
+                 help="Price of a million cached prompt tokens. [as --price-prompt]"),
     click.option("--max-barren-requests", type=int,
                  help="Stop after so many answers without one accepted record. [300]"),
     click.option("--rouge-threshold", type=float, help="Refuse above this ROUGE-L F. [0.7]"),
@@ -198,6 +225,10 @@ def generate(
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     flags["vllm_arg"] = _pairs(flags["vllm_arg"])
+    flags["extra_body"] = _json_object(flags["extra_body"])
+    flags["without"] = tuple(
+        name for option in flags["without"] for name in option.split(",") if name
+    )
     config = load_config(config_file, flags)
     uvloop = {"use_uvloop": sys.platform != "win32"}
     with ExitStack() as stack:
@@ -230,6 +261,19 @@ def _pairs(options: tuple[str, ...]) -> dict[str, str] | None:
         if "=" not in option:
             raise UsageError(f"--vllm-arg {option}: write KEY=VALUE")
     return dict(option.split("=", 1) for option in options) or None
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    """The value of ``--extra-body``."""
+    if text is None:
+        return None
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise UsageError(f"--extra-body: not JSON ({exc})") from exc
+    if not isinstance(value, dict):
+        raise UsageError('--extra-body: write an object, for example {"top_k": 40}')
+    return value
 
 
 def _say_end(result: Result, dataset: Path) -> NoReturn:

@@ -28,6 +28,10 @@ ALPACA_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
+"""Fields of a request's body that the engine itself must fill."""
 
 
 class _Strict(BaseModel):
@@ -40,6 +44,8 @@ class EndpointConfig(_Strict):
     url: str
     key_env: str = "OPENAI_API_KEY"
     key_file: Path | None = None
+    header: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
     weight: Annotated[float, Field(gt=0)] = 1.0
     max_in_flight: Positive | None = None
     requests_per_min: Positive | None = None
@@ -61,13 +67,18 @@ class RunConfig(_Strict):
     backend: Literal["http", "transformers", "vllm", "scripted"] | None = None
     """None: http where a base_url is given, else transformers."""
     model: str | None = None
-    api: Literal["completions", "chat"] = "completions"
+    api: Literal["auto", "completions", "chat"] = "auto"
+    """auto: completions; chat where the host, or the model, has nothing else."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
     max_tokens: Positive | None = None
     """These three are Alpaca's where None (1.0, 1.0, 3072); the embedded model's own with it."""
     send_seed: bool = True
     """Give each request a seed of its own."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of each request's body, as the host documents them."""
+    without: tuple[str, ...] = ()
+    """Fields of the body that are never sent."""
     context_length: Positive | None = None
     """Tokens of prompt and completion; None: as the model or server says."""
     tokenizer: str | None = None
@@ -91,6 +102,20 @@ class RunConfig(_Strict):
     ca_file: Path | None = None
     insecure_http: bool = False
     """Send a key over plain http to another machine."""
+    header: tuple[str, ...] = ()
+    """Of each request: NAME=VALUE, or NAME=env:VARIABLE for what nobody may read."""
+    query: tuple[str, ...] = ()
+    """Of each request's URL: NAME=VALUE."""
+    proxy: str | None = None
+    """URL of a proxy; None: as HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say."""
+    transport: Literal["fast", "httpx"] | None = None
+    """What carries requests; None: fast, httpx where a proxy is used."""
+    first_token_s: Seconds = 120.0
+    """Silence before the first token of a stream, thoughts included."""
+    idle_s: Seconds = 30.0
+    """Silence within a stream."""
+    attempt_s: Seconds = 600.0
+    """One attempt, from its first byte to its last."""
     max_in_flight: Positive | Literal["auto"] = "auto"
     request_batch_size: Annotated[int, Field(ge=1, le=1000)] = 1
     requests_per_min: Positive | None = None
@@ -98,12 +123,16 @@ class RunConfig(_Strict):
     max_requests: Positive | None = None
     max_attempts: Positive = 4
     """Attempts that may have been paid for, per request."""
+    max_refusals_in_a_row: Positive = 20
+    """Requests refused as if a setting were wrong, without an answer between, that end the run."""
     max_outage_s: Seconds = 600.0
     max_tokens_total: Positive | None = None
-    max_cost: Annotated[float, Field(gt=0)] | None = None
-    price_prompt: Annotated[float, Field(ge=0)] = 0.0
+    max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    price_prompt: Price | None = None
     """Per million prompt tokens, in the currency of max_cost."""
-    price_completion: Annotated[float, Field(ge=0)] = 0.0
+    price_completion: Price | None = None
+    price_cached: Price | None = None
+    """Per million prompt tokens that the host had in its cache; None: as the others."""
     max_barren_requests: Positive = 300
     """Stop after this many answers in a row without one accepted record."""
     drain_timeout_s: Seconds = 120.0
@@ -123,14 +152,24 @@ class RunConfig(_Strict):
             raise ValueError(
                 "request_batch_size needs api = completions: a chat call has one prompt"
             )
-        if self.max_cost is not None and not (self.price_prompt or self.price_completion):
-            raise ValueError("max_cost needs price_prompt and price_completion")
+        if self.max_cost is not None and None in (self.price_prompt, self.price_completion):
+            raise ValueError(
+                "max_cost needs both price_prompt and price_completion; write 0 for what is free"
+            )
+        if taken := sorted(RESERVED & self.extra_body.keys()):
+            raise ValueError(f"extra_body: {taken[0]} is filled by the engine itself")
+        if taken := sorted((RESERVED - {"stream", "stream_options"}).intersection(self.without)):
+            raise ValueError(f"without: no request can be made without {taken[0]}")
         if self.base_url and self.endpoint:
             raise ValueError("give either base_url or [[endpoint]] tables, not both")
         if self.chosen_backend == "http" and not self.base_url and not self.endpoint:
             raise ValueError("backend http needs base_url, for example http://127.0.0.1:8000/v1")
         if self.chosen_backend != "http" and (self.base_url or self.endpoint):
             raise ValueError(f"base_url goes with backend http, not {self.chosen_backend}")
+        if self.chosen_backend != "http":
+            for name in ("extra_body", "without", "header", "query", "proxy", "transport"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} goes with backend http, not {self.chosen_backend}")
         if self.dtype is not None and self.chosen_backend != "transformers":
             raise ValueError("dtype goes with backend transformers; vllm takes --vllm-arg dtype=…")
         if self.serve and self.chosen_backend != "vllm":
@@ -141,6 +180,11 @@ class RunConfig(_Strict):
     def chosen_backend(self) -> Literal["http", "transformers", "vllm", "scripted"]:
         """What ``backend`` None stands for."""
         return self.backend or ("http" if self.base_url or self.endpoint else "transformers")
+
+    @property
+    def asked_api(self) -> Literal["completions", "chat"]:
+        """The API that prompts are made for; ``auto`` is settled before, where it can be."""
+        return "chat" if self.api == "chat" else "completions"
 
     def sampling(self) -> dict[str, Any]:
         """``max_tokens``, ``temperature`` and ``top_p`` as given, else the model's defaults."""
@@ -153,7 +197,13 @@ class RunConfig(_Strict):
     def endpoints(self) -> tuple[EndpointConfig, ...]:
         """The [[endpoint]] tables, or one for each base_url."""
         return self.endpoint or tuple(
-            EndpointConfig(url=url, key_env=self.key_env, key_file=self.key_file)
+            EndpointConfig(
+                url=url,
+                key_env=self.key_env,
+                key_file=self.key_file,
+                header=self.header,
+                query=self.query,
+            )
             for url in self.base_url
         )
 
@@ -162,9 +212,14 @@ FREE = frozenset(
     "target out base_url endpoint key_env key_file ca_file insecure_http max_in_flight"
     " request_batch_size requests_per_min tokens_per_min max_requests max_attempts max_outage_s"
     " max_tokens_total max_cost price_prompt price_completion max_barren_requests drain_timeout_s"
-    " vllm_python vllm_arg serve replicas tokenizer".split()
+    " vllm_python vllm_arg serve replicas tokenizer header query proxy transport first_token_s"
+    " idle_s attempt_s max_refusals_in_a_row price_cached".split()
 )
 """Settings that may differ when a run goes on: they change when and where, never what."""
+LATER = frozenset("extra_body without".split())
+"""Settings that the first runs did not have: kept only where they are used, so that those runs go
+on.
+"""
 
 
 def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
@@ -188,12 +243,16 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
         raise ConfigError(_explain(exc, path, given)) from exc
 
 
+FLAGS = {"max_outage_s": "max_outage", "drain_timeout_s": "drain_timeout"}
+"""Flags that are named otherwise than their settings."""
+
+
 def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> str:
     first = exc.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     name = str(first["loc"][0]) if first["loc"] else ""
     origin = f"{path}: " if path is not None and name not in flags else ""
-    shown = f"--{name.replace('_', '-')}" if name in flags else where
+    shown = f"--{FLAGS.get(name, name).replace('_', '-')}" if name in flags else where
     if first["type"] == "extra_forbidden":
         fields = EndpointConfig.model_fields if "." in where else RunConfig.model_fields
         near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)

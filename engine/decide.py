@@ -22,20 +22,11 @@ from engine.filters import Refusal, first_refusal
 from engine.recipes import alpaca
 from engine.records import Answer, Api, Decision, Record, SeedTask
 from engine.store import RunReader, Vector
-from engine.thoughts import is_thoughts_only, thoughts_apart
+from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
 
-__all__ = [
-    "THOUGHTS_ONLY",
-    "Decider",
-    "make_cascade",
-    "restore_cascade",
-    "row_source",
-    "uses_semantic",
-]
+__all__ = ["Decider", "make_cascade", "restore_cascade", "row_source", "uses_semantic"]
 
 ADD_BATCH = 1024
-THOUGHTS_ONLY = "thoughts_only"
-"""The reason of an answer whose tokens were all spent on thinking."""
 
 
 def row_source(index: int, position: int) -> str:

@@ -242,7 +242,7 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     missing = restore_cascade(cascade, store)
     if missing and counts.accepted:
         send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
-    decider = Decider(cascade, api=config.api, after=counts.last_decided)
+    decider = Decider(cascade, api=config.asked_api, after=counts.last_decided)
     # The answer of the last decision is parsed again: the target may have fallen inside it.
     first = counts.last_decided[0] if counts.last_decided else 0
     left = config.target - counts.accepted

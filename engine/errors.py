@@ -1,6 +1,7 @@
 """What can go wrong, as a tree. Each error is one line for the person and knows its exit code.
 
-    WoolmillError                      70  a bug of ours, when nothing more exact fits
+    WoolmillError                      70  when nothing more exact fits
+    ├── InternalError                  70  a bug of ours; what arrived is kept
     ├── UsageError                     64  the command line
     ├── InputError                     65  seeds, datasets, a damaged run store
     ├── UnavailableError               69  the server, or the backend's process, is gone too long
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "DiskError",
     "InputError",
+    "InternalError",
     "OutputError",
     "StoppedError",
     "UnavailableError",
@@ -40,6 +42,21 @@ class WoolmillError(Exception):
     """The root. ``str(error)`` is one line: what, where, what to do next."""
 
     exit_code: ClassVar[int] = 70
+
+
+class InternalError(WoolmillError):
+    """A bug of ours that ended a run in order. Its cause has the traceback that a report needs."""
+
+    @classmethod
+    def of(cls, exc: BaseException) -> InternalError:
+        """The error for an exception that nobody meant to raise; to be raised from it."""
+        first = next(iter(str(exc).splitlines()), "")
+        error = cls(
+            f"a bug of ours ({type(exc).__name__}: {first}); what arrived is kept: report it, "
+            "then resume"
+        )
+        error.__cause__ = exc
+        return error
 
 
 class UsageError(WoolmillError):

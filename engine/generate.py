@@ -6,20 +6,26 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from engine import models
+from engine.backends.address import read_address, read_headers
 from engine.backends.base import Backend
-from engine.backends.http import HttpBackend
+from engine.backends.dialect import Dialect
+from engine.backends.http import HttpBackend, Timeouts
 from engine.backends.scripted import ScriptedBackend
+from engine.backends.transport import make_transport
 from engine.budget import Budget, tokenizer_counter
-from engine.config import EMBEDDED_MODEL, FREE, EndpointConfig, RunConfig
+from engine.config import EMBEDDED_MODEL, FREE, LATER, EndpointConfig, RunConfig
 from engine.decide import uses_semantic
 from engine.deciding import Deciding
+from engine.errors import WoolmillError
 from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
+from engine.money import Prices
 from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
@@ -52,8 +58,9 @@ async def generate(config: RunConfig, display: Display) -> Result:
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
+    config, any_api = _with_api(config)
     tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
-    backends = make_backends(config)
+    backends = make_backends(config, any_api=any_api)
     async with AsyncExitStack() as stack:
         pool = _pool(config, backends)
         stack.push_async_callback(pool.aclose)
@@ -64,6 +71,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         stack.push_async_callback(store.aclose)
         with suppress(OSError):  # a disk in trouble stops the store, and says so there
             keep(tasks, config.out)
+        _learn_with(store, backends, display)
         resume = store.resume()
         if resume.counts.accepted >= config.target:
             done = Progress(target=config.target, accepted=resume.counts.accepted)
@@ -84,8 +92,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
             loading = time.monotonic()
             await pool.start()
             display.note(f"started after {time.monotonic() - loading:.1f} s")
-        used = resume.counts
-        pool.spent(prompt_tokens=used.prompt_tokens, completion_tokens=used.completion_tokens)
+        pool.spent(resume.counts)
         budget = _budget(config, tasks, backends)
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
         await budget.count_parts(counter or backends[0].count_tokens)
@@ -102,6 +109,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 max_requests=config.max_requests,
                 request_batch_size=config.request_batch_size,
                 max_barren_requests=config.max_barren_requests,
+                max_refusals_in_a_row=config.max_refusals_in_a_row,
                 drain_timeout_s=config.drain_timeout_s,
                 at_least=8 if paid else 16,
                 paid=paid,
@@ -119,12 +127,49 @@ async def generate(config: RunConfig, display: Display) -> Result:
     )
 
 
-def make_backends(config: RunConfig) -> Sequence[Backend]:
-    """One backend for each place that answers; none is started yet."""
+def _with_api(config: RunConfig) -> tuple[RunConfig, bool]:
+    """The settings with an ``api`` in the place of ``auto``, and whether requests may use another:
+    that of the run which goes on, else what the address tells.
+    """
+    if config.api != "auto":
+        return config, False
+    api: Any = "completions"
+    if config.chosen_backend == "http":
+        endpoints = config.endpoints()
+        api = read_address(endpoints[0].url).api
+    if (config.out / "run.sqlite").is_file():
+        with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
+            api = earlier.manifest.fixed.get("api", api)
+    return config.model_copy(update={"api": api}), True
+
+
+def _learn_with(store: RunStore, backends: Sequence[Backend], display: Display) -> None:
+    """Let backends go on from what earlier sessions learnt about their hosts, and keep what they
+    learn.
+    """
+    servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
+
+    def keep_lesson(server: HttpBackend, lesson: str) -> None:
+        display.note(f"{server.name}: {lesson}")
+        learnt = {each.name: each.dialect.learnt for each in servers if each.dialect.learnt}
+        store.learnt(learnt)
+
+    for server in servers:
+        server.dialect.restore(store.manifest.learnt.get(server.name, {}))
+        if words := str(server.dialect):
+            display.note(f"{server.name}: as learnt earlier, {words}")
+        server.on_lesson = partial(keep_lesson, server)
+
+
+def make_backends(config: RunConfig, *, any_api: bool = False) -> Sequence[Backend]:
+    """One backend for each place that answers; none is started yet.
+
+    ``any_api``: requests for completions may be asked by chat, where a host has nothing else.
+    """
     kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
     rows = None if config.max_in_flight == "auto" else config.max_in_flight
     if kind == "http":
-        return [_http(config, endpoint) for endpoint in config.endpoints()]
+        return [_http(config, endpoint, any_api) for endpoint in config.endpoints()]
     if kind == "scripted":
         return [ScriptedBackend(model=config.model or "scripted")]
     if config.model is None:
@@ -157,12 +202,26 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
     return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
 
 
-def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
+def _http(config: RunConfig, endpoint: EndpointConfig, any_api: bool) -> HttpBackend:
+    address = read_address(endpoint.url, endpoint.query or config.query)
+    ca_file = str(config.ca_file) if config.ca_file else None
+    asked = {name for name in ("temperature", "top_p") if getattr(config, name) is not None}
     return HttpBackend(
-        endpoint.url,
+        address,
         config.model,
         key=read_key(env=endpoint.key_env, file=endpoint.key_file),
-        ca_file=str(config.ca_file) if config.ca_file else None,
+        headers=read_headers(endpoint.header or config.header),
+        dialect=Dialect(
+            without=config.without, asked=asked | config.extra_body.keys(), any_api=any_api
+        ),
+        transport=make_transport(
+            address.url, ca_file=ca_file, proxy=config.proxy, kind=config.transport
+        ),
+        timeouts=Timeouts(
+            first_token_s=config.first_token_s,
+            idle_s=config.idle_s,
+            total_s=config.attempt_s,
+        ),
         insecure_http=config.insecure_http,
     )
 
@@ -174,9 +233,13 @@ def _pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
         tokens_per_min=config.tokens_per_min,
         max_tokens_total=config.max_tokens_total,
         max_cost=config.max_cost,
-        price_per_million_prompt_tokens=config.price_prompt,
-        price_per_million_completion_tokens=config.price_completion,
+        prices=Prices(
+            prompt=config.price_prompt,
+            completion=config.price_completion,
+            cached=config.price_cached,
+        ),
         max_outage_s=config.max_outage_s,
+        max_refusals_in_a_row=config.max_refusals_in_a_row,
     )
     own = [
         EndpointLimits(
@@ -195,10 +258,11 @@ def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Bac
     return Budget(
         tasks,
         seed=config.seed,
-        api=config.api,
+        api=config.asked_api,
         demonstrations=config.num_demonstrations,
         **config.sampling(),
         send_seed=config.send_seed,
+        extra=config.extra_body,
         fit=config.fit,
         context_length=config.context_length or (min(known) if known else None),
     )
@@ -215,7 +279,11 @@ def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> M
     if decision["semantic_precision"] != "bfloat16":
         del decision["semantic_precision"]  # as in runs made before there was a choice
     return Manifest(
-        fixed={n: v for n, v in values.items() if n not in FREE and n not in decision},
+        fixed={
+            name: value
+            for name, value in values.items()
+            if name not in FREE and name not in decision and (value or name not in LATER)
+        },
         decision=decision,
         free={n: v for n, v in values.items() if n in FREE},
         engine_version=metadata.version("woolmill"),

@@ -35,13 +35,22 @@ import anyio.abc
 from engine.backends.base import Failure
 from engine.budget import Budget
 from engine.deciding import Batch, Deciding, DiedError
-from engine.errors import DiskError, StoppedError, UnavailableError, WoolmillError
+from engine.errors import (
+    ConfigError,
+    DiskError,
+    InternalError,
+    StoppedError,
+    UnavailableError,
+    WoolmillError,
+)
 from engine.failpoints import failpoint
 from engine.limits import Lease, Pool
+from engine.money import Spent
 from engine.recipes import alpaca
 from engine.records import Answer, Completion, Prompt
 from engine.retry import Delivery, RetryPolicy, deliver, most_tokens
 from engine.store import RunStore
+from engine.thoughts import THOUGHTS_ONLY
 
 __all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
 
@@ -54,6 +63,12 @@ PRIOR_ANSWERS = 1.0
 estimate that starts high and sinks sends too few first and never too many.
 """
 REFRESH_S = 0.25
+MOST_HELD = 64
+"""Calls that wait, without a slot, until they may go alone; then no more prompts are made."""
+STUCK_S = 30
+"""Seconds with slots held and nobody asked, after which that is a bug of ours."""
+THOUGHTS_IN_A_ROW = 10
+"""Answers that were thoughts alone, after which the person is told the likely cause."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +79,8 @@ class Turn:
     prompts: Sequence[Prompt] = ()
     """None of them: there will be no other call."""
     lease: Lease | None = None
+    alone: bool = False
+    """A scout: no other call that goes alone may go before it has come to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +97,10 @@ class Stop:
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
-    """How far the run is; what ``Display`` shows. Counts are of acknowledged (committed) rows."""
+class Progress(Spent):
+    """How far the run is and what it has used; what ``Display`` shows. Counts are of acknowledged
+    (committed) rows.
+    """
 
     target: int
     accepted: int = 0
@@ -89,8 +108,6 @@ class Progress:
     answered: int = 0
     decided_answers: int = 0
     failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     session_answered: int = 0
     """Answers that arrived since this process started."""
@@ -126,6 +143,8 @@ class Pace:
     max_requests: int | None = None
     request_batch_size: int = 1
     max_barren_requests: int = 300
+    max_refusals_in_a_row: int = 20
+    """Answers without any text that end the run: its settings cannot be right."""
     drain_timeout_s: float = 120.0
     at_least: int = 8
     """Requests to have outstanding before any decision says how many are needed."""
@@ -193,6 +212,12 @@ class Pipeline:
         self._sending = anyio.CancelScope()
         self._abandoning = anyio.Event()
         self._in_flight = 0
+        self._held: list[Sequence[Prompt]] = []
+        """Calls that must go alone and wait for their turn; they hold no slot."""
+        self._scouting = False
+        """A call that goes alone is under way."""
+        self._thoughts = 0
+        """Answers in a row that were thoughts alone."""
         self._keeping = 0
         """Of those in flight, the calls whose answers wait for their commit."""
         self._resting: list[Turn] = []
@@ -226,17 +251,16 @@ class Pipeline:
             answered=counts.answered,
             decided_answers=self._undecided,
             failed=counts.failed,
-            prompt_tokens=counts.prompt_tokens,
-            completion_tokens=counts.completion_tokens,
             reasons=Counter(counts.reasons),
         )
+        self.progress.begin_with(counts)
 
     async def run(self) -> Stop:
         """Run to the target, a stop or a fault; everything that arrived is committed on return."""
         async with anyio.create_task_group() as background:
             background.start_soon(self._listen)
             background.start_soon(self._show)
-            background.start_soon(self._pool.run)
+            background.start_soon(self._watch)
             background.start_soon(self._decide)
             async with anyio.create_task_group() as calls:
                 background.start_soon(self._drain, calls.cancel_scope)
@@ -271,6 +295,27 @@ class Pipeline:
             self._sending.cancel()
             self._pool.stop()
             self._changed.set()
+
+    def _halt_by(self, error: Exception) -> None:
+        """Stop for ``error``; one that is none of the run's is a bug of ours."""
+        if not isinstance(error, WoolmillError):
+            error = InternalError.of(error)
+        self._halt(Stop(error=error))
+
+    async def _watch(self) -> None:
+        """Watch the servers, and for what must never be: slots held while nobody is asked."""
+        try:
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(self._pool.run)
+                stuck_s = 0
+                while stuck_s < STUCK_S:
+                    await anyio.sleep(1)
+                    idle = not self._pool.calls_on_the_wire and not self._store.waiting
+                    stuck_s = stuck_s + 1 if self._pool.in_flight and idle else 0
+                message = f"{self._pool.in_flight} slots held and nothing asked for {STUCK_S} s"
+                raise InternalError.of(RuntimeError(message))
+        except* Exception as errors:  # noqa: BLE001 - see _halt_by
+            self._halt_by(errors.exceptions[0])
 
     async def _listen(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -323,36 +368,59 @@ class Pipeline:
                 self._next_index += 1
         return indexes
 
+    def _next(self) -> Sequence[Prompt] | None:
+        """The prompts of the next call; None where none may go out now.
+
+        A call that would go alone while another does is put aside: it takes a slot when it may use
+        it, and meanwhile those go that need not go alone.
+        """
+        for at, prompts in enumerate(self._held):
+            if self._may_go(prompts):
+                return self._held.pop(at)
+        while len(self._held) < MOST_HELD and (wanted := self._wanted()) > 0:
+            indexes = self._take(min(wanted, self._pace.request_batch_size))
+            prompts = [self._budget.prompt(index) for index in indexes]
+            if self._may_go(prompts):
+                return prompts
+            self._held.append(prompts)
+        return None
+
+    def _may_go(self, prompts: Sequence[Prompt]) -> bool:
+        return not (self._scouting and self._budget.goes_alone(prompts))
+
     async def _produce(self, calls: anyio.abc.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
         with self._sending:
             try:
                 while self._stop is None:
-                    wanted = self._wanted()
-                    if wanted <= 0:
-                        await self._changed.wait()
-                        continue
-                    indexes = self._take(min(wanted, self._pace.request_batch_size))
-                    prompts = [self._budget.prompt(index) for index in indexes]
-                    lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
-                    if self._wanted() < 0 or self._stop is not None:
-                        # While this waited for a slot, decisions made it needless.
-                        lease.release()
-                        self._again.extendleft(reversed(indexes))
-                        continue
-                    if self._budget.goes_alone(prompts):
-                        calls.start_soon(self._scout, prompts, lease)
-                    elif self._resting:
-                        self._record(self._resting.pop(), prompts, lease)
+                    if prompts := self._next():
+                        await self._send(prompts, calls)
                     else:
-                        turn = Turn(loop.create_future())
-                        self._record(turn, prompts, lease)
-                        calls.start_soon(self._caller, turn)
-            except WoolmillError as error:
-                self._halt(Stop(error=error))
+                        await self._changed.wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, those in flight come home
+                self._halt_by(error)
         for resting in self._resting:
             if not resting.recorded.done():  # cancelled
                 resting.recorded.set_result(None)
+
+    async def _send(self, prompts: Sequence[Prompt], calls: anyio.abc.TaskGroup) -> None:
+        """Wait for a slot, and let one of the tasks make the call."""
+        alone = self._budget.goes_alone(prompts)
+        self._scouting |= alone
+        lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
+        if self._wanted() < 0 or self._stop is not None:
+            # While this waited for a slot, decisions made it needless.
+            lease.release()
+            self._again.extendleft(prompt.index for prompt in reversed(prompts))
+            if alone:
+                self._scouting = False
+            return
+        if self._resting:
+            turn = self._resting.pop()
+        else:
+            turn = Turn(asyncio.get_running_loop().create_future())
+            calls.start_soon(self._caller, turn)
+        turn.alone = alone
+        self._record(turn, prompts, lease)
 
     def _record(self, turn: Turn, prompts: Sequence[Prompt], lease: Lease) -> None:
         """Record what is about to be sent; then it is the turn of whoever waits to send it."""
@@ -367,13 +435,6 @@ class Pipeline:
             turn = Turn(asyncio.get_running_loop().create_future())
             self._resting.append(turn)
 
-    async def _scout(self, prompts: Sequence[Prompt], lease: Lease) -> None:
-        """A call that may be the first to overflow; one at a time, since one teaches the limit."""
-        async with self._budget.scouting:
-            turn = Turn(asyncio.get_running_loop().create_future())
-            self._record(turn, prompts, lease)
-            await self._call(turn)
-
     async def _call(self, turn: Turn) -> bool:
         """One call, from its record to its answers in the store's hands. False: there was none."""
         try:
@@ -385,20 +446,28 @@ class Pipeline:
             deliveries = await deliver(
                 turn.prompts, self._pool, self._policy, turn.lease, self._budget.refit
             )
-        except BaseException as error:  # raised again, if it is not the run's; or cancelled
+        except BaseException as error:  # the run's, a bug, or cancelled
             if turn.lease is not None:
                 turn.lease.release()
+                self._back(turn)
                 self._over(error)
-            if isinstance(error, WoolmillError):
+            if isinstance(error, Exception):
                 return False
             raise
         for delivery in deliveries:
             if isinstance(delivery.outcome, Completion):
                 self._budget.fitted(delivery.prompt)
+        self._back(turn)
         answers = [_answer(delivery) for delivery in deliveries]
         self._keeping += 1
         self._store.answered(answers).add_done_callback(partial(self._kept, answers))
         return True
+
+    def _back(self, turn: Turn) -> None:
+        """A call is over; where it went alone, the next that must may go."""
+        if turn.alone:
+            self._scouting = False
+            self._changed.set()
 
     def _kept(self, answers: Sequence[Answer], kept: asyncio.Future[None]) -> None:
         self._keeping -= 1
@@ -411,8 +480,8 @@ class Pipeline:
     def _over(self, error: BaseException | None = None) -> None:
         """A call has come to its end, by a fault of the run's if there is an ``error``."""
         self._in_flight -= 1
-        if isinstance(error, WoolmillError):
-            self._halt(Stop(error=error))
+        if isinstance(error, Exception):
+            self._halt_by(error)
         self._changed.set()
 
     def _count(self, answers: Sequence[Answer]) -> None:
@@ -424,10 +493,8 @@ class Pipeline:
             if answer.completion is None:
                 progress.failed += 1
             else:
-                usage = answer.completion.usage
-                progress.prompt_tokens += usage.prompt_tokens
-                progress.completion_tokens += usage.completion_tokens
-                progress.session_completion_tokens += usage.completion_tokens
+                progress.add(answer.completion.usage)
+                progress.session_completion_tokens += answer.completion.usage.completion_tokens
         if self._told == self._answered_below and self._told in self._answered:
             asyncio.get_running_loop().call_soon(self._tell)  # of all that the commit brought
         while self._answered_below in self._answered:
@@ -463,8 +530,8 @@ class Pipeline:
                     await self._deciding.start()
                     await self._deciding.ready()
                     self._tell()
-        except WoolmillError as error:
-            self._halt(Stop(error=error))
+        except Exception as error:  # noqa: BLE001 - a bug too: what is in flight comes home
+            self._halt_by(error)
         finally:
             self._no_decisions = True
             self._changed.set()
@@ -476,9 +543,9 @@ class Pipeline:
         if error is None:
             failpoint("decision.kept")
             self._count_decisions(batch)
-        elif isinstance(error, WoolmillError):
+        elif isinstance(error, Exception):
             self._no_decisions = True
-            self._halt(Stop(error=error))
+            self._halt_by(error)
         self._changed.set()
 
     def _count_decisions(self, batch: Batch) -> None:
@@ -493,10 +560,15 @@ class Pipeline:
                 progress.session_accepted += 1
             else:
                 progress.reasons[reason] += 1
+            self._thoughts = self._thoughts + 1 if reason == THOUGHTS_ONLY else 0
+            if self._thoughts == THOUGHTS_IN_A_ROW:
+                self._display.note(self._thoughts_message())
         self._undecided = batch.end
         progress.decided_answers = self._undecided
         if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
             self._halt(Stop(error=StoppedError(self._barren_message())))
+        elif self._thoughts >= self._pace.max_refusals_in_a_row:
+            self._halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
 
     def _all_decided(self) -> bool:
         """All that can be, or all that the person waits for."""
@@ -525,6 +597,12 @@ class Pipeline:
             f"the last {self._barren} answers gave no acceptable record"
             f" (accepted {p.accepted} of {p.target}; refused: {reasons});"
             " try other seeds, model or sampling, or allow more with --max-barren-requests"
+        )
+
+    def _thoughts_message(self) -> str:
+        return (
+            f"the last {self._thoughts} answers were thoughts and nothing else: the model spends"
+            f" all of its {self._budget.max_tokens} tokens on them; raise --max-tokens"
         )
 
     # -- showing ----------------------------------------------------------------------------------

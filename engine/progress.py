@@ -123,13 +123,11 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
 
 
 def _cost(progress: Progress, pool: Pool) -> float | None:
-    """Money spent, in the unit of the two prices; None where there are none."""
-    per_prompt = pool.settings.price_per_million_prompt_tokens
-    per_completion = pool.settings.price_per_million_completion_tokens
-    if not per_prompt and not per_completion:
+    """Money spent, as hosts state it or by the prices; None where there is neither."""
+    prices = pool.settings.prices
+    if not prices.known and not progress.stated_nano:
         return None
-    spent = progress.prompt_tokens * per_prompt + progress.completion_tokens * per_completion
-    return round(spent / 1e6, 4)
+    return round(prices.cost(progress), 4)
 
 
 def _binds(state: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import tenacity
 
 from engine.backends.base import Backend, Failure, Verdict
-from engine.limits import Lease, Pool
+from engine.errors import WoolmillError
+from engine.limits import OF_THE_PROMPT, Lease, Pool
 from engine.records import Completion, Prompt
 
 __all__ = ["Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens"]
@@ -27,7 +28,8 @@ class RetryPolicy:
     """How often and how patiently."""
 
     max_attempts: int = 4
-    """Attempts that may have been paid. The pool's outage time bounds the free ones."""
+    """Attempts that may have been paid, or that blamed the settings. The pool's outage time bounds
+    the free ones."""
     max_refits: int = 10
     """Times that one prompt is shrunk to fit the context."""
     backoff_s: float = 0.5
@@ -71,7 +73,7 @@ async def deliver(
     StoppedError, UnavailableError.
     """
     backend = lease.backend
-    outcomes = await _attempt(prompts, lease)
+    outcomes = await _attempt(prompts, pool, lease)
 
     async def delivery(prompt: Prompt, outcome: Completion | Failure) -> Delivery:
         if isinstance(outcome, Completion):
@@ -89,19 +91,29 @@ async def deliver(
     return [task.result() for task in tasks]
 
 
-async def _attempt(prompts: Sequence[Prompt], lease: Lease) -> list[Completion | Failure]:
-    """One attempt of one call; the lease ends with it. Raises what is fatal."""
+async def _attempt(
+    prompts: Sequence[Prompt], pool: Pool, lease: Lease
+) -> list[Completion | Failure]:
+    """One attempt of one call; the lease ends with it. Raises what ends the run."""
     outcomes: list[Completion | Failure] = [CANCELLED] * len(prompts)
     try:
-        outcomes = [_checked(outcome) for outcome in await lease.backend.complete(prompts)]
+        with pool.on_the_wire():
+            outcomes = [_checked(outcome) for outcome in await lease.backend.complete(prompts)]
     except Failure as exc:
         outcomes = [exc] * len(prompts)
     finally:
         lease.release([o if isinstance(o, Completion) else o.verdict for o in outcomes])
-    for outcome in outcomes:
-        if isinstance(outcome, Failure) and outcome.verdict.error is not None:
-            raise outcome.verdict.error from outcome
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        if isinstance(outcome, Failure) and (error := _ends_the_run(prompt, outcome, pool)):
+            raise error from outcome
     return outcomes
+
+
+def _ends_the_run(prompt: Prompt, failure: Failure, pool: Pool) -> WoolmillError | None:
+    verdict = failure.verdict
+    if verdict.kind == "settings" and not pool.doubts.believed(prompt.index, verdict.reason):
+        return None
+    return verdict.error
 
 
 def _checked(outcome: Completion | BaseException) -> Completion | Failure:
@@ -129,8 +141,11 @@ class _Retrial:
         self._policy = policy
         self._refit = refit
         self._attempts = 0
-        self._maybe_paid = 0
+        self._counted = 0
+        """Attempts that ``max_attempts`` bounds."""
         self._refits = 0
+        self._refused_as = ""
+        """The reason of the attempt before, where it lay in the prompt."""
 
     async def run(self) -> Delivery:
         retrying = tenacity.AsyncRetrying(
@@ -155,7 +170,7 @@ class _Retrial:
                 tokens=most_tokens(self._prompt), retry=True, avoid=self._backend
             )
             self._backend = lease.backend
-            (self._outcome,) = await _attempt([self._prompt], lease)
+            (self._outcome,) = await _attempt([self._prompt], self._pool, lease)
         self._attempts += 1
         return self._outcome
 
@@ -168,19 +183,27 @@ class _Retrial:
             smaller = None if enough else self._refit(self._prompt, verdict)
             self._prompt = smaller or self._prompt
             return smaller is None
-        self._maybe_paid += verdict.kind == "ambiguous"
-        return self._maybe_paid >= self._policy.max_attempts
+        again = verdict.reason in OF_THE_PROMPT and verdict.reason == self._refused_as
+        self._refused_as = verdict.reason
+        self._counted += verdict.kind in ("ambiguous", "settings")
+        return again or self._counted >= self._policy.max_attempts
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
-        """Outages and the pauses of an endpoint are the pool's; this wait is the request's own."""
+        """Outages and the pauses of an endpoint are the pool's; this wait is the request's own.
+
+        A server that asks for longer than the run would wait for it is not obeyed here: it has
+        answered others, or the pool gives up.
+        """
         assert isinstance(self._outcome, Failure)
         verdict = self._outcome.verdict
-        if verdict.kind != "ambiguous":
-            return verdict.retry_after_s or 0.0
-        doublings = min(self._maybe_paid - 1, self._pool.faults_in_a_row(self._backend), 16)
+        asked_s = verdict.retry_after_s or 0.0
+        if asked_s > self._pool.settings.max_outage_s:
+            asked_s = 0.0
+        if verdict.kind not in ("ambiguous", "settings"):
+            return asked_s
+        doublings = min(self._counted - 1, self._pool.faults_in_a_row(self._backend), 16)
         most_s = self._policy.backoff_s * 2.0**doublings
-        wait_s = random.uniform(0.0, min(most_s, self._policy.max_backoff_s))
-        return max(wait_s, verdict.retry_after_s or 0.0)
+        return max(random.uniform(0.0, min(most_s, self._policy.max_backoff_s)), asked_s)
 
 
 def _is_worth_another(outcome: Completion | Failure) -> bool:
@@ -195,5 +218,5 @@ def _last_outcome(state: tenacity.RetryCallState) -> Completion | Failure:
 
 def most_tokens(prompt: Prompt) -> int:
     """The most that an attempt can use. Where nobody counted, a token has 1.5 bytes."""
-    counted = prompt.tokens or len(prompt.text.encode()) * 2 // 3
+    counted = prompt.tokens or prompt.size_bytes * 2 // 3
     return counted + prompt.sampling.max_tokens

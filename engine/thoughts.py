@@ -12,8 +12,10 @@ from dataclasses import replace
 
 from engine.records import Completion
 
-__all__ = ["is_thoughts_only", "thoughts_apart"]
+__all__ = ["THOUGHTS_ONLY", "is_thoughts_only", "thoughts_apart"]
 
+THOUGHTS_ONLY = "thoughts_only"
+"""The reason of an answer whose tokens were all spent on thinking."""
 TAGS = {
     "<think>": "</think>",  # DeepSeek-R1, Qwen3, GLM-4.5, MiniMax, SmolLM3, Nemotron
     "<thinking>": "</thinking>",

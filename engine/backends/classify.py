@@ -24,7 +24,7 @@ from typing import Any, Literal
 import httpx
 
 from engine.backends.base import Verdict
-from engine.backends.error_body import ErrorBody, clean, is_html, read_error
+from engine.backends.error_body import ErrorBody, clean, read_error
 from engine.errors import AuthError, ConfigError, StoppedError, WoolmillError
 
 __all__ = ["Phase", "classify", "html_page", "retry_after_s"]
@@ -87,7 +87,8 @@ CONTENT_POLICY = frozenset(
 )
 CONTENT_TEXT = re.compile(
     r"moderation|\bflagged\b|content[ _](?:policy|filter|management|exists risk)|guardrail"
-    r"|inappropriate content|safety (?:system|filter|policy|reasons|settings)|content[^.]{0,20}blocked"
+    r"|inappropriate content|safety (?:system|filter|policy|reasons|settings)"
+    r"|content[^.]{0,20}blocked"
     r"|不安全|敏感内容",
     re.I,
 )
@@ -98,8 +99,8 @@ def html_page(where: str, raw: bytes) -> Verdict:
     """A page for a browser in the place of an answer."""
     shown = clean(read_error(raw).text)
     error = ConfigError(
-        f"{where}: not an OpenAI endpoint (got {shown}); check the base URL, and whether a proxy or "
-        "a login stands in between"
+        f"{where}: not an OpenAI endpoint (got {shown}); check the base URL, and whether a proxy "
+        "or a login stands in between"
     )
     return Verdict(kind="settings", reason="html", message=str(error), error=error)
 
@@ -153,6 +154,9 @@ def _of_exception(exc: BaseException, phase: Phase, where: str) -> Verdict:
         return Verdict(kind="unavailable", reason="connect_timeout", message=message)
     if isinstance(exc, httpx.ConnectError):
         return Verdict(kind="unavailable", reason="connect_refused", message=message)
+    if isinstance(exc, httpx.ProxyError):
+        refused = ConfigError(f"{where}: the proxy refuses ({message}); see --proxy and NO_PROXY")
+        return Verdict(kind="settings", reason="proxy", message=str(refused), error=refused)
     if isinstance(exc, httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.LocalProtocolError):
         wrong = ConfigError(f"{where}: {message}")
         return Verdict(kind="fatal", reason="bad_request", message=str(wrong), error=wrong)
@@ -252,8 +256,8 @@ def _hint(where: str, text: str, status: int) -> str:
     """What a person who meets a 404 should look at."""
     if "azure" in where.lower():
         return (
-            "Azure takes https://NAME.openai.azure.com/openai/v1 with the deployment as --model, or "
-            "a deployment's own URL with its ?api-version="
+            "Azure takes https://NAME.openai.azure.com/openai/v1 with the deployment as --model, "
+            "or a deployment's own URL with its ?api-version="
         )
     if "model" in text.lower() and status == 404:
         return "check --model"

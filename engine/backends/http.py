@@ -1,10 +1,10 @@
 """An OpenAI-shaped server: a hosted API or vLLM's. One ``HttpBackend`` is one endpoint.
 
 It makes one attempt and is strict about what counts as an answer: the body is whole, it is JSON,
-each prompt has its choice and each choice its ``finish_reason``; in a stream an error event
-outweighs ``[DONE]``, and without
-``[DONE]`` there is no answer. Everything else is a ``Failure`` with the verdict of
-``engine.backends.classify``.
+each prompt has its choice and each choice is known to be at its end; in a stream an error event
+outweighs all else. What is none is a ``Failure`` with the verdict of ``engine.backends.classify``.
+A host that refuses a field of the request is asked again without it (``engine.backends.dialect``),
+within the same attempt: a refusal costs nothing.
 
 Whole answers cost far less CPU than streams (one event a token), but say nothing while they are
 made. So ``stream`` is by default a matter of load: below ``STREAM_BELOW`` in flight all are
@@ -16,29 +16,34 @@ for a while: a silence then costs its slot the time-out of a stream, not that of
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import httpx
 import orjson
 
+from engine.backends.address import Address, Header, is_loopback, read_address
 from engine.backends.base import Failure, Verdict
-from engine.backends.classify import Phase, classify, clean
+from engine.backends.classify import Phase, classify
 from engine.backends.deadlines import Deadlines
-from engine.backends.reply import Reply, Unpacker, parsed
+from engine.backends.dialect import Dialect
+from engine.backends.error_body import read_error
+from engine.backends.reply import Events, Reply, Unpacker, parsed
+from engine.backends.served import find_model, listed, read_models
 from engine.backends.transport import FastTransport
 from engine.errors import ConfigError, UnavailableError
-from engine.records import Completion, Prompt
+from engine.records import Api, Completion, Prompt
 from engine.secrets import Secret
 
-__all__ = ["HttpBackend", "Timeouts", "normalise_base_url"]
+__all__ = ["HttpBackend", "Timeouts"]
 
 STREAM_BELOW, STREAM_IN_DOUBT_BELOW = 64, 256
-"""So many requests in flight; the second where a time-out makes the server doubtful."""
+"""Requests in flight below which answers are streamed; the second where a time-out makes the server
+doubtful.
+"""
 IN_DOUBT = 1000
 """Answers after a time-out for which it is."""
 SILENCE_S = 60.0
@@ -53,7 +58,16 @@ GAUGE = re.compile(
 )
 """vLLM, SGLang and llama.cpp's server; tgi has no counterpart."""
 MAX_RESPONSE_BYTES = 32 * 2**20
-MAX_LINE_BYTES = 2**20
+MAX_EVENT_BYTES = 2**20
+START_TRIES = 3
+START_WAIT_S = 0.5
+"""How often, and how long apart, a server that answers the first question with a fault is asked."""
+HEARD = ("http_", "html", "cut_body", "bad_json", "unreadable", "quota", "content_filter")
+"""How reasons begin of which a server's answer is the cause, and not its absence."""
+MOST_LESSONS = 12
+"""Fields that a host may refuse one after the other within one attempt."""
+MOST_NAMES = 16
+"""Model names of replies that are kept apart; more come from a host that makes them up."""
 log = logging.getLogger(__name__)
 
 
@@ -63,44 +77,25 @@ class Timeouts:
 
     connect_s: float = 5.0
     first_token_s: float = 120.0
-    """A stream's first event. Includes the server's own queue."""
+    """Silence before a stream's first token; each event is a sign of life. Includes the server's
+    own queue.
+    """
     idle_s: float = 30.0
-    """Silence within a stream."""
+    """Silence within a stream, from the first token on."""
     total_s: float = 600.0
     """The whole attempt, however busy it looks."""
-
-
-def normalise_base_url(text: str) -> httpx.URL:
-    """The API's root, without a trailing slash: ``http://host:8000`` becomes
-    ``http://host:8000/v1``.
-
-    Raises ConfigError for other schemes, for credentials and for queries: keys in URLs end in logs.
-    """
-    try:
-        url = httpx.URL(text.strip())
-    except httpx.InvalidURL as exc:
-        raise ConfigError(f"--base-url: not a URL ({clean(str(exc))})") from exc
-    if url.userinfo or url.query or url.fragment:
-        raise ConfigError(
-            "--base-url: credentials, queries and fragments are not taken from a URL; "
-            "give the key by environment or file"
-        )
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"--base-url: {clean(text)} needs http:// or https:// and a host")
-    path = url.path.rstrip("/")
-    for suffix in ("/chat/completions", "/completions", "/models"):
-        path = path.removesuffix(suffix)
-    return url.copy_with(path=path or "/v1")
 
 
 class HttpBackend:
     """One endpoint. See ``engine.backends.base.Backend`` for the methods' contract.
 
     Args:
-        base_url: with or without ``/v1``.
+        address: where it is; a URL with or without ``/v1`` will do.
         model: as the server names it; None takes the one model that the server serves.
-        key: sent as ``Authorization: Bearer``; over plain http only to this machine, unless
-            ``insecure_http``.
+        key: sent as ``Authorization: Bearer``, or as Azure's ``api-key``; over plain http only to
+            this machine, unless ``insecure_http``.
+        headers: further headers of every request.
+        dialect: what the host takes of a request's body; learns.
         transport: what carries requests; by default ``engine.backends.transport.FastTransport``.
         stream: True, False, or ``"auto"`` (see the head of this file).
         strict_model: stop when a reply names another model than was asked for.
@@ -109,10 +104,12 @@ class HttpBackend:
 
     def __init__(
         self,
-        base_url: str,
+        address: Address | str,
         model: str | None = None,
         *,
         key: Secret | None = None,
+        headers: Mapping[str, Header] | None = None,
+        dialect: Dialect | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         timeouts: Timeouts | None = None,
         stream: bool | Literal["auto"] = "auto",
@@ -122,34 +119,40 @@ class HttpBackend:
         max_in_flight: int | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
-        url = normalise_base_url(base_url)
+        if isinstance(address, str):
+            address = read_address(address)
+        headers = headers or {}
+        self._secrets = [key] if key is not None else []
+        self._secrets += [h.secret for h in headers.values() if h.secret is not None]
+        url = address.url
         if (
-            key is not None
+            self._secrets
             and url.scheme == "http"
             and not insecure_http
-            and not _is_loopback(url.host)
+            and not is_loopback(url.host)
         ):
             raise ConfigError(
                 f"{url.host}: the key would travel unencrypted; use https, "
                 "or --insecure-http if the network is yours"
             )
-        self.name = str(url).removesuffix("/v1")
-        self.model = model or ""
+        self.name = address.name
+        self.model = model or address.deployment or ""
         self.context_length: int | None = None
         self.max_in_flight = max_in_flight
         self.is_vllm = False
+        self.dialect = dialect or Dialect()
+        self.on_lesson: Callable[[str], None] = lambda what: log.warning("%s: %s", self.name, what)
+        """Called with what the dialect learnt, in words."""
         self.quota: dict[str, str] = {}
-        """The latest ``x-ratelimit-*`` headers, names without that prefix."""
+        """The latest rate limit headers: ``limit-requests`` and the like."""
         self.heard_at_s = 0.0
         self._calls = Deadlines()
         self._has_gauges = True
-        self._base = url
-        self._root = url.copy_with(path=url.path.removesuffix("/v1") or "/")
-        self._urls = {
-            "completions": url.copy_with(path=url.path + "/completions"),
-            "chat": url.copy_with(path=url.path + "/chat/completions"),
+        self._address = address
+        self._urls: dict[Api, httpx.URL] = {
+            "completions": address.at("/completions"),
+            "chat": address.at("/chat/completions"),
         }
-        self._key = key
         self._transport = transport or FastTransport(ca_file=ca_file)
         self._timeouts = timeouts or Timeouts()
         self.hung_after_s = self._timeouts.total_s
@@ -165,7 +168,7 @@ class HttpBackend:
             "pool": None,
         }
         self._identity: tuple[str, str, int | None] | None = None
-        self._answered = False
+        self._names: set[str] = set()
         self._checked = False
         self._checking = asyncio.Lock()
         self._headers = httpx.Headers(
@@ -177,17 +180,31 @@ class HttpBackend:
                 "User-Agent": "woolmill",
             }
         )
+        self._secret_headers = {name: header.reveal for name, header in headers.items()}
+        if key is not None and not {"authorization", "api-key"} & {n.lower() for n in headers}:
+            if address.deployment:
+                self._secret_headers["api-key"] = key.reveal
+            else:
+                self._secret_headers["Authorization"] = lambda: f"Bearer {key.reveal()}"
 
     # The Backend protocol
 
     async def start(self) -> None:
-        """Ask which models there are: the cheapest request that proves address, key and model."""
+        """Ask which models there are: the cheapest request that proves address, key and model.
+
+        A host without a list is no obstacle where the model is named.
+        """
         try:
             await self._check("start")
         except Failure as exc:
-            if exc.verdict.error is not None:
-                raise exc.verdict.error from exc
-            raise UnavailableError(f"{self.name}: no answer ({exc}); is the server up?") from exc
+            verdict = self._masked_verdict(exc.verdict)
+            if verdict.error is not None:
+                raise verdict.error from exc
+            raise UnavailableError(
+                f"{self.name}: no answer ({verdict.reason}: {verdict.message}); is the server up?"
+            ) from exc
+        except ConfigError as exc:
+            raise ConfigError(self._masked(str(exc))) from exc
 
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         try:
@@ -195,24 +212,31 @@ class HttpBackend:
                 async with self._checking:
                     if not self._checked:
                         await self._check("probe")
-            return await self._generate(prompts)
+            outcomes = await self._generate(prompts)
         except Failure as exc:
             if exc.verdict.kind == "unavailable" or isinstance(exc.__cause__, httpx.TransportError):
                 self._checked = False
-            raise
+            raise self._masked_failure(exc) from exc.__cause__
         except ConfigError as exc:  # from the check
-            raise Failure(classify(exception=exc, where=self.name)) from exc
+            verdict = Verdict(kind="settings", reason="model", message=str(exc), error=exc)
+            raise self._masked_failure(Failure(verdict)) from exc
+        return [self._masked_outcome(outcome) for outcome in outcomes]
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+        """By vLLM's own tokenizer, where it lets itself be asked."""
         if not self.is_vllm:
             return None
         counts: list[int] = []
-        url = self._root.copy_with(path=self._root.path.rstrip("/") + "/tokenize")
+        url = self._address.at_root("/tokenize")
         for text in texts:
             body = {"model": self.model, "prompt": text, "add_special_tokens": True}
-            data = await self._json("POST", url, body, "probe")
+            try:
+                data = await self._json("POST", url, body, "probe")
+            except Failure as exc:
+                log.info("%s: cannot count tokens (%s); estimating", self.name, exc)
+                return None
             count = data.get("count") if isinstance(data, dict) else None
-            if not isinstance(count, int):
+            if not isinstance(count, int) or not 0 <= count <= len(text.encode()) + 16:
                 return None
             counts.append(count)
         return counts
@@ -237,7 +261,7 @@ class HttpBackend:
         """(running, waiting, preemptions), summed over the server's engines."""
         if not self._has_gauges:
             return None
-        url = self._root.copy_with(path=self._root.path.rstrip("/") + "/metrics")
+        url = self._address.at_root("/metrics")
         try:
             response, raw = await self._ask("GET", url, None, "probe", GAUGES_S)
         except Failure:
@@ -245,7 +269,10 @@ class HttpBackend:
         sums = [0.0, 0.0, 0.0]
         found = False
         for *names, value in GAUGE.findall(raw) if response.status_code == 200 else ():
-            sums[next(i for i, name in enumerate(names) if name)] += float(value)
+            try:
+                sums[next(i for i, name in enumerate(names) if name)] += float(value)
+            except ValueError:
+                continue
             found = True
         self._has_gauges = found
         return (sums[0], sums[1], sums[2]) if found else None
@@ -254,28 +281,40 @@ class HttpBackend:
 
     async def _check(self, phase: Phase) -> None:
         """Compare what is served with what was asked for, and with what was served before."""
-        url = self._base.copy_with(path=self._base.path + "/models")
-        data = await self._json("GET", url, None, phase)
-        served = (
-            [m for m in data.get("data") or [] if isinstance(m, dict)]
-            if isinstance(data, dict)
-            else []
-        )
-        ids = [str(m.get("id")) for m in served]
+        try:
+            data = await self._list(phase)
+        except Failure as exc:
+            verdict = exc.verdict
+            if not verdict.reason.startswith(HEARD):
+                raise  # nobody is there, or somebody else
+            if not self.model and verdict.reason in ("http_404", "http_405"):
+                raise ConfigError(
+                    f"{self.name}: has no list of models ({verdict.message}); check the base URL, "
+                    "or name a model with --model"
+                ) from exc
+            if not self.model:
+                raise
+            log.info("%s: does not list its models (%s)", self.name, exc)
+            self._checked = True
+            return
+        served = read_models(data)
         if not self.model:
-            if len(ids) != 1:
-                raise ConfigError(f"{self.name}: serves {_listed(ids)}; choose one with --model")
-            self.model = ids[0]
-        if self.model not in ids:
-            raise ConfigError(
-                f"{self.name}: does not serve {self.model!r} but {_listed(ids)}; check --model"
-            )
-        card = served[ids.index(self.model)]
-        length = card.get("max_model_len")
-        if isinstance(length, int) and length > 0:
-            self.context_length = length
-        self.is_vllm = card.get("owned_by") == "vllm"
-        identity = (self.model, str(card.get("root") or self.model), self.context_length)
+            if len(served) != 1:
+                raise ConfigError(f"{self.name}: serves {listed(served)}; choose one with --model")
+            self.model = served[0].id
+        found = find_model(served, self.model)
+        if found is None:
+            if any(model.owner == "vllm" for model in served):
+                raise ConfigError(
+                    f"{self.name}: does not serve {self.model!r} but {listed(served)}; "
+                    "check --model"
+                )
+            log.info("%s: does not list %r", self.name, self.model)
+            self._checked = True
+            return
+        self.is_vllm = found.owner == "vllm"
+        self.context_length = found.context_length or self.context_length
+        identity = (self.model, found.root, found.context_length if self.is_vllm else None)
         if self._identity is not None and identity != self._identity:
             raise ConfigError(
                 f"{self.name}: came back with another model ({identity}, was {self._identity}); "
@@ -283,6 +322,18 @@ class HttpBackend:
             )
         self._identity = identity
         self._checked = True
+
+    async def _list(self, phase: Phase) -> Any:
+        """The list of models; at the start, with patience for a server that has a fault."""
+        for left in reversed(range(START_TRIES if phase == "start" else 1)):
+            try:
+                return await self._json("GET", self._address.at("/models"), None, phase)
+            except Failure as exc:
+                final = exc.verdict.kind in ("settings", "fatal", "dead")
+                if final or not left or not exc.verdict.reason.startswith(HEARD):
+                    raise
+            await asyncio.sleep(START_WAIT_S)
+        raise AssertionError("the last try returns or raises")
 
     async def _json(self, method: str, url: httpx.URL, body: Any, phase: Phase) -> Any:
         limit_s = self._timeouts.connect_s + self._timeouts.idle_s
@@ -295,75 +346,113 @@ class HttpBackend:
         self, method: str, url: httpx.URL, body: Any, phase: Phase, limit_s: float
     ) -> tuple[httpx.Response, bytes]:
         """A small question that costs nothing. Raises Failure."""
+        request = self._request(method, url, orjson.dumps(body) if body else b"")
         try:
             async with asyncio.timeout(limit_s):
-                response = await self._send(method, url, orjson.dumps(body) if body else b"")
+                response = await self._transport.handle_async_request(request)
                 try:
                     return response, await self._whole(response)
                 finally:
                     await response.aclose()
-        except Exception as exc:  # classify re-raises what is not the wire's
+        except Exception as exc:  # whatever fails while a server is read is a verdict
             raise self._failure(exc, phase) from exc
 
     # One attempt
 
     async def _generate(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
-        below = STREAM_IN_DOUBT_BELOW if self._in_doubt else STREAM_BELOW
-        streamed = self._stream is True or (self._stream == "auto" and len(self._calls) < below)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        """One attempt; a refusal that teaches what the host takes is not the end of it."""
+        began = asyncio.get_running_loop().time()
+        for _ in range(MOST_LESSONS):
+            streamed = self._streams()
+            api, body = self._spoken(prompts, streamed)
+            answer = await self._answer(body, api, len(prompts), began)
+            if isinstance(answer, Reply):
+                return self._outcomes(answer, prompts, api, body, began)
+            verdict, text = answer
+            if (api, body.keys()) != self._now_spoken(prompts, streamed):
+                continue  # another request has learnt it meanwhile
+            lesson = self.dialect.learn(verdict, text, body, api)
+            if lesson is None:
+                break
+            self.on_lesson(lesson)
+        raise Failure(verdict)
+
+    def _spoken(self, prompts: Sequence[Prompt], streamed: bool) -> tuple[Api, dict[str, Any]]:
+        """The API and the body by which the host takes ``prompts``."""
+        api = self.dialect.api(prompts[0].api)
+        return api, self.dialect.spoken(self._payload(prompts, api, streamed))
+
+    def _now_spoken(self, prompts: Sequence[Prompt], streamed: bool) -> tuple[Api, Any]:
+        api, body = self._spoken(prompts, streamed)
+        return api, body.keys()
+
+    def _outcomes(
+        self,
+        answer: Reply,
+        prompts: Sequence[Prompt],
+        api: Api,
+        body: Mapping[str, Any],
+        began: float,
+    ) -> list[Completion | BaseException]:
+        """What each prompt of an answered call came to."""
+        if self._strict_model and answer.model and answer.model != self.model:
+            error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
+            raise Failure(Verdict(kind="settings", reason="model", message=str(error), error=error))
+        self._in_doubt = max(self._in_doubt - 1, 0)
+        answer.model = self._named(answer.model)
+        latency_s = asyncio.get_running_loop().time() - began
+        outcomes = answer.completions(prompts, latency_s)
+        if any(isinstance(outcome, Completion) for outcome in outcomes):
+            self.dialect.answered(body, api)
+        if api == prompts[0].api:
+            return outcomes
+        return [replace(o, api=api) if isinstance(o, Completion) else o for o in outcomes]
+
+    async def _answer(
+        self, body: Mapping[str, Any], api: Api, count: int, began: float
+    ) -> Reply | tuple[Verdict, str]:
+        """Send one request: the answer, or the verdict on a refusal and the host's words.
+
+        Raises Failure for all else; whatever goes wrong while a server's bytes are read is one.
+        """
+        request = self._request("POST", self._urls[api], orjson.dumps(body))
         timeouts = self._timeouts
-        first = timeouts.first_token_s if streamed else timeouts.total_s
-        body = orjson.dumps(self._payload(prompts, streamed))
+        first_s = timeouts.first_token_s if body.get("stream") else timeouts.total_s
         call = asyncio.timeout(None)
         try:
             async with call:
-                self._calls.set(call, began + min(first, timeouts.total_s))
-                response = await self._send("POST", self._urls[prompts[0].api], body)
+                self._calls.set(call, began + min(first_s, timeouts.total_s))
+                response = await self._transport.handle_async_request(request)
                 try:
-                    self.heard_at_s = loop.time()
+                    self.heard_at_s = asyncio.get_running_loop().time()
                     self._note_quota(response.headers)
                     if response.status_code != 200:
-                        refused = self._classified(response, await self._whole(response))
-                        raise Failure(self._if_first(refused))
-                    if streamed and "event-stream" in response.headers.get("content-type", ""):
-                        answer = await self._read_stream(response, len(prompts), began, call)
-                    else:
                         raw = await self._whole(response)
-                        data = parsed(raw, response, self.name, len(prompts))
-                        answer = Reply.whole(data, len(prompts))
+                        return self._classified(response, raw), read_error(raw).text
+                    answer = await self._read(response, count, began, call)
                 finally:
                     await response.aclose()
         except Failure:
             raise
-        except Exception as exc:  # classify re-raises what is not the wire's
+        except Exception as exc:  # see above
             if isinstance(exc, TimeoutError):
                 self._in_doubt = IN_DOUBT
             raise self._failure(exc, "generate") from exc
         finally:
             self._calls.drop(call)
-        if answer.error is not None:
-            raise Failure(
-                classify(status=200, headers=response.headers, body=answer.error, where=self.name)
-            )
-        if self._strict_model and answer.model and answer.model != self.model:
-            error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
-            raise Failure(Verdict(kind="fatal", reason="model", message=str(error), error=error))
-        self._answered = True
-        self._in_doubt = max(self._in_doubt - 1, 0)
-        return answer.completions(prompts, loop.time() - began)
+        if answer.error is None:
+            return answer
+        verdict = classify(status=200, headers=response.headers, body=answer.error, where=self.name)
+        return verdict, read_error(answer.error).text
 
-    def _if_first(self, verdict: Verdict) -> Verdict:
-        """A request that is wrong before any was right: the settings are wrong, not the prompt."""
-        if self._answered or verdict.reason not in ("http_400", "http_422"):
-            return verdict
-        error = ConfigError(
-            f"{self.name}: refuses the first request ({verdict.message}); check model, api and "
-            "sampling settings"
-        )
-        return replace(verdict, kind="fatal", message=str(error), error=error)
+    def _streams(self) -> bool:
+        """Whether the next answer is asked for as a stream."""
+        below = STREAM_IN_DOUBT_BELOW if self._in_doubt else STREAM_BELOW
+        wanted = self._stream is True or (self._stream == "auto" and len(self._calls) < below)
+        return wanted and self.dialect.streams
 
-    def _payload(self, prompts: Sequence[Prompt], streamed: bool) -> dict[str, Any]:
+    def _payload(self, prompts: Sequence[Prompt], api: Api, streamed: bool) -> dict[str, Any]:
+        """The request's body, in OpenAI's words."""
         first = prompts[0]
         sampling = first.sampling
         body: dict[str, Any] = {
@@ -372,12 +461,12 @@ class HttpBackend:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        if first.api == "chat":
+        if api == "chat":
             if len(prompts) != 1:
                 raise ConfigError(
                     "the chat API takes one prompt a call; set --request-batch-size 1"
                 )
-            body["messages"] = [{"role": "user", "content": first.text}]
+            body["messages"] = [{"role": t.role, "content": t.content} for t in first.chat]
         else:
             body["prompt"] = first.text if len(prompts) == 1 else [p.text for p in prompts]
         if sampling.stop:
@@ -386,12 +475,14 @@ class HttpBackend:
             body["seed"] = sampling.seed
         if sampling.forbid_eos and self.is_vllm:
             body["ignore_eos"] = True
+        if sampling.extra:
+            body |= sampling.extra
         if streamed:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
         return body
 
-    async def _send(self, method: str, url: httpx.URL, body: bytes) -> httpx.Response:
+    def _request(self, method: str, url: httpx.URL, body: bytes) -> httpx.Request:
         request = httpx.Request(  # a stream, since httpx takes ten times as long over ``content``
             method,
             url,
@@ -400,9 +491,11 @@ class HttpBackend:
             extensions={"timeout": self._wire_timeout},
         )
         request.headers["Content-Length"] = str(len(body))
-        if self._key is not None:
-            request.headers["Authorization"] = f"Bearer {self._key.reveal()}"
-        return await self._transport.handle_async_request(request)
+        for name, reveal in self._secret_headers.items():
+            request.headers[name] = reveal()
+        return request
+
+    # Reading what comes
 
     async def _whole(self, response: httpx.Response) -> bytes:
         unpack = self._unpacker(response)
@@ -412,39 +505,68 @@ class HttpBackend:
         encoding = response.headers.get("content-encoding", "identity")
         return Unpacker(encoding, self._max_response_bytes)
 
+    async def _read(
+        self, response: httpx.Response, count: int, began: float, call: asyncio.Timeout
+    ) -> Reply:
+        """The answer, whole or streamed as the server chose."""
+        if "event-stream" in response.headers.get("content-type", ""):
+            return await self._read_stream(response, count, began, call)
+        raw = await self._whole(response)
+        if raw.lstrip().startswith(b"data:"):  # a gateway has lost the content type
+            answer = Reply(count)
+            events = Events(answer, self._max_response_bytes)
+            events.feed(raw)
+            events.end()
+            return answer
+        return Reply.of_whole(parsed(raw, response, self.name, count), count)
+
     async def _read_stream(
         self, response: httpx.Response, count: int, began: float, call: asyncio.Timeout
     ) -> Reply:
+        """A stream's answer. Its body's end is its end: ``[DONE]`` is asked for only where the
+        choices do not say by themselves that they are finished.
+        """
         answer = Reply(count)
+        events = Events(answer, MAX_EVENT_BYTES)
         unpack = self._unpacker(response)
         loop = asyncio.get_running_loop()
-        end = began + self._timeouts.total_s
-        buffer = b""
+        timeouts = self._timeouts
+        end_s = began + timeouts.total_s
         async for piece in _pieces(response):
-            *lines, buffer = (buffer + unpack(piece)).split(b"\n")
-            if len(buffer) > MAX_LINE_BYTES:
-                raise Failure(
-                    Verdict(kind="ambiguous", reason="bad_stream", message="an endless line")
-                )
-            for line in lines:
-                if line.startswith(b"data:") and not answer.done:
-                    answer.event(line[5:].strip())
-            self.heard_at_s = now = loop.time()
+            events.feed(unpack(piece))
+            self.heard_at_s = now_s = loop.time()
             if answer.ttft_s is None and answer.started:
-                answer.ttft_s = now - began
+                answer.ttft_s = now_s - began
                 self.hung_after_s = SILENCE_S
-            if answer.ttft_s is not None:
-                self._calls.set(call, min(now + self._timeouts.idle_s, end))
-        if answer.error is None and not answer.done:
-            raise Failure(
-                Verdict(kind="ambiguous", reason="cut_body", message="the stream has no end")
-            )
+            silence_s = timeouts.first_token_s if answer.ttft_s is None else timeouts.idle_s
+            self._calls.set(call, min(now_s + silence_s, end_s))
+        events.end()
+        if answer.error is None and not answer.done and None in answer.finish:
+            message = "the stream has no end"
+            raise Failure(Verdict(kind="ambiguous", reason="cut_body", message=message))
         return answer
 
     def _note_quota(self, headers: httpx.Headers) -> None:
-        found = [(k, v) for k, v in headers.raw if k[:12].lower() == b"x-ratelimit-"]
-        if found:
-            self.quota = {k[12:].decode("ascii").lower(): v.decode("ascii") for k, v in found}
+        """Keep rate limit headers: OpenAI's ``x-ratelimit-limit-requests``, Anthropic's
+        ``anthropic-ratelimit-requests-limit``.
+        """
+        for name, value in headers.raw:
+            lower = name.lower()
+            if lower.startswith(b"x-ratelimit-"):
+                self.quota[lower[12:].decode("latin-1")] = value.decode("latin-1")
+            elif lower.startswith(b"anthropic-ratelimit-"):
+                what, _, kind = lower[20:].decode("latin-1").rpartition("-")
+                self.quota[f"{kind}-{what}"] = value.decode("latin-1")
+
+    def _named(self, model: str) -> str:
+        """A model's name from a reply; they are counted by name, so there must not be many."""
+        if model not in self._names:
+            if len(self._names) >= MOST_NAMES:
+                return "(another)"
+            self._names.add(model)
+        return model
+
+    # What goes wrong, and what must not be said
 
     def _classified(self, response: httpx.Response, body: bytes) -> Verdict:
         return classify(
@@ -456,21 +578,34 @@ class HttpBackend:
             return exc
         return Failure(classify(exception=exc, phase=phase, where=self.name))
 
+    def _masked(self, text: str) -> str:
+        """``text`` without the keys that this server was given."""
+        for secret in self._secrets:
+            text = secret.mask(text)
+        return text
+
+    def _masked_verdict(self, verdict: Verdict) -> Verdict:
+        error = verdict.error
+        if error is not None and self._masked(str(error)) != str(error):
+            error = type(error)(self._masked(str(error)))
+        return replace(verdict, message=self._masked(verdict.message), error=error)
+
+    def _masked_failure(self, failure: Failure) -> Failure:
+        return Failure(self._masked_verdict(failure.verdict)) if self._secrets else failure
+
+    def _masked_outcome(self, outcome: Completion | BaseException) -> Completion | BaseException:
+        if isinstance(outcome, Failure):
+            return self._masked_failure(outcome)
+        if not self._secrets or not isinstance(outcome, Completion):
+            return outcome
+        said = outcome.text, outcome.reasoning, outcome.model
+        text, reasoning, model = map(self._masked, said)
+        if (text, reasoning, model) == said:
+            return outcome
+        return replace(outcome, text=text, reasoning=reasoning, model=model)
+
 
 def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
     """The body as it comes."""
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return response.stream
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listed(ids: Sequence[str]) -> str:
-    return ", ".join(clean(i) for i in ids[:8]) or "no model"

@@ -6,8 +6,8 @@ does the rest in the simplest way: one ``asyncio.Protocol`` a connection, httpto
 for the bytes, and a stack of idle connections per origin. How many are open is not its concern:
 ``engine.limits`` decides what is in flight, and a connection is opened whenever none is idle.
 
-The price: HTTP/1.1 only, no proxies, no redirects, no cookies. Whoever needs a proxy hands
-``httpx.AsyncHTTPTransport(proxy=…)`` to the backend instead, at httpx's cost.
+The price: HTTP/1.1 only, no proxies, no redirects, no cookies. Where a proxy is in use,
+``make_transport`` takes httpx's own transport instead, at httpx's cost.
 
 Strict about the end: a body shorter than its Content-Length, or a chunked body without its last
 chunk, is an error, never a short answer.
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import logging
 import socket
 import ssl
@@ -25,20 +24,23 @@ from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
-from urllib.request import getproxies_environment
+from typing import Any, Literal, cast
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import httptools
 import httpx
 
+from engine.backends.address import is_link_local, is_loopback
 from engine.errors import ConfigError
 
-__all__ = ["FastTransport"]
+__all__ = ["FastTransport", "make_transport"]
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Status line and headers; no API sends more, and a server that does is broken or hostile."""
+MOST_FRAMING = 16
+"""Bytes received for each byte of the body, at most: chunks of a single byte take six."""
 PAUSE_BYTES = 262_144
 """Unread body held for one response before the socket is left to wait."""
 KEEP_ALIVE_S = 4.0
@@ -65,7 +67,6 @@ class FastTransport(httpx.AsyncBaseTransport):
     def __init__(
         self, *, ca_file: str | Path | None = None, keep_alive_s: float = KEEP_ALIVE_S
     ) -> None:
-        _note_proxies()
         self._ca_file = ca_file
         self._keep_alive_s = keep_alive_s
         self._ssl: ssl.SSLContext | None = None
@@ -168,7 +169,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         addresses: list[Address] = list(dict.fromkeys((info[0], str(info[4][0])) for info in found))
         for _, text in addresses:
-            if _is_link_local(text):
+            if is_link_local(text):
                 raise ConfigError(
                     f"{host}: {text} is a link-local or metadata address and is never contacted; "
                     "check the base URL"
@@ -177,12 +178,51 @@ class FastTransport(httpx.AsyncBaseTransport):
         return addresses
 
 
+def make_transport(
+    url: httpx.URL,
+    *,
+    ca_file: str | Path | None = None,
+    proxy: str | None = None,
+    kind: Literal["fast", "httpx"] | None = None,
+) -> httpx.AsyncBaseTransport:
+    """What carries requests to ``url``.
+
+    Args:
+        proxy: its URL; None: as HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say. This machine
+            itself is never reached by a proxy of the environment.
+        kind: ``fast`` or ``httpx``; None: httpx's only where there is a proxy.
+
+    Raises ConfigError for a proxy that cannot be used.
+    """
+    if proxy is None and not is_loopback(url.host) and not proxy_bypass_environment(url.host):
+        found = getproxies_environment()
+        proxy = found.get(url.scheme) or found.get("all")
+    if proxy is None and kind != "httpx":
+        return FastTransport(ca_file=ca_file)
+    if proxy is not None and kind == "fast":
+        raise ConfigError("--transport fast: has no proxies; leave it out, or set NO_PROXY")
+    try:
+        place = httpx.URL(proxy) if proxy is not None else None
+        transport = httpx.AsyncHTTPTransport(
+            verify=_trust(ca_file),
+            trust_env=False,
+            proxy=proxy,
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=None,
+                keepalive_expiry=KEEP_ALIVE_S,
+            ),
+        )
+    except (ValueError, ImportError, httpx.InvalidURL) as exc:
+        raise ConfigError(f"the proxy cannot be used: {exc}; see --proxy") from exc
+    if place is not None:  # never its user and password
+        _say_once(f"{url.host}: by the proxy {place.scheme}://{place.host}:{place.port or ''}")
+    return transport
+
+
 @functools.cache
-def _note_proxies() -> None:
-    """Say once that a proxy of the environment is not used; its address may hold a password."""
-    names = sorted(f"{scheme.upper()}_PROXY" for scheme in getproxies_environment())
-    if names:
-        log.warning("%s: not used; requests go straight to the base URL", ", ".join(names))
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
@@ -193,17 +233,6 @@ def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
         except OSError as exc:
             raise ConfigError(f"--ca-file {ca_file}: no certificates can be read ({exc})") from exc
     return context
-
-
-def _is_link_local(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address == ipaddress.IPv6Address("fd00:ec2::254"):  # the IPv6 metadata address of AWS
-            return True
-        mapped = address.ipv4_mapped or address.sixtofour
-        if mapped is not None:
-            return mapped.is_link_local
-    return address.is_link_local
 
 
 def _head(request: httpx.Request) -> bytes:
@@ -234,6 +263,8 @@ class _Connection(asyncio.Protocol):
         self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
+        self._received_bytes = 0
+        self._body_bytes = 0
         self._head_done = False
         self._framed = (
             False  # the body's end is marked: by length or chunks, not by the connection's end
@@ -265,6 +296,10 @@ class _Connection(asyncio.Protocol):
             return
         if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(httpx.RemoteProtocolError(f"headers larger than {MAX_HEAD_BYTES} bytes"))
+            return
+        self._received_bytes += len(data)
+        if self._received_bytes > 2 * MAX_HEAD_BYTES + MOST_FRAMING * self._body_bytes:
+            self._fail(httpx.RemoteProtocolError("more framing than body: endless trailers"))
             return
         if self._held_bytes > PAUSE_BYTES and not self._complete and self._transport is not None:
             self._paused = True
@@ -307,6 +342,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         self._chunks.append(data)
         self._held_bytes += len(data)
+        self._body_bytes += len(data)
 
     def on_message_complete(self) -> None:
         if self._head_done:

@@ -32,7 +32,7 @@ import anyio
 
 from engine import models
 from engine.backends.base import Failure, Verdict
-from engine.backends.classify import clean
+from engine.backends.error_body import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.processes import environment_without_keys, how_it_ended
 from engine.records import Completion, Prompt, Usage

@@ -1,14 +1,17 @@
 """What may be in flight where.
 
 pool                  hands out slots (``Lease``) over all endpoints, hears what came of them
+ ├─ doubts            whether refusals that blame the settings are right about them
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
      ├─ controller    what is asked of a limit; one that is given
      ├─ adaptive      one that is found, from what the answers tell
      │   ├─ chance    tells refusals by chance from those of a limit
+     │   ├─ clock     tells refusals of a rate limit from those of a limit in flight
      │   └─ pace      where refusals follow the clock: so many a second
      └─ quota         requests and tokens a minute that are known, money
 """
 
+from engine.limits.doubts import OF_THE_PROMPT
 from engine.limits.pool import EndpointLimits, Lease, LimitSettings, Pool
 
-__all__ = ["EndpointLimits", "Lease", "LimitSettings", "Pool"]
+__all__ = ["OF_THE_PROMPT", "EndpointLimits", "Lease", "LimitSettings", "Pool"]

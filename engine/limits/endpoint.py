@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.backends.base import Backend, Verdict
 from engine.limits.controller import Controller, Fixed, Ticket
 from engine.limits.quota import Bucket, told
+from engine.money import Prices
 from engine.records import Completion
 
 __all__ = ["Endpoint", "EndpointLimits", "EndpointSnapshot", "LimitSettings", "WatchedServer"]
@@ -28,8 +29,11 @@ UNAVAILABLE_IN_A_ROW = 3
 FAULTS_IN_A_ROW = 10
 """Failures with no answer between them that open a breaker: not there; or there, but broken.
 More with many in flight."""
+REFUSALS_IN_A_ROW = 20
+"""Refusals that blame the settings, after which one of several endpoints gets no more work."""
 OPEN_S, MAX_OPEN_S = 0.5, 5.0
 """How long an open breaker waits before it lets one request try; doubles."""
+NONE_IN_A_ROW = {"unavailable": 0, "ambiguous": 0, "settings": 0}
 State = Literal["closed", "open", "probing"]
 Binding = Literal[
     "nothing", "limit", "pause", "outage", "requests_per_min", "tokens_per_min", "budget"
@@ -49,11 +53,14 @@ class LimitSettings(BaseModel):
     max_tokens_total: int | None = Field(default=None, gt=0)
     """Tokens, prompt and completion together, that the run may use."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Money that the run may cost, in the unit of the two prices."""
-    price_per_million_prompt_tokens: float = Field(default=0.0, ge=0)
-    price_per_million_completion_tokens: float = Field(default=0.0, ge=0)
+    """Money that the run may cost, in the unit of the prices."""
+    prices: Prices = Prices()
     max_outage_s: float = Field(default=600.0, gt=0)
     """How long no endpoint may answer, or all may refuse, before the run stops."""
+    max_refusals_in_a_row: int = Field(default=20, gt=0)
+    """Different requests, refused as if a setting were wrong and no answer between them, that end a
+    run which had answers before.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +120,8 @@ class Endpoint:
         settings: LimitSettings,
         own: EndpointLimits,
         controller: Callable[[], Controller],
+        *,
+        alone: bool = False,
     ) -> None:
         fixed = own.max_in_flight or backend.max_in_flight
         if fixed is None and settings.max_in_flight != "auto":
@@ -127,7 +136,9 @@ class Endpoint:
         self._weight = own.weight
         self._requests = _bucket(own.requests_per_min or settings.requests_per_min)
         self._tokens = _bucket(own.tokens_per_min or settings.tokens_per_min)
-        self._in_a_row = {"unavailable": 0, "ambiguous": 0}
+        self._alone = alone
+        """There is no other to give the work to."""
+        self._in_a_row = dict(NONE_IN_A_ROW)
         self._opened = 0
         self._open_until_s = 0.0
         self._busy_since_s = 0.0
@@ -219,7 +230,7 @@ class Endpoint:
         where a request sent later was answered: what hangs outlives the rest.
         """
         if answered or any(v.kind in ("dead", "overflow") for v in verdicts):
-            self._in_a_row = {"unavailable": 0, "ambiguous": 0}
+            self._in_a_row = dict(NONE_IN_A_ROW)
             if self.state != "closed":
                 log.info("%s answers again", self.backend.name)
             self.state, self._opened, self.failure = "closed", 0, ""
@@ -228,10 +239,13 @@ class Endpoint:
             if verdict.kind in self._in_a_row and verdict.reason != "cancelled":
                 self._in_a_row[verdict.kind] += 1
                 others = self.in_flight  # a burst that fails while these are answered is no outage
+                in_a_row = self._in_a_row
+                refuses = in_a_row["settings"] >= max(REFUSALS_IN_A_ROW, others)
                 if (
                     self.state == "probing"
-                    or self._in_a_row["unavailable"] >= max(UNAVAILABLE_IN_A_ROW, others / 2)
-                    or self._in_a_row["ambiguous"] >= max(FAULTS_IN_A_ROW, others)
+                    or in_a_row["unavailable"] >= max(UNAVAILABLE_IN_A_ROW, others / 2)
+                    or in_a_row["ambiguous"] >= max(FAULTS_IN_A_ROW, others)
+                    or (refuses and not self._alone)
                 ):
                     self.open(now_s, f"{verdict.reason}: {verdict.message}")
         if not sent and self.state == "probing":

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.backends.base import Backend, Verdict
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.limits.adaptive import Adaptive
 from engine.limits.controller import Controller, Ticket
+from engine.limits.doubts import Doubts
 from engine.limits.endpoint import (
     Endpoint,
     EndpointLimits,
@@ -29,6 +31,7 @@ from engine.limits.endpoint import (
     WatchedServer,
 )
 from engine.limits.quota import Spending
+from engine.money import Spent
 from engine.records import Completion
 
 __all__ = ["EndpointLimits", "EndpointSnapshot", "Lease", "LimitSettings", "Pool", "WatchedServer"]
@@ -80,14 +83,16 @@ class Pool:
         self.settings = settings = settings or LimitSettings()
         own = list(own) or [EndpointLimits()] * len(backends)
         self._endpoints = [
-            Endpoint(backend, settings, limits, controller)
+            Endpoint(backend, settings, limits, controller, alone=len(backends) == 1)
             for backend, limits in zip(backends, own, strict=True)
         ]
+        self.doubts = Doubts(settings.max_refusals_in_a_row)
+        self.calls_on_the_wire = 0
+        """Attempts that wait for a backend now. Each holds a slot; no slot is held otherwise."""
         self._spending = Spending(
             max_tokens=settings.max_tokens_total,
             max_cost=settings.max_cost,
-            prompt_price=settings.price_per_million_prompt_tokens / 1e6,
-            completion_price=settings.price_per_million_completion_tokens / 1e6,
+            prices=settings.prices,
         )
         self._retries: deque[_Waiter] = deque()
         self._fresh: deque[_Waiter] = deque()
@@ -180,6 +185,15 @@ class Pool:
                 waiter.future.result().release()
             raise
 
+    @contextmanager
+    def on_the_wire(self) -> Iterator[None]:
+        """A backend is asked meanwhile."""
+        self.calls_on_the_wire += 1
+        try:
+            yield
+        finally:
+            self.calls_on_the_wire -= 1
+
     async def rest(self, seconds: float) -> None:
         """Wait between two attempts. Raises StoppedError as soon as there will be no other."""
         try:
@@ -194,9 +208,9 @@ class Pool:
         self._stopping.set()
         self._give_up(StoppedError(DRAINING))
 
-    def spent(self, *, prompt_tokens: int, completion_tokens: int) -> None:
+    def spent(self, used: Spent) -> None:
         """Book what earlier sessions of the run used, so that the budget is the run's."""
-        self._spending.settle(0, prompt=prompt_tokens, completion=completion_tokens)
+        self._spending.begin(used)
 
     @property
     def in_flight(self) -> int:
@@ -262,6 +276,7 @@ class Pool:
         if used:
             self._retry_credit = min(self._retry_credit + RETRY_SHARE * used, 100.0)
             self._down_since_s = self._refused_since_s = None
+            self.doubts.answered()
         for result in results:
             if isinstance(result, Verdict):
                 self._last_failure = f"{endpoint.backend.name}: {result.reason}: {result.message}"
@@ -277,16 +292,13 @@ class Pool:
         for i, result in enumerate(results):
             reserved = share + (rest if i == 0 else 0)
             if isinstance(result, Completion):
-                usage = result.usage
-                self._spending.settle(
-                    reserved, prompt=usage.prompt_tokens, completion=usage.completion_tokens
-                )
+                self._spending.settle(reserved, result.usage)
             elif result.billed:
                 self._spending.lose(reserved)
             else:
-                self._spending.settle(reserved, prompt=0, completion=0)
+                self._spending.settle(reserved)
         if not results:
-            self._spending.settle(tokens, prompt=0, completion=0)
+            self._spending.settle(tokens)
 
     def _wake(self) -> None:
         """Hand out what there is room for, and set the timer for when there will be more."""

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from engine.money import Prices, Spent
+from engine.records import Usage
+
 __all__ = ["Bucket", "Spending"]
 
 
@@ -74,7 +77,7 @@ class Spending:
 
     Args:
         max_tokens, max_cost: what the run may use; None: no bound.
-        prompt_price, completion_price: money a token.
+        prices: of tokens whose cost no host states.
     """
 
     def __init__(
@@ -82,36 +85,49 @@ class Spending:
         *,
         max_tokens: int | None = None,
         max_cost: float | None = None,
-        prompt_price: float = 0.0,
-        completion_price: float = 0.0,
+        prices: Prices | None = None,
     ) -> None:
         self._max_tokens = max_tokens
         self._max_cost = max_cost
-        self._prompt_price = prompt_price
-        self._completion_price = completion_price
-        self._dearest = max(prompt_price, completion_price)
-        self.tokens = 0
-        self.cost = 0.0
+        self._prices = prices or Prices()
+        self._spent = Spent()
+        self._lost_tokens = 0
+        """Reservations of which nobody knows what they used, at their most."""
         self._reserved = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens booked."""
+        return self._spent.tokens + self._lost_tokens
+
+    @property
+    def cost(self) -> float:
+        """Money booked."""
+        return self._prices.cost(self._spent) + self._lost_tokens * self._prices.dearest
 
     def fits(self, tokens: int) -> bool:
         """Whether another ``tokens`` can be promised whatever becomes of all that is reserved."""
         more = self._reserved + tokens
         if self._max_tokens is not None and self.tokens + more > self._max_tokens:
             return False
-        return self._max_cost is None or self.cost + more * self._dearest <= self._max_cost
+        if self._max_cost is None:
+            return True
+        return self.cost + more * self._prices.dearest <= self._max_cost
 
     def reserve(self, tokens: int) -> None:
         self._reserved += tokens
 
-    def settle(self, tokens: int, *, prompt: int, completion: int) -> None:
-        """Give back a reservation of ``tokens`` and book what was used."""
+    def begin(self, spent: Spent) -> None:
+        """Book what earlier sessions used."""
+        self._spent.begin_with(spent)
+
+    def settle(self, tokens: int, used: Usage | None = None) -> None:
+        """Give back a reservation of ``tokens`` and book what a completion used."""
         self._reserved -= tokens
-        self.tokens += prompt + completion
-        self.cost += prompt * self._prompt_price + completion * self._completion_price
+        if used is not None:
+            self._spent.add(used)
 
     def lose(self, tokens: int) -> None:
         """Nobody knows what a reservation of ``tokens`` used: book the most it can have been."""
         self._reserved -= tokens
-        self.tokens += tokens
-        self.cost += tokens * self._dearest
+        self._lost_tokens += tokens

@@ -11,11 +11,11 @@ and the other refuses would make results incomparable.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 from engine.filters import Refusal
 from engine.records import Completion, Record, Sampling, SeedTask
@@ -74,7 +74,13 @@ def sample(tasks: Sequence[SeedTask], count: int, *, seed: int, index: int) -> l
 
 
 def sampling(
-    *, seed: int | None, index: int, max_tokens: int, temperature: float, top_p: float
+    *,
+    seed: int | None,
+    index: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    extra: Mapping[str, Any] | None = None,
 ) -> Sampling:
     """Sampling of request ``index``. ``seed`` None leaves the choice of a seed to the server."""
     return Sampling(
@@ -85,6 +91,7 @@ def sampling(
         # Each request its own, so that two prompts alike do not get the same answer.
         seed=None if seed is None else _draw(seed, index, -1) >> 33,
         forbid_eos=True,
+        extra=extra or {},
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.money import Prices
 from engine.store import RunReader
+from engine.thoughts import THOUGHTS_ONLY
 
 __all__ = ["figures"]
 
@@ -31,8 +33,11 @@ def figures(run: RunReader) -> dict[str, Any]:
         if reason in UNPARSED or reason.startswith("failed:")
     )
     free = run.manifest.free
-    prices = free.get("price_prompt") or 0.0, free.get("price_completion") or 0.0
-    cost = (counts.prompt_tokens * prices[0] + counts.completion_tokens * prices[1]) / 1e6
+    prices = Prices(
+        prompt=free.get("price_prompt") or None,  # 0 in runs from before it could be left out
+        completion=free.get("price_completion") or None,
+        cached=free.get("price_cached"),
+    )
     tokens = {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens}
     return {
         "run": str(run.folder),
@@ -53,12 +58,16 @@ def figures(run: RunReader) -> dict[str, Any]:
         "tokens_per_accepted": round(sum(tokens.values()) / counts.accepted, 1)
         if counts.accepted
         else None,
-        "cost": round(cost, 6) if any(prices) else None,
+        "tokens_cached": counts.cached_tokens,
+        "tokens_of_thoughts": counts.reasoning_tokens,
+        "cost": round(prices.cost(counts), 6) if prices.known or counts.stated_nano else None,
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
     }
 
 
-UNPARSED = frozenset({"bad_format", "cut_off", "no_record", "content_filter", "refusal"})
+UNPARSED = frozenset(
+    {"bad_format", "cut_off", "no_record", "content_filter", "refusal", THOUGHTS_ONLY}
+)
 """Reasons of pieces that never became a record."""

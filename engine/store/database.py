@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from engine.errors import ConfigError, DiskError, InputError
 from engine.store.manifest import Manifest
-from engine.store.rows import APPLICATION_ID, FORMAT, PAGE_SIZE, Checksum, damaged, decode
+from engine.store.rows import APPLICATION_ID, FORMAT, PAGE_SIZE, Checksum, damaged, decode, encode
 
 __all__ = [
     "check_header",
@@ -22,6 +22,7 @@ __all__ = [
     "disk_errors",
     "mend_header",
     "meta",
+    "put_meta",
     "read_manifest",
     "read_run_id",
     "sync_folder",
@@ -123,11 +124,22 @@ def meta(connection: sqlite3.Connection, checksum: Checksum, name: str, path: Pa
     return body
 
 
+def put_meta(connection: sqlite3.Connection, checksum: Checksum, name: str, value: object) -> None:
+    """Write one row of ``meta``."""
+    body = encode(value)
+    connection.execute(
+        "INSERT OR REPLACE INTO meta VALUES (?, CAST(? AS TEXT), ?)",
+        (name, body, checksum("meta", name.encode(), body)),
+    )
+
+
 def read_manifest(connection: sqlite3.Connection, checksum: Checksum, path: Path) -> Manifest:
     parts = {
         name: decode(meta(connection, checksum, name, path))
         for name in ("fixed", "decision", "free")
     }
+    if connection.execute("SELECT 1 FROM meta WHERE name = 'learnt'").fetchone():
+        parts["learnt"] = decode(meta(connection, checksum, "learnt", path))
     run = decode(meta(connection, checksum, "run", path))
     return Manifest(**parts, engine_version=run["engine_version"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import DiskError, StoppedError
 from engine.failpoints import failpoint
-from engine.store.database import disk_errors
+from engine.store.database import disk_errors, put_meta
 from engine.store.lock import RunLock
 from engine.store.rows import Checksum, Counts, DecisionRow, encode
 from engine.store.space import Reserve
@@ -81,6 +81,8 @@ class Inserts:
         if answers := self._answer_rows(group, now_ms):
             executemany("INSERT INTO answer VALUES (?, ?, CAST(? AS TEXT), ?)", answers)
         for work in group:
+            if work.learnt is not None:
+                put_meta(self._connection, self._checksum, "learnt", work.learnt)
             if work.decided is None:
                 continue
             self._count_decisions(work.decided.decisions)

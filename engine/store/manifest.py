@@ -13,7 +13,7 @@ __all__ = ["Manifest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The settings of a run as plain JSON values, in three parts.
+    """The settings of a run as plain JSON values, in four parts.
 
     Keys never come here.
 
@@ -24,11 +24,14 @@ class Manifest:
             ``woolmill redecide`` decides the stored answers again under others.
         free: what no result depends on (endpoints, limits, target, display). May differ in every
             session.
+        learnt: by an endpoint's name, what it takes otherwise than other hosts. Found out while
+            the run goes on.
     """
 
     fixed: Mapping[str, Any]
     decision: Mapping[str, Any] = field(default_factory=dict)
     free: Mapping[str, Any] = field(default_factory=dict)
+    learnt: Mapping[str, Any] = field(default_factory=dict)
     engine_version: str = ""
 
     def differences(self, other: Manifest) -> list[str]:

@@ -19,6 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.money import Spent
 from engine.records import Answer, Completion, Decision, Neighbour, Record, Usage
 
 __all__ = [
@@ -40,8 +41,10 @@ Vector = NDArray[np.float32]
 
 APPLICATION_ID = 0x574F4F4C
 """``WOOL``, in the database's header."""
-FORMAT = 1
-"""``user_version`` in the header. A store of a higher format is refused, a lower one read."""
+FORMAT = 2
+"""``user_version`` in the header. A store of a higher format is refused; a lower one is read, and
+gets this number when a run goes on with it. 2: answers with thoughts, cached tokens and costs.
+"""
 
 PAGE_SIZE = 8192
 """Bytes. Rows have 1 to 2 KiB: a fifth less CPU a row than with SQLite's 4096."""
@@ -90,8 +93,10 @@ class Checksum:
 
 
 @dataclass(slots=True, kw_only=True)
-class Counts:
-    """Sums over all rows, kept in the same transaction as the rows they count."""
+class Counts(Spent):
+    """Sums over all rows, kept in the same transaction as the rows they count. What was spent is
+    that of all completions.
+    """
 
     commits: int = 0
     sent: int = 0
@@ -103,8 +108,6 @@ class Counts:
     """Answers to requests that had one already: paid and not used."""
     attempts: int = 0
     truncated: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     estimated: int = 0
     """Completions whose tokens the server did not state."""
     decided: int = 0
@@ -135,8 +138,7 @@ class Counts:
             self.failed += 1
             return
         usage, finish = completion.usage, completion.finish_reason
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
+        self.add(usage)
         self.estimated += usage.estimated
         self.finish_reasons[finish] = self.finish_reasons.get(finish, 0) + 1
         self.models[completion.model] = self.models.get(completion.model, 0) + 1

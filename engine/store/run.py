@@ -27,6 +27,7 @@ from engine.store.database import (
     connect,
     disk_errors,
     meta,
+    put_meta,
     read_run_id,
     sync_folder,
 )
@@ -116,7 +117,9 @@ class RunStore(RunReader):
             "started_s": time.time(),
             "ended_s": None,
         }
+        manifest = replace(manifest, learnt=self.manifest.learnt)
         self._writing.execute("BEGIN IMMEDIATE")
+        self._writing.execute(f"PRAGMA user_version = {FORMAT}")
         self._put_session()
         put_meta(self._writing, self._checksum, "free", dict(manifest.free))
         self._writing.execute("COMMIT")
@@ -192,6 +195,11 @@ class RunStore(RunReader):
         """``decided`` for what ``rows_of`` made, here or in another process."""
         failpoint("decision.made")
         return self._write(Work(decided=rows))
+
+    def learnt(self, learnt: Mapping[str, Any]) -> asyncio.Future[None]:
+        """Keep what was learnt about the endpoints, by their names. Durable when done."""
+        self.manifest = replace(self.manifest, learnt=dict(learnt))
+        return self._write(Work(learnt=dict(learnt)))
 
     def forget_decisions(self, decision: Mapping[str, Any]) -> None:
         """Drop all decisions in one transaction; from now on they follow from ``decision``.
@@ -288,15 +296,6 @@ def _create(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> N
     connection.execute("COMMIT")
     sync_folder(path.parent)
     failpoint("store.created")
-
-
-def put_meta(connection: sqlite3.Connection, checksum: Checksum, name: str, value: object) -> None:
-    """Write one row of ``meta``."""
-    body = encode(value)
-    connection.execute(
-        "INSERT OR REPLACE INTO meta VALUES (?, CAST(? AS TEXT), ?)",
-        (name, body, checksum("meta", name.encode(), body)),
-    )
 
 
 def _fold_log(connection: sqlite3.Connection, path: Path) -> None:

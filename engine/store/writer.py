@@ -19,9 +19,10 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.errors import StoppedError, WoolmillError
 from engine.failpoints import failpoint
@@ -50,6 +51,8 @@ class Work:
     """Requests sent earlier: (index, key) of each."""
     answers: Sequence[Answer] = ()
     decided: DecisionRows | None = None
+    learnt: Mapping[str, Any] | None = None
+    """The manifest's part of that name, where it is to be written anew."""
     done: asyncio.Future[None] = field(default_factory=_new_future)
 
 

@@ -73,7 +73,7 @@ async def merge_runs(
             for run in runs:
                 index = await _copy(run, store, index)
             target = config.target if "target" in changes else 2**62
-            return await decide_answers(store, Decider(cascade, api=config.api), target)
+            return await decide_answers(store, Decider(cascade, api=config.asked_api), target)
         finally:
             await store.aclose()
 

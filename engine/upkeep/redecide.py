@@ -105,7 +105,9 @@ async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, A
     try:
         before = store.counts()
         store.forget_decisions(wanted.decision)
-        accepted = await decide_answers(store, Decider(cascade, api=config.api), config.target)
+        accepted = await decide_answers(
+            store, Decider(cascade, api=config.asked_api), config.target
+        )
     finally:
         await store.aclose()
     return Redecided(

@@ -1,0 +1,143 @@
+"""What a host takes of a request's body, learnt from its refusals once for a run.
+
+OpenAI's reasoning models want ``max_completion_tokens`` and take neither ``stop`` nor another
+temperature; Mistral and Gemini refuse ``seed`` and ``stream_options``; some hosts have chats alone.
+A refusal costs nothing and names the field, so the field is renamed or left out and the request is
+sent again. Only a field that the engine added by itself is ever left out: what the user asked for
+is the user's to take back, with ``--without``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from engine.backends.base import Verdict
+from engine.records import Api
+
+__all__ = ["RENAMED", "Dialect"]
+
+RENAMED = ("max_tokens", "max_completion_tokens")
+OPTIONAL = frozenset(
+    ("stream_options", "stream", "ignore_eos", "seed", "stop", "top_p", "temperature")
+)
+"""Fields without which a request can be made."""
+CHANGES_ANSWERS = frozenset(("ignore_eos", "seed", "stop", "top_p", "temperature"))
+CHAT_ONLY = re.compile(
+    r"chat[/ ]completions|chat model|not supported in the v1/completions"
+    r"|completion operation does not work|(?:only|use) (?:the )?chat",
+    re.IGNORECASE,
+)
+"""How a host that has completions says that this model has them not."""
+WORD = re.compile(r"[a-z_]+")
+
+
+class Dialect:
+    """How requests to one host differ from OpenAI's completions.
+
+    Args:
+        without: fields never sent (``--without``).
+        asked: fields that the user gave, which are never left out unasked.
+        any_api: a request for completions may go out as a chat.
+        learnt: what an earlier session learnt (its ``learnt``).
+    """
+
+    def __init__(
+        self,
+        *,
+        without: Collection[str] = (),
+        asked: Collection[str] = (),
+        any_api: bool = False,
+        learnt: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._without = frozenset(without)
+        self._asked = frozenset(asked)
+        self._any_api = any_api
+        self._omitted: set[str] = set()
+        self._renamed = False
+        self._chat = False
+        self._answered: set[str] = set()
+        """Fields of requests that were answered: the host takes these."""
+        self._apis: set[str] = set()
+        self.restore(learnt or {})
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """Plain JSON values, empty where nothing is special."""
+        learnt: dict[str, Any] = {}
+        if self._omitted:
+            learnt["left_out"] = sorted(self._omitted)
+        if self._renamed:
+            learnt["max_tokens"] = RENAMED[1]
+        if self._chat:
+            learnt["api"] = "chat"
+        return learnt
+
+    def restore(self, learnt: Mapping[str, Any]) -> None:
+        """Go on from what an earlier session learnt; what is not of that form is left out."""
+        names = learnt.get("left_out")
+        self._omitted |= OPTIONAL.intersection(names if isinstance(names, list) else ())
+        self._renamed |= learnt.get("max_tokens") == RENAMED[1]
+        self._chat |= self._any_api and learnt.get("api") == "chat"
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer may be asked for as a stream."""
+        return "stream" not in self._omitted | self._without
+
+    def api(self, wanted: Api) -> Api:
+        """The API by which a request that names ``wanted`` goes out."""
+        return "chat" if self._chat else wanted
+
+    def spoken(self, body: dict[str, Any]) -> dict[str, Any]:
+        """``body`` as the host takes it. Changes the argument."""
+        if self._renamed and RENAMED[0] in body:
+            body[RENAMED[1]] = body.pop(RENAMED[0])
+        for name in self._omitted | self._without:
+            body.pop(name, None)
+        return body
+
+    def answered(self, body: Iterable[str], api: Api) -> None:
+        """The host answered a request with these fields."""
+        if api not in self._apis or not self._answered.issuperset(body):
+            self._apis.add(api)
+            self._answered.update(body)
+
+    def learn(self, verdict: Verdict, text: str, body: Mapping[str, Any], api: Api) -> str | None:
+        """Learn from a refusal of ``body``; what was learnt in words, None where it is nothing.
+
+        ``text`` is the host's message. After a field (or the API) was once answered, a refusal is
+        about the request and not about the field.
+        """
+        if verdict.kind != "settings":
+            return None
+        if self._goes_by_chat(verdict, text, api):
+            self._chat = True
+            return "it has no completions (or not for this model): asking by chat"
+        if verdict.reason not in ("http_400", "http_422"):
+            return None
+        for name in verdict.parameters or WORD.findall(text.lower()):
+            if name not in body or name in self._answered:
+                continue
+            if name == RENAMED[0] and not self._renamed:
+                self._renamed = True
+                return f"it takes {RENAMED[1]} in the place of {RENAMED[0]}"
+            if name in OPTIONAL and name not in self._asked:
+                self._omitted |= {name}
+                change = "; answers differ from what it would give" * (name in CHANGES_ANSWERS)
+                return f"it does not take {name}, which is left out{change}"
+        return None
+
+    def _goes_by_chat(self, verdict: Verdict, text: str, api: Api) -> bool:
+        if not self._any_api or api == "chat" or self._chat or "completions" in self._apis:
+            return False
+        no_route = verdict.reason in ("http_404", "http_405")
+        return no_route or bool(verdict.reason == "http_400" and CHAT_ONLY.search(text))
+
+    def __str__(self) -> str:
+        """In words, for whoever resumes a run."""
+        said = ["asked by chat"] if self._chat else []
+        said += [f"{RENAMED[1]} for {RENAMED[0]}"] if self._renamed else []
+        said += [f"without {', '.join(sorted(self._omitted))}"] if self._omitted else []
+        return "; ".join(said)

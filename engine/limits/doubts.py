@@ -1,0 +1,43 @@
+"""Whether refusals that blame the settings are right about them.
+
+A wrong key, model or address is refused from the first request on. After thousands of good answers
+the same words come from a gateway that restarts, or are about one prompt; then the run goes on, and
+only many different prompts in a row, without a good answer between them, are believed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Doubts"]
+
+CONFIRMED = 2
+"""Refusals that are believed before any answer: one, and one that confirms it."""
+OF_THE_PROMPT = frozenset({"http_400", "http_403", "http_422"})
+"""Reasons that can lie in a prompt: only those of different prompts confirm each other."""
+
+
+class Doubts:
+    """One run's. ``most``: different prompts whose refusal is believed after a good answer."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._answered = False
+        self._refusals = 0
+        self._prompts: set[int] = set()
+
+    def answered(self) -> None:
+        """A request was answered: the settings are right."""
+        self._answered = True
+        self._refusals = 0
+        self._prompts.clear()
+
+    def believed(self, index: int, reason: str) -> bool:
+        """Take in that request ``index`` was refused for ``reason``; True: the settings are
+        wrong.
+        """
+        if index in self._prompts and reason in OF_THE_PROMPT:
+            return False
+        self._prompts.add(index)
+        self._refusals += 1
+        if not self._answered:
+            return self._refusals >= CONFIRMED
+        return len(self._prompts) >= self._most
