@@ -60,7 +60,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
     began = time.monotonic()
     config, any_api = _with_api(config)
     tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
-    backends = make_backends(config, any_api=any_api)
+    backends = make_backends(config)
     async with AsyncExitStack() as stack:
         pool = _pool(config, backends)
         stack.push_async_callback(pool.aclose)
@@ -71,7 +71,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         stack.push_async_callback(store.aclose)
         with suppress(OSError):  # a disk in trouble stops the store, and says so there
             keep(tasks, config.out)
-        _learn_with(store, backends, display)
+        _learn_with(store, backends, display, any_api=any_api)
         resume = store.resume()
         if resume.counts.accepted >= config.target:
             done = Progress(target=config.target, accepted=resume.counts.accepted)
@@ -143,9 +143,11 @@ def _with_api(config: RunConfig) -> tuple[RunConfig, bool]:
     return config.model_copy(update={"api": api}), True
 
 
-def _learn_with(store: RunStore, backends: Sequence[Backend], display: Display) -> None:
+def _learn_with(
+    store: RunStore, backends: Sequence[Backend], display: Display, *, any_api: bool
+) -> None:
     """Let backends go on from what earlier sessions learnt about their hosts, and keep what they
-    learn.
+    learn. ``any_api``: requests for completions may be asked by chat.
     """
     servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
 
@@ -155,21 +157,19 @@ def _learn_with(store: RunStore, backends: Sequence[Backend], display: Display) 
         store.learnt(learnt)
 
     for server in servers:
+        server.dialect.any_api = any_api
         server.dialect.restore(store.manifest.learnt.get(server.name, {}))
         if words := str(server.dialect):
             display.note(f"{server.name}: as learnt earlier, {words}")
         server.on_lesson = partial(keep_lesson, server)
 
 
-def make_backends(config: RunConfig, *, any_api: bool = False) -> Sequence[Backend]:
-    """One backend for each place that answers; none is started yet.
-
-    ``any_api``: requests for completions may be asked by chat, where a host has nothing else.
-    """
+def make_backends(config: RunConfig) -> Sequence[Backend]:
+    """One backend for each place that answers; none is started yet."""
     kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
     rows = None if config.max_in_flight == "auto" else config.max_in_flight
     if kind == "http":
-        return [_http(config, endpoint, any_api) for endpoint in config.endpoints()]
+        return [_http(config, endpoint) for endpoint in config.endpoints()]
     if kind == "scripted":
         return [ScriptedBackend(model=config.model or "scripted")]
     if config.model is None:
@@ -202,7 +202,7 @@ def make_backends(config: RunConfig, *, any_api: bool = False) -> Sequence[Backe
     return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
 
 
-def _http(config: RunConfig, endpoint: EndpointConfig, any_api: bool) -> HttpBackend:
+def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
     address = read_address(endpoint.url, endpoint.query or config.query)
     ca_file = str(config.ca_file) if config.ca_file else None
     asked = {name for name in ("temperature", "top_p") if getattr(config, name) is not None}
@@ -211,9 +211,7 @@ def _http(config: RunConfig, endpoint: EndpointConfig, any_api: bool) -> HttpBac
         config.model,
         key=read_key(env=endpoint.key_env, file=endpoint.key_file),
         headers=read_headers(endpoint.header or config.header),
-        dialect=Dialect(
-            without=config.without, asked=asked | config.extra_body.keys(), any_api=any_api
-        ),
+        dialect=Dialect(without=config.without, asked=asked | config.extra_body.keys()),
         transport=make_transport(
             address.url, ca_file=ca_file, proxy=config.proxy, kind=config.transport
         ),

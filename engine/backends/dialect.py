@@ -39,8 +39,6 @@ class Dialect:
     Args:
         without: fields never sent (``--without``).
         asked: fields that the user gave, which are never left out unasked.
-        any_api: a request for completions may go out as a chat.
-        learnt: what an earlier session learnt (its ``learnt``).
     """
 
     def __init__(
@@ -48,19 +46,17 @@ class Dialect:
         *,
         without: Collection[str] = (),
         asked: Collection[str] = (),
-        any_api: bool = False,
-        learnt: Mapping[str, Any] | None = None,
     ) -> None:
         self._without = frozenset(without)
         self._asked = frozenset(asked)
-        self._any_api = any_api
+        self.any_api = False
+        """A request for completions may go out as a chat."""
         self._omitted: set[str] = set()
         self._renamed = False
         self._chat = False
         self._answered: set[str] = set()
         """Fields of requests that were answered: the host takes these."""
         self._apis: set[str] = set()
-        self.restore(learnt or {})
 
     @property
     def learnt(self) -> dict[str, Any]:
@@ -79,7 +75,7 @@ class Dialect:
         names = learnt.get("left_out")
         self._omitted |= OPTIONAL.intersection(names if isinstance(names, list) else ())
         self._renamed |= learnt.get("max_tokens") == RENAMED[1]
-        self._chat |= self._any_api and learnt.get("api") == "chat"
+        self._chat |= self.any_api and learnt.get("api") == "chat"
 
     @property
     def streams(self) -> bool:
@@ -130,7 +126,7 @@ class Dialect:
         return None
 
     def _goes_by_chat(self, verdict: Verdict, text: str, api: Api) -> bool:
-        if not self._any_api or api == "chat" or self._chat or "completions" in self._apis:
+        if not self.any_api or api == "chat" or self._chat or "completions" in self._apis:
             return False
         no_route = verdict.reason in ("http_404", "http_405")
         return no_route or bool(verdict.reason == "http_400" and CHAT_ONLY.search(text))

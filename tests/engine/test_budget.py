@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import anyio
 import pytest
 
 from engine.backends.base import Verdict
@@ -118,28 +116,16 @@ async def test_without_numbers_it_shrinks_to_four_fifths_and_ends() -> None:
     assert len(sizes) <= MAX_SHRINKS + 1
 
 
-async def test_while_the_context_is_unknown_larger_prompts_go_one_at_a_time() -> None:
+async def test_while_the_context_is_unknown_larger_prompts_go_alone() -> None:
+    """Until one of its size was answered, a prompt may be the first that overflows."""
     budget = await made()
-    under_way = most = 0
-
-    async def send(prompt: Prompt) -> None:
-        nonlocal under_way, most
-        async with budget.scouting if budget.goes_alone([prompt]) else nullcontext():
-            under_way += 1
-            most = max(most, under_way)
-            await anyio.lowlevel.checkpoint()
-            under_way -= 1
-
-    async with anyio.create_task_group() as group:
-        for index in range(10):
-            group.start_soon(send, budget.prompt(index))
-    assert most == 1
-
-    budget.fitted(max((budget.prompt(index) for index in range(50)), key=lambda p: p.tokens or 0))
-    async with anyio.create_task_group() as group:
-        for index in range(10):
-            group.start_soon(send, budget.prompt(index))
-    assert most == 10
+    prompts = sorted((budget.prompt(index) for index in range(50)), key=lambda p: p.tokens or 0)
+    assert budget.goes_alone(prompts[:1])
+    budget.fitted(prompts[25])
+    assert not budget.goes_alone(prompts[:26])
+    assert budget.goes_alone(prompts[-1:])
+    budget.context_length = 4096
+    assert not budget.goes_alone(prompts[-1:])
 
 
 def test_an_estimate_is_on_the_safe_side() -> None:

@@ -19,7 +19,7 @@ from engine import generate as generate_module
 from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
 from engine.deciding import Deciding
-from engine.errors import InputError, UnavailableError
+from engine.errors import InputError, InternalError, UnavailableError
 from engine.generate import Result, generate
 from engine.limits import Pool
 from engine.pipeline import Progress
@@ -251,13 +251,16 @@ async def test_what_makes_a_start_impossible_is_said_and_nothing_is_sent(
 
 
 async def test_a_bug_in_it_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run stops in order, with status 70 and the traceback of the other process."""
     code = """
         from engine.decide import Decider
         Decider.decide = lambda self, answers, limit: 1 / 0
     """
     in_decisions(monkeypatch, tmp_path / "site", code)
-    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="ZeroDivisionError")):
-        await ran(tmp_path / "run", monkeypatch, Watcher())
+    result = await ran(tmp_path / "run", monkeypatch, Watcher())
+    assert isinstance(result.stop.error, InternalError)
+    assert result.stop.error.exit_code == 70
+    assert "ZeroDivisionError" in str(result.stop.error.__cause__)
 
 
 def test_it_ends_with_its_parent_has_no_keys_and_is_deaf_to_the_terminal(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,6 +18,7 @@ from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
 from engine.generate import generate
 from engine.limits import LimitSettings, Pool
+from engine.money import Prices
 from engine.pipeline import Progress
 from engine.progress import (
     JsonDisplay,
@@ -58,7 +60,7 @@ def progress(answers: int = 100) -> Progress:
     )
 
 
-def pool(**settings: float) -> Pool:
+def pool(**settings: Any) -> Pool:
     backends = [ScriptedBackend(name=f"http://127.0.0.1:{port}") for port in (8000, 8001)]
     return Pool(backends, LimitSettings.model_validate(settings))
 
@@ -75,14 +77,14 @@ def measured(answers: int) -> Speed:
 
 def drawn(width: int = 110) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    state = told(progress(200), pool(price_per_million_prompt_tokens=1e6), measured(100))
+    state = told(progress(200), pool(prices=Prices(prompt=1e6)), measured(100))
     console.print(block(state))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 async def test_rates_money_and_time_left_are_told() -> None:
-    state = told(progress(200), pool(price_per_million_prompt_tokens=1000), measured(100))
+    state = told(progress(200), pool(prices=Prices(prompt=1000)), measured(100))
     assert state["answers_per_s"] == 10.0
     assert state["prompt_tokens_per_s"] == 100.0
     assert state["completion_tokens_per_s"] == 200.0

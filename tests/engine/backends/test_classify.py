@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.backends.classify import classify, clean, retry_after_s
+from engine.backends.classify import classify, retry_after_s
+from engine.backends.error_body import clean
 from engine.errors import AuthError, ConfigError, StoppedError
 
 
@@ -22,7 +23,7 @@ def body(message: str, *, code: str = "", type_: str = "") -> bytes:
 
 ANSWERS = [
     ("fault_016", 307, {"location": "https://else.where/v1"}, b"",
-     "fatal", "redirect", ConfigError),
+     "settings", "redirect", ConfigError),
     ("fault_021", 429, {"retry-after": "7"}, body("slow", code="rate_limit_exceeded"),
      "throttled", "http_429", None),
     ("fault_023", 429, {}, b"", "throttled", "http_429", None),
@@ -31,26 +32,28 @@ ANSWERS = [
     ("fault_024 Anthropic", 400, {}, body("Your credit balance is too low to access the API"),
      "fatal", "quota", StoppedError),
     ("fault_024 payment", 402, {}, body("pay"), "fatal", "quota", StoppedError),
-    ("fault_026", 401, {}, body("Incorrect API key"), "fatal", "http_401", AuthError),
-    ("fault_056 vLLM", 401, {}, b'{"error":"Unauthorized"}', "fatal", "http_401", AuthError),
-    ("fault_028", 403, {}, body("Country not supported"), "fatal", "http_403", AuthError),
+    ("fault_026", 401, {}, body("Incorrect API key"), "settings", "http_401", AuthError),
+    ("fault_056 vLLM", 401, {}, b'{"error":"Unauthorized"}', "settings", "http_401", AuthError),
+    ("fault_028", 403, {}, body("Country not supported"), "settings", "http_403", AuthError),
     ("fault_029", 404, {}, body("The model `x` does not exist", code="model_not_found"),
-     "fatal", "http_404", ConfigError),
-    ("fault_030", 404, {}, b'{"detail":"Not Found"}', "fatal", "http_404", ConfigError),
+     "settings", "http_404", ConfigError),
+    ("fault_030", 404, {}, b'{"detail":"Not Found"}', "settings", "http_404", ConfigError),
     ("fault_031 OpenAI", 400, {}, body("This model's maximum context length is 4097 tokens, however"
      " you requested 5000 tokens (1928 in your prompt; 3072 for the completion). Please reduce your"
      " prompt; or completion length.", code="context_length_exceeded"),
      "overflow", "context_overflow", None),
     ("fault_031 proxy", 500, {}, body("the request exceeds the available context size"),
      "overflow", "context_overflow", None),
-    ("fault_032", 400, {}, body("Unrecognized request argument: top_q"), "dead", "http_400", None),
+    ("fault_032", 400, {}, body("Unrecognized request argument: top_q"),
+     "settings", "http_400", ConfigError),
     ("fault_033", 400, {}, body("rejected", code="content_policy_violation"),
      "dead", "content_filter", None),
     ("fault_034 408", 408, {}, b"", "ambiguous", "http_408", None),
     ("fault_034 409", 409, {}, b"", "ambiguous", "http_409", None),
     ("fault_034 425", 425, {}, b"", "ambiguous", "http_425", None),
     ("fault_035", 413, {}, b"too large", "dead", "http_413", None),
-    ("fault_036", 422, {}, b'{"detail":[{"msg":"field required"}]}', "dead", "http_422", None),
+    ("fault_036", 422, {}, b'{"detail":[{"msg":"field required"}]}',
+     "settings", "http_422", ConfigError),
     ("fault_037", 500, {}, body("oops"), "ambiguous", "http_500", None),
     ("fault_038 502", 502, {}, b"<html>bad gateway", "unavailable", "http_502", None),
     ("fault_038 503", 503, {}, b"", "unavailable", "http_503", None),
@@ -106,7 +109,7 @@ EXCEPTIONS = [
     ("fault_008", TimeoutError(), "generate", "ambiguous", "timeout"),
     ("fault_009", httpx.ReadTimeout("silent"), "generate", "ambiguous", "timeout"),
     ("fault_014", caused(httpx.ConnectError("x"), ssl.SSLCertVerificationError("self-signed")),
-     "generate", "fatal", "certificate"),
+     "generate", "settings", "certificate"),
     ("fault_087", caused(httpx.ConnectError("x"), OSError(errno.EMFILE, "too many")), "generate",
      "unavailable", "too_many_files"),
 ]  # fmt: skip
@@ -130,10 +133,11 @@ def test_fault_014_names_the_way_out() -> None:
     assert "--ca-file" in str(verdict.error)
 
 
-def test_a_bug_is_not_a_verdict() -> None:
-    """Exceptions that are not the wire's go on to whoever wrote the bug."""
-    with pytest.raises(ZeroDivisionError):
-        classify(exception=ZeroDivisionError())
+@pytest.mark.parametrize("exception", [UnicodeDecodeError("ascii", b"", 0, 1, "x"), KeyError("x")])
+def test_whatever_fails_while_bytes_are_read_is_a_verdict(exception: Exception) -> None:
+    """A server can send what nobody thought of; that costs its own request, not the run."""
+    verdict = classify(exception=exception)
+    assert (verdict.kind, verdict.reason) == ("ambiguous", "unreadable")
 
 
 OVERFLOWS = [

@@ -15,8 +15,9 @@ import orjson
 import pytest
 
 from benchmarks.server import FAULTS, Behaviour, Server
+from engine.backends.address import read_address
 from engine.backends.base import Failure, Verdict
-from engine.backends.http import HttpBackend, Timeouts, normalise_base_url
+from engine.backends.http import HttpBackend, Timeouts
 from engine.backends.scripted import alpaca_text
 from engine.errors import AuthError, ConfigError, UnavailableError
 from engine.records import Completion
@@ -165,7 +166,9 @@ async def test_fault_027_a_key_revoked_in_the_middle() -> None:
     async with talking(key=Secret("sk-old")) as (server, backend):
         await backend.complete([prompt()])
         server.behaviour = Behaviour(api_key="sk-new")
-        assert (await verdict_of(backend)).kind == "fatal"
+        verdict = await verdict_of(backend)
+        assert verdict.kind == "settings"
+        assert isinstance(verdict.error, AuthError)
 
 
 async def test_fault_002_nobody_there_at_the_start() -> None:
@@ -217,7 +220,16 @@ UNPAID = {"429": "throttled", "429_bare": "throttled"} | dict.fromkeys(
     "fault", [pytest.param(f, id=f"fault_{FAULT_NUMBERS[f]} {f}") for f in FAULTS]
 )
 async def test_no_fault_passes_for_an_answer(fault: str, stream: bool) -> None:
-    """Every way of going wrong ends in a failure that is tried again, and holds nothing open."""
+    """Every way of going wrong ends in a failure that is tried again, and holds nothing open.
+
+    A whole answer without a finish reason is no fault: JSON that parses has not been cut.
+    """
+    if not stream and fault in ("no_finish", "done_only"):
+        whole = {**text("words"), "usage": {"prompt_tokens": 9, "completion_tokens": 64}}
+        outcome = await ask(canned(whole=whole), stream=False)
+        assert isinstance(outcome, Completion)
+        assert (outcome.text, outcome.finish_reason) == ("words", "length")
+        return
     behaviour = Behaviour(fault_rate=1.0, faults=(fault,))
     async with talking(behaviour, stream=stream, timeouts=QUICK) as (server, backend):
         verdict = await verdict_of(backend)
@@ -233,7 +245,7 @@ STREAMS = [
     ("fault_049 error wins over DONE", [text("a", "stop"), {"error": {"message": "died"}}, DONE],
      "error_in_answer"),
     ("fault_006 DONE without finish_reason", [text("a"), DONE], "cut_body"),
-    ("fault_006 finish_reason without DONE", [text("a", "stop")], "cut_body"),
+    ("fault_043 choices [] in a stream", [{"choices": []}, DONE], "no_choices"),
     ("fault_042 half an event", [text("a"), b'data: {"choices": [{"ind'], "bad_stream"),
     ("fault_042 two texts in one event",
      [b'data: {"choices":[{"index":0,"text":"a","text":"b","finish_reason":"stop"}]}', DONE],
@@ -250,7 +262,7 @@ STREAMS = [
     ("events", "reason"), [pytest.param(*row[1:], id=row[0]) for row in STREAMS]
 )
 async def test_streams_that_are_not_answers(events: list[Any], reason: str) -> None:
-    """What makes a stream whole is finish_reason and [DONE] and no error, all three."""
+    """What makes a stream whole is a finish reason for each choice, and no error."""
     outcome = await ask(canned(*events), stream=True)
     assert isinstance(outcome, Failure)
     assert (outcome.verdict.kind, outcome.verdict.reason) == ("ambiguous", reason)
@@ -292,10 +304,12 @@ def message(content: Any, finish: str = "stop", **more: Any) -> dict[str, Any]:
     return {"model": "m", "choices": [{"index": 0, "message": said, "finish_reason": finish}]}
 
 
+NO_TOKENS = {"prompt_tokens": 9, "completion_tokens": 0}
 OF_NO_USE = [
-    ("fault_043 choices []", {"model": "m", "choices": []}, "dead", "no_choices"),
-    ("fault_043 content null", message(None), "dead", "no_content"),
-    ("fault_042 nonsense", {"choices": "?"}, "ambiguous", "cut_body"),
+    ("fault_043 choices []", {"model": "m", "choices": []}, "ambiguous", "no_choices"),
+    ("fault_043 nothing, of no tokens", {**message(""), "usage": NO_TOKENS}, "ambiguous",
+     "empty_answer"),
+    ("fault_042 nonsense", {"choices": "?"}, "ambiguous", "no_choices"),
 ]  # fmt: skip
 
 
@@ -303,7 +317,7 @@ OF_NO_USE = [
     ("whole", "kind", "reason"), [pytest.param(*row[1:], id=row[0]) for row in OF_NO_USE]
 )
 async def test_answers_without_text(whole: Any, kind: str, reason: str) -> None:
-    """Paid for and empty: a dead letter with its reason, not asked again."""
+    """No choice, or no token of it: a fault of the server's, to be asked again like a cut body."""
     outcome = await ask(canned(whole=whole), stream=False)
     assert isinstance(outcome, Failure)
     assert (outcome.verdict.kind, outcome.verdict.reason) == (kind, reason)
@@ -328,7 +342,7 @@ async def test_an_answer_may_speak_of_its_own_keys() -> None:
         pytest.param(message(None, "tool_calls"), "tool_calls", id="fault_043 tool_calls"),
         pytest.param(message("x", "length"), "length", id="fault_047"),
         pytest.param(message("x", "repetition"), "repetition", id="fault_048 repetition"),
-        pytest.param(message("x", "novelty"), "novelty", id="fault_048 unknown"),
+        pytest.param(message("x", "novelty"), "unknown", id="fault_048 unknown"),
     ],
 )
 async def test_answers_that_say_no(whole: Any, finish: str) -> None:
@@ -422,7 +436,9 @@ async def test_packed_answers_are_unpacked() -> None:
 
 
 async def test_fault_032_a_parameter_that_the_server_does_not_know() -> None:
-    """On the first request the settings are to blame and the run ends; later, that request."""
+    """The settings are doubted, with the server's own words; whether that is believed is the
+    pool's to say.
+    """
     refuses = True
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -440,7 +456,7 @@ async def test_fault_032_a_parameter_that_the_server_does_not_know() -> None:
     refuses = False
     await backend.complete([prompt()])
     refuses = True
-    assert (await verdict_of(backend)).kind == "dead"
+    assert (await verdict_of(backend)).kind == "settings"
 
 
 async def test_fault_053_another_model_after_an_outage() -> None:
@@ -453,7 +469,7 @@ async def test_fault_053_another_model_after_an_outage() -> None:
             await other.stop()
             await other.start(port)
             verdict = await verdict_of(backend)
-            assert verdict.kind == "fatal"
+            assert verdict.kind == "settings"
             assert "another model" in verdict.message
             assert other.ledger.asked.total() == 0
 
@@ -535,7 +551,7 @@ URLS = [
 @pytest.mark.parametrize(("given", "base"), URLS)
 def test_fault_118_base_urls_are_normalised(given: str, base: str) -> None:
     """With or without /v1, a slash, or the whole path of an endpoint."""
-    assert str(normalise_base_url(given)) == base
+    assert str(read_address(given).url) == base
 
 
 @pytest.mark.parametrize(
@@ -546,7 +562,7 @@ def test_fault_118_base_urls_are_normalised(given: str, base: str) -> None:
 def test_fault_118_and_security_4_base_urls_that_are_refused(given: str) -> None:
     """Other schemes and anything that may be a credential; which is not repeated in the message."""
     with pytest.raises(ConfigError) as caught:
-        normalise_base_url(given)
+        read_address(given)
     assert "sk-1234" not in str(caught.value)
     assert "pw" not in str(caught.value)
 
@@ -579,7 +595,10 @@ async def test_security_2_and_3_the_key_appears_nowhere(caplog: pytest.LogCaptur
             )
 
         backend = HttpBackend("http://localhost", "m", key=key, transport=httpx.MockTransport(echo))
-        with pytest.raises((AuthError, UnavailableError)) as caught:
-            await backend.start()
-        shown += [str(caught.value), repr(caught.value.__cause__), str(vars(backend))]
+        await backend.start()
+        shown += [repr(await verdict_of(backend)), str(vars(backend))]
+        unnamed = HttpBackend("http://localhost", key=key, transport=httpx.MockTransport(echo))
+        with pytest.raises((AuthError, ConfigError, UnavailableError)) as caught:
+            await unnamed.start()
+        shown += [str(caught.value), repr(caught.value.__cause__), str(vars(unnamed))]
     assert "CANARY" not in "".join(shown) + caplog.text

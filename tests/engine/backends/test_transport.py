@@ -13,14 +13,16 @@ import pytest
 
 from benchmarks.server import Server
 from engine.backends import transport as transport_module
-from engine.backends.transport import KEEP_ALIVE_S, FastTransport
+from engine.backends.transport import KEEP_ALIVE_S, FastTransport, make_transport
 from engine.errors import ConfigError
 from tests.engine.wire import http, raw_server
 
 pytestmark = pytest.mark.anyio
 
 
-async def get(transport: FastTransport, url: str, *, read_s: float | None = 5.0) -> httpx.Response:
+async def get(
+    transport: httpx.AsyncBaseTransport, url: str, *, read_s: float | None = 5.0
+) -> httpx.Response:
     request = httpx.Request("GET", url, extensions={"timeout": {"connect": 2.0, "read": read_s}})
     response = await transport.handle_async_request(request)
     await response.aread()
@@ -295,18 +297,44 @@ async def test_fault_014_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch)
     await server.stop()
 
 
-async def test_fault_015_proxies_of_the_environment_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("how", ["environment", "flag"])
+async def test_fault_015_proxies_carry_requests(
+    how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """HTTP_PROXY does not divert requests, so no key reaches a proxy by accident; said once."""
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, "http://me:secret@127.0.0.1:1")
-    transport_module._note_proxies.cache_clear()
-    FastTransport()
-    async with Server() as server:
-        transport = FastTransport()
-        assert (await get(transport, f"{server.url}/v1/models")).status_code == 200
-        await transport.aclose()
+    """HTTP_PROXY and --proxy are obeyed, which is said once and without the proxy's password."""
+    seen = []
+
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        seen.append(request.split(b"\r\n")[0])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    transport_module._say_once.cache_clear()
+    async with raw_server(serve) as url:
+        proxy = url.replace("http://", "http://me:secret@")
+        there = httpx.URL("http://model.invalid/v1/models")
+        if how == "environment":
+            monkeypatch.setenv("http_proxy", proxy)
+        for _ in range(2):
+            transport = make_transport(there, proxy=proxy if how == "flag" else None)
+            assert (await get(transport, str(there))).status_code == 200
+            await transport.aclose()
+    assert seen == [b"GET http://model.invalid/v1/models HTTP/1.1"] * 2
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "HTTP_PROXY: not used" in said
+    assert "by the proxy http://127.0.0.1" in said
     assert "secret" not in said
+
+
+def test_fault_015_where_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for this machine, nor for what NO_PROXY names; what cannot be used is refused."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    for url in ("https://localhost/v1", "https://127.0.0.1/v1", "https://inside.example/v1"):
+        assert isinstance(make_transport(httpx.URL(url)), FastTransport)
+    there = httpx.URL("https://outside.example/v1")
+    assert isinstance(make_transport(there), httpx.AsyncHTTPTransport)
+    with pytest.raises(ConfigError, match="--transport fast"):
+        make_transport(there, kind="fast")
+    with pytest.raises(ConfigError, match="--proxy"):
+        make_transport(there, proxy="ftp://127.0.0.1")
+    monkeypatch.delenv("https_proxy")
+    assert isinstance(make_transport(there, kind="httpx"), httpx.AsyncHTTPTransport)

@@ -15,6 +15,7 @@ from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.limits.adaptive import Adaptive
+from engine.money import Prices
 from engine.records import Completion, Usage
 
 pytestmark = pytest.mark.anyio
@@ -340,8 +341,7 @@ async def test_fault_115_the_run_stops_before_its_budget_is_passed() -> None:
     """Tokens and money are reserved before sending: eighty at once do not pass the cap together."""
     pool = pool_of(
         ScriptedBackend(max_in_flight=80),
-        max_tokens_total=10_000, max_cost=0.05, price_per_million_prompt_tokens=2.0,
-        price_per_million_completion_tokens=6.0,
+        max_tokens_total=10_000, max_cost=0.05, prices=Prices(prompt=2, completion=6),
     )  # fmt: skip
     rng = random.Random(0)
 

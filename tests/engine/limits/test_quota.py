@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.limits.quota import Bucket, Spending, told
+from engine.money import Prices
+from engine.records import Usage
 
 
 def test_a_bucket_keeps_its_pace() -> None:
@@ -74,9 +76,7 @@ def test_fault_115_the_budget_is_never_passed(
     cap: int, calls: list[tuple[int, float, bool]], at_once: int
 ) -> None:
     """Whatever is used of what was reserved, and however many look together."""
-    spending = Spending(
-        max_tokens=cap, max_cost=cap * 2e-6, prompt_price=1e-6, completion_price=2e-6
-    )
+    spending = Spending(max_tokens=cap, max_cost=cap * 2e-6, prices=Prices(prompt=1, completion=2))
     open_calls: list[tuple[int, float, bool]] = []
     for call in calls:
         if spending.fits(call[0]):
@@ -88,7 +88,9 @@ def test_fault_115_the_budget_is_never_passed(
                 if lost:
                     spending.lose(tokens)
                 else:
-                    spending.settle(tokens, prompt=used // 2, completion=used - used // 2)
+                    half = used // 2
+                    usage = Usage(prompt_tokens=half, completion_tokens=used - half)
+                    spending.settle(tokens, usage)
             open_calls = []
         assert spending.tokens <= cap
         assert spending.cost <= cap * 2e-6 * (1 + 1e-9)
