@@ -184,6 +184,7 @@ class _Retrial:
             self._prompt = smaller or self._prompt
             return smaller is None
         again = verdict.reason in OF_THE_PROMPT and verdict.reason == self._refused_as
+        again = again and not self._pool.doubts.ever_answered  # others must say what is wrong
         self._refused_as = verdict.reason
         self._counted += verdict.kind in ("ambiguous", "settings")
         return again or self._counted >= self._policy.max_attempts

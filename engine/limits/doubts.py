@@ -20,13 +20,14 @@ class Doubts:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._answered = False
+        self.ever_answered = False
+        """Whether any request of this session was answered."""
         self._refusals = 0
         self._prompts: set[int] = set()
 
     def answered(self) -> None:
         """A request was answered: the settings are right."""
-        self._answered = True
+        self.ever_answered = True
         self._refusals = 0
         self._prompts.clear()
 
@@ -38,6 +39,6 @@ class Doubts:
             return False
         self._prompts.add(index)
         self._refusals += 1
-        if not self._answered:
+        if not self.ever_answered:
             return self._refusals >= CONFIRMED
         return len(self._prompts) >= self._most

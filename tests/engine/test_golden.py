@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engine.config import RunConfig
-from engine.export import export
+from engine.export import Format, export
 from engine.generate import generate
 from engine.progress import SilentDisplay
 from engine.store import RunStore
@@ -29,7 +29,7 @@ KEYS = {
     "chat": "11f892a562db70b0bccef61fa6e1c832f15771b2cd02053317e30ba7d5c9f829",
 }
 DECISIONS = "8e92c36c140109540b60d80bd11ab3e17a3d787cbc4a75e708058946e565c665"
-EXPORTS = {
+EXPORTS: dict[Format, str] = {
     "alpaca": "7a29875eb03203dc0ef64647e0e5164c92389ef56a0697709b24640f9c851a25",
     "messages": "849581dab6137c29faad97d6a5b22fa74bd323ad0c46957d8121948fca000ddb",
     "jsonl": "84a22f7f06feee9fab9f03a9d2247e79fdacba94a2e09455538e4744b59b4039",
