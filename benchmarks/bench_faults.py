@@ -2,16 +2,17 @@
 
     python -m benchmarks.bench_faults [--requests 30000]
 
-Retries, limits, breakers and HTTP run as in a run (``engine.retry``, ``engine.limits``,
-``engine.backends.http``), without sampling and store, in one process with the server of
-``benchmarks.server``. An answer takes 0.1 s. What is mixed: 429 with and without Retry-After, 500,
-503, cut streams, resets before and within the answer, silence before and within it.
+The server of ``benchmarks.server`` is in the same process; an answer takes 0.1 s. What is mixed:
+429 with and without Retry-After, 500, 503, cut streams, resets before and within the answer,
+silence before and within it; and one request in a thousand each comes to a page in HTML, a 403, a
+404 and an answer that cannot be decoded.
 
-* ``auto``, before a server that refuses beyond 100, and a fixed 64: the time for all rows without
-  faults, with 20 and with 50 % of requests failing; each row must be delivered exactly once. The
-  last hundredth is a time of its own: it is that of rows which failed several times in a row.
-* Two endpoints of 32 slots, one killed, then one hung behind a healthy port: the rate of the other
-  once that is known, against its rate alone.
+* Whole runs against a host that tells no context length, ``auto``, before a server that refuses
+  beyond 100, and a fixed 64: the time from the first answer to the last, without faults, with 20
+  and with 50 % of requests failing; each row must be delivered exactly once. The last hundredth is
+  a time of its own: it is that of rows which failed several times in a row.
+* Without sampling and store, as is the next: two endpoints of 32 slots, one killed, then one hung
+  behind a healthy port: the rate of the other once that is known, against its rate alone.
 * ``auto`` before a server that refuses beyond 40, then beyond 80, then 40, after a minute each. Its
   rate is set against the best of constant numbers in flight, measured before: that of the slots.
 
@@ -24,20 +25,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import uvloop
 
 from benchmarks.bench_client import raise_open_files
-from benchmarks.server import Behaviour, Server
+from benchmarks.server import ODD_FAULTS, Behaviour, Server
 from engine.backends.http import HttpBackend, Timeouts
+from engine.config import RunConfig
+from engine.generate import generate
 from engine.limits import Lease, LimitSettings, Pool
+from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt, Sampling
 from engine.retry import Delivery, RetryPolicy, deliver
+from engine.store import RunStore
 
 MIXED = ("429", "429_bare", "500", "503", "cut", "reset", "reset_midway", "hang", "stall")
 LATENCY_S = 0.1
@@ -93,22 +100,49 @@ class Client:
 
 
 async def mixed(requests: int, in_flight: InFlight, fault_rate: float) -> dict[str, Any]:
-    slots = SLOTS if in_flight == "auto" else None
-    behaviour = Behaviour(latency_s=LATENCY_S, fault_rate=fault_rate, faults=MIXED, slots=slots)
-    async with Server(behaviour) as server:
-        client = Client([server], in_flight)
-        began = time.perf_counter()
-        seconds = await client.work(requests)
-        statuses = server.ledger.statuses
+    """A whole run against a host that tells no context length."""
+    behaviour = Behaviour(
+        latency_s=LATENCY_S,
+        owned_by="somebody",
+        tells_length=False,
+        fault_rate=fault_rate,
+        faults=MIXED,
+        odd_every=1000 if fault_rate else None,
+        slots=SLOTS if in_flight == "auto" else None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        async with Server(behaviour) as server:
+            config = RunConfig.model_validate(
+                {
+                    "base_url": (server.url,),
+                    "max_in_flight": in_flight,
+                    "target": 100 * requests,
+                    "max_requests": requests,
+                    "max_attempts": 20,
+                    "semantic": False,
+                    "out": Path(folder) / "run",
+                    "first_token_s": TIMEOUTS.first_token_s,
+                    "idle_s": TIMEOUTS.idle_s,
+                    "attempt_s": TIMEOUTS.total_s,
+                }
+            )
+            result = await generate(config, SilentDisplay())
+            statuses, odd = server.ledger.statuses, server.ledger.faults
+        with RunStore.read(config.out) as store:
+            kept = [(answer.index, at_s) for answer, at_s in store.all_answers()]
+    failed = result.progress.failed
+    indexes = Counter(index for index, _ in kept)
+    at_s = sorted(at_s for _, at_s in kept)
     return {
         "in_flight": in_flight,
         "fault_rate": fault_rate,
-        "seconds": round(seconds, 2),
-        "seconds_to_99_percent": round(client.at_s[int(0.99 * len(client.at_s))] - began, 2),
-        "delivered": len(client.rows),
-        "twice": sum(n - 1 for n in client.rows.values()),
-        "failed": client.failed,
+        "seconds": round(at_s[-1] - at_s[0], 2),
+        "seconds_to_99_percent": round(at_s[int(0.99 * len(at_s))] - at_s[0], 2),
+        "delivered": len(indexes) - failed,
+        "twice": sum(n - 1 for n in indexes.values()),
+        "failed": failed,
         "refused": statuses[429],
+        "odd": {fault: odd[fault] for fault in ODD_FAULTS},
     }
 
 

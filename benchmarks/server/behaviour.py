@@ -9,7 +9,15 @@ from typing import Any
 
 from benchmarks.capacity import Batching
 
-__all__ = ["EARLY_FAULTS", "FAULTS", "LATE_FAULTS", "QUICK_FAULTS", "Behaviour", "Ledger"]
+__all__ = [
+    "EARLY_FAULTS",
+    "FAULTS",
+    "LATE_FAULTS",
+    "ODD_FAULTS",
+    "QUICK_FAULTS",
+    "Behaviour",
+    "Ledger",
+]
 
 EARLY_FAULTS = (
     "429", "429_bare", "408", "500", "502", "503", "529", "reset", "hang", "garbage", "header_bomb",
@@ -21,6 +29,8 @@ LATE_FAULTS = (
 )  # fmt: skip
 """After the tokens were made: paid for, and of no use."""
 FAULTS = EARLY_FAULTS + LATE_FAULTS
+ODD_FAULTS = ("html", "403", "404", "bad_gzip")
+"""What blames the settings, or cannot be decoded, though nothing is wrong with the request."""
 QUICK_FAULTS = tuple(f for f in FAULTS if f not in ("hang", "stall"))
 """Those that show at once; the other two only after the client's own time-out."""
 
@@ -52,6 +62,8 @@ class Behaviour:
     """The header of a 429, as it is written."""
     faults: tuple[str, ...] = QUICK_FAULTS
     fault_rate: float = 0.0
+    odd_every: int | None = None
+    """One request in so many comes to each of ``ODD_FAULTS``."""
     seed: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields put over each answer, to build shapes that have no name here."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 import orjson
 
-from benchmarks.server.behaviour import EARLY_FAULTS
+from benchmarks.server.behaviour import EARLY_FAULTS, ODD_FAULTS
 from benchmarks.server.generation import Generation
 from engine.backends.scripted import alpaca_text
 
@@ -122,7 +122,7 @@ class Peer(asyncio.Protocol):
         fault = server.draw_fault(keys[0])
         if fault is not None:
             ledger.faults[fault] += 1
-        if fault in EARLY_FAULTS and fault != "hang":
+        if fault in (*EARLY_FAULTS, *ODD_FAULTS) and fault != "hang":
             self._fail_early(fault)
             return
         texts = [
@@ -177,6 +177,11 @@ class Peer(asyncio.Protocol):
             self.reset()
         elif fault == "garbage":
             self.raw(b"\x00\x01\x02 this is not HTTP\r\n\r\n", close=True)
+        elif fault == "html":
+            page = b"<html><title>Just a moment...</title></html>"
+            self.write(200, page, content_type="text/html")
+        elif fault == "bad_gzip":
+            self.write(200, b"\x1f\x8bno", headers=[("content-encoding", "gzip")])
         elif fault == "header_bomb":
             self.raw(b"HTTP/1.1 200 OK\r\nx-bomb: " + b"a" * 2**20, close=True)
         else:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.capacity import TokenBucket
-from benchmarks.server.behaviour import Behaviour, Ledger
+from benchmarks.server.behaviour import ODD_FAULTS, Behaviour, Ledger
 from benchmarks.server.peer import Peer
 
 __all__ = ["Server"]
@@ -64,9 +64,13 @@ class Server:
 
     def draw_fault(self, key: str) -> str | None:
         behaviour = self.behaviour
-        if not behaviour.fault_rate:
+        if not behaviour.fault_rate and behaviour.odd_every is None:
             return None
         rng = random.Random(f"{behaviour.seed} {key} {self.ledger.asked[key]}")
+        if behaviour.odd_every is not None:
+            drawn = rng.randrange(behaviour.odd_every)
+            if drawn < len(ODD_FAULTS):
+                return ODD_FAULTS[drawn]
         return rng.choice(behaviour.faults) if rng.random() < behaviour.fault_rate else None
 
     def metrics(self) -> bytes:
