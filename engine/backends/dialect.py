@@ -71,11 +71,13 @@ class Dialect:
         return learnt
 
     def restore(self, learnt: Mapping[str, Any]) -> None:
-        """Go on from what an earlier session learnt; what is not of that form is left out."""
+        """Know this and no more: what an earlier session learnt, as ``learnt`` gave it. What is not
+        of that form is left out.
+        """
         names = learnt.get("left_out")
-        self._omitted |= OPTIONAL.intersection(names if isinstance(names, list) else ())
-        self._renamed |= learnt.get("max_tokens") == RENAMED[1]
-        self._chat |= self.any_api and learnt.get("api") == "chat"
+        self._omitted = set(OPTIONAL.intersection(names if isinstance(names, list) else ()))
+        self._renamed = learnt.get("max_tokens") == RENAMED[1]
+        self._chat = self.any_api and learnt.get("api") == "chat"
 
     @property
     def streams(self) -> bool:

@@ -218,7 +218,7 @@ class HttpBackend:
                 self._checked = False
             raise self._masked_failure(exc) from exc.__cause__
         except ConfigError as exc:  # from the check
-            verdict = Verdict(kind="settings", reason="model", message=str(exc), error=exc)
+            verdict = Verdict(kind="settings", reason="config", message=str(exc), error=exc)
             raise self._masked_failure(Failure(verdict)) from exc
         return [self._masked_outcome(outcome) for outcome in outcomes]
 
@@ -362,11 +362,14 @@ class HttpBackend:
     async def _generate(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         """One attempt; a refusal that teaches what the host takes is not the end of it."""
         began = asyncio.get_running_loop().time()
+        before, lessons = self.dialect.learnt, list[str]()
         for _ in range(MOST_LESSONS):
             streamed = self._streams()
             api, body = self._spoken(prompts, streamed)
             answer = await self._answer(body, api, len(prompts), began)
             if isinstance(answer, Reply):
+                for lesson in lessons:
+                    self.on_lesson(lesson)
                 return self._outcomes(answer, prompts, api, body, began)
             verdict, text = answer
             if (api, body.keys()) != self._now_spoken(prompts, streamed):
@@ -374,7 +377,9 @@ class HttpBackend:
             lesson = self.dialect.learn(verdict, text, body, api)
             if lesson is None:
                 break
-            self.on_lesson(lesson)
+            lessons.append(lesson)
+        if lessons and verdict.kind == "settings":
+            self.dialect.restore(before)  # they did not help: something else is refused
         raise Failure(verdict)
 
     def _spoken(self, prompts: Sequence[Prompt], streamed: bool) -> tuple[Api, dict[str, Any]]:

@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.server import Behaviour
@@ -29,8 +30,10 @@ VIOLATIONS = (
 )
 """What must be zero: what the checker counts, and runs that did not get to their end."""
 
-FAULTY = Behaviour(latency_s=0.02, fault_rate=0.05)
-SOUND = Behaviour(latency_s=0.02)
+HOSTED = Behaviour(latency_s=0.02, owned_by="somebody", max_model_len=None)
+"""As hosted APIs are: no context length is told, so that first calls go alone."""
+FAULTY = replace(HOSTED, fault_rate=0.05)
+SOUND = HOSTED
 KILLS_A_TRIAL = 40
 SEEDS = 4
 
