@@ -374,10 +374,10 @@ class HttpBackend:
             verdict, text = answer
             if (api, body.keys()) != self._now_spoken(prompts, streamed):
                 continue  # another request has learnt it meanwhile
-            lesson = self.dialect.learn(verdict, text, body, api)
-            if lesson is None:
+            learnt = self.dialect.learn(verdict, text, body, api)
+            if learnt is None:
                 break
-            lessons.append(lesson)
+            lessons.append(learnt)
         if lessons and verdict.kind == "settings":
             self.dialect.restore(before)  # they did not help: something else is refused
         raise Failure(verdict)
