@@ -21,6 +21,7 @@ from engine.limits import LimitSettings, Pool
 from engine.money import Prices
 from engine.pipeline import Progress
 from engine.progress import (
+    Guarded,
     JsonDisplay,
     JsonLog,
     LiveDisplay,
@@ -186,11 +187,13 @@ async def test_json_lines_are_whole_objects() -> None:
 
 
 async def test_a_listener_that_went_away_does_not_end_the_run() -> None:
-    stream = io.StringIO()
-    display = PlainDisplay(stream, every_s=0)
+    stream, other = io.StringIO(), io.StringIO()
+    display = Guarded(PlainDisplay(stream, every_s=0), PlainDisplay(other, every_s=0))
     stream.close()
     display.refresh(progress(), pool())
+    other.close()
     display.note("still here")
+    display.refresh(progress(), pool())
 
 
 async def test_the_live_block_leaves_nothing_behind() -> None:
