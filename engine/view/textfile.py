@@ -37,7 +37,7 @@ class MetricsFile:
         self._folder = folder
         self._thread: threading.Thread | None = None
         self._due = time.monotonic()
-        self._making = 0
+        self._making: int | None = None
         self._failed: Exception | None = None
         self._complained = False
 
@@ -48,7 +48,7 @@ class MetricsFile:
         if self._thread is not None:  # else the run never started
             self._thread.join(LAST_S)
             if not self._thread.is_alive():
-                self._making = 0
+                self._making = None
                 self._start()  # how it ended
                 self._thread.join(LAST_S)
         self._hear()

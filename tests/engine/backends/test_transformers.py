@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import shutil
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,11 +23,11 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from engine import models
-from engine.backends.base import Failure
+from engine.backends.base import Failure, GivesUp, Making
 from engine.backends.continuous import ContinuousBatch, common_prefix
 from engine.backends.sampling import Draw, StopText, choose
 from engine.backends.transformers import Loaded, TransformersBackend, load
-from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Sampling
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
@@ -235,6 +236,48 @@ async def test_a_cancelled_request_frees_its_row(tiny: Path) -> None:
         first.cancel()
         assert whole(await second)[0].usage.completion_tokens == 2
         assert first.cancelled()
+
+
+async def test_tokens_in_the_making_and_what_is_given_up(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens are counted as they are made. At a stop, a row that can be finished in time is, and
+    one that cannot, or has not begun, fails at once and makes room.
+    """
+    step = ContinuousBatch._step
+
+    def slow(self: ContinuousBatch) -> None:
+        time.sleep(0.02)
+        step(self)
+
+    monkeypatch.setattr(ContinuousBatch, "_step", slow)
+    async with started(tiny, max_in_flight=2) as backend:
+        assert isinstance(backend, Making)
+        assert isinstance(backend, GivesUp)
+        assert backend.give_up(1.0) == (0, 0.0)
+
+        def ask(max_tokens: int) -> asyncio.Future[list[Completion | BaseException]]:
+            asked = prompt(TEXTS[1], max_tokens=max_tokens, forbid_eos=True, stop=())
+            return asyncio.ensure_future(backend.complete([asked]))
+
+        short, long = ask(60), ask(490)
+        while backend.tokens_in_the_making < 4:  # noqa: ASYNC110 - made in another thread
+            await asyncio.sleep(0.01)
+        waiting = ask(3)
+        seen = [4]
+        while seen[-1] < 20:
+            await asyncio.sleep(0.01)
+            seen.append(backend.tokens_in_the_making)
+        assert seen == sorted(seen)
+        assert not short.done()
+        dropped, seconds = backend.give_up(5.0)
+        assert dropped == 2
+        assert 0.1 < seconds < 5.0
+        for answers in (await long, await waiting):
+            assert verdict(answers[0]).kind == "fatal"
+            assert isinstance(verdict(answers[0]).error, StoppedError)
+        assert whole(await short)[0].usage.completion_tokens == 60
+        assert backend.tokens_in_the_making == 0
 
 
 async def test_closing_drops_what_is_under_way(tiny: Path) -> None:
