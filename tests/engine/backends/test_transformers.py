@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -27,8 +28,15 @@ from engine.backends.base import Failure, GivesUp, Making
 from engine.backends.continuous import ContinuousBatch, common_prefix
 from engine.backends.sampling import Draw, StopText, choose
 from engine.backends.transformers import Loaded, TransformersBackend, load
+from engine.config import RunConfig
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
+from engine.generate import generate
+from engine.limits import Pool
+from engine.pipeline import Progress
+from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt, Sampling
+from engine.report.figures import figures
+from engine.store import RunStore
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
 pytestmark = pytest.mark.anyio
@@ -563,3 +571,62 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
             break
     found = [taken.find(s) for s in stop if s in taken]
     assert grown.text == (taken[: min(found)] if found else taken)
+
+
+# Runs
+
+
+class Interrupting(SilentDisplay):
+    """Sends Ctrl-C once tokens are being made, and keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def refresh(self, progress: Progress, pool: Pool) -> None:
+        if progress.tokens_in_the_making and not progress.draining:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize(
+    ("drain_timeout_s", "answered", "said"),
+    [
+        (60.0, 4, "SIGINT: sending nothing more (once more to leave at once)"),
+        (0.1, 0, "giving up 4 unfinished answers (they cost nothing)"),
+    ],
+    ids=["time enough", "too little time"],
+)
+async def test_ctrl_c_ends_what_can_be_ended_or_gives_it_up(
+    tmp_path: Path,
+    smollm2: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drain_timeout_s: float,
+    answered: int,
+    said: str,
+) -> None:
+    """Rows that fit the drain time are finished and kept; others are dropped at once, and the
+    person is told.
+    """
+    step = ContinuousBatch._step
+
+    def slow(self: ContinuousBatch) -> None:
+        time.sleep(0.02)
+        step(self)
+
+    monkeypatch.setattr(ContinuousBatch, "_step", slow)
+    model = save_llama(tmp_path / "model", smollm2, max_position_embeddings=2048)
+    config = RunConfig(
+        backend="transformers", model=str(model), max_tokens=60, max_in_flight=4, target=1000,
+        semantic=False, out=tmp_path / "run", drain_timeout_s=drain_timeout_s,
+    )  # fmt: skip
+    display = Interrupting()
+    result = await generate(config, display)
+    assert result.stop.signum == signal.SIGINT
+    assert result.progress.answered == answered
+    assert result.progress.sent == 4
+    assert display.notes[-1] == said
+    with RunStore.read(tmp_path / "run") as run:
+        told = figures(run)
+    assert (told["responses"], told["dropped_at_a_stop"]) == (answered, 4 - answered)
