@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from rich.console import Console
 
@@ -244,13 +245,14 @@ async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(progress_module, "STUCK_S", 0.3)
     backend = ScriptedBackend(delay_s=lambda prompt: 1.2 if prompt.index == 0 else 0.4)
     monkeypatch.setattr(generate_module, "make_backends", lambda config: [backend])
-    count_decisions, stopped = Pipeline._count_decisions, []
+    count_decisions, stopped = Pipeline._count_decisions, anyio.Event()
 
     def stuck(self: Pipeline, batch: Batch) -> None:
         process = self._deciding._process
         assert process is not None
-        if not stopped:
-            stopped.append(process.send_signal(signal.SIGSTOP))
+        if not stopped.is_set():
+            stopped.set()
+            process.send_signal(signal.SIGSTOP)
             asyncio.get_running_loop().call_later(1.0, process.send_signal, signal.SIGCONT)
         count_decisions(self, batch)
 
