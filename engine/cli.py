@@ -12,7 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,7 @@ import click
 import orjson
 
 from engine.errors import DONE_WITH_DEAD_LETTERS, UsageError, WoolmillError
+from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
     from engine.generate import Result
@@ -71,11 +72,25 @@ def cli(debug: bool) -> None:
     woolmill generate --base-url http://127.0.0.1:8000/v1 --target 52000
     woolmill export runs/alpaca --format messages -o chat.jsonl
     """
+    logging.raiseExceptions = False  # a log line that cannot be written is no reason for others
     logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="woolmill: %(name)s: %(message)s"
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="woolmill: %(name)s: %(message)s",
+        handlers=[_ToStandardError()],
     )
     # To download and convert a model takes a minute: a person should know what is waited for.
     logging.getLogger("engine.models").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+class _ToStandardError(logging.Handler):
+    """Writes to whatever standard error is at the time: above the live block while there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - for example a record whose arguments do not fit
+            self.handleError(record)
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -218,6 +233,7 @@ def generate(
     from engine.config import load_config
     from engine.export import export
     from engine.generate import generate as run
+    from engine.progress import Guarded
     from engine.store import RunStore
     from engine.view.textfile import MetricsFile
 
@@ -234,25 +250,29 @@ def generate(
     with ExitStack() as stack:
         display = _display(log_format, no_progress, stack)
         if metrics_file is not None:
-            display = stack.enter_context(MetricsFile(display, metrics_file, config.out))
+            metrics = MetricsFile(display, metrics_file, config.out)
+            display = stack.enter_context(Guarded(metrics, display))
         result = anyio.run(run, config, display, backend_options=uvloop)
-    dataset = config.out / "alpaca_data.json"
+    dataset, failed = config.out / "alpaca_data.json", None
     if result.progress.accepted:
-        with RunStore.read(config.out) as store:
-            export(store, "alpaca", dataset)
-    _say_end(result, dataset)
+        try:
+            with RunStore.read(config.out) as store:
+                export(store, "alpaca", dataset)
+        except WoolmillError as error:
+            failed = error
+    _say_end(result, dataset, failed)
 
 
 def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
-    from engine.progress import JsonDisplay, JsonLog, LiveDisplay, PlainDisplay
+    from engine.progress import Guarded, JsonDisplay, JsonLog, LiveDisplay, PlainDisplay
 
     if log_format == "json":
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonLog())
-        return JsonDisplay()
-    if no_progress or not sys.stderr.isatty():
-        return PlainDisplay()
-    return stack.enter_context(LiveDisplay())
+        return stack.enter_context(Guarded(JsonDisplay()))
+    if no_progress or not LiveDisplay.fits():
+        return stack.enter_context(Guarded(PlainDisplay()))
+    return stack.enter_context(Guarded(LiveDisplay(), PlainDisplay()))
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str] | None:
@@ -276,20 +296,42 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _say_end(result: Result, dataset: Path) -> NoReturn:
+def _say_end(result: Result, dataset: Path, failed: WoolmillError | None) -> NoReturn:
+    """Say how the run ended, and leave with the code of what ended it; ``failed`` says why there is
+    no dataset, which comes second.
+    """
     progress, stop = result.progress, result.stop
-    click.echo(f"accepted {progress.accepted} of {progress.target} in {result.seconds:.0f} s")
-    if progress.accepted:
-        click.echo(f"dataset  {dataset}")
-    click.echo(f"store    {result.folder / 'run.sqlite'}")
+    drain()  # the live block is gone before lines come where it stood
+    _say(f"accepted {progress.accepted} of {progress.target} in {result.seconds:.0f} s")
+    if progress.accepted and failed is None:
+        _say(f"dataset  {dataset}")
+    _say(f"store    {result.folder / 'run.sqlite'}")
     if progress.failed:
-        click.echo(f"{progress.failed} requests failed for good: woolmill report {result.folder}")
-    if stop.reached:
+        _say(f"{progress.failed} requests failed for good: woolmill report {result.folder}")
+    dropped = progress.sent - progress.answered
+    if dropped > 0 and (progress.paid or not stop.reached):
+        _say(_lost(dropped, result))
+    first = stop.error or (failed if stop.reached else None)
+    for error in (stop.error, failed):
+        if error is not None:
+            _say_error(error)
+    if stop.reached and failed is None:
         sys.exit(DONE_WITH_DEAD_LETTERS if progress.failed else 0)
-    if stop.error is not None:
-        _say_error(stop.error)
-    click.echo(f"resume with: {_command()}", err=True)
-    sys.exit(stop.error.exit_code if stop.error else 130 if stop.signum == 2 else 143)
+    click.echo(f"{'go on' if stop.reached else 'resume'} with: {_command()}", err=True)
+    sys.exit(first.exit_code if first else 130 if stop.signum == 2 else 143)
+
+
+def _lost(dropped: int, result: Result) -> str:
+    if not result.progress.paid:
+        return f"{dropped} unfinished answers given up; they cost nothing"
+    again = "" if result.stop.reached else "; the same command sends them again"
+    return f"{dropped} requests dropped: sent and perhaps billed, their answers not kept{again}"
+
+
+def _say(line: str) -> None:
+    """A line on standard output, which may be gone: the run has its own end all the same."""
+    with suppress(OSError, ValueError, WoolmillError):
+        click.echo(line)
 
 
 def _command() -> str:
@@ -313,6 +355,12 @@ def fetch(name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
+    with sturdy_streams():
+        sys.exit(_status(argv))
+
+
+def _status(argv: Sequence[str] | None) -> int | str | None:
+    """The exit code of a command line, when what it has to say is said."""
     debug = "--debug" in (argv if argv is not None else sys.argv)
     try:
         cli.main(args=argv, standalone_mode=False)
@@ -321,29 +369,29 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
         )
         click.echo(f"woolmill: error: {exc.format_message()}; see {usage} --help", err=True)
-        sys.exit(UsageError.exit_code)
+        return UsageError.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except SystemExit as exc:
         # click's own way out of a closed pipe is 1, which no command of ours uses.
-        sys.exit(143 if exc.code == 1 else exc.code)
+        return 143 if exc.code == 1 else exc.code
     except (WoolmillError, BaseExceptionGroup) as exc:
         known = _first_known(exc)
         if debug or known is None:
             traceback.print_exception(exc)
         if known is None:
-            sys.exit(BUG)
+            return BUG
         _say_error(known)
-        sys.exit(known.exit_code)
+        return known.exit_code
     except Exception as exc:  # noqa: BLE001 - a bug of ours: the traceback is what its report needs
         if _follows_interrupt(exc):
-            sys.exit(130)
+            return 130
         traceback.print_exc()
         click.echo(
             "woolmill: error: this is a bug; please report it with the lines above", err=True
         )
-        sys.exit(BUG)
-    sys.exit(0)
+        return BUG
+    return 0
 
 
 def _follows_interrupt(exc: BaseException | None) -> bool:

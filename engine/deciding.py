@@ -39,6 +39,7 @@ from engine.errors import UnavailableError, WoolmillError
 from engine.garbage import seldom_collected
 from engine.processes import environment_without_keys, how_it_ended
 from engine.records import SeedTask
+from engine.screen import sturdy_streams
 from engine.store import DecisionRows, RunReader, decode, encode
 
 __all__ = ["Batch", "Deciding", "DiedError"]
@@ -269,14 +270,16 @@ def main() -> NoReturn:
         out.writelines(_frame(message, body))
         out.flush()
 
-    try:
-        _work(source, send)
-    except WoolmillError as error:
-        send({"error": type(error).__name__, "message": str(error)})
-    except BrokenPipeError:
-        pass  # the parent is gone
-    except BaseException:  # noqa: BLE001 - whatever it is, the parent must know
-        send({"bug": traceback.format_exc()})
+    with sturdy_streams():
+        sys.stdout = sys.stderr  # a library's words must not fail on a terminal that is gone
+        try:
+            _work(source, send)
+        except WoolmillError as error:
+            send({"error": type(error).__name__, "message": str(error)})
+        except BrokenPipeError:
+            pass  # the parent is gone
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent must know
+            send({"bug": traceback.format_exc()})
     os._exit(0)  # without waiting for the thread that listens
 
 

@@ -14,7 +14,8 @@
         (retry.py turns it into a retry, a dead letter or one of the above)
 
 The codes follow BSD's sysexits.h. Besides them: 0 done, 3 done with dead letters, 130 and 143
-drained after SIGINT and SIGTERM.
+drained after SIGINT and after SIGTERM, SIGHUP or SIGXCPU. What ended a run first gives its code;
+what goes wrong afterwards is a line more.
 """
 
 from __future__ import annotations

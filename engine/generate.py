@@ -27,6 +27,7 @@ from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
 from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
+from engine.progress import Guarded
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import read_key
@@ -58,6 +59,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
+    display = Guarded(display)
     config, any_api = _with_api(config)
     tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
     backends = make_backends(config)

@@ -32,7 +32,7 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
-from engine.backends.base import Failure
+from engine.backends.base import Failure, GivesUp, Making
 from engine.budget import Budget
 from engine.deciding import Batch, Deciding, DiedError
 from engine.errors import (
@@ -118,6 +118,18 @@ class Progress(Spent):
     """Under way: from their slot to the commit of their answers."""
     calls_at_disk: int = 0
     """Of ``calls`` and the decisions: those that wait for a commit."""
+    paid: bool = True
+    """Answers cost money."""
+    tokens_in_the_making: int = 0
+    """Completion tokens of answers that are not finished, as far as their backends know."""
+    learning: bool = False
+    """A call goes alone, to learn the context length."""
+    to_decide: int = 0
+    """Answers that could be decided now."""
+    deciding_s: float = 0.0
+    """How long there have been such answers without any decision."""
+    drain_left_s: float | None = None
+    """After a stop: how long the calls in flight will still be waited for."""
 
     @property
     def records_per_answer(self) -> float:
@@ -211,6 +223,8 @@ class Pipeline:
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
         self._abandoning = anyio.Event()
+        self._drained_at_s: float | None = None
+        """Until when the calls in flight are waited for, after a stop."""
         self._in_flight = 0
         self._held: list[Sequence[Prompt]] = []
         """Calls that must go alone and wait for their turn; they hold no slot."""
@@ -252,6 +266,7 @@ class Pipeline:
             decided_answers=self._undecided,
             failed=counts.failed,
             reasons=Counter(counts.reasons),
+            paid=pace.paid,
         )
         self.progress.begin_with(counts)
 
@@ -318,27 +333,73 @@ class Pipeline:
             self._halt_by(errors.exceptions[0])
 
     async def _listen(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            async for signum in signals:
-                if self._stop is not None and self._stop.signum is not None:
-                    self._display.note("leaving now; what arrived is committed")
-                    self._abandoning.set()
-                    self._changed.set()
-                    continue
-                self._display.note(
-                    f"{signum.name}: sending nothing more, waiting for {self._in_flight} calls in"
-                    " flight (once more to leave at once)"
-                )
-                self._halt(Stop(signum=signum))
+        """Drain at a signal that ends; a second one of a person leaves at once.
+
+        A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so
+        only SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and
+        stays so. SIGUSR1 and SIGUSR2 would end the process unasked: they only bring a line.
+        """
+        stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            stopping.remove(signal.SIGHUP)
+        asked = 0
+        try:
+            with anyio.open_signal_receiver(*stopping, signal.SIGUSR1, signal.SIGUSR2) as signals:
+                async for signum in signals:
+                    if signum not in stopping:
+                        self._display.note(
+                            f"{signum.name}: going on; accepted {self.progress.accepted:,} of"
+                            f" {self.progress.target:,}, {self._in_flight} calls in flight"
+                        )
+                        continue
+                    asked += signum in (signal.SIGINT, signal.SIGTERM)
+                    if asked > 1:
+                        self._display.note("leaving now; what arrived is committed")
+                        self._abandoning.set()
+                        self._changed.set()
+                    elif asked or self._stop is None:
+                        self._halted_by(signum)
+        finally:
+            if self._stop is not None and self._stop.signum == signal.SIGHUP:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the next must not cut the end short
+
+    def _halted_by(self, signum: signal.Signals) -> None:
+        how = "stopping already" if self._stop is not None else "sending nothing more"
+        self._halt(Stop(signum=signum))
+        if not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
+            how += (
+                f", waiting up to {self._pace.drain_timeout_s:g} s for {self._in_flight} calls in"
+                " flight"
+            )
+        self._display.note(f"{signum.name}: {how} (once more to leave at once)")
 
     async def _drain(self, calls: anyio.CancelScope) -> None:
-        """After a stop, give the calls in flight their time, then cancel those that are left."""
+        """After a stop, give the calls in flight their time, then cancel those that are left.
+
+        Answers that cost nothing are given up at once where that time would not do. At the target
+        none of them is needed.
+        """
         await self._changed.until(lambda: self._stop is not None)
         assert self._stop is not None
         wait = self._pace.paid or not self._stop.reached
-        with anyio.move_on_after(self._pace.drain_timeout_s if wait else 0):
+        wait_s = self._pace.drain_timeout_s if wait else 0.0
+        if wait and not self._pace.paid:
+            self._give_up(wait_s)
+        self._drained_at_s = anyio.current_time() + wait_s
+        with anyio.move_on_after(wait_s):
             await self._abandoning.wait()
         calls.cancel()
+
+    def _give_up(self, within_s: float) -> None:
+        """Drop the answers that could not be finished in time, and say so."""
+        backends = [backend for backend in self._pool.backends if isinstance(backend, GivesUp)]
+        told = [backend.give_up(within_s) for backend in backends]
+        if dropped := sum(count for count, _ in told):
+            others_s = max(seconds for _, seconds in told)
+            others = f"; finishing the others within {others_s:.0f} s" if others_s else ""
+            self._display.note(
+                f"giving up {dropped} unfinished answers (they cost nothing){others}"
+            )
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -608,10 +669,25 @@ class Pipeline:
     # -- showing ----------------------------------------------------------------------------------
 
     async def _show(self) -> None:
+        progress, decided, since_s = self.progress, -1, anyio.current_time()
         while True:
-            self.progress.calls = self._in_flight
-            self.progress.calls_at_disk = self._store.waiting
-            self._display.refresh(self.progress, self._pool)
+            now_s = anyio.current_time()
+            to_decide = max(0, self._answered_below - self._undecided)
+            if not to_decide or not progress.to_decide or self._undecided != decided:
+                since_s = now_s
+            decided = self._undecided
+            progress.to_decide, progress.deciding_s = to_decide, now_s - since_s
+            progress.calls = self._in_flight
+            progress.calls_at_disk = self._store.waiting
+            progress.learning = self._scouting
+            progress.tokens_in_the_making = sum(
+                backend.tokens_in_the_making
+                for backend in self._pool.backends
+                if isinstance(backend, Making)
+            )
+            if self._drained_at_s is not None:
+                progress.drain_left_s = max(0.0, self._drained_at_s - now_s)
+            self._display.refresh(progress, self._pool)
             await anyio.sleep(REFRESH_S)
 
 

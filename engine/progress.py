@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -24,10 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.limits import Pool
-from engine.pipeline import Progress
-from engine.report.text import visible
+from engine.pipeline import Display, Progress
+from engine.report.text import shorten, visible
 
 __all__ = [
+    "Guarded",
     "JsonDisplay",
     "JsonLog",
     "LiveDisplay",
@@ -37,21 +40,33 @@ __all__ = [
     "told",
 ]
 
+log = logging.getLogger(__name__)
+
 PLAIN_EVERY_S = 10.0
 WINDOW_S = 30.0
 SAMPLE_S = 0.5
 BACKLOG = 512
 """Answers that wait for their decision, from which on deciding is what holds the run back."""
+STUCK_S = 2.0
+"""No decision for so long, though there is something to decide: the next one is what is slow."""
+LATE_S = 5.0
+"""How long an answer is waited for before the display says for how long."""
 AT_DISK = 0.5
 """Share of the calls under way that wait for a commit, from which on the disk holds the run back:
 the servers have less than they could."""
 FEW = 4
 """Calls that always may: a commit takes its 5 ms."""
 REASONS = 6
+NARROWEST = 40
+"""Columns of a terminal, below which plain lines are easier to read than the block."""
 
 
 class Speed:
-    """Rates over the last half minute, from counts that are only ever looked at now and then."""
+    """Rates over the last half minute, from counts that are only ever looked at now and then.
+
+    Completion tokens are those of the answers that are here and of those in the making, so that an
+    answer that takes minutes is not counted all at once at its end.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -66,7 +81,7 @@ class Speed:
             progress.answered,
             progress.accepted,
             progress.prompt_tokens,
-            progress.completion_tokens,
+            progress.completion_tokens + progress.tokens_in_the_making,
         )
         self._seen.append((now, counts))
         while now - self._seen[0][0] > WINDOW_S and len(self._seen) > 2:
@@ -77,7 +92,9 @@ class Speed:
         if len(self._seen) < 2:
             return 0.0, 0.0, 0.0, 0.0
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
-        a, b, c, d = ((new - old) / (ended - began) for old, new in zip(first, last, strict=True))
+        seconds = ended - began
+        # Never below 0: an answer that is dropped takes what was made of it with it.
+        a, b, c, d = (max(0, new - old) / seconds for old, new in zip(first, last, strict=True))
         return a, b, c, d
 
 
@@ -98,6 +115,8 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "calls": progress.calls,
         "calls_at_disk": progress.calls_at_disk,
         "undecided": progress.answered - progress.decided_answers,
+        "deciding_s": round(progress.deciding_s, 1),
+        "tokens_in_the_making": progress.tokens_in_the_making,
         "answers_per_s": round(answers, 2),
         "prompt_tokens": progress.prompt_tokens,
         "completion_tokens": progress.completion_tokens,
@@ -107,7 +126,10 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "cost": cost,
         "cost_at_end": round(cost / share, 4) if cost is not None and share else None,
         "refused": {visible(reason): n for reason, n in progress.reasons.most_common()},
+        "first_answers": progress.session_answered == 0,
+        "learning_context": progress.learning,
         "draining": progress.draining,
+        "drain_left_s": None if progress.drain_left_s is None else round(progress.drain_left_s, 1),
         "endpoints": [
             {
                 "name": visible(endpoint.name),
@@ -116,6 +138,7 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
                 "state": endpoint.state,
                 "binds": endpoint.binds,
                 "failure": visible(endpoint.failure),
+                "oldest_s": round(endpoint.oldest_s, 1),
             }
             for endpoint in pool.snapshot()
         ],
@@ -131,15 +154,89 @@ def _cost(progress: Progress, pool: Pool) -> float | None:
 
 
 def _binds(state: dict[str, Any]) -> str:
-    """What holds the run back, in a few words."""
-    if state["draining"]:
-        return "draining"
+    """What holds the run back, or what it waits for, in a few words."""
+    found = []
     if state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
-        return f"disk ({state['calls_at_disk']:,} of {state['calls']:,} calls wait for it)"
-    if state["undecided"] > BACKLOG:
-        return f"deciding ({state['undecided']:,} answers wait)"
-    names = {endpoint["binds"] for endpoint in state["endpoints"]} - {"nothing"}
-    return ", ".join(sorted(names)) or "nothing"
+        found.append(f"disk ({state['calls_at_disk']:,} of {state['calls']:,} calls wait for it)")
+    if state["undecided"] > BACKLOG or state["deciding_s"] >= STUCK_S:
+        since = f", for {state['deciding_s']:.0f} s" if state["deciding_s"] >= STUCK_S else ""
+        found.append(f"deciding ({state['undecided']:,} answers wait{since})")
+    if state["draining"]:
+        awaited, left_s = _awaited(state) or "waiting for the decisions", state["drain_left_s"]
+        left = "" if left_s is None or not state["calls"] else f", {left_s:.0f} s left"
+        return ", ".join([f"draining ({awaited}{left})", *found])
+    if state["learning_context"]:
+        found.append("learning the context length (one call at a time)")
+    for endpoint in state["endpoints"]:
+        if endpoint["binds"] == "outage":
+            why = f": {shorten(endpoint['failure'], 80)}" if endpoint["failure"] else ""
+            found.append(f"outage ({endpoint['name']}{why})")
+    names = {endpoint["binds"] for endpoint in state["endpoints"]}
+    found += sorted(names - {"nothing", "limit", "outage"})
+    awaited = _awaited(state)
+    if found:
+        return ", ".join(found)
+    if awaited and "limit" in names:
+        return f"limit ({awaited})"
+    if awaited:
+        return awaited
+    return f"deciding ({state['undecided']:,} answers)" if state["undecided"] else "nothing"
+
+
+def _awaited(state: dict[str, Any]) -> str:
+    """What the servers still owe; empty where it is nothing."""
+    busy = [endpoint for endpoint in state["endpoints"] if endpoint["in_flight"]]
+    if not busy:
+        return ""
+    count = sum(endpoint["in_flight"] for endpoint in busy)
+    oldest_s = max(endpoint["oldest_s"] for endpoint in busy)
+    of = busy[0]["name"] if len(busy) == 1 else f"{len(busy)} endpoints"
+    late = f", the oldest for {oldest_s:.0f} s" if oldest_s >= LATE_S else ""
+    if state["first_answers"]:
+        return f"waiting for the first answers: {count:,} calls to {of}{late}"
+    return f"waiting for {count:,} {'answer' if count == 1 else 'answers'} from {of}{late}"
+
+
+class Guarded:
+    """Displays in the order in which they are tried: one that fails is left, and the run goes on
+    with the next or with none. Use as a context manager, which enters the first.
+    """
+
+    def __init__(self, *displays: Display) -> None:
+        self._left = deque(displays)
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Guarded:
+        def enter(display: Display) -> None:
+            if isinstance(display, AbstractContextManager):
+                self._entered.enter_context(display)
+
+        self._try(enter)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with suppress(Exception, SystemExit):
+            self._entered.close()
+
+    def refresh(self, progress: Progress, pool: Pool) -> None:
+        self._try(lambda display: display.refresh(progress, pool))
+
+    def note(self, message: str) -> None:
+        self._try(lambda display: display.note(message))
+
+    def _try(self, show: Callable[[Display], None]) -> None:
+        while self._left:
+            try:
+                show(self._left[0])
+                return
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - rich leaves a closed pipe so
+                self._left.popleft()
+                self.__exit__()
+                log.warning(
+                    "the display failed and is left, the run goes on (%s: %s)",
+                    type(error).__name__,
+                    visible(str(error)),
+                )
 
 
 class SilentDisplay:
@@ -173,10 +270,7 @@ class PlainDisplay:
         return f"woolmill: {summary(state)}"
 
     def _write(self, line: str) -> None:
-        try:
-            print(line, file=self._stream, flush=True)
-        except (BrokenPipeError, ValueError):
-            self._every_s = float("inf")  # nobody listens any more; the run goes on
+        print(line, file=self._stream, flush=True)
 
 
 class JsonDisplay(PlainDisplay):
@@ -206,6 +300,13 @@ def _event(kind: Literal["progress", "note", "log"], **fields: Any) -> str:
 
 class LiveDisplay:
     """A block that is redrawn in place; use as a context manager."""
+
+    @staticmethod
+    def fits() -> bool:
+        """Whether standard error is a terminal that can redraw a block, and wide enough for it."""
+        console = Console(stderr=True)
+        able = os.environ.get("TERM") and console.is_terminal and not console.is_dumb_terminal
+        return bool(able and sys.stderr.isatty() and console.width >= NARROWEST)
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -251,7 +352,7 @@ def block(state: dict[str, Any]) -> RenderableType:
         at_end = state["cost_at_end"]
         estimate = "" if at_end is None else f" · about {at_end:,.2f} at the end"
         body.add_row("cost", f"{state['cost']:,.2f}{estimate}")
-    body.add_row("held back by", _binds(state))
+    body.add_row("held back by", Text(_binds(state)))
     for endpoint in state["endpoints"]:
         colour = {"closed": "green", "probing": "yellow", "open": "red"}[endpoint["state"]]
         load = f"{endpoint['in_flight']:,} of {endpoint['limit']:,} in flight"
@@ -271,6 +372,8 @@ def block(state: dict[str, Any]) -> RenderableType:
 
 def _tokens(state: dict[str, Any]) -> str:
     line = f"{state['prompt_tokens_per_s']:,.0f} in · {state['completion_tokens_per_s']:,.0f} out"
+    if state["tokens_in_the_making"]:
+        line += f" · {state['tokens_in_the_making']:,} in the making"
     per_row = state["tokens_per_accepted"]
     return line if per_row is None else f"{line} · {per_row:,.0f} for an accepted record"
 
@@ -284,8 +387,10 @@ def summary(state: dict[str, Any]) -> str:
         f"answers {state['answered']:,}",
         f"in flight {in_flight}/{limit}",
         f"{state['completion_tokens_per_s']:,.0f} tokens/s",
-        f"held back by {_binds(state)}",
     ]
+    if state["tokens_in_the_making"]:
+        parts.append(f"{state['tokens_in_the_making']:,} in the making")
+    parts.append(f"held back by {_binds(state)}")
     if state["failed"]:
         parts.append(f"failed {state['failed']:,}")
     if state["cost"] is not None:

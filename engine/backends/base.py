@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from engine.errors import BackendError, WoolmillError
 from engine.records import Completion, Prompt
 
-__all__ = ["Backend", "Failure", "Verdict"]
+__all__ = ["Backend", "Failure", "GivesUp", "Making", "Verdict"]
 
 ANSWERS_OF_NO_USE = frozenset({"too_large", "encoding"})
 """Reasons of requests that were answered, and paid for, in vain."""
@@ -107,3 +107,26 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Release what ``start`` took. Never raises."""
+
+
+@runtime_checkable
+class Making(Protocol):
+    """A backend that knows how far its unfinished answers are: an engine in this process or in a
+    child, or a server that streams.
+    """
+
+    @property
+    def tokens_in_the_making(self) -> int:
+        """Completion tokens made so far for answers that are not finished. Cheap to ask."""
+
+
+@runtime_checkable
+class GivesUp(Protocol):
+    """A backend whose unfinished answers cost nothing to drop."""
+
+    def give_up(self, within_s: float) -> tuple[int, float]:
+        """Drop at once the answers that could not be finished within ``within_s`` seconds.
+
+        Their calls fail with StoppedError. Returns how many they are, and the seconds that the
+        others may take; 0.0 where none is left.
+        """

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ _RECENT = 8
 
 _LANE_ROWS = 4
 """Rows a lane: more waste padding where lengths differ, fewer cost more calls."""
+
+_NEWEST = 0.1
+"""Weight of the newest step in the mean of how long steps take."""
 
 _GATHER_S = 0.02
 """How long an idle engine waits for company after a prompt, so that the first already share."""
@@ -66,6 +70,10 @@ class Request:
     clock: Callable[[], float]
     cancelled: bool = False
     arrived_s: float = 0.0
+    begun: bool = False
+    """It has a place among the rows."""
+    made: int = 0
+    """Tokens chosen so far."""
 
     def __post_init__(self) -> None:
         self.arrived_s = self.clock()
@@ -74,6 +82,11 @@ class Request:
     def tokens(self) -> int:
         """Tokens that the row may come to."""
         return len(self.ids) + self.sampling.max_tokens
+
+    def left(self, step_tokens: int) -> int:
+        """Steps that the row may still take: one for each token, and those that read the prompt."""
+        reading = 0 if self.made else -(-len(self.ids) // step_tokens)
+        return reading + self.sampling.max_tokens - self.made
 
 
 @dataclass(eq=False, slots=True)
@@ -84,7 +97,6 @@ class _Row:
     """Tokens not yet in the cache: the rest of the prompt, later the token chosen last."""
     draw: Draw
     text: StopText
-    chosen: int = 0
     ttft_s: float = 0.0
 
 
@@ -111,6 +123,8 @@ class ContinuousBatch:
     _active: list[_Row] = field(default_factory=list)
     _prefixes: list[Prefix] = field(default_factory=list)
     _closed: bool = False
+    step_s: float = 0.0
+    """Seconds that a step takes, a mean of the last ones; 0 until there was one."""
 
     def __post_init__(self) -> None:
         self.rows = max(1, self.rows)
@@ -142,7 +156,10 @@ class ContinuousBatch:
             with torch.inference_mode():
                 while self._collect():
                     self._admit()
+                    began_s = time.monotonic()
                     self._step()
+                    took_s = time.monotonic() - began_s
+                    self.step_s += (took_s - self.step_s) * (_NEWEST if self.step_s else 1)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
             self._fail(error)
 
@@ -184,6 +201,7 @@ class ContinuousBatch:
             if slot is None:
                 return
             self._waiting.popleft()
+            request.begun = True
             slot.prefix = self._prefix_for(request.ids)
             slot.prefix.rows += 1
             self._recent.append(request.ids)
@@ -284,20 +302,19 @@ class ContinuousBatch:
 
     def _take(self, row: _Row, token: int) -> None:
         """Add the chosen token to a row, and finish the row where it ends."""
-        row.chosen += 1
-        if row.chosen == 1:
-            row.ttft_s = row.request.clock() - row.request.arrived_s
-        sampling = row.request.sampling
-        reason = "length" if row.chosen == sampling.max_tokens else None
+        request = row.request
+        request.made += 1
+        if request.made == 1:
+            row.ttft_s = request.clock() - request.arrived_s
+        reason = "length" if request.made == request.sampling.max_tokens else None
         if token in self.eos_ids or row.text.add(token):
             reason = "stop"
         if reason is None:
             row.unread = [token]
             return
         self._release(row)
-        if not row.request.cancelled:
-            text = row.text.finish()
-            row.request.on_done(Finished(text, reason, row.chosen, row.ttft_s))
+        if not request.cancelled:
+            request.on_done(Finished(row.text.finish(), reason, request.made, row.ttft_s))
 
     def _release(self, row: _Row) -> None:
         """Free the row's place."""

@@ -35,7 +35,7 @@ from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.continuous import ContinuousBatch, Finished, Request
 from engine.backends.kv_cache import ATTENTION, Probe
-from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Usage
 
 __all__ = ["Loaded", "TransformersBackend", "load"]
@@ -88,6 +88,8 @@ class TransformersBackend:
         self.max_in_flight: int | None = max_in_flight or _ROWS.get(self._device.type, 16)
         self._loaded: Loaded | None = None
         self._engine: ContinuousBatch | None = None
+        self._open: dict[Request, asyncio.Future[Finished | Exception]] = {}
+        """Requests that are not answered yet."""
 
     async def start(self) -> None:
         """Load the model. Raises ConfigError, or UnavailableError where memory does not suffice."""
@@ -121,6 +123,7 @@ class TransformersBackend:
             if (failure := self._misfit(prompt, ids)) is not None:
                 answer.set_result(failure)
             else:
+                self._open[request] = answer
                 engine.submit(request)
         try:
             return [
@@ -131,6 +134,31 @@ class TransformersBackend:
             # Reached early only when cancelled: the rows are not computed on.
             for request in requests:
                 request.cancelled = True
+                self._open.pop(request, None)
+
+    @property
+    def tokens_in_the_making(self) -> int:
+        """See ``engine.backends.base.Making``."""
+        return sum(request.made for request, answer in self._open.items() if not answer.done())
+
+    def give_up(self, within_s: float) -> tuple[int, float]:
+        """See ``engine.backends.base.GivesUp``. A row that ends by itself takes fewer steps than it
+        may; how many is not known, and it costs nothing to make it again.
+        """
+        _, engine = self._started()
+        dropped, longest_s = 0, 0.0
+        for request, answer in self._open.items():
+            if answer.done():
+                continue
+            needs_s = request.left(engine.step_tokens) * engine.step_s
+            if request.begun and engine.step_s and needs_s <= within_s:
+                longest_s = max(longest_s, needs_s)
+                continue
+            request.cancelled = True
+            error = StoppedError("the answer was given up when the run stopped")
+            answer.set_result(Failure(Verdict(kind="fatal", reason="given_up", error=error)))
+            dropped += 1
+        return dropped, longest_s
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """Tokens of each text, with the special tokens that a completion's prompt gets."""

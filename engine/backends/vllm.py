@@ -130,6 +130,11 @@ class VllmBackend:
                     child.forget(request, reply)
         return [answers[index] for index in range(len(prompts))]
 
+    @property
+    def tokens_in_the_making(self) -> int:
+        """See ``engine.backends.base.Making``."""
+        return self._child.tokens_in_the_making if self._child is not None else 0
+
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """Tokens of each text, with the special tokens that a completion's prompt gets."""
         while texts:
@@ -216,6 +221,8 @@ class _Child(asyncio.SubprocessProtocol):
         loop = asyncio.get_running_loop()
         self.log_file = log_file
         self._keep_log = keep
+        self.tokens_in_the_making = 0
+        """As the child last said."""
         self._ids = itertools.count(1)
         self._owed: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._buffer = bytearray()
@@ -323,6 +330,10 @@ class _Child(asyncio.SubprocessProtocol):
                 return
             message = json.loads(bytes(self._buffer[4:end]))
             del self._buffer[:end]
+            if "in_the_making" in message:
+                self.tokens_in_the_making = int(message["in_the_making"])
+                if "id" not in message:
+                    continue
             reply = self._owed.pop(message["id"], None) if "id" in message else self._ready
             if reply is not None and not reply.done():
                 reply.set_result(message)

@@ -11,8 +11,10 @@ A message is a length (4 bytes, big-endian) and so many bytes of JSON:
          {"id", "texts"}                                     count tokens
          {"cancel": id} · {"close": true}
     out  {"ready": {"context_length"}} or {"refused", "memory"}
-         {"id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_s"}
+         {"id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_s",
+          "in_the_making"}
          {"id", "tokens"} · {"id", "overflow", "context_length"} · {"id", "error"}
+         {"in_the_making"}                                   tokens of unfinished answers
 
 End of stdin means that the parent is gone, however that came about: the whole process group, the
 engine's own workers included, is killed at once. What vLLM prints goes to stderr.
@@ -29,10 +31,37 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO, NoReturn
 
+TELL_S = 0.5
+"""How often the tokens in the making are told."""
 OLDEST = (0, 14)
 """Older versions run code that comes with a model although told not to (CVE-2026-22807)."""
+
+
+class Statistics:
+    """What vLLM calls with its own counts after each step: vllm/v1/metrics/loggers.py, where their
+    fields are said not to be stable, so nothing depends on them.
+    """
+
+    def __init__(self, made: Callable[[int], None]) -> None:
+        self._made = made
+
+    def record(
+        self, scheduler_stats: Any = None, iteration_stats: Any = None, *_: Any, **__: Any
+    ) -> None:
+        """After a step."""
+        if tokens := getattr(iteration_stats, "num_generation_tokens", 0):
+            self._made(tokens)
+
+    def log(self) -> None:
+        """Nothing to log."""
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to log."""
 
 
 class Engine:
@@ -44,6 +73,9 @@ class Engine:
         self._tokenizer: Any = None
         self._context_length = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._made = 0
+        """Tokens of answers that are not finished."""
+        self._told_s = 0.0
 
     def say(self, message: dict[str, Any]) -> None:
         """Send one message."""
@@ -66,7 +98,9 @@ class Engine:
                     raise ValueError(f"vLLM {vllm.__version__} has no argument {name!r}{hint}")
             if (0, 0) < vllm.__version_tuple__[:2] < OLDEST:
                 raise ValueError(f"vLLM {vllm.__version__} is older than 0.14")
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            self._llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments), stat_loggers=[lambda *_, **__: Statistics(self.made)]
+            )
             tokenizer = self._llm.get_tokenizer()  # a coroutine in older versions
             self._tokenizer = await tokenizer if inspect.isawaitable(tokenizer) else tokenizer
             self._context_length = self._llm.model_config.max_model_len
@@ -75,6 +109,21 @@ class Engine:
             return False
         self.say({"ready": {"context_length": self._context_length}})
         return True
+
+    def made(self, tokens: int) -> None:
+        """The engine has made so many tokens more."""
+        self._made += tokens
+        now_s = time.monotonic()
+        if now_s - self._told_s >= TELL_S:
+            self._told_s = now_s
+            self.say({"in_the_making": self._made})
+
+    def finished(self, task: asyncio.Task[None], request: int) -> None:
+        """Forget a request. What was made of those that were cancelled is not known one by one."""
+        self._tasks.pop(request, None)
+        if not self._tasks and self._made:
+            self._made = 0
+            self.say({"in_the_making": 0})
 
     def take(self, message: dict[str, Any]) -> None:
         """Begin what a message asks for."""
@@ -87,7 +136,7 @@ class Engine:
         else:
             task = asyncio.get_running_loop().create_task(self._answer(message))
             self._tasks[message["id"]] = task
-            task.add_done_callback(lambda _: self._tasks.pop(message["id"], None))
+            task.add_done_callback(partial(self.finished, request=message["id"]))
 
     async def _answer(self, message: dict[str, Any]) -> None:
         from vllm import SamplingParams
@@ -108,6 +157,7 @@ class Engine:
             answers = self._llm.generate({"prompt_token_ids": ids}, parameters, str(request))
             (answer,) = [answer async for answer in answers]
             output, metrics = answer.outputs[0], answer.metrics
+            self._made = max(0, self._made - len(output.token_ids))
             self.say(
                 {
                     "id": request,
@@ -116,6 +166,7 @@ class Engine:
                     "prompt_tokens": len(ids),
                     "completion_tokens": len(output.token_ids),
                     "ttft_s": metrics.first_token_latency if metrics else None,
+                    "in_the_making": self._made,
                 }
             )
         except EngineDeadError:

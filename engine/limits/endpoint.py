@@ -87,6 +87,8 @@ class EndpointSnapshot:
     """What holds it back."""
     failure: str = ""
     """Why the breaker is open."""
+    oldest_s: float = 0.0
+    """How long the oldest call in flight has been waited for."""
 
 
 @runtime_checkable
@@ -131,6 +133,8 @@ class Endpoint:
         self.fixed = fixed is not None
         self.controller = controller() if fixed is None else Fixed(fixed)
         self.in_flight = 0
+        self._sent_s: dict[int, float] = {}
+        """When each call in flight was admitted, oldest first, by the id of its ticket."""
         self.state: State = "closed"
         self.failure = ""
         self._weight = own.weight
@@ -186,7 +190,9 @@ class Endpoint:
             self._requests.take(now_s, 1)
         if self._tokens:
             self._tokens.take(now_s, tokens)
-        return self.controller.admit(now_s)
+        ticket = self.controller.admit(now_s)
+        self._sent_s[id(ticket)] = now_s
+        return ticket
 
     def finish(
         self,
@@ -197,6 +203,7 @@ class Endpoint:
     ) -> int:
         """Take a call's end into account; how many of its prompts were answered."""
         self.in_flight -= 1
+        self._sent_s.pop(id(ticket), None)
         answers = [r for r in results if isinstance(r, Completion)]
         verdicts = [r for r in results if isinstance(r, Verdict)]
         throttled = [v for v in verdicts if v.kind == "throttled"]
@@ -298,6 +305,7 @@ class Endpoint:
             state=self.state,
             binds=binds,
             failure=self.failure,
+            oldest_s=max(0.0, now_s - next(iter(self._sent_s.values()), now_s)),
         )
 
 

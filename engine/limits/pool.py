@@ -213,6 +213,10 @@ class Pool:
         self._spending.begin(used)
 
     @property
+    def backends(self) -> Sequence[Backend]:
+        return [endpoint.backend for endpoint in self._endpoints]
+
+    @property
     def in_flight(self) -> int:
         return sum(endpoint.in_flight for endpoint in self._endpoints)
 

@@ -14,8 +14,8 @@ __all__ = ["compare"]
 SAMPLE = 2000
 """Rows of each run that are looked for in the other; an even sample of a larger one."""
 NUMBERS = (
-    "requests", "responses", "failed", "pieces", "parsed", "accepted", "tokens_per_accepted",
-    "tokens_per_s", "cost", "seconds",
+    "requests", "responses", "failed", "dropped_at_a_stop", "pieces", "parsed", "accepted",
+    "tokens_per_accepted", "tokens_per_s", "cost", "seconds",
 )  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.money import Prices
 from engine.store import RunReader
+from engine.store.reader import Session
 from engine.thoughts import THOUGHTS_ONLY
 
 __all__ = ["figures"]
@@ -13,6 +15,12 @@ __all__ = ["figures"]
 
 def figures(run: RunReader) -> dict[str, Any]:
     """What the run did so far, as plain JSON values; all from acknowledged rows.
+
+    Each request that was sent stands in exactly one figure: ``requests`` is the sum of
+    ``responses``, ``failed``, ``dropped_at_a_stop`` (the session ended in order before the answer
+    came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the latest
+    session, which has not ended, or was killed). A request that a later session sends again counts
+    again. ``wasted`` are answers to requests that had one already.
 
     ``seconds`` is the time from a session's start to its end, summed over sessions; a session that
     was killed counts to the last answer that it could have committed.
@@ -27,6 +35,7 @@ def figures(run: RunReader) -> dict[str, Any]:
             latest += [following.started_s] if following is not None else []
             end = min(latest, default=session.started_s)
         seconds += max(0.0, end - session.started_s)
+    unanswered = _unanswered(run.unanswered(), sessions)
     parsed = counts.decided - sum(
         count
         for reason, count in counts.reasons.items()
@@ -43,9 +52,11 @@ def figures(run: RunReader) -> dict[str, Any]:
         "run": str(run.folder),
         "model": run.manifest.fixed.get("model"),
         "backend": run.manifest.fixed.get("backend"),
-        "requests": counts.sent,
+        "requests": counts.answered + sum(unanswered.values()),
         "responses": counts.answered - counts.failed,
         "failed": counts.failed,
+        **unanswered,
+        "wasted": counts.wasted,
         "attempts": counts.attempts,
         "truncated": counts.truncated,
         "pieces": counts.decided,
@@ -64,6 +75,18 @@ def figures(run: RunReader) -> dict[str, Any]:
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
+    }
+
+
+def _unanswered(by_session: Mapping[int, int], sessions: Sequence[Session]) -> dict[str, int]:
+    ended = {session.number for session in sessions if session.ended_s is not None}
+    dropped = sum(count for number, count in by_session.items() if number in ended)
+    latest = sessions[-1].number if sessions else 0
+    in_flight = 0 if latest in ended else by_session.get(latest, 0)
+    return {
+        "dropped_at_a_stop": dropped,
+        "lost_in_a_crash": sum(by_session.values()) - dropped - in_flight,
+        "in_flight": in_flight,
     }
 
 

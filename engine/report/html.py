@@ -105,6 +105,7 @@ def _sections(
     figures = analysis["figures"]
     yield f"<h1>{figures['accepted']:,} records <small>{_shown(figures['run'])}</small></h1>"
     yield _tiles(analysis)
+    yield f"<p>{_requests(figures)}</p>\n"
     yield _section("Over time", _row(drawn, "accepted-over-time", "tokens-over-time"))
     yield _section("Why pieces were refused", _row(drawn, "reasons") + _rejected(analysis))
     yield _section(
@@ -173,6 +174,21 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
         tiles.append(("seconds an answer, median", f"{analysis['latency_s']['p50']:,.2f}"))
     cells = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)
     return f'<div class="tiles">{cells}</div>\n'
+
+
+def _requests(figures: Mapping[str, Any]) -> str:
+    """What became of each request that was sent, in a sentence."""
+    became = {
+        "failed": "failed for good",
+        "dropped_at_a_stop": "dropped at a stop, perhaps billed and not kept",
+        "lost_in_a_crash": "lost in a crash",
+        "in_flight": "in flight",
+    }
+    parts = [f"{figures['responses']:,} answered"]
+    parts += [f"{figures[name]:,} {words}" for name, words in became.items() if figures[name]]
+    wasted = figures["wasted"]
+    more = f" Another {wasted:,} answers came to requests that had one already." if wasted else ""
+    return f"Of {figures['requests']:,} requests sent: {', '.join(parts)}.{more}"
 
 
 def _number(value: float | None) -> str:

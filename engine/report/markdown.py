@@ -19,7 +19,8 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     figures = analysis["figures"]
     yield f"# {figures['accepted']:,} records by {_cell(figures['model'])}"
     names = (
-        "run", "backend", "requests", "responses", "failed", "pieces", "parsed", "accepted",
+        "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
+        "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed", "accepted",
         "tokens_per_accepted", "tokens_per_s", "cost", "seconds", "sessions",
     )  # fmt: skip
     yield table(("figure", "value"), [(name, figures[name]) for name in names])

@@ -41,6 +41,10 @@ from engine.store.rows import (
 __all__ = ["InFlight", "Resume", "RunReader", "Session"]
 
 _CHUNK = 1000
+_SENT_LATER = (
+    "EXISTS (SELECT 1 FROM sent AS later WHERE later.request = sent.request"
+    " AND (later.session, later.key) > (sent.session, sent.key))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +284,29 @@ class RunReader:
                 before = request, session
             after = rows[-1][:3]
         return list(again.values())
+
+    def unanswered(self) -> dict[int, int]:
+        """Requests that were sent and not answered, by session. One that a later session sent again
+        is unanswered in the earlier one.
+        """
+        counts = self.counts()
+        open_: dict[int, int] = dict(
+            self._query(
+                f"SELECT session, count(*) FROM sent WHERE request >= ? AND NOT {_SENT_LATER}"
+                " AND NOT EXISTS (SELECT 1 FROM answer WHERE answer.request = sent.request)"
+                " GROUP BY session",
+                (counts.answered_below,),
+            )
+        )
+        if sum(open_.values()) < counts.sent - counts.answered:  # else none was sent again
+            again = self._query(
+                f"SELECT session, count(*) FROM sent WHERE {_SENT_LATER} GROUP BY session"
+            )
+            for session, count in again:
+                open_[session] = open_.get(session, 0) + count
+        if sum(open_.values()) < counts.sent - counts.answered:
+            raise damaged("sent", "(all)", self.path)
+        return open_
 
     def _query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with self._reading, disk_errors(self.path):

@@ -11,8 +11,10 @@ from engine.store import RunReader
 __all__ = ["metrics"]
 
 
-def metrics(run: RunReader) -> str:
-    """Counters of acknowledged rows; they never fall while a run goes on."""
+def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
+    """Counters of acknowledged rows, which never fall while a run goes on; and what only the run
+    itself knows, where it is the one that asks.
+    """
     counts = run.counts()
     lines: list[str] = []
 
@@ -35,6 +37,11 @@ def metrics(run: RunReader) -> str:
     metric("tokens_total", "counter", "Tokens billed.",
            {_labels("kind", "prompt"): counts.prompt_tokens,
             _labels("kind", "completion"): counts.completion_tokens})  # fmt: skip
+    metric("wasted_answers_total", "counter", "Answers to requests that had one already.",
+           {"": counts.wasted})  # fmt: skip
+    if tokens_in_the_making is not None:
+        metric("tokens_in_the_making", "gauge", "Completion tokens of unfinished answers.",
+               {"": tokens_in_the_making})  # fmt: skip
     if counts.last_at_s is not None:
         metric("last_answer_timestamp_seconds", "gauge", "Unix time of the last answer's commit.",
                {"": counts.last_at_s})  # fmt: skip

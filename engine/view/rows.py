@@ -65,10 +65,11 @@ class Rows:
     def state(self) -> dict[str, Any]:
         """The run's figures as of its last commit."""
         with RunReader(self._folder) as run:
-            counts = run.counts()
-            return {**figures(run), "in_flight": max(0, counts.sent - counts.answered),
-                    "target": run.manifest.free.get("target"),
-                    "last_at_s": counts.last_at_s}  # fmt: skip
+            return {
+                **figures(run),
+                "target": run.manifest.free.get("target"),
+                "last_at_s": run.counts().last_at_s,
+            }
 
     def find(
         self, words: str, *, status: str = "all", reason: str = "", before: int = NEWEST

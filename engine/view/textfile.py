@@ -7,8 +7,8 @@ listen on, nothing to keep out. The price: it is as old as ``EVERY_S``.
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from engine.errors import WoolmillError
@@ -21,54 +21,69 @@ from engine.view.metrics import metrics
 __all__ = ["MetricsFile"]
 
 EVERY_S = 15.0
+LAST_S = 5.0
+"""How long the end of a run waits for the file."""
 
 
 class MetricsFile:
     """A display that also keeps ``path`` up to date; use as a context manager.
 
-    A file that cannot be written is said once, and the run goes on.
+    A file that cannot be written is said once; it is tried again, and the run goes on.
     """
 
     def __init__(self, display: Display, path: Path, folder: Path) -> None:
         self._display = display
         self._path = path
         self._folder = folder
-        self._thread = ThreadPoolExecutor(1, "woolmill-metrics")
-        self._writing: Future[None] | None = None
+        self._thread: threading.Thread | None = None
         self._due = time.monotonic()
+        self._making: int | None = None
+        self._failed: Exception | None = None
         self._complained = False
 
     def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._writing is not None:  # else the run never started
-            self._writing = self._thread.submit(self._write)  # how it ended
-        self._thread.shutdown()
+        if self._thread is not None:  # else the run never started
+            self._thread.join(LAST_S)
+            if not self._thread.is_alive():
+                self._making = None
+                self._start()  # how it ended
+                self._thread.join(LAST_S)
         self._hear()
 
     def refresh(self, progress: Progress, pool: Pool) -> None:
         self._display.refresh(progress, pool)
-        if time.monotonic() < self._due or not (self._writing is None or self._writing.done()):
+        self._making = progress.tokens_in_the_making
+        writing = self._thread is not None and self._thread.is_alive()
+        if time.monotonic() < self._due or writing:
             return
         self._hear()
         self._due = time.monotonic() + EVERY_S
-        self._writing = self._thread.submit(self._write)
+        self._start()
 
     def note(self, message: str) -> None:
         self._display.note(message)
 
+    def _start(self) -> None:
+        # Daemon: a disk that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._write, name="woolmill-metrics", daemon=True)
+        self._thread.start()
+
     def _write(self) -> None:
-        with RunReader(self._folder) as run:
-            text = metrics(run)
-        with new_file(self._path) as file:
-            file.write(text.encode())
+        try:
+            with RunReader(self._folder) as run:
+                text = metrics(run, tokens_in_the_making=self._making)
+            with new_file(self._path) as file:
+                file.write(text.encode())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+            self._failed = error
 
     def _hear(self) -> None:
         """Say how the last writing failed, if it did."""
-        error = self._writing.exception() if self._writing is not None else None
-        if isinstance(error, WoolmillError) and not self._complained:
+        error, self._failed = self._failed, None
+        if error is not None and not self._complained:
             self._complained = True
-            self.note(f"--metrics-file: {error}; the run goes on")
-        elif error is not None and not isinstance(error, WoolmillError):
-            raise error
+            what = str(error) if isinstance(error, WoolmillError) else repr(error)
+            self.note(f"--metrics-file: {what}; the run goes on")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
+from benchmarks.server import Behaviour, Server
 from engine.cli import main
+from engine.report.figures import figures
+from engine.store import RunStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,6 +168,32 @@ def test_fault_071_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     os.close(write)
     assert done.returncode == 143
     assert done.stderr == b""
+
+
+@pytest.mark.anyio
+async def test_a_stop_says_what_it_dropped(tmp_path: Path) -> None:
+    """Requests that a slow server had not answered within the drain time are named at the end, in
+    the report, and while they are waited for.
+    """
+    config = tmp_path / "run.toml"
+    config.write_text("drain_timeout_s = 1.0\nmax_in_flight = 8\n")
+    async with Server(Behaviour(latency_s=600.0)) as server:
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-m", "engine", "generate", "--config", str(config)],
+            *["--base-url", server.url, "--no-semantic", "--out", str(tmp_path / "run")],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        while server.ledger.asked.total() < 8:  # noqa: ASYNC110 - another process brings them
+            await anyio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert process.returncode == 130
+    assert "SIGINT: sending nothing more, waiting up to 1 s for 8 calls in flight" in err.decode()
+    dropped = "8 requests dropped: sent and perhaps billed, their answers not kept"
+    assert f"{dropped}; the same command sends them again" in out.decode()
+    with RunStore.read(tmp_path / "run") as run:
+        told = figures(run)
+    assert told["dropped_at_a_stop"] == told["requests"] == 8
 
 
 def test_an_error_that_an_interrupt_brought_about_is_an_interrupt(

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from rich.console import Console
 
+from engine import generate as generate_module
+from engine import progress as progress_module
 from engine.backends.scripted import ScriptedBackend
 from engine.config import RunConfig
+from engine.deciding import Batch
 from engine.generate import generate
 from engine.limits import LimitSettings, Pool
 from engine.money import Prices
-from engine.pipeline import Progress
+from engine.pipeline import Pipeline, Progress
 from engine.progress import (
+    Guarded,
     JsonDisplay,
     JsonLog,
     LiveDisplay,
@@ -159,6 +166,113 @@ async def test_the_disk_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert any(bind.startswith("disk (") for bind in binds), binds
 
 
+async def test_tokens_in_the_making_count_once() -> None:
+    """They make the rate while an answer is under way, and its arrival adds none to it."""
+    at = Clock()
+    speed, now = Speed(at), Progress(target=10)
+    speed.note(now)
+    for second in range(1, 11):
+        at.now, now.tokens_in_the_making = float(second), 5 * second
+        speed.note(now)
+    assert speed.per_s()[3] == 5.0
+    state = told(now, pool(), speed)
+    assert "5 tokens/s · 50 in the making" in summary(state)
+    at.now, now.tokens_in_the_making, now.completion_tokens = 11.0, 0, 55
+    speed.note(now)
+    assert speed.per_s()[3] == 5.0
+    now.completion_tokens = 0  # as if the answer had been dropped
+    at.now = 12.0
+    speed.note(now)
+    assert speed.per_s()[3] == 0.0
+
+
+def waiting(**changed: Any) -> dict[str, Any]:
+    """The state of a run, with nothing to wait for but what is ``changed``."""
+    state = told(Progress(target=10, session_answered=1), pool(), Speed())
+    server = changed.pop("server", {})
+    state["endpoints"][0].update(server)
+    return state | changed
+
+
+HELD_BACK = {
+    "nothing": ({}, "nothing"),
+    "one answer": (
+        {"server": {"in_flight": 1, "oldest_s": 95.2}},
+        "waiting for 1 answer from http://127.0.0.1:8000, the oldest for 95 s",
+    ),
+    "the first answers": (
+        {"server": {"in_flight": 8, "oldest_s": 3.0}, "first_answers": True},
+        "waiting for the first answers: 8 calls to http://127.0.0.1:8000",
+    ),
+    "the limit": (
+        {"server": {"in_flight": 64, "binds": "limit"}},
+        "limit (waiting for 64 answers from http://127.0.0.1:8000)",
+    ),
+    "a scout": (
+        {"server": {"in_flight": 1}, "learning_context": True},
+        "learning the context length (one call at a time)",
+    ),
+    "a pause": ({"server": {"in_flight": 1, "binds": "pause"}}, "pause"),
+    "an outage": (
+        {"server": {"binds": "outage", "failure": "connect_refused: no"}},
+        "outage (http://127.0.0.1:8000: connect_refused: no)",
+    ),
+    "one long decision": (
+        {"undecided": 1, "deciding_s": 12.0, "server": {"in_flight": 1}},
+        "deciding (1 answers wait, for 12 s)",
+    ),
+    "few decisions": ({"undecided": 3}, "deciding (3 answers)"),
+    "a stop": (
+        {"draining": True, "drain_left_s": 73.4, "calls": 4, "server": {"in_flight": 4}},
+        "draining (waiting for 4 answers from http://127.0.0.1:8000, 73 s left)",
+    ),
+    "the end of a stop": (
+        {"draining": True, "drain_left_s": 73.4, "undecided": 3},
+        "draining (waiting for the decisions)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changed", "said"), HELD_BACK.values(), ids=HELD_BACK)
+async def test_what_holds_a_run_back_is_always_named(changed: dict[str, Any], said: str) -> None:
+    """Never "nothing" while anything is waited for."""
+    assert f"held back by {said}" in summary(waiting(**changed))
+
+
+async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real run of a slow server, and a deciding process that is stuck on one answer."""
+    monkeypatch.setattr(progress_module, "LATE_S", 0.5)
+    monkeypatch.setattr(progress_module, "STUCK_S", 0.3)
+    backend = ScriptedBackend(delay_s=lambda prompt: 1.2 if prompt.index == 0 else 0.4)
+    monkeypatch.setattr(generate_module, "make_backends", lambda config: [backend])
+    count_decisions, stopped = Pipeline._count_decisions, anyio.Event()
+
+    def stuck(self: Pipeline, batch: Batch) -> None:
+        process = self._deciding._process
+        assert process is not None
+        if not stopped.is_set():
+            stopped.set()
+            process.send_signal(signal.SIGSTOP)
+            asyncio.get_running_loop().call_later(1.0, process.send_signal, signal.SIGCONT)
+        count_decisions(self, batch)
+
+    monkeypatch.setattr(Pipeline, "_count_decisions", stuck)
+    stream = io.StringIO()
+    config = RunConfig.model_validate(
+        {"backend": "scripted", "out": tmp_path / "run", "target": 40, "semantic": False}
+    )
+    await generate(config, JsonDisplay(stream, every_s=0))
+    events = map(json.loads, stream.getvalue().splitlines())
+    binds = [event["binds"] for event in events if event["event"] == "progress"]
+    for part in (
+        "waiting for the first answers: ",
+        "waiting for 1 answer from scripted, the oldest for 1 s",
+        "deciding (",
+    ):
+        assert any(part in bind for bind in binds), binds
+    assert "nothing" not in binds
+
+
 async def test_plain_lines_and_notes() -> None:
     stream = io.StringIO()
     display = PlainDisplay(stream, every_s=0)
@@ -186,11 +300,13 @@ async def test_json_lines_are_whole_objects() -> None:
 
 
 async def test_a_listener_that_went_away_does_not_end_the_run() -> None:
-    stream = io.StringIO()
-    display = PlainDisplay(stream, every_s=0)
+    stream, other = io.StringIO(), io.StringIO()
+    display = Guarded(PlainDisplay(stream, every_s=0), PlainDisplay(other, every_s=0))
     stream.close()
     display.refresh(progress(), pool())
+    other.close()
     display.note("still here")
+    display.refresh(progress(), pool())
 
 
 async def test_the_live_block_leaves_nothing_behind() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from engine.report.html import page
 from engine.report.markdown import markdown
 from engine.report.pictures import rows_map, verbs
 from engine.report.text import shorten, visible
-from engine.store import RunStore
+from engine.store import RunReader, RunStore
 from tests.engine.browser import Chromium, canary
 from tests.engine.hostile import MARK, hostile_strings
+from tests.engine.store_rows import MANIFEST, answer, prompt
 from tests.engine.synthetic import records_text, synthetic_run, varied
 
 
@@ -80,6 +82,42 @@ def test_the_analysis_adds_up(run_folder: Path) -> None:
     near = told["rejected"]["duplicate_rouge"]["examples"][0]["nearest"]
     assert near["score"] > 0.7
     assert near["source"].startswith(("row:", "seed:"))
+
+
+async def _sent(folder: Path, sent: Sequence[int], answered: Sequence[int], *, end: bool) -> None:
+    """One session: sends, gets some answers, and ends in order or is killed."""
+    store = RunStore.open(folder, MANIFEST)
+    for index in sent:
+        await store.sent([prompt(index)], "m")
+    await store.answered([answer(index) for index in answered])
+    if end:
+        await store.aclose()
+        return
+    assert store._writer is not None
+    await store._writer.aclose()
+    RunReader.close(store)
+    store._writing.close()
+    store._lock.release()
+
+
+@pytest.mark.anyio
+async def test_every_request_sent_stands_in_one_figure(tmp_path: Path) -> None:
+    """Over a stop, a crash and a session that is under way, also where requests are sent again."""
+    run = tmp_path / "run"
+    await _sent(run, range(10), range(6), end=True)  # 6 to 9 are dropped
+    await _sent(run, range(6, 12), [6, 7, 11], end=False)  # 8, 9 and 10 are lost
+    await _sent(run, [8, 9, 10, 12, 13], [8, 12], end=False)  # 9, 10 and 13 are in flight
+    with RunStore.read(run) as store:
+        analysis = analyse(store)
+        assert store.unanswered() == {1: 4, 2: 3, 3: 3}
+        shown = page(analysis, {"map": rows_map(store), "verbs": verbs(store)})
+    told = analysis["figures"]
+    assert told["requests"] == told["responses"] + told["failed"] + 4 + 3 + 3 == 21
+    assert told["dropped_at_a_stop"] == 4
+    assert told["lost_in_a_crash"] == 3
+    assert told["in_flight"] == 3
+    assert "| dropped\\_at\\_a\\_stop | 4 |" in markdown(analysis)
+    assert "4 dropped at a stop, perhaps billed and not kept, 3 lost in a crash, 3 in" in shown
 
 
 def test_a_run_without_rows_is_reported(tmp_path: Path) -> None:

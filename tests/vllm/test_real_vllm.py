@@ -128,7 +128,9 @@ async def test_fault_057_in_a_child_process(python: Path, tmp_path: Path) -> Non
         ]
         [long] = await backend.complete([greedy("word " * 3000)])
         [chat] = await backend.complete([greedy("Name a colour.", api="chat")])
-        assert not all(call.done() for call in calls)
+        while not backend.tokens_in_the_making:
+            assert not all(call.done() for call in calls)
+            await asyncio.sleep(0.05)
         killed = child_pid(backend)
         os.kill(killed, signal.SIGKILL)
         answers = [text_of(answer) for [answer] in await asyncio.gather(*calls)]

@@ -10,6 +10,8 @@ import errno
 import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,12 +24,19 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from engine import models
-from engine.backends.base import Failure
+from engine.backends.base import Failure, GivesUp, Making
 from engine.backends.continuous import ContinuousBatch, common_prefix
 from engine.backends.sampling import Draw, StopText, choose
 from engine.backends.transformers import Loaded, TransformersBackend, load
-from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.config import RunConfig
+from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
+from engine.generate import generate
+from engine.limits import Pool
+from engine.pipeline import Progress
+from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt, Sampling
+from engine.report.figures import figures
+from engine.store import RunStore
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
 pytestmark = pytest.mark.anyio
@@ -235,6 +244,48 @@ async def test_a_cancelled_request_frees_its_row(tiny: Path) -> None:
         first.cancel()
         assert whole(await second)[0].usage.completion_tokens == 2
         assert first.cancelled()
+
+
+async def test_tokens_in_the_making_and_what_is_given_up(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens are counted as they are made. At a stop, a row that can be finished in time is, and
+    one that cannot, or has not begun, fails at once and makes room.
+    """
+    step = ContinuousBatch._step
+
+    def slow(self: ContinuousBatch) -> None:
+        time.sleep(0.02)
+        step(self)
+
+    monkeypatch.setattr(ContinuousBatch, "_step", slow)
+    async with started(tiny, max_in_flight=2) as backend:
+        assert isinstance(backend, Making)
+        assert isinstance(backend, GivesUp)
+        assert backend.give_up(1.0) == (0, 0.0)
+
+        def ask(max_tokens: int) -> asyncio.Future[list[Completion | BaseException]]:
+            asked = prompt(TEXTS[1], max_tokens=max_tokens, forbid_eos=True, stop=())
+            return asyncio.ensure_future(backend.complete([asked]))
+
+        short, long = ask(60), ask(490)
+        while backend.tokens_in_the_making < 4:  # noqa: ASYNC110 - made in another thread
+            await asyncio.sleep(0.01)
+        waiting = ask(3)
+        seen = [4]
+        while seen[-1] < 20:
+            await asyncio.sleep(0.01)
+            seen.append(backend.tokens_in_the_making)
+        assert seen == sorted(seen)
+        assert not short.done()
+        dropped, seconds = backend.give_up(5.0)
+        assert dropped == 2
+        assert 0.1 < seconds < 5.0
+        for answers in (await long, await waiting):
+            assert verdict(answers[0]).kind == "fatal"
+            assert isinstance(verdict(answers[0]).error, StoppedError)
+        assert whole(await short)[0].usage.completion_tokens == 60
+        assert backend.tokens_in_the_making == 0
 
 
 async def test_closing_drops_what_is_under_way(tiny: Path) -> None:
@@ -520,3 +571,62 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
             break
     found = [taken.find(s) for s in stop if s in taken]
     assert grown.text == (taken[: min(found)] if found else taken)
+
+
+# Runs
+
+
+class Interrupting(SilentDisplay):
+    """Sends Ctrl-C once tokens are being made, and keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def refresh(self, progress: Progress, pool: Pool) -> None:
+        if progress.tokens_in_the_making and not progress.draining:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize(
+    ("drain_timeout_s", "answered", "said"),
+    [
+        (60.0, 4, "SIGINT: sending nothing more (once more to leave at once)"),
+        (0.1, 0, "giving up 4 unfinished answers (they cost nothing)"),
+    ],
+    ids=["time enough", "too little time"],
+)
+async def test_ctrl_c_ends_what_can_be_ended_or_gives_it_up(
+    tmp_path: Path,
+    smollm2: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drain_timeout_s: float,
+    answered: int,
+    said: str,
+) -> None:
+    """Rows that fit the drain time are finished and kept; others are dropped at once, and the
+    person is told.
+    """
+    step = ContinuousBatch._step
+
+    def slow(self: ContinuousBatch) -> None:
+        time.sleep(0.02)
+        step(self)
+
+    monkeypatch.setattr(ContinuousBatch, "_step", slow)
+    model = save_llama(tmp_path / "model", smollm2, max_position_embeddings=2048)
+    config = RunConfig(
+        backend="transformers", model=str(model), max_tokens=60, max_in_flight=4, target=1000,
+        semantic=False, out=tmp_path / "run", drain_timeout_s=drain_timeout_s,
+    )  # fmt: skip
+    display = Interrupting()
+    result = await generate(config, display)
+    assert result.stop.signum == signal.SIGINT
+    assert result.progress.answered == answered
+    assert result.progress.sent == 4
+    assert display.notes[-1] == said
+    with RunStore.read(tmp_path / "run") as run:
+        told = figures(run)
+    assert (told["responses"], told["dropped_at_a_stop"]) == (answered, 4 - answered)

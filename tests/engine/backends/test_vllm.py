@@ -120,6 +120,19 @@ async def test_answers_come_back_to_their_prompts(python: Path, tmp_path: Path) 
     assert answer.ttft_s == 0.25
 
 
+async def test_tokens_in_the_making_are_told(python: Path, tmp_path: Path) -> None:
+    """The child says how far it is, and takes a finished answer out."""
+    async with started(python, tmp_path) as backend:
+        assert backend.tokens_in_the_making == 0
+        seen = set()
+        answer = asyncio.ensure_future(backend.complete([prompt("step by step")]))
+        while not answer.done():
+            seen.add(backend.tokens_in_the_making)
+            await asyncio.sleep(0.05)
+        assert {1, 2, 3} <= seen
+        assert backend.tokens_in_the_making == 0
+
+
 async def test_failures_stand_in_their_place(python: Path, tmp_path: Path) -> None:
     """Overflow, a refused request and an aborted one, beside one that is answered."""
     async with started(python, tmp_path) as backend:

@@ -33,7 +33,8 @@ class Tokenizer:
 class AsyncLLM:
     """vLLM's asynchronous engine, with a worker process as it has one."""
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: Any, stat_loggers: list[Any]) -> None:
+        self._loggers = [factory(None, 0) for factory in stat_loggers]
         self.model_config = SimpleNamespace(max_model_len=args.max_model_len)
         # It holds the marker open for as long as it lives; see the tests that look for leftovers.
         sleep = "import time, sys; f = open(sys.argv[1], 'w'); time.sleep(600)"
@@ -41,7 +42,7 @@ class AsyncLLM:
         self._worker = subprocess.Popen([sys.executable, "-c", sleep, str(marker)])
 
     @classmethod
-    def from_engine_args(cls, args: Any) -> "AsyncLLM":
+    def from_engine_args(cls, args: Any, stat_loggers: list[Any]) -> "AsyncLLM":
         if args.dtype == "memory":
             _log("EngineCore: torch.OutOfMemoryError: CUDA out of memory. Tried 9 GiB")
             raise RuntimeError("Engine core initialization failed. See root cause above.")
@@ -50,7 +51,7 @@ class AsyncLLM:
             os._exit(3)
         if args.dtype == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        return cls(args)
+        return cls(args, stat_loggers)
 
     def get_tokenizer(self) -> Tokenizer:
         return Tokenizer()
@@ -58,6 +59,10 @@ class AsyncLLM:
     async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[Any]:
         text = "".join(map(chr, prompt["prompt_token_ids"]))
         await asyncio.sleep(0)
+        if text == "step by step":
+            for logger in self._loggers * 3:
+                logger.record(None, SimpleNamespace(num_generation_tokens=1), engine_idx=0)
+                await asyncio.sleep(0.6)
         if text == "slow":
             await asyncio.get_running_loop().create_future()
         elif text == "boom":
