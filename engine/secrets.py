@@ -8,22 +8,30 @@ pickling it gives a mask. The price: whoever needs the key writes ``reveal()``, 
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 from engine.errors import ConfigError
 
 __all__ = ["Secret", "read_key"]
 
 MAX_KEY_FILE_BYTES = 16_384
+LONG_CHARS, SHORT_CHARS = 16, 6
+"""A key of fewer characters is looked for in texts only where it holds letters and digits; with
+fewer than the second, never. "EMPTY", "ollama" and "none" are what people give to servers that want
+no key, and a text may well hold such a word."""
 
 
 class Secret:
     """A key that masks itself: ``str`` and ``repr`` show at most its last four characters."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("_forms", "_value")
 
     def __init__(self, value: str, *, source: str = "key") -> None:
         """Raises ConfigError where ``value`` cannot be an HTTP header: empty, quoted, spaces, not
@@ -37,9 +45,23 @@ class Secret:
                 "characters beyond ASCII; store the bare key"
             )
         self._value = value
+        self._forms = tuple(dict.fromkeys(_forms(value)))
 
     def reveal(self) -> str:
         return self._value
+
+    def mask(self, text: str) -> str:
+        """``text`` with a mask wherever the key stands in it, also percent-encoded, escaped as in
+        JSON, or in base64.
+        """
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, str(self))
+        return text
+
+    def occurs_in(self, data: bytes) -> bool:
+        """Whether ``mask`` would change what these bytes say."""
+        return any(form.encode() in data for form in self._forms)
 
     def __str__(self) -> str:
         shown = self._value[-4:] if len(self._value) >= 12 else ""
@@ -66,6 +88,23 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is never pickled")
+
+
+def _forms(key: str) -> Iterator[str]:
+    """How a text may say ``key``; nothing for what cannot be told from a word."""
+    mixed = any(c.isdigit() for c in key) and any(c.isalpha() for c in key)
+    if len(key) < (SHORT_CHARS if mixed else LONG_CHARS):
+        return
+    yield key
+    yield quote(key, safe="")
+    yield quote(key)
+    yield (escaped := json.dumps(key)[1:-1])
+    yield escaped.replace("/", "\\/")
+    for before in range(3):  # bytes before the key in its group of three
+        encoded = base64.b64encode(bytes(before) + key.encode()).decode().rstrip("=")
+        known = encoded[(0, 2, 3)[before] : len(encoded) - bool((before + len(key)) % 3)]
+        yield known
+        yield known.replace("+", "-").replace("/", "_")
 
 
 def read_key(*, env: str | None = None, file: str | Path | None = None) -> Secret | None:

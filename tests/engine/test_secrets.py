@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import json
 import os
 import pickle
 import traceback
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -75,3 +78,40 @@ def test_a_key_file_that_is_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none", pipe, odd):
         with pytest.raises(ConfigError, match=path.name):
             read_key(file=path)
+
+
+@pytest.mark.parametrize(
+    "key", ["0f9e8d7c6b5a49382716", CANARY, "a/b+c%d\\e&f~0123456789", "sk-1234"]
+)
+def test_a_key_is_masked_in_every_form_that_a_text_gives_it(key: str) -> None:
+    """As it is, in a URL, in JSON, and in base64 behind any number of other bytes."""
+    secret = Secret(key)
+    said = [key, quote(key, safe=""), quote(key), json.dumps(key)[1:-1]]
+    said += [json.dumps(key)[1:-1].replace("/", "\\/")]
+    for before in ("", "u", "us", "user:", "Bearer "):
+        whole = f"{before}{key} and more".encode()
+        said += [base64.b64encode(whole).decode(), base64.urlsafe_b64encode(whole).decode()]
+    for text in said:
+        sentence = f"the key {text} is refused; {text}"
+        masked = secret.mask(sentence)
+        assert secret.occurs_in(sentence.encode())
+        assert not secret.occurs_in(masked.encode())
+        assert key not in masked
+        assert masked.startswith("the key ")
+        assert masked.count(str(secret)) >= 2
+    for before in ("", "u", "us"):
+        alone = base64.b64encode(f"{before}{key}".encode()).decode()
+        assert secret.mask(alone) != alone
+
+
+def test_a_text_without_the_key_stays_the_same_object() -> None:
+    """Masking costs next to nothing where there is nothing to mask."""
+    text = "nothing here " * 1000
+    assert Secret(CANARY).mask(text) is text
+
+
+@pytest.mark.parametrize("word", ["EMPTY", "ollama", "none", "x", "lm-studio", "12345678"])
+def test_a_word_in_a_key_s_place_is_not_masked(word: str) -> None:
+    """Servers that want no key are given a word, and texts that hold it must not change."""
+    assert Secret(word).mask(f"write {word} here") == f"write {word} here"
+    assert not Secret(word).occurs_in(word.encode())
