@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.budget import FitStep
 from engine.errors import ConfigError
+from engine.secrets import DEFAULT_VARIABLE, variable_name
 
 __all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
 
@@ -28,6 +29,7 @@ ALPACA_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Variable = Annotated[str, AfterValidator(variable_name)]
 
 
 class _Strict(BaseModel):
@@ -38,7 +40,7 @@ class EndpointConfig(_Strict):
     """One OpenAI-compatible endpoint, with what applies to it alone."""
 
     url: str
-    key_env: str = "OPENAI_API_KEY"
+    key_env: Variable = DEFAULT_VARIABLE
     key_file: Path | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     max_in_flight: Positive | None = None
@@ -86,7 +88,7 @@ class RunConfig(_Strict):
 
     base_url: tuple[str, ...] = ()
     endpoint: tuple[EndpointConfig, ...] = ()
-    key_env: str = "OPENAI_API_KEY"
+    key_env: Variable = DEFAULT_VARIABLE
     key_file: Path | None = None
     ca_file: Path | None = None
     insecure_http: bool = False
