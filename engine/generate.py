@@ -16,14 +16,14 @@ from engine.backends.http import HttpBackend
 from engine.backends.scripted import ScriptedBackend
 from engine.budget import Budget, tokenizer_counter
 from engine.config import EMBEDDED_MODEL, FREE, EndpointConfig, RunConfig
-from engine.decide import uses_semantic
+from engine.decide import fetch_encoder, uses_semantic
 from engine.deciding import Deciding
 from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
-from engine.secrets import read_key
+from engine.secrets import keep_from_children, read_key
 from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
 from engine.store import Manifest, RunStore
 
@@ -54,6 +54,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
     began = time.monotonic()
     tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
     backends = make_backends(config)
+    fetch_encoder(config)
     async with AsyncExitStack() as stack:
         pool = _pool(config, backends)
         stack.push_async_callback(pool.aclose)
@@ -121,6 +122,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
 
 def make_backends(config: RunConfig) -> Sequence[Backend]:
     """One backend for each place that answers; none is started yet."""
+    keep_from_children(config.key_env)
     kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
     rows = None if config.max_in_flight == "auto" else config.max_in_flight
     if kind == "http":

@@ -34,7 +34,7 @@ from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.classify import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
-from engine.processes import environment_without_keys, how_it_ended
+from engine.processes import environment, how_it_ended, python_command, start_with_protocol
 from engine.records import Completion, Prompt, Usage
 
 __all__ = [
@@ -232,18 +232,16 @@ class _Child(asyncio.SubprocessProtocol):
             os.close(handle)
             path = Path(name)
         child = cls(path, keep=log_file is not None)
-        # -P: the script's folder holds modules named vllm, transformers and http.
-        command = [str(python), "-P", str(_CHILD)]
+        command = python_command(str(_CHILD), interpreter=python)
         with path.open("ab") as err:  # noqa: ASYNC230 - an empty local file, before any work
             try:
-                await asyncio.get_running_loop().subprocess_exec(
+                await start_with_protocol(
                     lambda: child,
-                    *command,
+                    command,
+                    child_environment(),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=err,
-                    env=child_environment(),
-                    start_new_session=True,
                 )
             except OSError as error:
                 if log_file is None:
@@ -388,13 +386,8 @@ def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a vLLM process: ours, without keys and without our module path."""
-    keep = {
-        name: value
-        for name, value in environment_without_keys().items()
-        if not name.startswith("PYTHON")
-    }
-    keep |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    """The environment of a vLLM process: nothing of our modules, and no key but the hub's."""
+    keep = environment("hub") | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not _has_gpu():
         keep.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; vLLM's own guess is half the memory
     return keep
