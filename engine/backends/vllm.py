@@ -55,7 +55,7 @@ _ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 """Compiling for a CPU takes minutes, and a compiler. A prompt that is read in parts rewinds its
 request's generator, which torch's generators on a CPU cannot: any request with a seed may so end
 the engine (vllm/v1/worker/gpu_model_runner.py, ``set_offset``; seen with 0.32)."""
-_REFUSED_ARGUMENTS = {"trust_remote_code": "code that comes with a model is never run"}
+_CODE = "trust_remote_code"
 
 
 class VllmBackend:
@@ -373,11 +373,11 @@ def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
 
     Raises ConfigError for an argument that is refused here.
     """
-    arguments: dict[str, Any] = {} if _has_gpu() else dict(_ON_A_CPU)
+    arguments: dict[str, Any] = {_CODE: False} | ({} if _has_gpu() else _ON_A_CPU)
     for name, text in args.items():
         key = name.removeprefix("--").replace("-", "_")
-        if key in _REFUSED_ARGUMENTS:
-            raise ConfigError(f"--vllm-arg {name}: {_REFUSED_ARGUMENTS[key]}")
+        if key and _CODE.startswith(key):  # the server takes the beginning of a name for it
+            raise ConfigError(f"--vllm-arg {name}: code that comes with a model is never run")
         try:
             arguments[key] = json.loads(text)
         except ValueError:
