@@ -18,6 +18,7 @@ from engine.budget import Budget, tokenizer_counter
 from engine.config import EMBEDDED_MODEL, FREE, EndpointConfig, RunConfig
 from engine.decide import fetch_encoder, uses_semantic
 from engine.deciding import Deciding
+from engine.errors import ConfigError
 from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
@@ -29,6 +30,10 @@ from engine.store import Manifest, RunStore
 
 __all__ = ["Result", "generate", "make_backends", "make_manifest"]
 
+LOCAL_IS_MISSING = (
+    "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
+    "server with --base-url"
+)
 SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
 DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against")
 
@@ -154,8 +159,10 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
                 log_file=config.out / "vllm.log",
             )
         ]
-    from engine.backends.transformers import TransformersBackend
-
+    try:
+        from engine.backends.transformers import TransformersBackend
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: {LOCAL_IS_MISSING}") from error
     return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
 
 
