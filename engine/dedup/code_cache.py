@@ -13,7 +13,6 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,8 +23,7 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-from engine.errors import ConfigError
-from engine.surroundings import cache_home
+from engine.surroundings import cache_homes, is_private
 
 __all__ = ["compiled", "folder"]
 
@@ -48,28 +46,21 @@ def compiled(function: Function) -> Function:
 @cache
 def folder() -> Path | None:
     """Where this package's code is kept; None where there is no safe place."""
-    mine = hashlib.sha256()
+    sources = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
-        mine.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    try:
-        given = os.environ.get("NUMBA_CACHE_DIR")
-        parent = Path(given) if given else cache_home() / "kernels"
-        path = parent / f"woolmill-{mine.hexdigest()[:20]}"
-        if not path.is_dir():
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _remove_unused(parent)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-            log.info("%s: others could write there; compiled code is not kept", path)
-            return None
-        if found.st_uid != os.geteuid() or not os.access(path, os.W_OK):
-            log.info("%s: not this user's to write; compiled code is not kept", path)
-            return None
-        os.utime(path)
-    except (OSError, ConfigError) as error:
-        log.info("compiled code is not kept: %s", error)
-        return None
-    return path
+        sources.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    for parent in [Path(given)] if given else (home / "kernels" for home in cache_homes()):
+        path = parent / f"woolmill-{sources.hexdigest()[:20]}"
+        is_new = not path.exists()
+        if is_private(path):
+            if is_new:
+                _remove_unused(parent)
+            with suppress(OSError):
+                os.utime(path)
+            return path
+        log.info("%s: not this user's alone to write; compiled code is not kept there", path)
+    return None
 
 
 def _remove_unused(parent: Path) -> None:

@@ -61,22 +61,6 @@ def test_models_that_are_here_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 1
 
 
-def test_without_a_home_nothing_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what must be set is said where the run needs a model."""
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("WOOLMILL_HOME", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    found, _ = told(tmp_path, 'backend = "scripted"\n')
-    assert set(found["models"].values()) == {"not here"}
-    assert "error" not in found["run"]
-    found, _ = told(tmp_path, "target = 3\n")
-    assert "set WOOLMILL_HOME" in found["run"]["error"]
-
-
 def test_a_key_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A named variable must be set; a value that may be the key is not shown."""
     endpoint = '[[endpoint]]\nurl = "http://127.0.0.1:9/v1"\nkey_env = "{}"\n'

@@ -76,14 +76,29 @@ def test_a_change_in_one_file_compiles_the_callers_in_others_again(tmp_path: Pat
     assert use(tmp_path, tmp_path, code) == ["0.0 0"]
 
 
-def test_without_a_home_each_process_compiles_for_itself(tmp_path: Path) -> None:
-    """No HOME and a user that has no name, as in a container: the same results, no file."""
-    nowhere = [{"HOME": "/proc/none"}, {"XDG_CACHE_HOME": "/proc/none"}]
-    nowhere += [{"NUMBA_CACHE_DIR": "/proc/none"}, {"HOME": "/"}]
-    if os.geteuid() == 0:
-        nowhere.append({})
-    for env in nowhere:
-        assert use(None, env=env, stranger=True) == ["None", f"{RIGHT} 0"], env
+def test_without_a_home_the_place_is_temporary(tmp_path: Path) -> None:
+    """No HOME and a user that has no name, as in a container, or homes that cannot be written."""
+    tmp_path.chmod(0o777)
+    uid = 54321 if os.geteuid() == 0 else os.geteuid()
+    temporary = tmp_path / f"woolmill-{uid}" / "kernels"
+    hits = 0
+    for env in ({"HOME": "/proc/none"}, {"XDG_CACHE_HOME": "/proc/none"}, {"HOME": "/"}, {}):
+        if env or os.geteuid() == 0:
+            env |= {"TMPDIR": str(tmp_path)}
+            where, said = use(None, env=env, stranger=True)
+            assert (Path(where).parent, said) == (temporary, f"{RIGHT} {hits}"), env
+            hits = 1
+
+
+def test_without_a_safe_place_each_process_compiles_for_itself(tmp_path: Path) -> None:
+    """A folder that others may have planted holds code that is not run."""
+    assert use(None, env={"NUMBA_CACHE_DIR": "/proc/none"}) == ["None", f"{RIGHT} 0"]
+    tmp_path.chmod(0o777)
+    uid = 54321 if os.geteuid() == 0 else os.geteuid()
+    (tmp_path / f"woolmill-{uid}").mkdir()
+    (tmp_path / f"woolmill-{uid}").chmod(0o777)
+    env = {"HOME": "/proc/none", "TMPDIR": str(tmp_path)}
+    assert use(None, env=env, stranger=True) == ["None", f"{RIGHT} 0"]
 
 
 def test_the_place_is_the_one_that_the_person_names(tmp_path: Path) -> None:
