@@ -13,7 +13,8 @@ demo: setup
 	$(BIN)/woolmill export runs/demo --format alpaca -o runs/demo/alpaca_data.json
 
 setup: .venv/.ready
-	@$(BIN)/woolmill models fetch smollm2 > /dev/null
+	@for model in smollm2 minilm en-core-web-sm; do \
+	  $(BIN)/woolmill models fetch $$model > /dev/null || exit; done
 
 # torch first: a later resolver would otherwise choose a build with CUDA.
 .venv/.ready: pyproject.toml constraints.txt

@@ -18,8 +18,10 @@ from typing import Any, Literal, Protocol
 
 import anyio
 
+from engine import models
 from engine.backends.base import Verdict
 from engine.errors import ConfigError
+from engine.pretrained import open_pretrained
 from engine.recipes import alpaca
 from engine.records import Api, Prompt, SeedTask
 
@@ -84,12 +86,14 @@ def tokenizer_counter(name: str) -> CountTokens:
     try:
         from transformers import AutoTokenizer
 
-        tokenizer: _Tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer: _Tokenizer = open_pretrained(AutoTokenizer, models.locate(name))
     except ImportError as exc:
         raise ConfigError(
             "tokenizer: transformers is missing; pip install 'woolmill[local]'"
         ) from exc
-    except (OSError, ValueError) as exc:
+    except ConfigError:
+        raise
+    except Exception as exc:  # whatever transformers makes of a folder that is none of its own
         raise ConfigError(
             f"tokenizer {name!r} cannot be loaded; give a folder or a hub id"
         ) from exc

@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.budget import FitStep
 from engine.errors import ConfigError
+from engine.secrets import DEFAULT_VARIABLE, variable_name
 
 __all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
 
@@ -32,6 +33,7 @@ Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
 """Fields of a request's body that the engine itself must fill."""
+Variable = Annotated[str, AfterValidator(variable_name)]
 
 
 class _Strict(BaseModel):
@@ -42,7 +44,7 @@ class EndpointConfig(_Strict):
     """One OpenAI-compatible endpoint, with what applies to it alone."""
 
     url: str
-    key_env: str = "OPENAI_API_KEY"
+    key_env: Variable = DEFAULT_VARIABLE
     key_file: Path | None = None
     header: tuple[str, ...] = ()
     query: tuple[str, ...] = ()
@@ -97,7 +99,7 @@ class RunConfig(_Strict):
 
     base_url: tuple[str, ...] = ()
     endpoint: tuple[EndpointConfig, ...] = ()
-    key_env: str = "OPENAI_API_KEY"
+    key_env: Variable = DEFAULT_VARIABLE
     key_file: Path | None = None
     ca_file: Path | None = None
     insecure_http: bool = False

@@ -24,7 +24,14 @@ from engine.records import Answer, Api, Decision, Record, SeedTask
 from engine.store import RunReader, Vector
 from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
 
-__all__ = ["Decider", "make_cascade", "restore_cascade", "row_source", "uses_semantic"]
+__all__ = [
+    "Decider",
+    "fetch_encoder",
+    "make_cascade",
+    "restore_cascade",
+    "row_source",
+    "uses_semantic",
+]
 
 ADD_BATCH = 1024
 
@@ -158,6 +165,17 @@ def uses_semantic(config: RunConfig) -> bool:
     if config.semantic and not installed:
         raise ConfigError("--semantic needs more packages: pip install 'woolmill[local]'")
     return installed if config.semantic is None else config.semantic
+
+
+def fetch_encoder(config: RunConfig) -> None:
+    """Have the default embedding model here before a run begins, where the run needs it.
+
+    Raises as ``models.fetch`` does.
+    """
+    if uses_semantic(config) and config.semantic_model is None:
+        from engine.dedup.encoder import default_model
+
+        default_model()
 
 
 def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:

@@ -31,13 +31,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-import engine
 from engine import errors
 from engine.config import RunConfig
 from engine.decide import Decider, make_cascade, restore_cascade
 from engine.errors import UnavailableError, WoolmillError
 from engine.garbage import seldom_collected
-from engine.processes import environment_without_keys, how_it_ended
+from engine.processes import Need, environment, how_it_ended, python_command, start_async
 from engine.records import SeedTask
 from engine.screen import sturdy_streams
 from engine.store import DecisionRows, RunReader, decode, encode
@@ -88,6 +87,9 @@ class Deciding:
             "config": config.model_dump(mode="json"),
             "tasks": [asdict(task) for task in tasks],
         }
+        self._needs: tuple[Need, ...] = ("engine",)
+        if config.semantic_model is not None and not Path(config.semantic_model).exists():
+            self._needs = ("engine", "hub")
         self._note = note
         self._process: Process | None = None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -97,20 +99,14 @@ class Deciding:
         """Start a process, or one in the place of another that died. It decides from what is
         committed, so nothing may be under way to the store.
         """
-        package = str(Path(engine.__file__).parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         end, out = os.pipe()
         with suppress(AttributeError, OSError):  # Linux
             fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
-            # -P: not a module of the folder that the user happens to be in. A session of its own:
-            # an interrupt from the terminal is for the parent, which drains.
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "engine.deciding"),
-                stdin=PIPE,
-                stdout=out,
-                env=environment_without_keys() | {"PYTHONPATH": os.pathsep.join(paths)},
-                start_new_session=True,
+            # Its folder stays ours: settings name files by paths from here.
+            command = python_command("-m", "engine.deciding")
+            self._process = await start_async(
+                command, environment(*self._needs), stdin=PIPE, stdout=out
             )
         finally:
             os.close(out)

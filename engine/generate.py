@@ -20,9 +20,9 @@ from engine.backends.scripted import ScriptedBackend
 from engine.backends.transport import make_transport
 from engine.budget import Budget, tokenizer_counter
 from engine.config import EMBEDDED_MODEL, FREE, LATER, EndpointConfig, RunConfig
-from engine.decide import uses_semantic
+from engine.decide import fetch_encoder, uses_semantic
 from engine.deciding import Deciding
-from engine.errors import WoolmillError
+from engine.errors import ConfigError, WoolmillError
 from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
@@ -30,12 +30,16 @@ from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
 from engine.progress import Guarded
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
-from engine.secrets import read_key
+from engine.secrets import keep_from_children, read_key
 from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
 from engine.store import Manifest, RunStore
 
 __all__ = ["Result", "generate", "make_backends", "make_manifest"]
 
+LOCAL_IS_MISSING = (
+    "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
+    "server with --base-url"
+)
 SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
 DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against")
 
@@ -63,6 +67,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
     config, any_api = _with_api(config)
     tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
     backends = make_backends(config)
+    fetch_encoder(config)
     async with AsyncExitStack() as stack:
         pool = _pool(config, backends)
         stack.push_async_callback(pool.aclose)
@@ -168,6 +173,7 @@ def _learn_with(
 
 def make_backends(config: RunConfig) -> Sequence[Backend]:
     """One backend for each place that answers; none is started yet."""
+    keep_from_children(config.key_env)
     kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
     rows = None if config.max_in_flight == "auto" else config.max_in_flight
     if kind == "http":
@@ -199,8 +205,10 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
                 log_file=config.out / "vllm.log",
             )
         ]
-    from engine.backends.transformers import TransformersBackend
-
+    try:
+        from engine.backends.transformers import TransformersBackend
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: {LOCAL_IS_MISSING}") from error
     return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
 
 

@@ -1,23 +1,155 @@
-"""What those who start other processes need."""
+"""Start other processes, and say how they ended. Nothing else in the engine starts one.
+
+A child sees of our environment only what a list here allows, so that a key is not handed on however
+its variable is called; and a Python child imports nothing from the folder that the person happens
+to be in. The price: a variable that some library reads, and that the list does not have, is not
+set there.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
 
-__all__ = ["environment_without_keys", "how_it_ended"]
+import engine
+from engine import secrets
 
-_SECRET = re.compile(r"KEY|SECRET|PASSWORD|CREDENTIAL|TOKEN(?!IZERS)", re.IGNORECASE)
+__all__ = [
+    "environment",
+    "how_it_ended",
+    "python_command",
+    "run",
+    "start",
+    "start_async",
+    "start_with_protocol",
+]
+
+Need = Literal["engine", "hub", "pip"]
+Pipe = int | IO[bytes] | None
 
 
-def environment_without_keys() -> dict[str, str]:
-    """The environment for a process that calls nobody but the hub that models come from."""
-    return {
+def _names(patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns.split()).replace("*", r"\w*"))
+
+
+_ALWAYS = _names(
+    """PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TMPDIR TEMP TMP XDG_* WOOLMILL_*
+    LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV CONDA_PREFIX MALLOC_* MIMALLOC_* NO_COLOR
+    CC CXX CPATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH LIBRARY_PATH
+    CUDA_* NVIDIA_* NCCL_* HIP_* ROCR_* ROCM_* HSA_* AMD_* XLA_* TPU_* ZE_* SYCL_* ASCEND_* HABANA_*
+    OMP_* GOMP_* KMP_* MKL_* OPENBLAS_* BLIS_* VECLIB_* GLOO_* UCX_* FI_* RAY_*
+    NUMBA_* ORT_* ONEDNN_* DNNL_* TORCH* PYTORCH_* TRITON_* FLASHINFER_* VLLM_* RAYON_*
+    TOKENIZERS_* TIKTOKEN_* HF_* HUGGINGFACE_HUB_CACHE TRANSFORMERS_* SENTENCE_TRANSFORMERS_*"""
+)
+_LIKE_A_KEY = re.compile("KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|TOKEN(?!IZERS)")
+_NETWORK = "(HTTP|HTTPS|ALL|NO)_PROXY (http|https|all|no)_proxy SSL_CERT_FILE SSL_CERT_DIR"
+_FOR: dict[Need, re.Pattern[str]] = {
+    "engine": _names(
+        """PYTHON(DONTWRITEBYTECODE|FAULTHANDLER|HASHSEED|HOME|IOENCODING|MALLOC|NOUSERSITE)
+        PYTHON(PYCACHEPREFIX|TRACEMALLOC|UNBUFFERED|USERBASE|UTF8|WARNINGS|COERCECLOCALE)"""
+    ),
+    "hub": _names(f"{_NETWORK} HF_TOKEN HF_TOKEN_PATH HUGGING_FACE_HUB_TOKEN *_CA_BUNDLE"),
+    "pip": _names(f"{_NETWORK} PIP_* *_CA_BUNDLE"),
+}
+"""What besides is for a child that has our modules, that asks the hub of models, or that is pip."""
+
+
+def environment(*needs: Need) -> dict[str, str]:
+    """The environment for a child: what is allowed to all, and to those with its ``needs``.
+
+    Never in it: what a key was read from, and whatever holds a key that was read.
+    """
+    more = [_FOR[need] for need in needs]
+    allowed = {
         name: value
         for name, value in os.environ.items()
-        if name == "HF_TOKEN" or not _SECRET.search(name)
+        if (_ALWAYS.fullmatch(name) and not _LIKE_A_KEY.search(name))
+        or any(pattern.fullmatch(name) for pattern in more)
     }
+    if "engine" in needs:
+        allowed["PYTHONPATH"] = os.pathsep.join(_module_paths())
+    kept = {n: value for n, value in allowed.items() if not secrets.tells_a_key(n, value)}
+    return kept | {"PYTHONSAFEPATH": "1"}  # for what the child starts in its turn
+
+
+def _module_paths() -> list[str]:
+    """Where the engine is, and what the person added; an empty entry would be the folder one is
+    in.
+    """
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [str(Path(engine.__file__).parent.parent), *filter(None, added)]
+
+
+def python_command(*arguments: str, interpreter: Path | None = None) -> list[str]:
+    """The command for a Python child. ``-P``: no module of the folder that one happens to be in,
+    nor of the one that a script lies in.
+    """
+    return [str(interpreter or sys.executable), "-P", *arguments]
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` in ``folder`` to its end, with what it printed."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=dict(environment),
+        cwd=folder,
+        check=False,
+    )
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], **pipes: Pipe
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` in a session of its own, so that Ctrl-C is for this process alone.
+
+    Args:
+        pipes: stdin, stdout and stderr, as ``subprocess`` takes them.
+    """
+    return subprocess.Popen(command, env=dict(environment), start_new_session=True, **_given(pipes))
+
+
+async def start_async(
+    command: Sequence[str], environment: Mapping[str, str], **pipes: Pipe
+) -> Process:
+    """As ``start``, for the event loop."""
+    return await asyncio.create_subprocess_exec(
+        *command, env=dict(environment), start_new_session=True, **_given(pipes)
+    )
+
+
+Protocol = TypeVar("Protocol", bound=asyncio.SubprocessProtocol)
+
+
+async def start_with_protocol(
+    protocol: Callable[[], Protocol],
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    **pipes: Pipe,
+) -> Protocol:
+    """As ``start``, for a protocol that the event loop calls."""
+    _, made = await asyncio.get_running_loop().subprocess_exec(
+        protocol, *command, env=dict(environment), start_new_session=True, **_given(pipes)
+    )
+    return made
+
+
+def _given(pipes: dict[str, Pipe]) -> dict[str, Any]:
+    """All three pipes; what is not named is the null device, never this process's own stdin."""
+    return {"stdin": subprocess.DEVNULL} | pipes
 
 
 def how_it_ended(status: int | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,24 @@ from urllib.parse import quote
 
 from engine.errors import ConfigError
 
-__all__ = ["Secret", "read_key"]
+__all__ = ["Secret", "keep_from_children", "read_key", "tells_a_key", "variable_name"]
 
+DEFAULT_VARIABLE = "OPENAI_API_KEY"
+"""The one variable that may be absent without a word: many servers want no key."""
 MAX_KEY_FILE_BYTES = 16_384
+_NO_NAME = (
+    "this is the name of an environment variable that holds the key, and what is given is no such "
+    f"name (it is not shown, as it may be the key); for example: export {DEFAULT_VARIABLE}=…"
+)
 LONG_CHARS, SHORT_CHARS = 16, 6
 """A key of fewer characters is looked for in texts only where it holds letters and digits; with
 fewer than the second, never. "EMPTY", "ollama" and "none" are what people give to servers that want
 no key, and a text may well hold such a word."""
+
+
+_variables: set[str] = set()
+_keys: set[Secret] = set()
+"""What keys were read from, and the keys: for ``tells_a_key`` alone."""
 
 
 class Secret:
@@ -108,22 +120,69 @@ def _forms(key: str) -> Iterator[str]:
 
 
 def read_key(*, env: str | None = None, file: str | Path | None = None) -> Secret | None:
-    """The key in environment variable ``env``, else in ``file``; None where neither is set.
+    """The key in environment variable ``env``, else in ``file``; None where ``env`` is the default
+    and not set, and there is no file.
 
     The file holds the key and nothing else, belongs to this user, and nobody else may read it
     (mode 0600).
     Raises ConfigError.
     """
-    if env and (value := os.environ.get(env)) is not None:
-        return Secret(value.strip(), source=f"${env}")
-    if file is None:
-        return None
-    path = Path(file)
+    key = None
+    if env:
+        keep_from_children(env)
+        if (value := os.environ.get(env)) is not None:
+            key = Secret(value.strip(), source=f"${env}")
+    if key is None and file is not None:
+        key = _from_file(Path(file))
+    if key is not None:
+        _keys.add(key)
+    elif env and env != DEFAULT_VARIABLE:
+        raise ConfigError(
+            f"key_env: the environment variable {env} is not set; set it to the key (export "
+            f"{env}=…), or leave --key-env out where the server wants none"
+        )
+    return key
+
+
+def variable_name(value: str) -> str:
+    """``value``, which must be the name of an environment variable. Raises ValueError, without
+    saying what may be the key itself.
+    """
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError(_NO_NAME)
+    return value
+
+
+def _may_be_a_key(value: str) -> bool:
+    """Whether a name is rather a key: long, with small letters and digits, as no variable is."""
+    long = len(value) >= LONG_CHARS
+    return long and any(c.islower() for c in value) and any(c.isdigit() for c in value)
+
+
+def keep_from_children(variable: str) -> None:
+    """No child process may see this variable of the environment, whether a key is read from it or
+    not. Raises ConfigError where it is rather a key than a name.
+    """
+    if variable not in os.environ and _may_be_a_key(variable):
+        raise ConfigError(f"key_env: {_NO_NAME}")
+    _variables.add(variable)
+
+
+def tells_a_key(variable: str, value: str) -> bool:
+    """Whether a process that is given this variable would know a key that was read here."""
+    data = os.fsencode(value)
+    return variable in _variables or any(key.occurs_in(data) for key in _keys)
+
+
+def _from_file(path: Path) -> Secret:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     except OSError as exc:
+        name = str(path)
+        bare = os.sep not in name or name.startswith("sk-")
+        shown = "key_file" if bare and _may_be_a_key(name) else name
         raise ConfigError(
-            f"{path}: the key file cannot be read ({exc.strerror}); name another"
+            f"{shown}: the key file cannot be read ({exc.strerror}); name another"
         ) from exc
     with os.fdopen(fd, "rb") as opened:
         info = os.fstat(opened.fileno())

@@ -21,7 +21,8 @@ EXECUTES_DATA = {
     "yaml.load", "faiss.read_index", "dill.load", "dill.loads", "joblib.load", "os.system",
     "os.popen", "compile",
 }  # fmt: skip
-FORBIDDEN_KEYWORDS = {("allow_pickle", True), ("trust_remote_code", True), ("shell", True)}
+FLAG = "trust_remote_code"
+FORBIDDEN_KEYWORDS = {("allow_pickle", True), (FLAG, True), ("shell", True)}
 
 
 def called(node: ast.Call) -> str:
@@ -46,6 +47,28 @@ def test_nothing_that_is_read_is_executed(path: Path) -> None:
             assert ("weights_only", True) in keywords, where
 
 
+OPENERS = {ROOT / "engine" / "pretrained.py", ROOT / "trainer" / "opening.py"}
+OPENS_A_MODEL = re.compile(
+    r"(.*\.)?(from_pretrained|from_config|pipeline|SentenceTransformer|CrossEncoder)"
+    r"|(.*\.)?(torch\.hub|hub)\.load|load_dataset|spacy\.load"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_models_are_opened_in_one_place_and_never_with_their_code(path: Path) -> None:
+    """A call that lacks the flag would ask the person, and run what a folder brings on a yes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not OPENS_A_MODEL.fullmatch(called(node)):
+            continue
+        where = f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        if called(node) == "spacy.load":  # knows no such flag: only the folder with pinned hashes
+            assert ast.unparse(node.args[0]) == "models.fetch(PARSER)", where
+            continue
+        assert path in OPENERS, where
+        flags = [ast.unparse(word.value) for word in node.keywords if word.arg == FLAG]
+        assert flags == ["False"], where
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_processes_are_spawned_and_never_forked_fault_077(path: Path) -> None:
     """A fork after threads were started inherits locks that nobody holds."""
@@ -61,7 +84,7 @@ def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     log = tmp_path / "calls"
-    run = tmp_path / "run"
+    run, home = tmp_path / "run", tmp_path / "home"
     done = subprocess.run(
         [
             *("strace", "-f", "-qq", "-y", "-e", "trace=openat,rename,renameat,renameat2,mkdir"),
@@ -69,7 +92,12 @@ def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
             *(f"--out={run}", "--target=20", "--no-semantic", "--no-progress"),
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tmp_path / "none")},
+        env=os.environ
+        | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(tmp_path / "none"),
+            "WOOLMILL_HOME": str(home),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -85,8 +113,8 @@ def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
     outside = {
         name
         for name in written
-        # Numba's cache of compiled kernels lies beside the source, or where the person set it.
-        if not name.startswith((str(run), "/dev/", "/proc/")) and "__pycache__" not in name
+        # Compiled kernels are kept among woolmill's own caches.
+        if not name.startswith((str(run), str(home / "kernels"), "/dev/", "/proc/"))
     }
     assert outside == set()
 

@@ -17,7 +17,7 @@ import httpx
 from engine.backends.error_body import clean
 from engine.errors import ConfigError
 from engine.records import Api
-from engine.secrets import Secret
+from engine.secrets import Secret, keep_from_children
 
 __all__ = [
     "Address",
@@ -176,6 +176,7 @@ def read_headers(pairs: Sequence[str]) -> dict[str, Header]:
             raise ConfigError(f"--header {name}: is made by the engine itself")
         if value.startswith("env:"):
             variable = value.removeprefix("env:")
+            keep_from_children(variable)
             kept = os.environ.get(variable)
             if kept is None:
                 raise ConfigError(f"--header {name}: the environment variable is not set")

@@ -41,7 +41,7 @@ from engine.backends.vllm import (
     refusal,
 )
 from engine.errors import ConfigError, OutputError, UnavailableError
-from engine.processes import how_it_ended
+from engine.processes import how_it_ended, python_command, start
 from engine.records import Completion, Prompt
 
 __all__ = ["ServedBackend", "Server", "plan", "serve", "serving"]
@@ -73,7 +73,7 @@ class Server:
         self.gone = threading.Event()
         """Set when the server has died for good."""
         self._health = f"http://127.0.0.1:{port}/health"
-        self._command = [sys.executable, "-P", str(_TETHER), *command]
+        self._command = python_command(str(_TETHER), *command)
         self._environment = dict(environment)
         self._stopping = threading.Event()
         self._started: subprocess.Popen[bytes] | None = None
@@ -147,13 +147,8 @@ class Server:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as out:
-            return subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=out,
-                env=self._environment,
-                start_new_session=True,
+            return start(
+                self._command, self._environment, stdin=subprocess.PIPE, stdout=out, stderr=out
             )
 
     def _kill(self) -> None:
@@ -246,7 +241,9 @@ def plan(
         if gpus:
             mine = gpus[index * per_server : (index + 1) * per_server]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        command = [str(interpreter), "-m", "vllm.entrypoints.openai.api_server"]
+        command = python_command(
+            "-m", "vllm.entrypoints.openai.api_server", interpreter=interpreter
+        )
         command += ["--model", where, "--served-model-name", model]
         command += ["--host", "127.0.0.1", "--port", str(at), *_flags(arguments)]
         servers.append(Server(command, at, environment, folder / f"vllm-{at}.log"))

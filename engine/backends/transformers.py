@@ -36,6 +36,7 @@ from engine.backends.base import Failure, Verdict
 from engine.backends.continuous import ContinuousBatch, Finished, Request
 from engine.backends.kv_cache import ATTENTION, Probe
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
+from engine.pretrained import open_pretrained
 from engine.records import Completion, Prompt, Usage
 
 __all__ = ["Loaded", "TransformersBackend", "load"]
@@ -226,25 +227,25 @@ def load(model: str, device: torch.device, dtype: str | None = None) -> Loaded:
     """
     where = models.locate(model)
     path = Path(where)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": where}
+    source: dict[str, Any] = {"where": where}
     if path.is_file():
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        source = {"where": str(path.parent), "gguf_file": path.name}
     precision = _precision(dtype, device)
     log.info("loading %s on %s in %s", model, device, str(precision).removeprefix("torch."))
     started = time.monotonic()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        tokenizer = open_pretrained(AutoTokenizer, **source)
         if path.is_file():
             source["quantization_config"] = GgufConfig(dequantize=True)
         else:
             source["use_safetensors"] = True
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        opened: Any = open_pretrained(
+            AutoModelForCausalLM,
             **source,
             dtype=precision,
             attn_implementation=ATTENTION,
-            trust_remote_code=False,
             output_loading_info=True,
         )
         network, info = opened

@@ -34,7 +34,7 @@ from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.error_body import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
-from engine.processes import environment_without_keys, how_it_ended
+from engine.processes import environment, how_it_ended, python_command, start_with_protocol
 from engine.records import Completion, Prompt, Usage
 
 __all__ = [
@@ -55,7 +55,7 @@ _ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 """Compiling for a CPU takes minutes, and a compiler. A prompt that is read in parts rewinds its
 request's generator, which torch's generators on a CPU cannot: any request with a seed may so end
 the engine (vllm/v1/worker/gpu_model_runner.py, ``set_offset``; seen with 0.32)."""
-_REFUSED_ARGUMENTS = {"trust_remote_code": "code that comes with a model is never run"}
+_CODE = "trust_remote_code"
 
 
 class VllmBackend:
@@ -239,18 +239,16 @@ class _Child(asyncio.SubprocessProtocol):
             os.close(handle)
             path = Path(name)
         child = cls(path, keep=log_file is not None)
-        # -P: the script's folder holds modules named vllm, transformers and http.
-        command = [str(python), "-P", str(_CHILD)]
+        command = python_command(str(_CHILD), interpreter=python)
         with path.open("ab") as err:  # noqa: ASYNC230 - an empty local file, before any work
             try:
-                await asyncio.get_running_loop().subprocess_exec(
+                await start_with_protocol(
                     lambda: child,
-                    *command,
+                    command,
+                    child_environment(),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=err,
-                    env=child_environment(),
-                    start_new_session=True,
                 )
             except OSError as error:
                 if log_file is None:
@@ -388,11 +386,11 @@ def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
 
     Raises ConfigError for an argument that is refused here.
     """
-    arguments: dict[str, Any] = {} if _has_gpu() else dict(_ON_A_CPU)
+    arguments: dict[str, Any] = {_CODE: False} | ({} if _has_gpu() else _ON_A_CPU)
     for name, text in args.items():
         key = name.removeprefix("--").replace("-", "_")
-        if key in _REFUSED_ARGUMENTS:
-            raise ConfigError(f"--vllm-arg {name}: {_REFUSED_ARGUMENTS[key]}")
+        if key and _CODE.startswith(key):  # the server takes the beginning of a name for it
+            raise ConfigError(f"--vllm-arg {name}: code that comes with a model is never run")
         try:
             arguments[key] = json.loads(text)
         except ValueError:
@@ -401,13 +399,8 @@ def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a vLLM process: ours, without keys and without our module path."""
-    keep = {
-        name: value
-        for name, value in environment_without_keys().items()
-        if not name.startswith("PYTHON")
-    }
-    keep |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    """The environment of a vLLM process: nothing of our modules, and no key but the hub's."""
+    keep = environment("hub") | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not _has_gpu():
         keep.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; vLLM's own guess is half the memory
     return keep

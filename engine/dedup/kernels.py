@@ -19,12 +19,14 @@ Layout (``RougeIndex`` owns the arrays and makes room before each insert):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numba
 import numpy as np
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from engine.dedup.code_cache import compiled
 
 __all__ = [
     "CHUNK",
@@ -48,14 +50,6 @@ CHUNK = 64
 SIZE, BEFORE, FIRST = 0, 1, 2
 """Of a chunk: where its size, the place of the chunk before it and its first posting stand."""
 ALONE = 1 << 31
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """numba compiles again where a function's own file has changed: after a change here, touch
-    those that call it."""
-    return cast(Function, numba.njit(nogil=True, cache=True)(function))
 
 
 def _popcount(_typing_context: Any, _word: Any) -> Any:

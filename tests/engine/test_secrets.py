@@ -13,8 +13,10 @@ from urllib.parse import quote
 
 import pytest
 
+from engine.config import load_config
 from engine.errors import ConfigError
-from engine.secrets import Secret, read_key
+from engine.generate import make_backends
+from engine.secrets import DEFAULT_VARIABLE, Secret, keep_from_children, read_key
 
 CANARY = "sk-CANARY0123456789abcdWXYZ"
 
@@ -62,7 +64,9 @@ def test_security_1_environment_and_private_file(
     assert first.reveal() == "from-environment"
     assert second is not None
     assert second.reveal() == CANARY
-    assert read_key(env="NO_SUCH") is None
+    monkeypatch.delenv(DEFAULT_VARIABLE)
+    assert read_key(env=DEFAULT_VARIABLE) is None
+    assert read_key(env=DEFAULT_VARIABLE, file=file) == second
     file.chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_key(file=file)
@@ -115,3 +119,47 @@ def test_a_word_in_a_key_s_place_is_not_masked(word: str) -> None:
     """Servers that want no key are given a word, and texts that hold it must not change."""
     assert Secret(word).mask(f"write {word} here") == f"write {word} here"
     assert not Secret(word).occurs_in(word.encode())
+
+
+def test_a_named_variable_that_is_not_set() -> None:
+    """It never means "no key" in silence: only the default may be absent."""
+    with pytest.raises(ConfigError, match="MISTRAL_KEY is not set") as caught:
+        read_key(env="MISTRAL_KEY")
+    assert caught.value.exit_code == 78
+
+
+KEYS = ["sk-proj-canary0123456789", "a0f9e8d7c6b5a49382716", "gsk_Canary0123456789abcdef"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_in_the_place_of_its_variable_s_name(key: str, tmp_path: Path) -> None:
+    """It is refused before anything is stored, and no message says it back."""
+    file = tmp_path / "run.toml"
+    file.write_text(f'[[endpoint]]\nurl = "http://127.0.0.1:1/v1"\nkey_env = "{key}"\n')
+    settings = {"base_url": ("http://127.0.0.1:1/v1",), "key_env": key}
+    for how in (
+        lambda: make_backends(load_config(None, settings)),
+        lambda: make_backends(load_config(file, {})),
+        lambda: make_backends(load_config(None, {"backend": "scripted", "key_env": key})),
+        lambda: read_key(file=key),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            how()
+        assert key not in str(caught.value)
+        assert (
+            "key_env" in str(caught.value)
+            or "key-env" in str(caught.value)
+            or ("key_file" in str(caught.value))
+        )
+
+
+def test_names_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is set is a name, however it looks; what is not set is one where it looks so."""
+    monkeypatch.setenv("my_key_of_2026_for_the_host", CANARY)
+    assert read_key(env="my_key_of_2026_for_the_host") == Secret(CANARY)
+    for name in ("MISTRAL", "AZURE_OPENAI_API_KEY_2026_EAST", "k"):
+        assert load_config(None, {"key_env": name}).key_env == name
+        keep_from_children(name)
+    for name in ("", "1KEY", "MY-KEY", "MY KEY", "KEY=x", "SCHLÜSSEL", "KEY\n"):
+        with pytest.raises(ConfigError, match="key-env"):
+            load_config(None, {"key_env": name})

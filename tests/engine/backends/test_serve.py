@@ -77,7 +77,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(FAKE_SERVER.replace("ROOT", repr(str(ROOT))))
     path = tmp_path / "python"
     path.write_text(
-        f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n'
+        f'#!/bin/sh\nshift 3\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n'
     )
     path.chmod(0o755)
     return path

@@ -443,7 +443,7 @@ async def test_no_memory_while_loading(
 ) -> None:
     """However it is told, it is one line with exit code 69."""
 
-    def fail(**_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("engine.backends.transformers.AutoModelForCausalLM.from_pretrained", fail)

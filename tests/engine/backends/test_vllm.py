@@ -21,7 +21,12 @@ from typing import Any
 import pytest
 
 from engine.backends.base import Failure
-from engine.backends.vllm import VllmBackend, child_environment, last_error
+from engine.backends.vllm import (
+    VllmBackend,
+    child_environment,
+    engine_arguments,
+    last_error,
+)
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Prompt, Sampling
 from engine.store import RunStore
@@ -331,6 +336,9 @@ async def test_no_vllm_and_no_interpreter(tmp_path: Path) -> None:
         await VllmBackend(str(tmp_path), python=tmp_path / "nothing").start()
     with pytest.raises(ConfigError, match="never run"):
         VllmBackend("m", args={"trust-remote-code": "true"})
+    with pytest.raises(ConfigError, match="never run"):
+        VllmBackend("m", args={"--trust-rem": "true"})
+    assert engine_arguments({"seed": "3"})["trust_remote_code"] is False
 
 
 def test_keys_stay_out_of_the_child(monkeypatch: pytest.MonkeyPatch) -> None:

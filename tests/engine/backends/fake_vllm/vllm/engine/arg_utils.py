@@ -14,3 +14,4 @@ class AsyncEngineArgs:
     enable_chunked_prefill: bool = True
     enforce_eager: bool = False
     dtype: str = "auto"
+    trust_remote_code: bool = True

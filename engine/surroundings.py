@@ -1,0 +1,78 @@
+"""What this process finds around itself: a place for its caches.
+
+A container that runs as some number (``docker --user``) has no home and no name; a service may have
+a home that it cannot write to. Neither is a reason to stop: there is a folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import OutputError
+
+__all__ = ["cache_homes", "is_private", "writable_cache_home"]
+
+
+def cache_homes() -> Iterator[Path]:
+    """Where woolmill looks for what it can get again, the first choice first: ``$WOOLMILL_HOME``
+    alone where it is set, else ``$XDG_CACHE_HOME/woolmill`` or ``~/.cache/woolmill``, then a folder
+    of this user's among the temporary files. They need not exist.
+    """
+    if own := os.environ.get("WOOLMILL_HOME"):
+        yield Path(os.path.expanduser(own))
+        return
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(shared):  # as its specification asks
+        shared = os.path.expanduser("~/.cache")
+    if os.path.isabs(shared):  # else there is no home
+        yield Path(shared, "woolmill")
+    temporary = Path(tempfile.gettempdir(), f"woolmill-{os.geteuid()}")
+    if is_private(temporary):
+        yield temporary
+
+
+def writable_cache_home() -> Path:
+    """The first of ``cache_homes`` that can be written to; it is made where it is not there.
+
+    Raises OutputError where there is none.
+    """
+    tried = None
+    for folder in cache_homes():
+        tried = tried or folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if _can_write(folder):
+            return folder
+    raise OutputError(
+        f"cannot write {tried or 'anywhere'}; set WOOLMILL_HOME to a folder with 1 GB free"
+    )
+
+
+def is_private(folder: Path) -> bool:
+    """Whether ``folder`` is this user's and no other can write there; it is made where it is not
+    there. No link in its place is followed.
+    """
+    try:
+        if not os.path.lexists(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.geteuid()
+        and not found.st_mode & 0o022
+        and _can_write(folder)
+    )
+
+
+def _can_write(folder: Path) -> bool:
+    """As the one who asks, also where that is not the user who started the program."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)

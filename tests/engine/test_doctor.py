@@ -1,0 +1,75 @@
+"""The doctor tells what would really run, and what that lacks."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from engine import doctor, models
+from engine.cli import cli
+from engine.doctor import EXTRAS, diagnose
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(tmp_path: Path, settings: str) -> tuple[dict[str, Any], Result]:
+    """What is found for these settings, and what the command says."""
+    path = tmp_path / "woolmill.toml"
+    path.write_text(settings)
+    return diagnose(path), CliRunner().invoke(cli, ["doctor", "--config", str(path)])
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    """It offers nothing that does not exist, and forgets none that a person installs."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(declared["optional-dependencies"]) - {"bench", "dev"}
+    for extra, packages in EXTRAS.items():
+        wanted = {
+            requirement.partition(">")[0]
+            for requirement in declared["optional-dependencies"][extra]
+        }
+        assert set(packages) <= wanted, extra
+
+
+def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would not run, and the line says what to install or to do instead."""
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else object())
+    found, done = told(tmp_path, "target = 3\n")
+    assert "pip install 'woolmill[local]'" in found["run"]["error"]
+    assert done.exit_code == 1
+    assert "would run" not in done.stdout
+    found, done = told(tmp_path, 'base_url = ["http://127.0.0.1:9/v1"]\n')
+    assert "error" not in found["run"]
+    assert "would run: http with the model served at http://127.0.0.1:9/v1" in done.stdout
+
+
+def test_models_that_are_here_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default one would be downloaded; a damaged one is a problem."""
+    monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path))
+    found, done = told(tmp_path, "target = 3\n")
+    assert found["models"] == dict.fromkeys(models.NAMES, "not here")
+    assert "at this machine, once it is downloaded" in done.stdout
+    assert "get it with: woolmill models fetch minilm" in done.stdout
+    (tmp_path / "models" / "minilm").mkdir(parents=True)
+    found, done = told(tmp_path, "target = 3\n")
+    assert found["models"]["minilm"] == "damaged"
+    assert "problem: the model minilm is damaged" in done.stdout
+    assert done.exit_code == 1
+
+
+def test_a_key_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named variable must be set; a value that may be the key is not shown."""
+    endpoint = '[[endpoint]]\nurl = "http://127.0.0.1:9/v1"\nkey_env = "{}"\n'
+    _, done = told(tmp_path, endpoint.format("MISTRAL"))
+    assert "problem: the environment variable MISTRAL is not set" in done.stdout
+    monkeypatch.setenv("MISTRAL", "sk-of-mistral-0123456789")
+    _, done = told(tmp_path, endpoint.format("MISTRAL"))
+    assert "key: MISTRAL is set" in done.stdout
+    assert "0123456789" not in done.stdout
+    _, done = told(tmp_path, endpoint.format("a0f9e8d7c6b5a49382716"))
+    assert done.exit_code == 1
+    assert "a0f9e8d7c6b5a49382716" not in done.output

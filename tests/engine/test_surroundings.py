@@ -1,0 +1,104 @@
+"""Users without a home, homes that cannot be written, and who else could write there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import models
+from engine.errors import OutputError
+from engine.surroundings import cache_homes, is_private, writable_cache_home
+from tests.engine.stranger import as_stranger
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_first_choice_is_the_person_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WOOLMILL_HOME alone, else the cache of the desktop's specification, else the home's."""
+    temporary = Path("/") / f"woolmill-{os.geteuid()}"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    temporary = tmp_path / f"woolmill-{os.geteuid()}"
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.delenv("WOOLMILL_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert list(cache_homes()) == [Path("/h/.cache/woolmill"), temporary]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert list(cache_homes()) == [Path("/x/woolmill"), temporary]
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert list(cache_homes()) == [Path("/h/.cache/woolmill"), temporary]
+    monkeypatch.setenv("WOOLMILL_HOME", "~/w")
+    assert list(cache_homes()) == [Path("/h/w")]
+
+
+def test_a_named_place_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error with a name, and nothing goes elsewhere in silence."""
+    monkeypatch.setenv("WOOLMILL_HOME", "/proc/none")
+    with pytest.raises(OutputError, match="/proc/none; set WOOLMILL_HOME"):
+        writable_cache_home()
+
+
+def test_a_model_that_others_put_there_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image may bring models that its user can read and not write."""
+    folder = tmp_path / "models" / "smollm2"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    done = subprocess.run(
+        as_stranger(
+            *(sys.executable, "-P", "-c"),
+            "from engine import models; print(models.fetch('smollm2'), models.locate('smollm2'))",
+        ),
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "WOOLMILL_HOME": str(tmp_path)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == [str(folder)] * 2, done.stderr
+
+
+def test_whose_a_folder_is(tmp_path: Path) -> None:
+    """Made where it is not there; a link, a file or what others can write to is none."""
+    assert is_private(tmp_path / "new" / "folder")
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o770)
+    for name in ("link", "dangling", "file", "open", "file/below"):
+        assert not is_private(tmp_path / name), name
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("home", "by_meaning"), [(None, True), ("/proc/none", False)])
+def test_a_run_of_a_user_without_a_home(tmp_path: Path, home: str | None, by_meaning: bool) -> None:
+    """It ends with every record, near-duplicates by meaning included; nothing is written but the
+    run and what is temporary.
+    """
+    here, temporary = tmp_path / "here", tmp_path / "tmp"
+    for folder in (tmp_path, here, temporary):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    env |= {"HOME": home} if home else {}
+    model = models.find("minilm")
+    assert model is not None, "make setup"
+    command = [sys.executable, "-P", "-m", "engine", "generate", "--backend=scripted"]
+    command += [f"--semantic-model={model}" if by_meaning else "--no-semantic"]
+    command += ["--target=5", "--no-progress", "--out=run"]
+    done = subprocess.run(
+        as_stranger(*command), env=env, cwd=here, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((here / "run" / "alpaca_data.json").read_text())) == 5
+    assert [path.name for path in here.iterdir()] == ["run"]
