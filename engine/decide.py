@@ -15,8 +15,8 @@ from itertools import islice
 import numpy as np
 
 from engine.config import RunConfig
+from engine.datasets import read_rows
 from engine.dedup.cascade import Candidate, Cascade, compared_text
-from engine.dedup.datasets import read_rows
 from engine.errors import ConfigError
 from engine.filters import Refusal, first_refusal
 from engine.recipes import alpaca

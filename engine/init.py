@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from engine.errors import OutputError
-from engine.export.files import new_file
+from engine.files import new_file
 
 __all__ = ["init", "template"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from engine.dedup.datasets import read_rows
+from engine.datasets import read_rows
 from engine.dedup.encoder import Encoder
 from engine.dedup.rouge import RougeIndex
 from engine.dedup.semantic import SemanticIndex

@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 import click
 
+from engine.datasets import Row, read_rows, writer
 from engine.dedup.cascade import Candidate, Cascade, Judgement
-from engine.dedup.datasets import Row, read_rows, writer
 from engine.dedup.encoder import Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
 from engine.errors import UsageError

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine import files
 from engine.errors import OutputError
-from engine.export import files, formats
+from engine.export import formats, ledger
 from engine.export.card import card
-from engine.export.files import replace_file
 from engine.export.formats import Format
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.store import RunReader
 
-__all__ = ["Export", "Format", "export", "export_dataset", "replace_file"]
+__all__ = ["Export", "Format", "export", "export_dataset"]
 
 log = logging.getLogger(__name__)
 Part = Literal["train", "validation"]
@@ -73,10 +73,10 @@ def export_dataset(
         DiskError: writing failed; what stood at ``path`` is untouched.
         ConfigError: the format needs a package, or the run holds nothing to split by.
     """
-    touched = files.touched(run.folder, path)
+    touched = ledger.touched(run.folder, path)
     if touched and not overwrite:
         raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
-    if touched == files.CHANGED:
+    if touched == ledger.CHANGED:
         log.warning("%s: %s; it is written anew", path, touched)
     parts = split(run, validation) if validation else None
     if format == "datasets" or parts is not None or shard_rows is not None:
@@ -87,7 +87,7 @@ def export_dataset(
             for row in rows(run, provenance=format in formats.WITH_PROVENANCE):
                 write(row)
                 records += 1
-    files.remember(run.folder, path)
+    ledger.remember(run.folder, path)
     return Export(path=path, records=records, split=parts)
 
 

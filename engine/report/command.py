@@ -8,7 +8,7 @@ import click
 import orjson
 
 from engine.errors import OutputError
-from engine.export.files import new_file
+from engine.files import new_file
 from engine.report.analysis import analyse
 from engine.report.compare import compare as compare_runs
 from engine.report.html import html

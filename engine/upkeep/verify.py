@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from engine.errors import InputError, WoolmillError
-from engine.export.files import CHANGED, exported, touched
 from engine.export.formats import writer
+from engine.export.ledger import CHANGED, exported, touched
 from engine.export.rows import rows
 from engine.store import Counts, RunReader
 from engine.store.database import check_header, connect, disk_errors, read_run_id

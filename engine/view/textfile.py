@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from engine.errors import WoolmillError
-from engine.export.files import new_file
+from engine.files import new_file
 from engine.limits import Pool
 from engine.pipeline import Display, Progress
 from engine.store import RunReader

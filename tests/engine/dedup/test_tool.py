@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.dedup import datasets, tool
+from engine import datasets
+from engine.dedup import tool
 from engine.errors import InputError, OutputError, UsageError, WoolmillError
 
 ROWS: list[dict[str, Any]] = [

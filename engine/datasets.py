@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from engine.errors import InputError, OutputError, UsageError
-from engine.export.files import new_file
+from engine.files import new_file
 
 __all__ = ["Row", "read_rows", "writer"]
 
