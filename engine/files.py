@@ -1,4 +1,9 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and what they may take the place of.
+
+No command replaces a file that it did not write: ``check_output`` says no to one that exists, and
+to a command's own inputs whatever is asked. Exports are known by a note of them
+(``engine.export.ledger``) and may be renewed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +20,35 @@ from typing import BinaryIO
 from engine.errors import DiskError, OutputError
 from engine.failpoints import failpoint
 
-__all__ = ["new_file", "new_folder", "replace_file"]
+__all__ = ["check_output", "new_file", "new_folder", "replace_file"]
+
+
+def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Raises OutputError where an output may not be written at ``path``.
+
+    Args:
+        overwrite: the person asked to replace what is there.
+        inputs: files that the command reads, or folders of them. Never replaced, whatever the name,
+            link or hard link they are reached by.
+    """
+    if not os.path.lexists(path):
+        return
+    for given in inputs:
+        if _is_within(path, given):
+            raise OutputError(f"{path}: is read by this command ({given}); choose another name")
+    if not overwrite:
+        raise OutputError(f"{path}: exists; replace it with --overwrite, or choose another name")
+
+
+def _is_within(path: Path, given: Path) -> bool:
+    """Whether ``path`` is the file or folder ``given``, or one in it."""
+    try:
+        if path.samefile(given):
+            return True
+        folder = given.resolve()
+        return given.is_dir() and folder in (path.resolve(), *path.resolve().parents)
+    except OSError:  # a link to nothing is no input
+        return False
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
