@@ -9,7 +9,8 @@ import click
 
 from engine.datasets import Row, choose, read_rows
 from engine.dedup.encoder import Encoder
-from engine.dedup.rouge import RougeIndex
+from engine.dedup.long import LONG
+from engine.dedup.rouge import RougeIndex, tokenize
 from engine.dedup.semantic import SemanticIndex
 
 __all__ = ["explain_bands"]
@@ -42,6 +43,8 @@ def _by_rouge(texts: list[str]) -> Pairs:
     index = RougeIndex()
     for text in texts:
         index.add(text)
+    if longer := sum(len(tokenize(text)) > LONG for text in texts):
+        click.echo(f"{longer:,} rows of more than {LONG:,} tokens have no ROUGE-L shown")
     nearest = index.neighbours(range(len(texts)), k=1)
     return [
         (hit.score, text, texts[hit.item])

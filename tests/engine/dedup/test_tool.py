@@ -284,3 +284,12 @@ def test_explain_shows_pairs_by_score(dataset: Path) -> None:
     assert "ROUGE-L" in output
     assert "1.00: 2 rows" in output
     assert "Name three primary  COLOURS." in output
+
+
+def test_explain_says_which_rows_it_does_not_show(tmp_path: Path) -> None:
+    """Long ones have no nearest by ROUGE-L."""
+    text = " ".join(f"w{i}" for i in range(3_000))
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join(orjson.dumps({"text": f"{text} {i}"}).decode() for i in range(2))
+    )
+    assert "2 rows of more than 2,048 tokens" in dedup(tmp_path / "in.jsonl", "--explain").output
