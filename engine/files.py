@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import DiskError, OutputError
-from engine.failpoints import failpoint
 
-__all__ = ["check_output", "new_file", "new_folder", "replace_file"]
+__all__ = ["cannot_write", "check_output", "new_file", "new_folder", "open_log", "replace_file"]
 
 
 def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
@@ -41,14 +40,26 @@ def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] 
 
 
 def _is_within(path: Path, given: Path) -> bool:
-    """Whether ``path`` is the file or folder ``given``, or one in it."""
+    """Whether ``path`` is the file or folder ``given``, or one of the two holds the other."""
     try:
         if path.samefile(given):
             return True
-        folder = given.resolve()
-        return given.is_dir() and folder in (path.resolve(), *path.resolve().parents)
+        one, other = path.resolve(), given.resolve()
     except OSError:  # a link to nothing is no input
         return False
+    return one in other.parents or other in one.parents
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[BinaryIO]:
+    """``path`` to append to, made with mode 0600. Raises OutputError, for a link in its place too:
+    it could lead to any file of the person's.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _cannot_create(path):
+        descriptor = os.open(path, flags, 0o600)
+    with os.fdopen(descriptor, "ab") as file:
+        yield file
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
@@ -61,8 +72,13 @@ def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the context ends, synced; not on an error.
+
+    A link at ``path`` is replaced, and what it points to is left alone.
+
+    Args:
+        placing: called with the whole file just before it takes its place.
 
     Raises:
         OutputError: the folder is missing or not writable, or ``path`` is a folder.
@@ -74,32 +90,32 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with _cannot_write(path):
+        with cannot_write(path):
             with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            failpoint("export.written")
+            if placing is not None:
+                placing(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
-            failpoint("export.renamed")
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A folder that takes the place of ``path`` when the context ends, synced; not on an error.
 
-    Raises as ``new_file`` does.
+    ``placing``, and what is raised, as in ``new_file``.
     """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file, where a folder is to be; choose another -o")
     with _cannot_create(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with _cannot_write(path):
+        with cannot_write(path):
             yield temporary
             for folder, _, names in os.walk(temporary):
                 for name in names:
@@ -107,6 +123,8 @@ def new_folder(path: Path) -> Iterator[Path]:
                     _sync(Path(folder, name))
                 Path(folder).chmod(0o755)
                 _sync(Path(folder))
+            if placing is not None:
+                placing(temporary)
             if path.exists():
                 _exchange(temporary, path)
             else:
@@ -153,7 +171,8 @@ def _cannot_create(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _cannot_write(path: Path) -> Iterator[None]:
+def cannot_write(path: Path) -> Iterator[None]:
+    """Turn what the system raises while ``path`` is written into DiskError."""
     try:
         yield
     except OSError as exc:

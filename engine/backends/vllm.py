@@ -34,6 +34,7 @@ from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.error_body import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.files import open_log
 from engine.processes import environment_without_keys, how_it_ended
 from engine.records import Completion, Prompt, Usage
 
@@ -234,7 +235,7 @@ class _Child(asyncio.SubprocessProtocol):
         child = cls(path, keep=log_file is not None)
         # -P: the script's folder holds modules named vllm, transformers and http.
         command = [str(python), "-P", str(_CHILD)]
-        with path.open("ab") as err:  # noqa: ASYNC230 - an empty local file, before any work
+        with open_log(path) as err:
             try:
                 await asyncio.get_running_loop().subprocess_exec(
                     lambda: child,

@@ -21,7 +21,16 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from engine.errors import InputError
 
-__all__ = ["MAX_LINE_BYTES", "Form", "Row", "Source", "lines_of", "opened", "whole"]
+__all__ = [
+    "MAX_LINE_BYTES",
+    "MAX_WHOLE_BYTES",
+    "Form",
+    "Row",
+    "Source",
+    "lines_of",
+    "opened",
+    "whole",
+]
 
 Reader: TypeAlias = "io.BufferedReader[Any]"
 Kind = Literal["lines", "document", "csv", "parquet", "arrow"]
@@ -127,13 +136,13 @@ def lines_of(source: Source, number: int = 0) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def whole(source: Source) -> bytes:
+def whole(source: Source, max_bytes: int) -> bytes:
     """All of it, for forms that cannot be read in pieces."""
-    data = source.stream.read(MAX_WHOLE_BYTES + 1)
-    if len(data) > MAX_WHOLE_BYTES:
+    data = source.stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
         raise InputError(
-            f"{source.path}: a JSON document of more than {MAX_WHOLE_BYTES >> 30} GiB would be "
-            "read as a whole; write a row to a line (JSON Lines)"
+            f"{source.path}: is a JSON document longer than {max_bytes >> 20:,} MiB, which would "
+            "be read as a whole; write a row to a line (JSON Lines)"
         )
     return data
 

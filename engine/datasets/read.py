@@ -20,6 +20,7 @@ import orjson
 from engine.datasets.compared import USUAL
 from engine.datasets.forms import (
     MAX_LINE_BYTES,
+    MAX_WHOLE_BYTES,
     Form,
     Row,
     Source,
@@ -42,14 +43,16 @@ ROWS_OF_FOLDERS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", "
 class Dataset:
     """The rows of a file or folder, in its order; iterating reads it.
 
-    ``form`` is how they are held, and None until the first row, or the end, has been read.
+    ``form`` is how they are held, and None until the first row, or the end, has been read. A JSON
+    document of more than ``max_whole_bytes`` is refused.
 
     Raises InputError while rows are read, naming path and line. UsageError where a package is
     missing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_whole_bytes: int = MAX_WHOLE_BYTES) -> None:
         self.path = path
+        self._max_whole_bytes = max_whole_bytes
         self.form: Form | None = None
 
     def __iter__(self) -> Iterator[Row]:
@@ -68,9 +71,9 @@ class Dataset:
                 raise InputError(f"{path}: is empty; there are no rows to read")
             form = self.form = source.form
             if form.kind == "lines":
-                yield from _lines(source)
+                yield from _lines(source, self._max_whole_bytes)
             elif form.kind == "document":
-                yield from _document(source, whole(source))
+                yield from _document(source, whole(source, self._max_whole_bytes))
             elif form.kind == "csv":
                 yield from _csv(source)
             else:
@@ -85,7 +88,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 # -- JSON -----------------------------------------------------------------------------------------
 
 
-def _lines(source: Source) -> Iterator[Row]:
+def _lines(source: Source, max_whole_bytes: int) -> Iterator[Row]:
     """JSON Lines; or a document, where the first line is no whole object or the only one."""
     start, first = 1, source.stream.readline(MAX_LINE_BYTES + 1)
     while first.isspace():
@@ -96,7 +99,7 @@ def _lines(source: Source) -> Iterator[Row]:
     if second is None:
         source.form.kind = "document"
         # The lines before count: a fault is named by its own.
-        yield from _document(source, b"\n" * (start - 1) + first + whole(source))
+        yield from _document(source, b"\n" * (start - 1) + first + whole(source, max_whole_bytes))
         return
     yield _row(source.path, start, first)
     for number, line in chain([second], lines):
@@ -204,7 +207,7 @@ def loads(data: bytes, path: Path, line: int | None = None) -> Any:
         pass
     where = f"{path}:{line}" if line is not None else str(path)
     try:
-        text = data.decode()
+        text = (data if line is None else data.rstrip(b"\r\n")).decode()
     except UnicodeDecodeError as exc:
         number = (line or 1) + data.count(b"\n", 0, exc.start)
         raise InputError(

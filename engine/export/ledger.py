@@ -2,12 +2,15 @@
 
 ``exports.json`` in the run's folder keeps the hash of what was exported where. So exporting again
 replaces an export without asking, and a file that somebody else wrote, or changed, only on request.
+The hash is noted before the file takes its place: a crash in between leaves several, of which the
+file has one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,29 +20,44 @@ import orjson
 from engine.errors import DiskError, OutputError
 from engine.files import replace_file
 
-__all__ = ["CHANGED", "FOREIGN", "exported", "remember", "touched"]
+__all__ = ["CHANGED", "FOREIGN", "expect", "exported", "remember", "touched"]
 
 FOREIGN = "exists, and this run did not export it"
 CHANGED = "was changed since this run exported it"
 
 
 def touched(run: Path, path: Path) -> str | None:
-    """Why ``path`` should not be replaced unasked; None where it is free or an untouched export."""
+    """Why ``path`` should not be replaced unasked; None where it is free or an untouched export.
+
+    An export is known by its hash wherever it lies, so that a run's folder can be moved.
+    """
     if not os.path.lexists(path):
         return None
-    remembered = _remembered(run).get(str(path.absolute()))
-    if remembered is None:
+    if path.is_symlink():
         return FOREIGN
-    return None if remembered == _fingerprint(path) else CHANGED
+    remembered = _remembered(run)
+    fingerprint = _fingerprint(path)
+    if any(fingerprint in hashes for hashes in remembered.values()):
+        return None
+    return CHANGED if str(path.absolute()) in remembered else FOREIGN
+
+
+def expect(run: Path, path: Path, written: Path) -> None:
+    """Note that what ``written`` holds is about to take the place of ``path``."""
+    _note(run, path, lambda hashes: [*hashes[-3:], _fingerprint(written)])
 
 
 def remember(run: Path, path: Path) -> None:
     """Note that ``path`` holds an export of ``run`` as it is now."""
+    _note(run, path, lambda _: [_fingerprint(path)])
+
+
+def _note(run: Path, path: Path, change: Callable[[list[str]], list[str]]) -> None:
     known = _remembered(run)
     # Where it fails, as in a read-only run, the next export asks for --overwrite.
     with suppress(OutputError, DiskError):
-        known[str(path.absolute())] = _fingerprint(path)
-        body = orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        noted = known | {str(path.absolute()): change(known.get(str(path.absolute()), []))}
+        body = orjson.dumps(noted, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
         replace_file(run / "exports.json", lambda file: file.write(body))
 
 
@@ -48,12 +66,19 @@ def exported(run: Path) -> list[Path]:
     return [path for path in map(Path, _remembered(run)) if os.path.lexists(path)]
 
 
-def _remembered(run: Path) -> dict[str, str]:
+def _remembered(run: Path) -> dict[str, list[str]]:
+    """Hashes by path: one, or more where an export may not have taken its place."""
     try:
         known: Any = orjson.loads((run / "exports.json").read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {
+        name: [hashes] if isinstance(hashes, str) else [h for h in hashes if isinstance(h, str)]
+        for name, hashes in known.items()
+        if isinstance(hashes, str | list)
+    }
 
 
 def _fingerprint(path: Path) -> str:

@@ -140,7 +140,7 @@ def test_admit_decides_as_find_and_add_do() -> None:
         expected.append(one.find(text))
         if expected[-1] is None:
             one.add(text)
-    found = []
+    found: list[object] = []
     while len(found) < len(texts):
         found += other.admit(texts[len(found) : len(found) + 37], limit=20)
     assert found == expected
