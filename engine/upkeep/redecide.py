@@ -153,8 +153,9 @@ def settings_of(
     values = {
         name: value
         for name, value in known.items()
-        # What was off has no value; a flag of now gives it its default.
-        if not (name.startswith("semantic_") and value is None)
+        # A merged run's list of runs is no setting. What was off has no value; a flag of now gives
+        # it its default.
+        if name in RunConfig.model_fields and not (name.startswith("semantic_") and value is None)
     }
     try:
         return RunConfig.model_validate(values | dict(changes)), tasks
