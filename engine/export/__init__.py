@@ -81,6 +81,9 @@ def export_dataset(
         ConfigError: the format needs a package, or the run holds nothing to split by.
     """
     check_output(path, overwrite=True, inputs=[run.folder / name for name in OWN_FILES])
+    as_folder = format == "datasets" or validation > 0 or shard_rows is not None
+    if path.is_dir() and not as_folder:
+        raise OutputError(f"{path}: is a folder; choose another -o")
     touched = ledger.touched(run.folder, path)
     if touched and not overwrite and not (format == "alpaca" and is_earlier(run, path)):
         raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
@@ -90,7 +93,7 @@ def export_dataset(
         ledger.expect(run.folder, path, written)
 
     parts = split(run, validation) if validation else None
-    if format == "datasets" or parts is not None or shard_rows is not None:
+    if as_folder:
         records = _folder(run, format, path, with_similarity, parts, shard_rows, placing)
     else:
         with (
