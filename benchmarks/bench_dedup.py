@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
+from engine.datasets import read_rows
 from engine.dedup import RougeIndex, SemanticIndex, SentenceEncoder, tokenize
-from engine.dedup.datasets import read_rows
 from engine.dedup.encoder import default_model
 
 THRESHOLD = 0.7

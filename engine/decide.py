@@ -15,8 +15,8 @@ from itertools import islice
 import numpy as np
 
 from engine.config import RunConfig
-from engine.dedup.cascade import Candidate, Cascade, compared_text
-from engine.dedup.datasets import read_rows
+from engine.dedup.against import add_references
+from engine.dedup.cascade import Candidate, Cascade, Scope, compared_text
 from engine.errors import ConfigError
 from engine.filters import Refusal, first_refusal
 from engine.recipes import alpaca
@@ -34,6 +34,11 @@ __all__ = [
 ]
 
 ADD_BATCH = 1024
+FIELDS: dict[Scope, tuple[str, ...]] = {
+    "instruction": (),
+    "instruction+input": ("instruction", "input"),
+}
+"""What is compared of a dataset to stay clear of."""
 
 
 def row_source(index: int, position: int) -> str:
@@ -191,14 +196,8 @@ def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
         [compared_text(config.scope, task.instruction, task.input) for task in tasks],
         [f"seed:{task.id}" for task in tasks],
     )
-    fields = ("instruction", "input") if config.scope == "instruction+input" else ("instruction",)
     for path in config.against:
-        rows = read_rows(path)
-        while batch := list(islice(rows, ADD_BATCH)):
-            cascade.add_reference(
-                [row.text(fields) for row in batch],
-                [f"against:{row.path}:{row.line}" for row in batch],
-            )
+        add_references(cascade, path, FIELDS[config.scope])
     return cascade
 
 

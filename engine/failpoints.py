@@ -31,7 +31,7 @@ POINTS = (
     "decision.made",  # not written
     "decision.kept",  # acknowledged
     "export.written",  # the new dataset has another name yet
-    "export.renamed",  # it stands in the old one's place, its name not yet synced
+    "export.renamed",  # it stands in the old one's place, not yet noted as ours
 )
 ACTIONS = {"kill": 0, "eio": errno.EIO, "enospc": errno.ENOSPC}
 

@@ -1,8 +1,9 @@
 """Pure checks of one record: a reason to refuse it, or None.
 
-They are Stanford Alpaca's own, in its order and on the instruction only
+All but the last are Stanford Alpaca's own, in its order and on the instruction only
 (``post_process_gpt3_response`` in https://github.com/tatsu-lab/stanford_alpaca,
-generate_instruction.py), so that the same text is refused for the same cause.
+generate_instruction.py), so that the same text is refused for the same cause. The last one bounds
+what a comparison with all other instructions can cost.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable
+from itertools import islice
 
 from engine.records import Record
 
@@ -19,6 +21,10 @@ Refusal = tuple[str, str]
 """(reason, detail): the reason is a stable name, the detail is for the person."""
 
 MIN_WORDS, MAX_WORDS = 4, 150
+MAX_TOKENS = 1_000
+"""Of an instruction. Without spaces, a text of 150 words can be of any length, and the time of a
+comparison grows with the product of two lengths. Real instructions of 150 words have some 200."""
+_TOKEN = re.compile(r"[A-Za-z0-9]{1,32}|[^\sA-Za-z0-9]")
 
 # Things a text model can neither see nor make.
 BLOCKED_WORDS = (
@@ -62,11 +68,23 @@ def first_character(record: Record) -> Refusal | None:
     return None if first.isascii() else ("not_ascii_start", first)
 
 
+def token_count(record: Record) -> Refusal | None:
+    """More than ``MAX_TOKENS`` tokens: up to 32 letters or digits in a row, or one other visible
+    character. So the bound is one on the length as well.
+    """
+    text = record.instruction
+    if len(text) <= MAX_TOKENS:
+        return None
+    more = next(islice(_TOKEN.finditer(text), MAX_TOKENS, None), None)
+    return ("too_many_tokens", f"more than {MAX_TOKENS:,} tokens") if more else None
+
+
 ALPACA_FILTERS: tuple[Callable[[Record], Refusal | None], ...] = (
     word_count,
     blocked_word,
     write_a_program,
     first_character,
+    token_count,
 )
 
 

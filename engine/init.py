@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from engine.errors import OutputError
-from engine.export.files import new_file
+from engine.files import check_output, new_file
 
 __all__ = ["init", "template"]
 
@@ -28,8 +27,7 @@ def init(path: Path, overwrite: bool) -> None:
     woolmill init
     woolmill generate --config woolmill.toml
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists; replace it with --overwrite, or choose another name")
+    check_output(path, overwrite=overwrite)
     with new_file(path) as file:
         file.write(template().encode())
     click.echo(f"{path}\nuse it with: woolmill generate --config {path}")

@@ -1,31 +1,35 @@
-"""Read seed tasks, and refuse what is wrong with the place where it stands: ``path:line:column``.
+"""Read seed tasks, and refuse what is wrong with the place where it stands: ``path:line``.
 
-The format is Self-Instruct's, JSON Lines with ``id``, ``name``, ``instruction``, ``instances``,
+The format is Self-Instruct's, with ``id``, ``name``, ``instruction``, ``instances``,
 ``is_classification`` (https://github.com/yizhongw/self-instruct); plain Alpaca records
-(``instruction``, ``input``, ``output``) are read as well. A byte order mark and CRLF line ends are
-harmless and accepted. A file is somebody's input: it is read in bounded pieces.
+(``instruction``, ``input``, ``output``) are read as well. The file is JSON Lines as a rule, and may
+be whatever else ``engine.datasets`` reads: a JSON list, indented or not, CSV, gzip of these.
 """
 
 from __future__ import annotations
 
 import hashlib
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from engine.errors import InputError
+from engine.datasets import Dataset
+from engine.errors import DiskError, InputError, OutputError
+from engine.files import replace_file
 from engine.records import SeedTask
 
-__all__ = ["KEPT", "bundled_seeds", "fingerprint", "keep", "read_seeds"]
+__all__ = ["KEPT", "bundled_seeds", "fingerprint", "keep", "kept_seeds", "read_seeds"]
 
 KEPT = "seed_tasks.jsonl"
 """In a run's folder: the tasks that it was started with, so that its prompts can be shown later."""
 
-MAX_LINE_BYTES = 4 * 2**20
+MAX_WHOLE_BYTES = 256 * 2**20
+"""Of a JSON document of seed tasks."""
+MAX_TASK_CHARACTERS = 4 * 2**20
 MAX_TASKS = 1_000_000
 
 
@@ -43,11 +47,14 @@ def fingerprint(tasks: Iterable[SeedTask]) -> str:
 
 
 def keep(tasks: Iterable[SeedTask], folder: Path) -> None:
-    """Write the tasks to ``KEPT`` in a run's folder, unless they stand there. Raises OSError.
+    """Write the tasks, if there are any, to ``KEPT`` in a run's folder, unless they stand there.
 
-    Nothing but the page depends on it, and that looks at the fingerprint, so a half-written file
-    does no harm; the next session mends it.
+    A link in its place is replaced, and what it leads to is left alone. Where it cannot be written
+    nothing is raised: prompts are then not shown, and the next session tries again.
     """
+    tasks = list(tasks)
+    if not tasks:
+        return
     text = b"".join(
         orjson.dumps(
             {
@@ -62,84 +69,75 @@ def keep(tasks: Iterable[SeedTask], folder: Path) -> None:
         for task in tasks
     )
     path = folder / KEPT
-    if not path.exists() or path.read_bytes() != text:
-        path.write_bytes(text)
+    with suppress(OSError, OutputError, DiskError):
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != text:
+            replace_file(path, lambda file: file.write(text))
 
 
-def read_seeds(path: Path, *, at_least: int = 1, skip_bad: bool = False) -> list[SeedTask]:
+def kept_seeds(folder: Path, wanted: object, given: Path | None = None) -> list[SeedTask]:
+    """The seed tasks of a run: those given, those that its folder keeps, or the bundled ones.
+
+    Args:
+        wanted: their fingerprint, as the run's manifest has it.
+
+    Raises InputError where ``given`` cannot be read. Returns none where no fingerprint fits.
+    """
+    for path in [given] if given is not None else [folder / KEPT, bundled_seeds()]:
+        try:
+            tasks = read_seeds(path)
+        except InputError:
+            if path == given:
+                raise
+            continue
+        if fingerprint(tasks) == wanted:
+            return tasks
+    return []
+
+
+def read_seeds(path: Path, *, at_least: int = 1) -> list[SeedTask]:
     """All tasks of a file, in its order.
 
     Args:
-        path: a regular JSON Lines file.
         at_least: how many tasks the recipe needs.
-        skip_bad: leave bad lines out instead of stopping at the first one.
 
     Raises:
         InputError: unreadable file, bad line, doubled id, or too few tasks.
     """
     tasks: list[SeedTask] = []
     line_of_id: dict[str, int] = {}
-    for number, line in _lines(path):
-        try:
-            task = _task(line, number, path)
-            if task.id in line_of_id:
-                raise InputError(
-                    f"{path}:{number}: id {task.id!r} stands already at line {line_of_id[task.id]};"
-                    " give each task its own id"
-                )
-        except InputError:
-            if skip_bad:
-                continue
-            raise
-        line_of_id[task.id] = number
+    for row in Dataset(path, MAX_WHOLE_BYTES):
+        task = _task(row.values, row.line, path)
+        if task.id in line_of_id:
+            raise InputError(
+                f"{path}:{row.line}: id {task.id!r} stands already at line {line_of_id[task.id]};"
+                " give each task its own id"
+            )
+        line_of_id[task.id] = row.line
         tasks.append(task)
         if len(tasks) > MAX_TASKS:
-            raise InputError(f"{path}:{number}: more than {MAX_TASKS:,} seed tasks")
+            raise InputError(f"{path}:{row.line}: more than {MAX_TASKS:,} seed tasks")
     if len(tasks) < at_least:
         raise InputError(f"{path}: holds {len(tasks)} seed tasks, at least {at_least} are needed")
     return tasks
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines without their ends; blank ones are left out."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path}: not a regular file; give a JSON Lines file of seed tasks")
-        with path.open("rb") as file:
-            if file.read(3) != b"\xef\xbb\xbf":
-                file.seek(0)
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path}:{number}: the line is longer than 4 MiB")
-                if number == 1 and line.startswith(
-                    (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")
-                ):
-                    raise InputError(f"{path}: is compressed; unpack it first")
-                if stripped := line.rstrip(b"\r\n"):
-                    if stripped.strip():
-                        yield number, stripped
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read: {exc.strerror}; check --seeds") from exc
-
-
-def _task(line: bytes, number: int, path: Path) -> SeedTask:
-    try:
-        fields: Any = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
-        raise InputError(f"{path}:{number}:{exc.colno}: not JSON: {exc.msg}") from exc
-
+def _task(fields: dict[str, Any], number: int, path: Path) -> SeedTask:
     def text(where: dict[str, Any], name: str, default: str | None = None) -> str:
         value = where.get(name, default)
         if value is None:
             raise InputError(f"{path}:{number}: field {name!r} is missing")
         if not isinstance(value, str):
             raise InputError(f"{path}:{number}: field {name!r} is {type(value).__name__}, not text")
+        if len(value) > MAX_TASK_CHARACTERS:
+            raise InputError(f"{path}:{number}: field {name!r} is longer than 4 MiB")
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise InputError(
+                f"{path}:{number}: field {name!r} holds half a surrogate pair at {exc.start}"
+            ) from exc
         return value
 
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}:{number}: is {type(fields).__name__}, not a JSON object")
     instruction = text(fields, "instruction")
     if not instruction.strip():
         raise InputError(f"{path}:{number}: field 'instruction' is empty")

@@ -41,6 +41,7 @@ from engine.backends.vllm import (
     refusal,
 )
 from engine.errors import ConfigError, OutputError, UnavailableError
+from engine.files import open_log
 from engine.processes import how_it_ended, python_command, start
 from engine.records import Completion, Prompt
 
@@ -146,7 +147,7 @@ class Server:
         self.gone.set()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        with self.log_file.open("ab") as out:
+        with open_log(self.log_file) as out:
             return start(
                 self._command, self._environment, stdin=subprocess.PIPE, stdout=out, stderr=out
             )

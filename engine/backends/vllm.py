@@ -34,6 +34,7 @@ from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.error_body import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
+from engine.files import open_log
 from engine.processes import environment, how_it_ended, python_command, start_with_protocol
 from engine.records import Completion, Prompt, Usage
 
@@ -240,7 +241,7 @@ class _Child(asyncio.SubprocessProtocol):
             path = Path(name)
         child = cls(path, keep=log_file is not None)
         command = python_command(str(_CHILD), interpreter=python)
-        with path.open("ab") as err:  # noqa: ASYNC230 - an empty local file, before any work
+        with open_log(path) as err:
             try:
                 await start_with_protocol(
                     lambda: child,

@@ -41,6 +41,7 @@ def admit(
     postings: NDArray[np.uint32],
     end: int,
     rows: NDArray[np.uint32],
+    seen: NDArray[np.uint32],
     items: NDArray[np.int64],
     scores: NDArray[np.float64],
 ) -> tuple[int, int, int, int]:
@@ -77,6 +78,7 @@ def admit(
             signatures,
             postings,
             rows,
+            seen,
         )
         if items[i] < 0:
             n, known = cut(text, True, seed, known, letters, ends, buckets, links, ids)

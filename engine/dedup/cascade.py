@@ -41,6 +41,8 @@ Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "em
 NOISE = {"float32": 1e-3, "bfloat16": 1e-2}
 """More than a cosine of kept or batched embeddings can be off. Two vectors with a cosine of 0.99997
 to what they should be (seen) can move each other's by 0.007 at 0.9."""
+MOST_CHARACTERS = 2_000
+"""Of texts that are compared with all others of their batch before one of them is embedded."""
 SIGN_NOISE = 1e-6
 """More than a component can differ between batches (seen: 3e-8)."""
 
@@ -251,8 +253,9 @@ class Cascade:
             key = digest(text)
             if key in seen or self._exact.find(text) is not None:
                 continue
-            tokens = tokenize(text)
-            if any(rouge_l_of_tokens(tokens, other) > threshold for other in passed):
+            # Longer ones cost more here than to embed one in vain.
+            tokens = tokenize(text) if len(text) <= MOST_CHARACTERS else []
+            if tokens and any(rouge_l_of_tokens(tokens, other) > threshold for other in passed):
                 continue
             if self._rouge is not None and self._rouge.find(text) is not None:
                 continue

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from engine.dedup.datasets import read_rows
+from engine.datasets import Row, choose, read_rows
 from engine.dedup.encoder import Encoder
-from engine.dedup.rouge import RougeIndex
+from engine.dedup.long import LONG
+from engine.dedup.rouge import RougeIndex, tokenize
 from engine.dedup.semantic import SemanticIndex
 
 __all__ = ["explain_bands"]
@@ -26,8 +27,12 @@ def explain_bands(
     path: Path, fields: tuple[str, ...], rouge_threshold: float | None, encoder: Encoder | None
 ) -> None:
     """Print, for each band of scores, how many rows have their nearest there, and examples."""
-    texts = [row.text(fields) for row in islice(read_rows(path), ROWS)]
-    click.echo(f"the first {len(texts):,} rows of {path}, each with the nearest row before it")
+    rows: list[Row] = list(islice(read_rows(path), ROWS))
+    compared = choose(rows[0], fields) if rows else None
+    texts = [text for row in rows if compared and (text := compared.text(row))]
+    click.echo(
+        f"the first {len(rows):,} rows of {path}, each with the nearest row before it by {compared}"
+    )
     if rouge_threshold is not None:
         _show("ROUGE-L", _by_rouge(texts))
     if encoder is not None:
@@ -38,6 +43,8 @@ def _by_rouge(texts: list[str]) -> Pairs:
     index = RougeIndex()
     for text in texts:
         index.add(text)
+    if longer := sum(len(tokenize(text)) > LONG for text in texts):
+        click.echo(f"{longer:,} rows of more than {LONG:,} tokens have no ROUGE-L shown")
     nearest = index.neighbours(range(len(texts)), k=1)
     return [
         (hit.score, text, texts[hit.item])

@@ -47,6 +47,8 @@ LONG = 255
 EPOCHS = 3
 CHUNK = 64
 """Postings of the largest chunk."""
+FEW = 64
+"""Tokens that are sorted fastest by putting each in its place."""
 SIZE, BEFORE, FIRST = 0, 1, 2
 """Of a chunk: where its size, the place of the chunk before it and its first posting stand."""
 ALONE = 1 << 31
@@ -129,14 +131,20 @@ def rarest_first(
     keys: NDArray[np.int64],
 ) -> None:
     """Sort the tokens by level, within a level the youngest first. ``token_of`` undoes a key."""
+    few = len(ids) <= FEW
     for i in range(len(ids)):
         level = signed(levels[epoch, ids[i]]) if ids[i] < known else 0
         key = (level << 32) | (0xFFFFFFFF - signed(ids[i]))
+        if not few:
+            keys[i] = key
+            continue
         j = i - 1
         while j >= 0 and keys[j] > key:
             keys[j + 1] = keys[j]
             j -= 1
         keys[j + 1] = key
+    if not few:
+        keys.sort()
 
 
 @compiled
@@ -298,17 +306,23 @@ def find(
     signatures: NDArray[np.uint64],
     postings: NDArray[np.uint32],
     rows: NDArray[np.uint32],
+    seen: NDArray[np.uint32],
 ) -> tuple[int, float]:
     """The item with the highest F above the threshold (ties: the earliest) and its F; -1 for none.
 
     Two texts that pass share a token among the ``own[LONG] + 1`` rarest of each. ``ids`` from
     ``known`` on are tokens that no item has. ``limits`` is as ``limits_of`` keeps it. ``rows``
-    (V,) is all zeros, and is left so.
+    (V,) is all zeros, and is left so. ``seen`` counts the calls, at 0, and says in which one item i
+    was compared last, at i + 1: texts over a small vocabulary share hundreds of rare tokens.
     """
     best, best_f = -1, threshold
     m = len(ids)
     if m == 0:
         return best, best_f
+    seen[0] += np.uint32(1)
+    if seen[0] == 0:
+        seen[:] = 0
+        seen[0] = 1
     own, other = limits_of(m, threshold, limits)
     keys = np.empty(m, np.int64)
     length_bits = word(0xFF)
@@ -342,6 +356,9 @@ def find(
                         or signed(popcount(signature & ~bag & ~length_bits)) > other[n]
                     ):
                         continue
+                    if seen[item + 1] == seen[0]:
+                        continue
+                    seen[item + 1] = seen[0]
                     text = tokens[signed(starts[item]) : signed(starts[item + 1])]
                     f = f_measure(_lcs(text, rows, masks, row), m, len(text))
                     if f > best_f or (f == best_f and item < best):

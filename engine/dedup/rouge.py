@@ -9,6 +9,9 @@ None of this rounds. F is evaluated in floating point as ``rouge_score`` does it
 found by evaluating it: where 2L/(m+n) is 0.7, half of the length pairs give 0.7000000000000001.
 
 The price: some 90 to 130 bytes an item, and one lock around each call (the GIL is free meanwhile).
+
+All this is for texts of up to ``long.LONG`` tokens. Longer ones are compared as ``long`` does it;
+they have no tokens in the arrays here, so that they are nobody's nearest and add 0 to a mean.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ _TOKEN = re.compile("[a-z0-9]+")
 EPOCH_STARTS = (4_096, 65_536)
 """Numbers of items at which the tokens' counts are looked at anew (see ``kernels``). An old order
 gets stale where the vocabulary drifts; each order more costs a lookup per token and query."""
+
+
+MOST_MASKS = 128 << 20
+"""Bytes that the masks of texts that are scanned together may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +100,15 @@ class RougeIndex:
         if not 0 < threshold <= 1:
             raise ValueError(f"a ROUGE-L threshold lies in (0, 1], not at {threshold}")
         # numba takes long to import, and a run without ROUGE-L does not need it.
-        from engine.dedup import admit, kernels, scan
+        from engine.dedup import admit, kernels, long, scan
         from engine.dedup.vocabulary import Vocabulary
 
         self.threshold = float(threshold)
         self._admit = admit
+        self._long = long
+        self._long_texts = long.LongTexts(self.threshold)
+        self._caught_up = 0
+        """Items of which the long texts have those that they could resemble."""
         self._kernels = kernels
         self._scan = scan
         self._lock = threading.Lock()
@@ -109,6 +120,7 @@ class RougeIndex:
         # By item; see kernels.
         self._starts = reserve(np.uint32)
         self._signatures = reserve(np.uint64)
+        self._seen = reserve(np.uint32)  # and a count before them
         # Chunks of postings, up to an end. A place of 0 means none.
         self._postings = reserve(np.uint32)
         self._end = 1
@@ -127,8 +139,14 @@ class RougeIndex:
     def find(self, text: str) -> Hit | None:
         """The item with the highest F above the threshold (ties: the earliest), or None."""
         with self._lock:
+            item, f = self._find(self._vocabulary.ids(text))
+        return Hit(item, f) if item >= 0 else None
+
+    def _find(self, ids: NDArray[np.uint32]) -> tuple[int, float]:
+        item, f = -1, self.threshold
+        if len(ids) <= self._long.LONG:
             item, f = self._kernels.find(
-                self._vocabulary.ids(text),
+                ids,
                 len(self._vocabulary),
                 self._epoch + 1,
                 self.threshold,
@@ -140,30 +158,55 @@ class RougeIndex:
                 self._signatures,
                 self._postings,
                 self._rows,
+                self._seen,
             )
-        return Hit(item, f) if item >= 0 else None
+        else:
+            self._catch_up()
+        if self._long_texts and len(ids) >= self._long_texts.least:
+            other, other_f = self._long_texts.find(ids, self._rows[: len(self._vocabulary)])
+            if other >= 0 and (item < 0 or (-other_f, other) < (-f, item)):
+                return other, other_f
+        return item, f
+
+    def _catch_up(self) -> None:
+        """Add what a long text could resemble to the long texts. They come seldom, so not before
+        one does.
+        """
+        lengths = np.diff(self._starts[self._caught_up : self._size + 1].astype(np.int64))
+        for item in (np.flatnonzero(lengths >= self._long_texts.least) + self._caught_up).tolist():
+            text = self._tokens[self._starts[item] : self._starts[item + 1]]
+            self._long_texts.add(item, text)
+        self._caught_up = self._size
 
     def add(self, text: str) -> int:
         """Add one text; returns its id, counted from 0."""
         with self._lock:
-            item = self._size
-            ids = self._vocabulary.ids(text, learn=True)
-            self._make_ready(len(ids))
-            self._end = self._kernels.insert(
-                ids,
-                item,
-                self._epoch,
-                self.threshold,
-                self._tokens,
-                self._starts,
-                self._counts,
-                self._levels,
-                self._heads,
-                self._signatures,
-                self._postings,
-                self._end,
-            )
-            self._size += 1
+            return self._add(text)
+
+    def _add(self, text: str) -> int:
+        item = self._size
+        ids = self._vocabulary.ids(text, learn=True)
+        if len(ids) > self._long.LONG:
+            self._catch_up()
+            self._long_texts.add(item, ids)
+            self._caught_up = item + 1
+            ids = ids[:0]
+        self._make_ready(len(ids))
+        self._end = self._kernels.insert(
+            ids,
+            item,
+            self._epoch,
+            self.threshold,
+            self._tokens,
+            self._starts,
+            self._counts,
+            self._levels,
+            self._heads,
+            self._signatures,
+            self._postings,
+            self._end,
+        )
+        self._size += 1
         return item
 
     def admit(self, texts: Sequence[str], limit: int | None = None) -> list[Hit | None]:
@@ -172,40 +215,62 @@ class RougeIndex:
 
         After ``limit`` additions the rest is left; the list is then shorter.
         """
+        found: list[Hit | None] = []
+        goal = self._size + (len(texts) if limit is None else limit)
         with self._lock:
             data = [self._vocabulary.letters(text) for text in texts]
-            letters = np.frombuffer(b"".join(data), np.uint8)
-            bounds = np.cumsum([0, *map(len, data)])
-            items = np.empty(len(texts), np.int64)
-            scores = np.empty(len(texts), np.float64)
-            goal = self._size + (len(texts) if limit is None else limit)
-            done = 0
-            while done < len(texts) and self._size < goal:
-                self._make_ready((len(data[done]) + 1) // 2)
-                judged, self._size, self._vocabulary.size, self._end = self._admit.admit(
-                    letters,
-                    bounds[done:],
-                    max(map(len, data)),
-                    self._size,
-                    min([goal, *EPOCH_STARTS[self._epoch :]]),
-                    self._room,
-                    self._epoch,
-                    self.threshold,
-                    *self._vocabulary.table(len(data[done])),
-                    self._limits,
-                    self._tokens,
-                    self._starts,
-                    self._counts,
-                    self._levels,
-                    self._heads,
-                    self._signatures,
-                    self._postings,
-                    self._end,
-                    self._rows,
-                    items[done:],
-                    scores[done:],
-                )
-                done += judged
+            while len(found) < len(texts) and self._size < goal:
+                start = end = len(found)
+                least = self._long_texts.least if self._long_texts else self._long.LONG + 1
+                while end < len(texts) and (len(data[end]) + 1) // 2 < least:
+                    end += 1
+                if end > start:
+                    found += self._admit_short(data[start:end], goal)
+                else:
+                    found.append(self._admit_one(texts[start]))
+        return found
+
+    def _admit_one(self, text: str) -> Hit | None:
+        item, f = self._find(self._vocabulary.ids(text))
+        if item >= 0:
+            return Hit(item, f)
+        self._add(text)
+        return None
+
+    def _admit_short(self, data: list[bytes], goal: int) -> list[Hit | None]:
+        """Of texts that no long one is like; until there are ``goal`` items."""
+        letters = np.frombuffer(b"".join(data), np.uint8)
+        bounds = np.cumsum([0, *map(len, data)])
+        items = np.empty(len(data), np.int64)
+        scores = np.empty(len(data), np.float64)
+        done = 0
+        while done < len(data) and self._size < goal:
+            self._make_ready((len(data[done]) + 1) // 2)
+            judged, self._size, self._vocabulary.size, self._end = self._admit.admit(
+                letters,
+                bounds[done:],
+                max(map(len, data)),
+                self._size,
+                min([goal, *EPOCH_STARTS[self._epoch :]]),
+                self._room,
+                self._epoch,
+                self.threshold,
+                *self._vocabulary.table(len(data[done])),
+                self._limits,
+                self._tokens,
+                self._starts,
+                self._counts,
+                self._levels,
+                self._heads,
+                self._signatures,
+                self._postings,
+                self._end,
+                self._rows,
+                self._seen,
+                items[done:],
+                scores[done:],
+            )
+            done += judged
         found = zip(items[:done].tolist(), scores[:done].tolist(), strict=True)
         return [Hit(item, f) if item >= 0 else None for item, f in found]
 
@@ -215,7 +280,10 @@ class RougeIndex:
         The mean is the exact sum rounded once, over the number of items.
         """
         with self._lock:
-            return self._nearest([self._vocabulary.ids(text)], [self._size], k)[0]
+            ids = self._vocabulary.ids(text)
+            if len(ids) > self._long.LONG:
+                ids = ids[:0]
+            return self._nearest([ids], [self._size], k)[0]
 
     def neighbours(self, items: Sequence[int], k: int = 10) -> list[Nearest]:
         """``nearest`` for each of ``items`` among the items before it; sixteen at once cost little
@@ -235,10 +303,11 @@ class RougeIndex:
         """Bytes in use, the texts as token ids and the vocabulary included."""
         by_token = self._counts.itemsize + self._rows.itemsize
         by_token += (self._epoch + 1) * (self._levels.itemsize + self._heads.itemsize)
-        by_item = self._starts.itemsize + self._signatures.itemsize
+        by_item = self._starts.itemsize + self._signatures.itemsize + self._seen.itemsize
         tokens = int(self._starts[self._size])
         return (
             self._vocabulary.nbytes
+            + self._long_texts.nbytes
             + len(self._vocabulary) * by_token
             + self._size * by_item
             + tokens * self._tokens.itemsize
@@ -250,8 +319,9 @@ class RougeIndex:
         by_words: dict[int, list[int]] = {}
         for i, tokens in enumerate(texts):
             by_words.setdefault(_words(tokens), []).append(i)
-        lanes = self._scan.LANES
-        for alike in by_words.values():
+        for words, alike in by_words.items():
+            # A lane more is 32 rows of masks more for each word, all of 64 bytes a word.
+            lanes = min(self._scan.LANES, max(1, MOST_MASKS // (32 * words * 64 * words)))
             yield from (alike[i : i + lanes] for i in range(0, len(alike), lanes))
 
     def _nearest(self, texts: list[NDArray[np.uint32]], sizes: list[int], k: int) -> list[Nearest]:
@@ -299,6 +369,7 @@ class RougeIndex:
         self._tokens = room(self._tokens, size)
         self._starts = room(self._starts, size)
         self._signatures = room(self._signatures, size)
+        self._seen = room(self._seen, size + 1)
         self._postings = room(self._postings, size)
         self._counts = room(self._counts, size)
         self._levels = room(self._levels, size)

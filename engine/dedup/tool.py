@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from engine.datasets import Compared, Dataset, Row, writer
+from engine.dedup.against import add_references, batches
 from engine.dedup.cascade import Candidate, Cascade, Judgement
-from engine.dedup.datasets import Row, read_rows, writer
 from engine.dedup.encoder import Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
 from engine.errors import UsageError
+from engine.files import check_output
 
 __all__ = ["dedup"]
 
-BATCH = 256
 EXAMPLES = 3
 FILE = click.Path(path_type=Path, dir_okay=False)
 THRESHOLD = click.FloatRange(0, 1, min_open=True)
 
 
 @click.command()
-@click.argument("dataset", type=FILE)
+@click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=FILE, help="Where the accepted rows go.")
 @click.option("--decisions", type=FILE, help="JSON Lines: what became of each row, and why.")
-@click.option("--field", "fields", multiple=True, default=("instruction",), show_default=True,
-              help="What is compared; may be given several times.")  # fmt: skip
-@click.option("--against", type=FILE, multiple=True,
+@click.option("--overwrite", is_flag=True, help="Replace outputs that are there.")
+@click.option("--field", "fields", multiple=True,
+              help="What is compared; may be given several times. Of a chat, the user's first turn "
+              "is.  [default: instruction, messages, prompt or the like]")  # fmt: skip
+@click.option("--against", type=click.Path(path_type=Path), multiple=True,
               help="Rows to compare with, never written; may be given several times.")  # fmt: skip
 @click.option("--rouge-threshold", type=THRESHOLD, default=0.7, show_default=True,
               help="Refuse above this ROUGE-L F.")  # fmt: skip
@@ -52,6 +53,7 @@ def dedup(
     dataset: Path,
     output: Path | None,
     decisions: Path | None,
+    overwrite: bool,
     fields: tuple[str, ...],
     against: tuple[Path, ...],
     rouge_threshold: float,
@@ -63,23 +65,30 @@ def dedup(
     borderline: float,
     explain: bool,
 ) -> None:
-    """Leave out the near-duplicates of a dataset: JSON Lines, JSON or Parquet.
+    """Leave out the near-duplicates of a dataset.
 
-    Each row is compared with all rows kept before it: the same text, then ROUGE-L, then meaning.
+    It may be JSON Lines, JSON, CSV, Parquet, gzip of these, a run's folder or a folder of data
+    files; its content tells. Each row is compared with all rows kept before it: the same text, then
+    ROUGE-L, then meaning. A row with nothing to compare is kept, and counted.
 
     \b
     woolmill dedup data.jsonl -o unique.jsonl --decisions why.jsonl
     woolmill dedup data.parquet -o clean.parquet --against benchmark.jsonl --no-semantic
     woolmill dedup data.jsonl --explain
     """
+    if output is None and decisions is None and not explain:
+        raise UsageError("nothing to write: give -o, --decisions, or --explain")
+    written = [path for path in (output, decisions) if path is not None and not explain]
+    for path in written:
+        check_output(path, overwrite=overwrite, inputs=(dataset, *against))
+    if len(written) == 2 and written[0].absolute() == written[1].absolute():
+        raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
     encoder: Encoder | None = None
     if not no_semantic:
         encoder = SentenceEncoder(semantic_model, precision=semantic_precision)
     if explain:
         explain_bands(dataset, fields, None if no_rouge else rouge_threshold, encoder)
         return
-    if output is None and decisions is None:
-        raise UsageError("nothing to write: give -o, --decisions, or --explain")
     cascade = Cascade(
         rouge_threshold=None if no_rouge else rouge_threshold,
         semantic_threshold=None if no_semantic else semantic_threshold,
@@ -87,49 +96,61 @@ def dedup(
         neighbours=0 if no_rouge else 1,
         margin=borderline,
     )
-    for path in against:
-        for rows in _batches(path):
-            cascade.add_reference(
-                [row.text(fields) for row in rows],
-                [f"against:{row.path}:{row.line}" for row in rows],
-            )
     summary = _Summary(rouge_threshold, semantic_threshold, borderline)
-    index = 0
-    with ExitStack() as stack:
-        keep = stack.enter_context(writer(output, like=dataset)) if output else None
-        log = stack.enter_context(writer(decisions)) if decisions else None
-        for rows in _batches(dataset):
-            texts = [row.text(fields) for row in rows]
-            candidates = [
-                Candidate(instruction=text, source=f"row:{index + i}")
-                for i, text in enumerate(texts)
-            ]
-            for row, text, judgement in zip(rows, texts, cascade.judge(candidates), strict=True):
-                summary.add(text, judgement)
-                if keep is not None and judgement.accepted:
-                    keep(row.values)
-                if log is not None:
-                    log(_decision(index, judgement))
-                index += 1
+    for path in against:
+        summary.against.append((path, add_references(cascade, path, fields)))
+    _decide(cascade, Dataset(dataset), fields, output, decisions, summary)
     click.echo(summary)
 
 
-def _batches(path: Path) -> Iterator[list[Row]]:
-    rows = read_rows(path)
-    while batch := list(islice(rows, BATCH)):
-        yield batch
+def _decide(
+    cascade: Cascade,
+    dataset: Dataset,
+    fields: tuple[str, ...],
+    output: Path | None,
+    decisions: Path | None,
+    summary: _Summary,
+) -> None:
+    """Judge the rows in their order, and write those accepted, and what became of each."""
+    index = 0
+    with ExitStack() as stack:
+        log = stack.enter_context(writer(decisions)) if decisions else None
+        keep = None
+        for rows, texts, compared in batches(dataset, fields):
+            summary.compared = compared
+            if keep is None and output is not None:
+                keep = stack.enter_context(writer(output, dataset.form, dataset.path))
+            candidates = [
+                Candidate(instruction=text, source=f"row:{index + i}")
+                for i, text in enumerate(texts)
+                if text
+            ]
+            judgements = iter(cascade.judge(candidates))
+            for row, text in zip(rows, texts, strict=True):
+                judgement = next(judgements) if text else None
+                summary.add(text, judgement)
+                if keep is not None and (judgement is None or judgement.accepted):
+                    keep(row)
+                if log is not None:
+                    log(Row(dataset.path, row.line, _decision(index, judgement)))
+                index += 1
+        if keep is None and output is not None:  # no rows at all
+            stack.enter_context(writer(output, dataset.form, dataset.path))
 
 
-def _decision(index: int, judgement: Judgement) -> dict[str, Any]:
-    nearest = judgement.nearest
+def _decision(index: int, judgement: Judgement | None) -> dict[str, Any]:
+    """What became of a row; None: it was not compared, since there was nothing to compare."""
+    nearest = None if judgement is None else judgement.nearest
     decision: dict[str, Any] = {
         "index": index,
-        "accepted": judgement.accepted,
-        "reason": judgement.reason,
+        "accepted": judgement is None or judgement.accepted,
+        "reason": None if judgement is None else judgement.reason,
         "nearest_index": None,
         "nearest_text": None if nearest is None else nearest.text,
         "score": None if nearest is None else nearest.score,
     }
+    if judgement is None:
+        decision["compared"] = False
     if nearest is not None:
         kind, _, place = nearest.source.partition(":")
         if kind == "row":
@@ -150,12 +171,19 @@ class _Summary:
     def __init__(self, rouge: float, semantic: float, band: float) -> None:
         self._thresholds = {"ROUGE-L": rouge, "meaning": semantic}
         self._band = band
+        self.compared: Compared | None = None
+        self.against: list[tuple[Path, Compared]] = []
         self._reasons: Counter[str] = Counter()
+        self._empty = 0
         self._near: dict[tuple[str, bool], list[tuple[float, float, str, str]]] = {}
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
         self._turned: Counter[tuple[str, bool]] = Counter()
 
-    def add(self, text: str, judgement: Judgement) -> None:
+    def add(self, text: str, judgement: Judgement | None) -> None:
+        if judgement is None:
+            self._empty += 1
+            self._reasons["accepted"] += 1
+            return
         self._reasons[judgement.reason or "accepted"] += 1
         nearest = judgement.nearest
         if judgement.accepted:
@@ -184,6 +212,17 @@ class _Summary:
             f"{count:>9,}  {reason}"
             for reason, count in self._reasons.most_common()
             if reason != "accepted"
+        ]
+        if self._empty:
+            lines.append(
+                f"{self._empty:>9,}  kept without a comparison: {self.compared} is empty there"
+            )
+        if self.compared is not None and self.compared.chosen:
+            lines.append(f"compared by {self.compared}; name other fields with --field")
+        lines += [
+            f"against {path} by {compared}"
+            for path, compared in self.against
+            if self.compared is not None and compared.fields != self.compared.fields
         ]
         for (name, accepted), count in sorted(self._turned.items()):
             threshold = self._thresholds[name]

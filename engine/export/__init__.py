@@ -9,26 +9,33 @@ The same run and the same options give the same bytes, on any machine with the s
 
 from __future__ import annotations
 
-import logging
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine import files
 from engine.errors import OutputError
-from engine.export import files, formats
+from engine.export import formats, ledger
 from engine.export.card import card
-from engine.export.files import replace_file
 from engine.export.formats import Format
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
+from engine.failpoints import failpoint
+from engine.files import cannot_write, check_output
+from engine.seeds import KEPT
 from engine.store import RunReader
 
-__all__ = ["Export", "Format", "export", "export_dataset", "replace_file"]
+__all__ = ["OWN_FILES", "Export", "Format", "export", "export_dataset", "is_earlier"]
 
-log = logging.getLogger(__name__)
 Part = Literal["train", "validation"]
+OWN_FILES = (
+    *("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.lock", "run.reserve"),
+    *("exports.json", KEPT),
+)
+"""Of a run, and never replaced by an export, whatever is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,7 @@ class Export:
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
     """Write the accepted records of ``run`` as one dataset at ``path``; how many there are.
 
-    ``export_dataset`` with its defaults, replacing what is there.
+    ``export_dataset`` with its defaults.
     """
     return export_dataset(run, format, path, with_similarity=with_similarity).records
 
@@ -56,7 +63,7 @@ def export_dataset(
     with_similarity: bool = False,
     validation: float = 0.0,
     shard_rows: int | None = None,
-    overwrite: bool = True,
+    overwrite: bool = False,
 ) -> Export:
     """Write the accepted records of ``run`` to ``path``, replacing it in one step.
 
@@ -73,21 +80,33 @@ def export_dataset(
         DiskError: writing failed; what stood at ``path`` is untouched.
         ConfigError: the format needs a package, or the run holds nothing to split by.
     """
-    touched = files.touched(run.folder, path)
-    if touched and not overwrite:
+    check_output(path, overwrite=True, inputs=[run.folder / name for name in OWN_FILES])
+    as_folder = format == "datasets" or validation > 0 or shard_rows is not None
+    if path.is_dir() and not as_folder:
+        raise OutputError(f"{path}: is a folder; choose another -o")
+    touched = ledger.touched(run.folder, path)
+    if touched and not overwrite and not (format == "alpaca" and is_earlier(run, path)):
         raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
-    if touched == files.CHANGED:
-        log.warning("%s: %s; it is written anew", path, touched)
+
+    def placing(written: Path) -> None:
+        failpoint("export.written")
+        ledger.expect(run.folder, path, written)
+
     parts = split(run, validation) if validation else None
-    if format == "datasets" or parts is not None or shard_rows is not None:
-        records = _folder(run, format, path, with_similarity, parts, shard_rows)
+    if as_folder:
+        records = _folder(run, format, path, with_similarity, parts, shard_rows, placing)
     else:
-        with files.new_file(path) as file, formats.writer(format, file, with_similarity) as write:
+        with (
+            files.new_file(path, placing) as file,
+            formats.writer(format, file, with_similarity) as write,
+        ):
             records = 0
             for row in rows(run, provenance=format in formats.WITH_PROVENANCE):
                 write(row)
                 records += 1
-    files.remember(run.folder, path)
+    with cannot_write(path):
+        failpoint("export.renamed")
+    ledger.remember(run.folder, path)
     return Export(path=path, records=records, split=parts)
 
 
@@ -98,11 +117,12 @@ def _folder(
     with_similarity: bool,
     parts: Split | None,
     shard_rows: int | None,
+    placing: Callable[[Path], None],
 ) -> int:
     accepted = run.counts().accepted
     validating = parts.rows if parts is not None else 0
     sizes: dict[Part, int] = {"train": accepted - validating, "validation": validating}
-    with files.new_folder(path) as folder:
+    with files.new_folder(path, placing) as folder:
         data = folder / "data" if format == "datasets" else folder
         data.mkdir(exist_ok=True)
         with ExitStack() as stack:
@@ -120,6 +140,40 @@ def _folder(
             text = card(run, sizes, parts)
             (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
     return accepted
+
+
+def is_earlier(run: RunReader, path: Path) -> bool:
+    """Whether ``path`` is what the run's first accepted records gave as ``alpaca``: its dataset as
+    it was when it had fewer.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        return any(_begins_with(run, path, with_similarity) for with_similarity in (False, True))
+    except OSError:
+        return False
+
+
+def _begins_with(run: RunReader, path: Path, with_similarity: bool) -> bool:
+    end = b"\n]"
+    with path.open("rb") as file, tempfile.TemporaryFile() as whole:
+        if path.stat().st_size == len(b"[]"):
+            return file.read() == b"[]"
+        left = path.stat().st_size - len(end)
+        with formats.writer("alpaca", whole, with_similarity) as write:
+            for row in rows(run):
+                write(row)
+                if whole.tell() >= left:
+                    break
+        if whole.tell() < left or left <= 0:
+            return False
+        whole.seek(0)
+        while left:
+            size = min(left, 1 << 20)
+            if file.read(size) != whole.read(size):
+                return False
+            left -= size
+        return file.read() == end and whole.read(1) in (b",", b"\n")
 
 
 class _Shards:

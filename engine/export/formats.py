@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import orjson
 
+from engine.datasets.write import inert
 from engine.errors import ConfigError
 from engine.export.rows import Row
 from engine.records import Record
@@ -177,17 +178,8 @@ def _csv(file: BinaryIO) -> Write:
 
     put(["instruction", "input", "output"])
     return lambda row: put(
-        [_inert(cell) for cell in (row.record.instruction, row.record.input, row.record.output)]
+        [inert(cell) for cell in (row.record.instruction, row.record.input, row.record.output)]
     )
-
-
-def _inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula; see
-    https://owasp.org/www-community/attacks/CSV_Injection.
-    """
-    cell = cell.replace("\0", "\ufffd")
-    risky = cell.startswith(("\t", "\r", "\n")) or cell.lstrip().startswith(("=", "+", "-", "@"))
-    return f"'{cell}" if risky else cell
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import orjson
 
-from engine.errors import OutputError
-from engine.export.files import new_file
+from engine.export import OWN_FILES
+from engine.files import check_output, new_file
 from engine.report.analysis import analyse
 from engine.report.compare import compare as compare_runs
 from engine.report.html import html
@@ -37,8 +37,9 @@ def report(folder: Path, format_: str | None, output: Path | None, overwrite: bo
     """
     suffixes = {".html": "html", ".md": "md"}
     chosen = format_ or suffixes.get(output.suffix if output else "", "json")
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists; replace it with --overwrite, or choose another -o")
+    if output is not None:
+        own = [folder / name for name in OWN_FILES]
+        check_output(output, overwrite=overwrite, inputs=own)
     with RunStore.read(folder) as run:
         if chosen == "html":
             text = html(run)

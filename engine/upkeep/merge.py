@@ -20,11 +20,13 @@ import click
 
 from engine.config import RunConfig
 from engine.decide import Decider, make_cascade
-from engine.errors import ConfigError, OutputError
+from engine.errors import ConfigError
 from engine.generate import make_manifest
 from engine.records import SeedTask
+from engine.seeds import keep
 from engine.store import Manifest, RunReader, RunStore
 from engine.upkeep.redecide import BATCH, decide_answers, decision_options, settings_of
+from engine.upkeep.salvage import new_run
 
 __all__ = ["merge", "merge_runs"]
 
@@ -61,13 +63,13 @@ async def merge_runs(
     decided. Raises OutputError where ``output`` exists, ConfigError where the runs do not go
     together.
     """
-    if await anyio.Path(output).exists():
-        raise OutputError(f"{output}: exists; choose a folder that does not")
+    new_run(output)
     with ExitStack() as stack:
         runs = [stack.enter_context(RunStore.read(folder)) for folder in folders]
         manifest, config, tasks = _settings(runs, seeds, changes)
         cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
         store = RunStore.open(output, manifest)
+        keep(tasks, output)
         try:
             index = 0
             for run in runs:
@@ -93,7 +95,7 @@ def _settings(
                 )
     if len({run.run_id for run in runs}) < len(runs):
         raise ConfigError("the same run is named twice, or is a copy of another one named")
-    config, tasks = settings_of(first.manifest, seeds, changes)
+    config, tasks = settings_of(first.folder, first.manifest, seeds, changes)
     wanted = make_manifest(config, tasks, str(first.manifest.fixed["model"]))
     merged = [{"run": run.run_id, "model": run.manifest.fixed.get("model")} for run in runs]
     manifest = Manifest(

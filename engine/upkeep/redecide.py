@@ -22,7 +22,7 @@ from engine.decide import Decider, make_cascade
 from engine.errors import ConfigError
 from engine.generate import make_manifest
 from engine.records import SeedTask
-from engine.seeds import bundled_seeds, fingerprint, read_seeds
+from engine.seeds import KEPT, kept_seeds
 from engine.store import Manifest, RunStore
 
 __all__ = [
@@ -51,7 +51,7 @@ def decision_options(command: Any) -> Any:
     """The settings that decisions follow from, as flags."""
     for option in (
         click.option("--seeds", type=click.Path(path_type=Path, dir_okay=False),
-                     help="The run's seed tasks, where they are not the bundled ones."),
+                     help="The run's seed tasks. [those that it kept, or the bundled ones]"),
         click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
                      help="What is compared."),
         click.option("--semantic-threshold", type=float, help="Refuse above this cosine."),
@@ -90,7 +90,7 @@ async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, A
     """
     with RunStore.read(folder) as reader:
         stored = reader.manifest
-    config, tasks = settings_of(stored, seeds, changes)
+    config, tasks = settings_of(folder, stored, seeds, changes)
     wanted = make_manifest(config, tasks, str(stored.fixed["model"]))
     cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
     store = RunStore.open(
@@ -136,21 +136,26 @@ async def decide_answers(store: RunStore, decider: Decider, target: int) -> int:
 
 
 def settings_of(
-    stored: Manifest, seeds: Path | None, changes: Mapping[str, Any]
+    folder: Path, stored: Manifest, seeds: Path | None, changes: Mapping[str, Any]
 ) -> tuple[RunConfig, Sequence[SeedTask]]:
-    """A run's settings as its store has them, with ``changes``, and its seed tasks."""
-    tasks = read_seeds(seeds or bundled_seeds())
-    if fingerprint(tasks) != stored.fixed.get("seeds"):
+    """A run's settings as its store has them, with ``changes``, and its seed tasks.
+
+    Raises ConfigError where a setting is wrong, or where neither ``seeds`` nor what the run's
+    folder keeps are its seed tasks.
+    """
+    tasks = kept_seeds(folder, stored.fixed.get("seeds"), seeds)
+    if not tasks:
         raise ConfigError(
-            f"{seeds or 'the bundled seeds'}: not the seed tasks of the run, which its records "
-            "are compared with; name those with --seeds"
+            f"{seeds or folder / KEPT}: not the seed tasks of the run, which its records are "
+            "compared with; name those with --seeds"
         )
     known = {**stored.free, **stored.fixed, **stored.decision, "seeds": seeds}
     values = {
         name: value
         for name, value in known.items()
-        # What was off has no value; a flag of now gives it its default.
-        if not (name.startswith("semantic_") and value is None)
+        # A merged run's list of runs is no setting. What was off has no value; a flag of now gives
+        # it its default.
+        if name in RunConfig.model_fields and not (name.startswith("semantic_") and value is None)
     }
     try:
         return RunConfig.model_validate(values | dict(changes)), tasks

@@ -8,6 +8,7 @@ answer is asked for again, and only that costs anything. Times and sessions star
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -22,13 +23,14 @@ import click
 import numpy as np
 
 from engine.errors import InputError, OutputError
+from engine.seeds import keep, kept_seeds
 from engine.store import Counts, Manifest, RunStore, Vector
 from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
 from engine.store.lock import RunLock, read_mark
 from engine.store.rows import Checksum, decode_answer, decode_counts, decode_decision
 from engine.store.scan import Row, scan
 
-__all__ = ["Salvaged", "salvage", "salvage_run"]
+__all__ = ["Salvaged", "new_run", "salvage", "salvage_run"]
 
 BATCH = 500
 SMALLEST_ROW_BYTES = 40
@@ -68,14 +70,19 @@ def salvage(folder: Path, output: Path) -> None:
         )
 
 
+def new_run(output: Path) -> None:
+    """Raises OutputError where the folder of a new run, or a link in its place, exists."""
+    if os.path.lexists(output):
+        raise OutputError(f"{output}: exists; choose a folder that does not")
+
+
 def salvage_run(folder: Path, output: Path) -> Salvaged:
     """Copy what is whole in ``folder`` into a new run in ``output``.
 
     Raises InputError where not even the settings can be read, OutputError where ``output`` exists,
     StoppedError while the run goes on.
     """
-    if output.exists():
-        raise OutputError(f"{output}: exists; choose a folder that does not")
+    new_run(output)
     if not (folder / "run.sqlite").is_file():
         raise InputError(f"{folder}: holds no run (no run.sqlite)")
     with ExitStack() as stack:
@@ -112,6 +119,7 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
         and (not decided or answered.issuperset(range(decided[-1][0] + 1)))
     )
     store = RunStore.open(output, wreck.manifest)
+    keep(kept_seeds(wreck.folder, wreck.manifest.fixed.get("seeds")), output)
     try:
         for rows in _batches(wreck.rows("sent")):
             await store.sent_earlier([(row.key[0], row.body) for row in rows])
@@ -144,6 +152,7 @@ class _Wreck:
 
     def __init__(self, connection: sqlite3.Connection, copy: Path, folder: Path) -> None:
         self._connection = connection
+        self.folder = folder
         self._end = 1000 + copy.stat().st_size // SMALLEST_ROW_BYTES
         path = folder / "run.sqlite"
         try:

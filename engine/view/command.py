@@ -10,9 +10,8 @@ from pathlib import Path
 import anyio
 import click
 
-from engine.errors import ConfigError, InputError, UsageError
-from engine.records import SeedTask
-from engine.seeds import KEPT, bundled_seeds, fingerprint, read_seeds
+from engine.errors import ConfigError, UsageError
+from engine.seeds import kept_seeds
 from engine.store import RunStore
 
 __all__ = ["view"]
@@ -57,7 +56,7 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
     except ImportError as exc:
         raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
     with RunStore.read(folder) as run:
-        tasks = _seeds_of(folder, seeds, run.manifest.fixed.get("seeds"))
+        tasks = kept_seeds(folder, run.manifest.fixed.get("seeds"), seeds)
     if not tasks:
         click.echo("the run has other seed tasks: prompts are not shown (see --seeds)", err=True)
     listener, other_port = bind(host, port)
@@ -80,17 +79,3 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
     finally:
         rows.close()
         listener.close()
-
-
-def _seeds_of(folder: Path, given: Path | None, wanted: object) -> list[SeedTask]:
-    """The tasks whose fingerprint the run has: those given, those it kept, or the bundled ones."""
-    for path in [given] if given else [folder / KEPT, bundled_seeds()]:
-        try:
-            tasks = read_seeds(path)
-        except InputError:
-            if path == given:
-                raise
-            continue
-        if fingerprint(tasks) == wanted:
-            return tasks
-    return []

@@ -7,12 +7,13 @@ listen on, nothing to keep out. The price: it is as old as ``EVERY_S``.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 
-from engine.errors import WoolmillError
-from engine.export.files import new_file
+from engine.errors import OutputError, WoolmillError
+from engine.files import new_file
 from engine.limits import Pool
 from engine.pipeline import Display, Progress
 from engine.store import RunReader
@@ -23,6 +24,7 @@ __all__ = ["MetricsFile"]
 EVERY_S = 15.0
 LAST_S = 5.0
 """How long the end of a run waits for the file."""
+FIRST = b"# HELP woolmill_"
 
 
 class MetricsFile:
@@ -42,7 +44,20 @@ class MetricsFile:
         self._complained = False
 
     def __enter__(self) -> MetricsFile:
+        if os.path.lexists(self._path) and not self._ours():
+            raise OutputError(
+                f"--metrics-file {self._path}: exists, and holds no metrics of a run; "
+                "choose another name"
+            )
         return self
+
+    def _ours(self) -> bool:
+        """Whether an earlier session wrote the file that is there."""
+        try:
+            with self._path.open("rb") as file:
+                return not self._path.is_symlink() and file.read(len(FIRST)) == FIRST
+        except OSError:
+            return False
 
     def __exit__(self, *exc_info: object) -> None:
         if self._thread is not None:  # else the run never started

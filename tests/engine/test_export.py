@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,10 +20,10 @@ from engine import open_run
 from engine.cli import cli
 from engine.dedup.rouge import rouge_l
 from engine.errors import ConfigError, DiskError, OutputError
-from engine.export import Format, export, export_dataset
+from engine.export import Format, export, export_dataset, ledger
 from engine.export.formats import FORMATS, SUFFIX, question
 from engine.records import Prompt, Record
-from engine.store import RunStore
+from engine.store import RunReader, RunStore
 from tests.engine.synthetic import BagEncoder, records_text, synthetic_run
 
 HOSTILE = (
@@ -332,3 +333,67 @@ def test_open_run_iterates_records(run_folder: Path, tmp_path: Path) -> None:
         assert export(store, "messages", tmp_path / "rows") == 400
     asked = json.loads((tmp_path / "rows").read_text().splitlines()[0])["messages"][0]["content"]
     assert asked.startswith(records[0].instruction)
+
+
+@pytest.mark.parametrize("name", ["run.sqlite", "run.lock", "seed_tasks.jsonl", "link", "hard"])
+def test_no_export_or_report_takes_the_place_of_the_run(
+    run_folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Whatever is asked, and by whatever name; nor does a folder that holds the run."""
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(run_folder, run)
+    (run / "link").symlink_to("run.sqlite")
+    (run / "hard").hardlink_to(run / "run.sqlite")
+    before = (run / "run.sqlite").read_bytes()
+    for argv in (
+        ["export", str(run), "-o", str(run / name), "--overwrite"],
+        ["report", str(run), "-o", str(run / name), "--overwrite"],
+        ["export", str(run), "--format", "datasets", "-o", str(run), "--overwrite"],
+        ["export", str(run), "--format", "datasets", "-o", str(run.parent), "--overwrite"],
+    ):
+        done = CliRunner().invoke(cli, argv)
+        assert isinstance(done.exception, OutputError)
+        assert "is read by this command" in str(done.exception)
+    assert (run / "run.sqlite").read_bytes() == before
+
+
+def test_a_run_that_ends_replaces_no_dataset_that_somebody_changed(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    """Neither one that was there, nor an export that was edited; an untouched one is renewed, also
+    where the crash came before it was noted.
+    """
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    dataset = run / "alpaca_data.json"
+    with RunReader(run) as reader:
+        dataset.write_text("precious")
+        with pytest.raises(OutputError, match="did not export it"):
+            export(reader, "alpaca", dataset)
+        assert dataset.read_text() == "precious"
+        dataset.unlink()
+        export(reader, "alpaca", dataset)
+        whole = dataset.read_bytes()
+        dataset.write_bytes(whole + b" ")
+        with pytest.raises(OutputError, match="was changed since"):
+            export(reader, "alpaca", dataset)
+        dataset.unlink()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ledger, "remember", lambda *_: None)
+            export(reader, "jsonl", run / "rows.jsonl")
+        export(reader, "jsonl", run / "rows.jsonl")
+        dataset.symlink_to(run / "rows.jsonl")
+        with pytest.raises(OutputError, match="did not export it"):
+            export(reader, "alpaca", dataset)
+        dataset.unlink()
+        first = whole[: whole.index(b"\n    },\n") + len(b"\n    }")] + b"\n]"
+        for earlier in (b"[]", first, whole):  # what an older Woolmill wrote without a note
+            dataset.write_bytes(earlier)
+            (run / "exports.json").unlink(missing_ok=True)
+            export(reader, "alpaca", dataset)
+            assert dataset.read_bytes() == whole
+        for other in (first[:-3] + b"x\n]", whole[:-2], b"[", b""):
+            dataset.write_bytes(other)
+            (run / "exports.json").unlink(missing_ok=True)
+            with pytest.raises(OutputError):
+                export(reader, "alpaca", dataset)

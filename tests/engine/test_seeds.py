@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InputError
-from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, read_seeds
+from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 
 TASK = {
     "id": "one",
@@ -32,6 +33,25 @@ def written(folder: Path, *lines: str, encoding: str = "utf-8", end: str = "\n")
 
 def test_bundled_seeds_are_read() -> None:
     assert len(read_seeds(bundled_seeds())) >= 175
+
+
+TASKS = [{**TASK, "id": f"id {i}", "instruction": f"Say {i} kind things."} for i in range(3)]
+LAYOUTS = {
+    "list": json.dumps(TASKS).encode(),
+    "indented_list": json.dumps(TASKS, indent=2).encode(),
+    "indented_objects": "\n".join(json.dumps(task, indent=2) for task in TASKS).encode(),
+    "wrapped": json.dumps({"tasks": TASKS}).encode(),
+    "utf16": "\n".join(map(json.dumps, TASKS)).encode("utf-16"),
+    "gzip": gzip.compress("\n".join(map(json.dumps, TASKS)).encode()),
+}
+
+
+@pytest.mark.parametrize("data", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_seeds_are_read_in_any_layout(data: bytes, tmp_path: Path) -> None:
+    """A person who has a list, or indented it, need not convert it first."""
+    (tmp_path / "seeds").write_bytes(data)
+    plain = read_seeds(written(tmp_path, *map(json.dumps, TASKS)))
+    assert read_seeds(tmp_path / "seeds") == plain
 
 
 @pytest.mark.parametrize(
@@ -58,8 +78,9 @@ def test_fingerprint_follows_the_text() -> None:
 
 
 BAD = [
-    ("{", "2:2"),
-    ("[]", "2"),
+    ("{", "column 2"),
+    ("[]", "2: the row is not an object"),
+    (json.dumps({**TASK, "id": "x", "name": "\ud83d"}), "half a surrogate pair"),
     (line(id="one"), "line 1"),
     (
         json.dumps({k: v for k, v in TASK.items() if k != "instruction"} | {"id": "x"}),
@@ -70,7 +91,7 @@ BAD = [
     (line(id="x", instances=[]), "instances"),
     (line(id="x", instances=[{"input": ""}]), "output"),
     (line(id=True), "id"),
-    ("\udcff", "2:1"),
+    ("\udcff", "2: is not UTF-8"),
 ]
 
 
@@ -83,7 +104,6 @@ def test_a_bad_line_is_named_by_path_and_line(tmp_path: Path, bad: str, said: st
     assert str(caught.value).startswith(f"{path}:2")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert len(read_seeds(path, skip_bad=True)) == 1
 
 
 def test_what_is_no_seed_file_is_refused(tmp_path: Path) -> None:
@@ -98,12 +118,15 @@ def test_what_is_no_seed_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
-    """fault_116: a 1 GB line is refused after 4 MiB."""
+    """fault_116: a 1 GB line is refused after 256 MiB, and a text of more than 4 MiB."""
     path = tmp_path / "long"
     with path.open("wb") as file:
+        file.write(b'{"id": "')
         file.truncate(2**30)
-    with pytest.raises(InputError, match="longer"):
+    with pytest.raises(InputError, match="longer than 256 MiB"):
         read_seeds(path)
+    with pytest.raises(InputError, match="'instruction' is longer than 4 MiB"):
+        read_seeds(written(tmp_path, line(instruction="a" * (4 * 2**20 + 1))))
 
 
 def test_too_few_tasks_for_the_recipe(tmp_path: Path) -> None:
@@ -122,3 +145,46 @@ def test_what_a_run_keeps_are_the_same_tasks(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     keep(tasks, tmp_path)
     assert read_seeds(path) == tasks
+    assert sorted(each.name for each in tmp_path.iterdir()) == [KEPT]
+
+
+@pytest.mark.parametrize("plant", ["link", "hard_link", "dangling", "fifo", "folder"])
+def test_what_is_planted_in_the_kept_tasks_place_is_never_written_through(
+    plant: str, tmp_path: Path
+) -> None:
+    """A run's folder from somebody else: a link there could lead to any file of the person's."""
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("precious")
+    run.mkdir()
+    path = run / KEPT
+    {
+        "link": lambda: path.symlink_to(precious),
+        "hard_link": lambda: path.hardlink_to(precious),
+        "dangling": lambda: path.symlink_to(tmp_path / "new"),
+        "fifo": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[plant]()
+    tasks = read_seeds(bundled_seeds())
+    keep(tasks, run)
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "new").exists()
+    assert plant == "folder" or read_seeds(path) == tasks
+    assert not path.is_symlink()
+
+
+def test_a_runs_tasks_are_those_given_or_kept_or_bundled(tmp_path: Path) -> None:
+    """Whichever have the fingerprint; a file that was named must be readable."""
+    own = read_seeds(written(tmp_path, line(), line(id="two")))
+    bundled = read_seeds(bundled_seeds())
+    run = tmp_path / "run"
+    run.mkdir()
+    assert kept_seeds(run, fingerprint(bundled)) == bundled
+    assert kept_seeds(run, fingerprint(own)) == []
+    keep(own, run)
+    assert kept_seeds(run, fingerprint(own)) == own
+    assert kept_seeds(run, fingerprint(bundled)) == bundled
+    assert kept_seeds(run, fingerprint(own), bundled_seeds()) == []
+    (run / KEPT).write_text("damaged")
+    assert kept_seeds(run, fingerprint(own)) == []
+    with pytest.raises(InputError, match="cannot be read"):
+        kept_seeds(run, fingerprint(own), tmp_path / "missing")

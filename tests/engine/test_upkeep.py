@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from engine.errors import ConfigError, OutputError, WoolmillError
 from engine.export import export
 from engine.generate import generate
 from engine.progress import SilentDisplay
-from engine.records import Decision
+from engine.records import Decision, Usage
+from engine.seeds import KEPT, bundled_seeds
 from engine.store import RunStore
 from engine.upkeep.merge import merge_runs
 from engine.upkeep.redecide import redecide_run
+from engine.upkeep.salvage import salvage_run
 from engine.upkeep.verify import problems
 
 pytestmark = pytest.mark.anyio
@@ -180,3 +183,93 @@ def test_the_commands_of_upkeep_work_from_the_command_line(runs: Path, tmp_path:
     assert list(problems(tmp_path / "saved")) == []
     with RunStore.read(tmp_path / "merged") as reader:
         assert reader.counts().accepted == 80
+
+
+def test_an_older_dataset_is_said_and_is_no_problem(runs: Path) -> None:
+    """As while a run goes on to a higher target: exit 0, a line, and not a word of salvage. Also
+    where the note of exports is lost, and where the folder was moved.
+    """
+    run_ = runs / "a"
+    dataset = run_ / "alpaca_data.json"
+    with RunStore.read(run_) as reader:
+        export(reader, "alpaca", dataset)
+
+    async def go_on() -> None:
+        await run(run_, target=70)
+
+    anyio.run(go_on)
+    for change in (lambda: None, (run_ / "exports.json").unlink, lambda: run_.rename(runs / "c")):
+        change()
+        folder = run_ if run_.exists() else runs / "c"
+        done = CliRunner().invoke(cli.cli, ["verify", str(folder)])
+        assert done.exit_code == 0, (done.output, done.exception)
+        assert "is older than the store, which holds 70 accepted records" in done.output
+        assert "70 accepted" in done.output.splitlines()[-1]
+        assert "woolmill salvage" not in done.output
+    # It is ours, so that it may be renewed.
+    again = ["export", str(runs / "c"), "-o", str(runs / "c" / "alpaca_data.json")]
+    assert CliRunner().invoke(cli.cli, again).exit_code == 0
+    assert "is older" not in CliRunner().invoke(cli.cli, ["verify", str(runs / "c")]).output
+
+
+def test_salvage_is_offered_for_damage_alone(runs: Path) -> None:
+    """An edited export is a problem of its own, and the store beside it is sound."""
+    run_ = runs / "a"
+    (run_ / "alpaca_data.json").write_text("[]  ")
+    edited = CliRunner().invoke(cli.cli, ["verify", str(run_)])
+    assert isinstance(edited.exception, WoolmillError)
+    assert edited.exception.exit_code == 65
+    assert "1 problem with exports; the store itself is sound" in str(edited.exception)
+    assert "woolmill salvage" not in str(edited.exception)
+    with closing(sqlite3.connect(run_ / "run.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE answer SET body = replace(body, 'stop', 'Stop') WHERE request=2")
+    damaged = CliRunner().invoke(cli.cli, ["verify", str(run_)])
+    assert "woolmill salvage" in str(damaged.exception)
+
+
+async def test_a_clock_and_a_sum_that_cannot_be_are_no_damage(tmp_path: Path) -> None:
+    """A wall clock set back between two answers; tokens whose sum is beyond 64 bits."""
+    await run(tmp_path / "run", target=5)
+    with RunStore.read(tmp_path / "run") as reader:
+        manifest, answers = reader.manifest, [answer for answer, _ in reader.all_answers()]
+    store = RunStore.open(tmp_path / "copy", manifest)
+    usage = Usage(prompt_tokens=2**63 - 1, completion_tokens=2**63 - 1)
+    for i in range(4):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.time", lambda i=i: 1e9 - 3600 * i)
+            completion = answers[0].completion
+            assert completion is not None
+            huge = replace(answers[0], index=i, completion=replace(completion, usage=usage))
+            await store.answered([huge])
+    await store.aclose()
+    assert list(problems(tmp_path / "copy")) == []
+    told = CliRunner().invoke(cli.cli, ["report", str(tmp_path / "copy"), "--format", "json"])
+    assert told.exit_code == 0, told.exception
+
+
+async def test_a_run_with_seeds_of_its_own_needs_no_word_of_them(tmp_path: Path) -> None:
+    """redecide, merge and salvage find them in the run's folder, and leave them in the new one."""
+    seeds = tmp_path / "seeds.jsonl"
+    lines = bundled_seeds().read_bytes().splitlines(keepends=True)[:40]
+    seeds.write_bytes(b"".join(lines))
+    for name in ("a", "b"):
+        await run(tmp_path / name, target=10, seeds=seeds, seed=ord(name))
+    seeds.unlink()
+    assert (await redecide_run(tmp_path / "a", None, {})).accepted == 10
+    assert await merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", None, {}) > 10
+    await redecide_run(tmp_path / "ab", None, {"target": 12})
+    await anyio.to_thread.run_sync(salvage_run, tmp_path / "a", tmp_path / "saved")
+    await redecide_run(tmp_path / "saved", None, {})
+    (tmp_path / "saved" / KEPT).unlink()
+    with pytest.raises(ConfigError, match="name those with --seeds"):
+        await redecide_run(tmp_path / "saved", None, {})
+
+
+def test_a_new_run_never_takes_a_place_that_is_taken(runs: Path, tmp_path: Path) -> None:
+    """Not even a dangling link's."""
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for argv in (["salvage", f"{runs}/a"], ["merge", f"{runs}/a", f"{runs}/b"]):
+        for output in (tmp_path / "link", runs / "b"):
+            done = CliRunner().invoke(cli.cli, [*argv, "-o", str(output)])
+            assert isinstance(done.exception, OutputError)
+    assert not (tmp_path / "nowhere").exists()

@@ -19,12 +19,11 @@ from click.testing import CliRunner
 from engine.cli import cli, main
 from engine.errors import ConfigError, InputError, UsageError
 from engine.records import Prompt
-from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, read_seeds
+from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 from engine.store import RunReader
 from engine.view import app as app_module
 from engine.view import server as server_module
 from engine.view.app import Access, make_app
-from engine.view.command import _seeds_of
 from engine.view.metrics import metrics
 from engine.view.rows import PAGE, Rows
 from engine.view.server import bind, make_server
@@ -169,12 +168,12 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_a_run_shows_prompts_of_the_seeds_it_kept(tmp_path: Path) -> None:
     own = read_seeds(bundled_seeds())[:5]
     keep(own, tmp_path)
-    assert _seeds_of(tmp_path, None, fingerprint(own)) == own
-    assert _seeds_of(tmp_path, bundled_seeds(), fingerprint(own)) == []
+    assert kept_seeds(tmp_path, fingerprint(own)) == own
+    assert kept_seeds(tmp_path, fingerprint(own), bundled_seeds()) == []
     (tmp_path / KEPT).write_text("no JSON")
-    assert _seeds_of(tmp_path, None, fingerprint(own)) == []
+    assert kept_seeds(tmp_path, fingerprint(own)) == []
     bundled = read_seeds(bundled_seeds())
-    assert _seeds_of(tmp_path, None, fingerprint(bundled)) == bundled
+    assert kept_seeds(tmp_path, fingerprint(bundled)) == bundled
 
 
 def test_rows_decided_later_are_found(tmp_path: Path) -> None:

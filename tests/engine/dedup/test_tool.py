@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.dedup import datasets, tool
+from engine import datasets
+from engine.dedup import tool
 from engine.errors import InputError, OutputError, UsageError, WoolmillError
 
 ROWS: list[dict[str, Any]] = [
@@ -92,7 +93,7 @@ def test_every_format_in_and_out(source: str, target: str, tmp_path: Path) -> No
     path, out = tmp_path / f"in.{source}", tmp_path / f"out.{target}"
     with datasets.writer(path) as write:
         for row in [*rows, rows[0]]:
-            write(row)
+            write(datasets.Row(path, 1, row))
     dedup(path, "-o", out)
     assert [row.values for row in datasets.read_rows(out)] == rows
     if source == target == "parquet":
@@ -109,11 +110,106 @@ def test_parquet_keeps_the_types_of_its_columns(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows
 
 
-def test_empty_dataset(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").touch()
+def test_a_dataset_without_rows(tmp_path: Path) -> None:
+    """A list of none and a header alone are datasets; a file of nothing is an accident."""
+    (tmp_path / "in.json").write_text("[]")
     for name in ("out.jsonl", "out.json", "out.parquet"):
-        dedup(tmp_path / "in.jsonl", "-o", tmp_path / name)
-        assert list(datasets.read_rows(tmp_path / name)) == []
+        assert "0 rows" in dedup(tmp_path / "in.json", "-o", tmp_path / name).output
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+    assert (tmp_path / "out.json").read_bytes() == b"[]\n"
+    assert list(datasets.read_rows(tmp_path / "out.parquet")) == []
+    (tmp_path / "in.csv").write_text("instruction,output\n")
+    dedup(tmp_path / "in.csv", "-o", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "instruction,output\n"
+    (tmp_path / "in.jsonl").touch()
+    with pytest.raises(InputError, match="is empty"):
+        dedup(tmp_path / "in.jsonl", "-o", tmp_path / "new.jsonl")
+
+
+EMPTY = [
+    {"instruction": value, "input": f"text {i}"} for i, value in enumerate([None, "", " ", "\n\t"])
+]
+NO_TURN = [
+    {"messages": turns, "id": i}
+    for i, turns in enumerate(
+        [[], [{"role": "system", "content": "s"}], [{"role": "user", "content": None}]]
+    )
+]
+
+
+@pytest.mark.parametrize("rows", [EMPTY, NO_TURN])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_rows_with_nothing_to_compare_are_kept_and_counted(
+    rows: list[dict[str, Any]], name: str, tmp_path: Path
+) -> None:
+    """They are different rows: none is a copy of another, whatever else stands in them."""
+    path = tmp_path / name
+    with datasets.writer(path) as write:
+        for row in rows:
+            write(datasets.Row(path, 1, row))
+    output, why = tmp_path / f"out-{name}", tmp_path / "why.jsonl"
+    summary = dedup(path, "-o", output, "--decisions", why).output
+    assert [row.values for row in datasets.read_rows(output)] == rows
+    assert f"{len(rows)} rows, {len(rows)} accepted" in summary
+    assert f"{len(rows)}  kept without a comparison" in summary
+    assert all(d["accepted"] and d["compared"] is False for d in lines(why))
+
+
+def test_a_set_to_stay_clear_of_may_have_other_columns(tmp_path: Path) -> None:
+    """Each is compared by what it has; one with nothing to compare is refused, not ignored."""
+    (tmp_path / "in.csv").write_text("prompt,n\nName three primary colours.,1\nSing a song,2\n")
+    (tmp_path / "bench.jsonl").write_text(
+        '{"question": "name three PRIMARY colours!"}\n{"question": null}\n{"question": ""}'
+    )
+    summary = dedup(
+        tmp_path / "in.csv", "-o", tmp_path / "out.csv", "--against", tmp_path / "bench.jsonl"
+    ).output
+    assert (tmp_path / "out.csv").read_text() == "prompt,n\nSing a song,2\n"
+    assert "compared by prompt" in summary
+    assert "bench.jsonl by question" in summary
+    (tmp_path / "bench.jsonl").write_text('{"question": null}')
+    with pytest.raises(InputError, match="holds nothing to compare with"):
+        dedup(tmp_path / "in.csv", "-o", tmp_path / "o.csv", "--against", tmp_path / "bench.jsonl")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "link.jsonl", "hard.jsonl", "sub/../in.jsonl"])
+@pytest.mark.parametrize("option", ["-o", "--decisions"])
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_no_output_takes_the_place_of_an_input(
+    name: str, option: str, overwrite: list[str], dataset: Path, tmp_path: Path
+) -> None:
+    """By whatever name, link or hard link, and whatever is asked; a set to stay clear of too."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    (tmp_path / "hard.jsonl").hardlink_to(dataset)
+    before = dataset.read_bytes()
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"instruction": "something else altogether"}')
+    for arguments in ([dataset], [other, "--against", dataset]):
+        with pytest.raises(OutputError, match="is read by this command"):
+            dedup(*arguments, option, tmp_path / name, *overwrite)
+    assert dataset.read_bytes() == before
+    assert (tmp_path / "link.jsonl").is_symlink()
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked(dataset: Path, tmp_path: Path) -> None:
+    """And a link to somewhere else is replaced itself, never written through."""
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious")
+    with pytest.raises(OutputError, match="exists; replace it with --overwrite"):
+        dedup(dataset, "-o", out)
+    assert out.read_text() == "precious"
+    (tmp_path / "link.jsonl").symlink_to(out)
+    (tmp_path / "dangling.jsonl").symlink_to("nowhere")
+    for name in ("link.jsonl", "dangling.jsonl"):
+        with pytest.raises(OutputError, match="exists"):
+            dedup(dataset, "-o", tmp_path / name)
+        dedup(dataset, "-o", tmp_path / name, "--overwrite")
+        assert not (tmp_path / name).is_symlink()
+        assert len(lines(tmp_path / name)) == 3
+    assert out.read_text() == "precious"
+    with pytest.raises(UsageError, match="the same file"):
+        dedup(dataset, "-o", tmp_path / "new", "--decisions", tmp_path / "new")
 
 
 def test_fields_are_compared_together(tmp_path: Path) -> None:
@@ -130,10 +226,11 @@ def test_fields_are_compared_together(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"instruction": "a"}\n{"instruction": ', "in.jsonl:2: not JSON"),
-        (b'\n\n["a"]', "in.jsonl:3: the row is not an object"),
-        (b'{"text": "a"}', "in.jsonl:1: there is no field 'instruction'"),
+        (b'\n{"instruction": "a"}\n["a"]', "in.jsonl:3: the row is not an object"),
+        (b'{"txt": "a"}', "in.jsonl:1: none of the fields is one that is usually compared"),
         (b'{"instruction": 3}', "in.jsonl:1: field 'instruction' is not text"),
-        (b'{"instruction": "\xff"}', "in.jsonl:1: not JSON"),
+        (b'{"instruction": "\xff"}', "in.jsonl:1: is not UTF-8"),
+        (b'{"instruction": "a"}\n{"text": "b"}', "in.jsonl:2: there is no field 'instruction'"),
     ],
 )
 def test_bad_row_is_named_and_nothing_is_written(
@@ -150,15 +247,16 @@ def test_bad_row_is_named_and_nothing_is_written(
 
 def test_other_failures_are_one_line_too(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_bytes(b"PAR1 no such thing")
-    (tmp_path / "no.json").write_bytes(b'{"instruction": "a"}')
+    (tmp_path / "no.json").write_bytes(b'{"a": [], "b": []}')
     for path, error in [
         (tmp_path / "missing.jsonl", InputError),
         (tmp_path / "no.parquet", InputError),
         (tmp_path / "no.json", InputError),
-        (tmp_path / "in.csv", UsageError),
+        (tmp_path / "in.txt", InputError),
     ]:
         with pytest.raises(error, match=path.name):
             dedup(path, "-o", tmp_path / "out.jsonl")
+    (tmp_path / "in.txt").write_text("Once upon a time")
     with pytest.raises(UsageError, match="nothing to write"):
         dedup(dataset)
     with pytest.raises(OutputError):
@@ -175,7 +273,7 @@ def test_borderline_band_counts_both_sides(tmp_path: Path) -> None:
     assert "at ROUGE-L 0.65 instead of 0.70, 1 more refused" in summary
     assert "at ROUGE-L 0.75 instead of 0.70, 1 more accepted" in summary
     assert "0.727" in summary
-    narrow = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--borderline", "0.01")
+    narrow = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "new.jsonl", "--borderline", "0.01")
     assert "at ROUGE-L 0.69 instead of 0.70, 1 more refused" in narrow.output
     assert "more accepted" not in narrow.output
 
@@ -186,3 +284,12 @@ def test_explain_shows_pairs_by_score(dataset: Path) -> None:
     assert "ROUGE-L" in output
     assert "1.00: 2 rows" in output
     assert "Name three primary  COLOURS." in output
+
+
+def test_explain_says_which_rows_it_does_not_show(tmp_path: Path) -> None:
+    """Long ones have no nearest by ROUGE-L."""
+    text = " ".join(f"w{i}" for i in range(3_000))
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join(orjson.dumps({"text": f"{text} {i}"}).decode() for i in range(2))
+    )
+    assert "2 rows of more than 2,048 tokens" in dedup(tmp_path / "in.jsonl", "--explain").output

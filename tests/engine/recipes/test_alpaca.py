@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.filters import BLOCKED_WORDS, first_refusal
+from engine.filters import ALPACA_FILTERS, BLOCKED_WORDS, first_refusal
 from engine.recipes import alpaca
 from engine.records import Completion, Record, SeedTask, Usage
 
@@ -180,3 +181,157 @@ def test_requests_have_seeds_of_their_own() -> None:
 
     assert seed(1) == seed(1) != seed(2)
     assert seed(1, None) is None
+
+
+def old_parse(text: str, finish_reason: str, api: str, demonstrations: int) -> list[alpaca.Piece]:
+    """The patterns that the parser had when it took a quadratic time, word for word."""
+    first = demonstrations + 1
+    repeated = api == "chat" and re.match(rf"\s*(?:###)?\s*(?={first}\.\s+Instruction:)", text)
+    text = text[repeated.end() :] if repeated else f"{first}. Instruction:{text}"
+    parts = text.split("###")
+    pieces = []
+    for position, part in enumerate(parts):
+        if not part.strip():
+            continue
+        if finish_reason == "length" and position == len(parts) - 1:
+            refusal = ("cut_off", "the answer ended at its token limit")
+            pieces.append(alpaca.Piece(position, None, refusal))
+            continue
+        fields = re.split(rf"{first + position}\.\s+(Instruction|Input|Output):", part)
+        if len(fields) != 7:
+            labels = ", ".join(fields[1::2]) or "none"
+            refusal = ("bad_format", f"labels numbered {first + position}: {labels}")
+            pieces.append(alpaca.Piece(position, None, refusal))
+            continue
+        instruction, given_input, output = (fields[at].strip() for at in (2, 4, 6))
+        if given_input.lower() == "<noinput>":
+            given_input = ""
+        record = Record(instruction=instruction, input=given_input, output=output)
+        pieces.append(alpaca.Piece(position, record))
+    return pieces
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "4",
+        "14",
+        "5",
+        "05",
+        "٤",
+        ".",
+        "4.",
+        "5.",
+        " ",
+        "\n",
+        "\t",
+        "\u2003",
+        "\x1c",
+        "#",
+        "##",
+        "###",
+        " Instruction:",
+        "Input:",
+        "\nOutput:",
+        "4. Instruction:",
+        "4. Input:",
+        "4. Output:",
+        "5. Instruction:",
+        "5. Input:",
+        "5.\nOutput:",
+        "<noinput>",
+        "word",
+        ":",
+        "Instruction",
+    ]
+)
+
+
+@given(
+    st.lists(FRAGMENTS, max_size=24).map("".join),
+    st.sampled_from(["stop", "length"]),
+    st.sampled_from(["completions", "chat"]),
+)
+def test_the_linear_parser_reads_what_the_old_patterns_read(
+    text: str, finish_reason: str, api: Any
+) -> None:
+    """The same pieces, records and details, whatever labels, numbers and blanks stand where."""
+    parsed = alpaca.parse(completion(text, finish_reason), demonstrations=3, api=api)
+    assert parsed == old_parse(text, finish_reason, api, 3)
+
+
+MEGABYTE = 1_000_000
+HOSTILE = {
+    "newlines": "\n",
+    "spaces": " ",
+    "wide_spaces": "\u2003",
+    "hashes": "#",
+    "separators": "###",
+    "separated_blanks": "### ",
+    "separated_words": "###x",
+    "numbers": "4.",
+    "numbers_apart": "4.\n",
+    "numbers_far_apart": "4." + "\n" * 1000,
+    "digits": "4",
+    "labels": "4. Input:",
+    "label_names": "Instruction: Input: Output:",
+    "records": "###4. Instruction: a b c d 4. Input: 4. Output: e",
+    "letters": "a",
+    "hyphens": "a-",
+    "dots": ".",
+    "blocked_words": "graph ",
+    "nearly_blocked_words": "go  to",
+    "punctuation": "!",
+    "surrogates": "\ud83d",
+}
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("fragment", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("before", ["", " ", "4. Instruction: four words of text 4. Input: "])
+def test_a_megabyte_of_anything_is_parsed_and_filtered_within_a_second(
+    before: str, fragment: str, api: Any
+) -> None:
+    """A model that fell into a loop: time grows with the length, not with its square."""
+    text = before + fragment * (MEGABYTE // len(fragment)) + "4. Output: x"
+    began = time.process_time()
+    for piece in alpaca.parse(completion(text), demonstrations=3, api=api):
+        if piece.record is not None:
+            first_refusal(piece.record)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("fragment", HOSTILE.values(), ids=HOSTILE.keys())
+def test_every_filter_is_linear(fragment: str) -> None:
+    """Each by itself, since an earlier one may hide a later one."""
+    record = Record(instruction=fragment * (MEGABYTE // len(fragment)), input="", output="")
+    for check in ALPACA_FILTERS:
+        began = time.process_time()
+        check(record)
+        assert time.process_time() - began < 1
+
+
+def test_a_piece_names_some_of_its_labels_and_not_a_hundred_thousand() -> None:
+    """The reason is kept in the store."""
+    (piece,) = alpaca.parse(completion("4. Input:" * 100_000), demonstrations=3)
+    assert piece.refusal is not None
+    assert len(piece.refusal[1]) < 200
+    assert piece.refusal[1].endswith("Input, …")
+
+
+def test_an_instruction_of_too_many_tokens_is_refused_by_a_name_of_its_own() -> None:
+    """150 words without a space in them can be of any length. 1,000 tokens pass, 1,001 do not, and
+    what Alpaca's own filters refuse keeps their reasons.
+    """
+
+    def refused(instruction: str) -> str | None:
+        refusal = first_refusal(Record(instruction=instruction, input="", output="x"))
+        return refusal and refusal[0]
+
+    words = "Say these words again: "  # five tokens
+    assert refused(words + "ab" + " b" * 10 + "-c" * 492) is None  # 11 + 2 * 492 + 5
+    assert refused(words + "ab" + " b" * 10 + "-c" * 492 + "-") == "too_many_tokens"
+    assert refused(words + "-".join("ab" for _ in range(20_000))) == "too_many_tokens"
+    assert refused(words + "a" * 32 * 995) is None
+    assert refused(words + "a" * 32 * 996) == "too_many_tokens"
+    assert refused(words + "的" * 1_000) == "too_many_tokens"
+    assert refused("word " * 20_000) == "too_long"

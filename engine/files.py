@@ -1,31 +1,65 @@
-"""Files and folders that are there whole or not at all, and a note of which are ours.
+"""Files and folders that are there whole or not at all, and what they may take the place of.
 
-``exports.json`` in the run's folder keeps the hash of what was exported where. So exporting again
-replaces an export without asking, and a file that somebody else wrote, or changed, only on request.
+No command replaces a file that it did not write: ``check_output`` says no to one that exists, and
+to a command's own inputs whatever is asked. Exports are known by a note of them
+(``engine.export.ledger``) and may be renewed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import orjson
+from typing import BinaryIO
 
 from engine.errors import DiskError, OutputError
-from engine.failpoints import failpoint
 
-__all__ = ["CHANGED", "FOREIGN", "new_file", "new_folder", "remember", "replace_file", "touched"]
+__all__ = ["cannot_write", "check_output", "new_file", "new_folder", "open_log", "replace_file"]
 
-FOREIGN = "exists, and this run did not export it"
-CHANGED = "was changed since this run exported it"
+
+def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Raises OutputError where an output may not be written at ``path``.
+
+    Args:
+        overwrite: the person asked to replace what is there.
+        inputs: files that the command reads, or folders of them. Never replaced, whatever the name,
+            link or hard link they are reached by.
+    """
+    if not os.path.lexists(path):
+        return
+    for given in inputs:
+        if _is_within(path, given):
+            raise OutputError(f"{path}: is read by this command ({given}); choose another name")
+    if not overwrite:
+        raise OutputError(f"{path}: exists; replace it with --overwrite, or choose another name")
+
+
+def _is_within(path: Path, given: Path) -> bool:
+    """Whether ``path`` is the file or folder ``given``, or one of the two holds the other."""
+    try:
+        if path.samefile(given):
+            return True
+        one, other = path.resolve(), given.resolve()
+    except OSError:  # a link to nothing is no input
+        return False
+    return one in other.parents or other in one.parents
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[BinaryIO]:
+    """``path`` to append to, made with mode 0600. Raises OutputError, for a link in its place too:
+    it could lead to any file of the person's.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _cannot_create(path):
+        descriptor = os.open(path, flags, 0o600)
+    with os.fdopen(descriptor, "ab") as file:
+        yield file
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
@@ -38,8 +72,13 @@ def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the context ends, synced; not on an error.
+
+    A link at ``path`` is replaced, and what it points to is left alone.
+
+    Args:
+        placing: called with the whole file just before it takes its place.
 
     Raises:
         OutputError: the folder is missing or not writable, or ``path`` is a folder.
@@ -51,32 +90,32 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with _cannot_write(path):
+        with cannot_write(path):
             with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            failpoint("export.written")
+            if placing is not None:
+                placing(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
-            failpoint("export.renamed")
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A folder that takes the place of ``path`` when the context ends, synced; not on an error.
 
-    Raises as ``new_file`` does.
+    ``placing``, and what is raised, as in ``new_file``.
     """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file, where a folder is to be; choose another -o")
     with _cannot_create(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with _cannot_write(path):
+        with cannot_write(path):
             yield temporary
             for folder, _, names in os.walk(temporary):
                 for name in names:
@@ -84,6 +123,8 @@ def new_folder(path: Path) -> Iterator[Path]:
                     _sync(Path(folder, name))
                 Path(folder).chmod(0o755)
                 _sync(Path(folder))
+            if placing is not None:
+                placing(temporary)
             if path.exists():
                 _exchange(temporary, path)
             else:
@@ -91,59 +132,6 @@ def new_folder(path: Path) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def touched(run: Path, path: Path) -> str | None:
-    """Why ``path`` should not be replaced unasked; None where it is free or an untouched export."""
-    if not os.path.lexists(path):
-        return None
-    remembered = _remembered(run).get(str(path.absolute()))
-    if remembered is None:
-        return FOREIGN
-    return None if remembered == _fingerprint(path) else CHANGED
-
-
-def remember(run: Path, path: Path) -> None:
-    """Note that ``path`` holds an export of ``run`` as it is now."""
-    known = _remembered(run)
-    # Where it fails, as in a read-only run, the next export asks for --overwrite.
-    with suppress(OutputError, DiskError):
-        known[str(path.absolute())] = _fingerprint(path)
-        body = orjson.dumps(known, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-        replace_file(run / "exports.json", lambda file: file.write(body))
-
-
-def exported(run: Path) -> list[Path]:
-    """Where exports of ``run`` were written, and still are."""
-    return [path for path in map(Path, _remembered(run)) if os.path.lexists(path)]
-
-
-def _remembered(run: Path) -> dict[str, str]:
-    try:
-        known: Any = orjson.loads((run / "exports.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names and files. Raises DiskError."""
-    try:
-        return _sha256(path)
-    except OSError as exc:
-        raise DiskError(f"{path}: cannot be read: {exc.strerror}; check the disk") from exc
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for below in sorted(path.rglob("*")):
-        if below.is_file():
-            digest.update(os.fsencode(below.relative_to(path)) + b"\0")
-            digest.update(_sha256(below).encode())
-    return digest.hexdigest()
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -183,7 +171,8 @@ def _cannot_create(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _cannot_write(path: Path) -> Iterator[None]:
+def cannot_write(path: Path) -> Iterator[None]:
+    """Turn what the system raises while ``path`` is written into DiskError."""
     try:
         yield
     except OSError as exc:

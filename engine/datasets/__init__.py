@@ -1,0 +1,12 @@
+"""Datasets of any everyday form in and out, told by their content and not by their names.
+
+forms (what a file holds, and text of any encoding) ─▶ read (rows) ─▶ compared (what of a row)
+                                                            write (rows, in the form they had)
+"""
+
+from engine.datasets.compared import Compared, choose
+from engine.datasets.forms import Form, Row
+from engine.datasets.read import Dataset, read_rows
+from engine.datasets.write import inert, writer
+
+__all__ = ["Compared", "Dataset", "Form", "Row", "choose", "inert", "read_rows", "writer"]

@@ -1,0 +1,101 @@
+"""What of a row is compared: the fields named, or else the ones that its first row suggests.
+
+Of a chat, the first turn of the user is: it is to a conversation what the instruction is to a
+record. A row of which nothing is left to compare is like no other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine.datasets.forms import Row
+from engine.errors import InputError
+
+__all__ = ["USUAL", "Compared", "choose"]
+
+USUAL = (
+    "instruction", "messages", "conversations", "prompt", "question", "query", "problem",
+    "text", "input",
+)  # fmt: skip
+"""Fields that are compared where none is named: the first that a dataset's first row has."""
+USERS = ("user", "human")
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The fields that are compared, on a line each."""
+
+    fields: tuple[str, ...]
+    chosen: bool
+    """By this program, and not by the person."""
+
+    def text(self, row: Row) -> str:
+        """The text to compare, empty where there is none.
+
+        Raises InputError where a field is missing, or is neither text nor a chat.
+        """
+        texts = [_text(row, field) for field in self.fields]
+        return "\n".join(text for text in texts if text and not text.isspace())
+
+    def __str__(self) -> str:
+        return " and ".join(self.fields)
+
+
+def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
+    """What is compared of a dataset with this first row. Raises InputError where nothing suggests
+    itself.
+    """
+    if fields:
+        return Compared(fields, chosen=False)
+    usual = next((name for name in USUAL if name in row.values), None)
+    if usual is None:
+        names = ", ".join(map(repr, list(row.values)[:8])) or "none"
+        raise InputError(
+            f"{row.path}:{row.line}: none of the fields is one that is usually compared (there is "
+            f"no field 'instruction' or the like; there are: {names}); name one with --field"
+        )
+    return Compared((usual,), chosen=True)
+
+
+def _text(row: Row, field: str) -> str:
+    where = f"{row.path}:{row.line}"
+    if field not in row.values:
+        raise InputError(f"{where}: there is no field {field!r}; see --field")
+    value = row.values[field]
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return _first_of_user(value, f"{where}: field {field!r}")
+    raise InputError(
+        f"{where}: field {field!r} is not text but {_kind(value)}; name another with --field"
+    )
+
+
+def _first_of_user(turns: list[dict[str, Any]], where: str) -> str:
+    """The first turn of the user, in OpenAI's terms (role, content) or ShareGPT's (from, value)."""
+    for number, turn in enumerate(turns):
+        role = turn.get("role", turn.get("from"))
+        if role is None:
+            raise InputError(
+                f"{where}: turn {number} says neither role nor from; name another with --field"
+            )
+        if role in USERS:
+            return _content(turn.get("content", turn.get("value")), f"{where}: turn {number}")
+    return ""
+
+
+def _content(content: Any, where: str) -> str:
+    """Text, or the text among parts of several kinds."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise InputError(f"{where} is not text but {_kind(content)}; name another with --field")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", dict: "an object", bool: "true or false", int: "a number",
+             float: "a number"}  # fmt: skip
+    return names.get(type(value), f"of type {type(value).__name__}")

@@ -1,0 +1,418 @@
+"""Rows in: JSON Lines, CSV, Parquet and Arrow as a stream, a JSON document as a whole.
+
+A row is what the file holds, with whatever fields it has. A folder is a run of ours, of which the
+accepted records are read, what ``datasets.save_to_disk`` wrote, or one of data files of one form.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from engine.datasets.compared import USUAL
+from engine.datasets.forms import (
+    MAX_LINE_BYTES,
+    MAX_WHOLE_BYTES,
+    Form,
+    Row,
+    Source,
+    lines_of,
+    opened,
+    whole,
+)
+from engine.errors import InputError, UsageError
+
+__all__ = ["Dataset", "pyarrow_of", "read_rows"]
+
+BATCH = 1_000
+"""Rows of Parquet that are held at once."""
+RUN_STORE = "run.sqlite"
+FIELDS_OF_ROWS = {*USUAL, "output", "response", "completion", "answer", "chosen"}
+"""An object with one of these is a row, though it may hold a list of objects too."""
+ROWS_OF_FOLDERS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+
+
+class Dataset:
+    """The rows of a file or folder, in its order; iterating reads it.
+
+    ``form`` is how they are held, and None until the first row, or the end, has been read. A JSON
+    document of more than ``max_whole_bytes`` is refused.
+
+    Raises InputError while rows are read, naming path and line. UsageError where a package is
+    missing.
+    """
+
+    def __init__(self, path: Path, max_whole_bytes: int = MAX_WHOLE_BYTES) -> None:
+        self.path = path
+        self._max_whole_bytes = max_whole_bytes
+        self.form: Form | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        if not self.path.is_dir():
+            yield from self._file(self.path)
+        elif (self.path / RUN_STORE).exists():
+            self.form = Form(kind="lines")
+            yield from _run(self.path)
+        else:
+            for path in _data_files(self.path):
+                yield from self._file(path)
+
+    def _file(self, path: Path) -> Iterator[Row]:
+        with opened(path) as source:
+            if source is None:
+                raise InputError(f"{path}: is empty; there are no rows to read")
+            form = self.form = source.form
+            if form.kind == "lines":
+                yield from _lines(source, self._max_whole_bytes)
+            elif form.kind == "document":
+                yield from _document(source, whole(source, self._max_whole_bytes))
+            elif form.kind == "csv":
+                yield from _csv(source)
+            else:
+                yield from _parquet(path, form) if form.kind == "parquet" else _arrow(path, form)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows in the file's order. Raises as ``Dataset`` does."""
+    return iter(Dataset(path))
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def _lines(source: Source, max_whole_bytes: int) -> Iterator[Row]:
+    """JSON Lines; or a document, where the first line is no whole object or the only one."""
+    start, first = 1, source.stream.readline(MAX_LINE_BYTES + 1)
+    while first.isspace():
+        start, first = start + 1, source.stream.readline(MAX_LINE_BYTES + 1)
+    complete = len(first) <= MAX_LINE_BYTES and _is_row(first)
+    lines = lines_of(source, start)
+    second = next(lines, None) if complete else None
+    if second is None:
+        source.form.kind = "document"
+        # The lines before count: a fault is named by its own.
+        yield from _document(source, b"\n" * (start - 1) + first + whole(source, max_whole_bytes))
+        return
+    yield _row(source.path, start, first)
+    for number, line in chain([second], lines):
+        yield _row(source.path, number, line)
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is a whole object."""
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return isinstance(json.loads(line), dict)
+    except UnicodeDecodeError:
+        return True  # which is said of the line, and not of the document
+    except (ValueError, RecursionError):
+        return False
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    values = loads(line, path, number)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}:{number}: the row is not an object with fields")
+    return Row(path, number, values, line.strip())
+
+
+def _document(source: Source, data: bytes) -> Iterator[Row]:
+    """A list of rows, an object around one, or objects one after the other on lines as they come.
+
+    The rows of a list are counted; those of objects are named by the line on which they begin.
+    """
+    path, form = source.path, source.form
+    try:
+        value = loads(data, path)
+    except InputError:
+        first = _one_after_the_other(data, path)
+        if (row := next(first, None)) is None:
+            raise
+        form.kind = "lines"
+        yield row
+        yield from first
+        return
+    if isinstance(value, dict):
+        if (key := _rows_key(value)) is not None:
+            form.around = ({k: v for k, v in value.items() if k != key}, key)
+            value = value[key]
+        elif _is_table(value):
+            raise InputError(
+                f"{path}: is an object of columns or of several lists ({_some(value)}) instead of "
+                "rows; write it as a list of objects (pandas: orient='records')"
+            )
+        else:  # JSON Lines of one line
+            form.kind = "lines"
+            raw = data.strip()
+            number = data.count(b"\n", 0, data.find(b"{")) + 1
+            yield Row(path, number, value, None if b"\n" in raw else raw)
+            return
+    for number, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: the row is not an object with fields")
+        yield Row(path, number, row)
+
+
+def _rows_key(value: dict[str, Any]) -> str | None:
+    """The key of an object under which its rows stand; None where it is a row itself."""
+    if value.keys() & FIELDS_OF_ROWS:
+        return None
+    lists = [key for key, held in value.items() if _is_rows(held)]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _is_table(value: dict[str, Any]) -> bool:
+    """Whether an object is columns (as pandas writes them), or several lists of rows."""
+    held = list(value.values())
+    if any(isinstance(turns, list) and any(map(_is_turn, turns)) for turns in held):
+        return False
+    return (
+        sum(map(_is_rows, held)) > 1
+        or (len(held) > 0 and all(isinstance(column, dict) for column in held))
+        or (len(held) > 1 and all(isinstance(column, list) for column in held))
+    )
+
+
+def _is_rows(held: Any) -> bool:
+    """Whether a value is a list of objects that are not the turns of a chat."""
+    return isinstance(held, list) and all(
+        isinstance(row, dict) and not _is_turn(row) for row in held
+    )
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and not value.keys().isdisjoint(("role", "from"))
+
+
+def loads(data: bytes, path: Path, line: int | None = None) -> Any:
+    """One JSON value. NaN and Infinity, integers of any size and half surrogate pairs are read as
+    Python's own json writes and reads them. Raises InputError, naming path and line.
+    """
+    try:
+        value = orjson.loads(data)
+        if not _has_large_float(value):
+            return value
+    except orjson.JSONDecodeError:
+        pass
+    where = f"{path}:{line}" if line is not None else str(path)
+    try:
+        text = (data if line is None else data.rstrip(b"\r\n")).decode()
+    except UnicodeDecodeError as exc:
+        number = (line or 1) + data.count(b"\n", 0, exc.start)
+        raise InputError(
+            f"{path}:{number}: is not UTF-8 (byte {data[exc.start]:#04x}); if it is Latin-1, "
+            "convert it: iconv -f LATIN1 -t UTF-8"
+        ) from exc
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as exc:
+        number = (line or 1) + exc.lineno - 1
+        raise InputError(f"{path}:{number}: not JSON: {exc.msg} (column {exc.colno})") from exc
+    except RecursionError as exc:
+        raise InputError(f"{where}: not JSON that can be read: nested too deeply") from exc
+    except ValueError as exc:  # an integer of thousands of digits
+        raise InputError(f"{where}: not JSON that can be read: {exc}") from exc
+
+
+def _has_large_float(value: Any) -> bool:
+    """orjson makes a float of an integer beyond 64 bits, which is another number."""
+    if isinstance(value, float):
+        return abs(value) >= 2**63
+    if isinstance(value, dict):
+        return any(map(_has_large_float, value.values()))
+    return isinstance(value, list) and any(map(_has_large_float, value))
+
+
+def _one_after_the_other(data: bytes, path: Path) -> Iterator[Row]:
+    """Objects with nothing but blanks between, as a stream of indented ones; none where not even
+    the first is whole. Raises InputError for one that is not.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return
+    decoder, blank = json.JSONDecoder(), re.compile(r"\s*+")
+    line, place = 1, 0
+    while (start := _end(blank, text, place)) < len(text):
+        line += text.count("\n", place, start)
+        try:
+            values, place = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as exc:
+            if place == 0:
+                return
+            reason = exc.msg if isinstance(exc, json.JSONDecodeError) else "it cannot be read"
+            raise InputError(f"{path}:{line}: not JSON: {reason}") from exc
+        if not isinstance(values, dict):
+            raise InputError(f"{path}:{line}: the row is not an object with fields")
+        yield Row(path, line, values)
+        line += text.count("\n", start, place)
+
+
+def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
+    found = pattern.match(text, place)
+    assert found is not None
+    return found.end()
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _csv(source: Source) -> Iterator[Row]:
+    path = source.path
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with io.TextIOWrapper(source.stream, "utf-8", newline="") as text:
+        table = csv.reader(text, delimiter=source.form.delimiter, strict=True)
+        try:
+            yield from _csv_rows(table, path, source.form)
+        except csv.Error as exc:
+            raise InputError(f"{path}:{table.line_num}: not CSV that can be read: {exc}") from exc
+        except UnicodeDecodeError as exc:
+            raise InputError(
+                f"{path}:{table.line_num + 1}: is not UTF-8 from about here on; if it is Latin-1, "
+                "convert it: iconv -f LATIN1 -t UTF-8"
+            ) from exc
+
+
+def _csv_rows(table: Any, path: Path, form: Form) -> Iterator[Row]:
+    header = next(table)
+    while not header:
+        header = next(table)
+    if len(set(header)) < len(header) or not all(name.strip() for name in header):
+        raise InputError(
+            f"{path}:{table.line_num}: the header names a column twice or not at all; the first "
+            "line of CSV must name the columns"
+        )
+    form.columns = header
+    line = table.line_num
+    for cells in table:
+        first, line = line + 1, table.line_num
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path}:{first}: has {len(cells)} cells, the header has {len(header)}; "
+                "quote cells that hold a delimiter or a line break"
+            )
+        yield Row(path, first, dict(zip(header, cells, strict=True)))
+
+
+def _parquet(path: Path, form: Form) -> Iterator[Row]:
+    pa, pq = pyarrow_of(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            form.schema = file.schema_arrow
+            yield from _batches(path, file.iter_batches(BATCH))
+    except (pa.ArrowException, OSError, ValueError) as exc:
+        raise InputError(f"{path}: not a Parquet file that can be read: {_line(exc)}") from exc
+
+
+def _arrow(path: Path, form: Form) -> Iterator[Row]:
+    """A stream, as ``datasets`` writes it, or a file of Arrow's own."""
+    pa, _ = pyarrow_of(path)
+    try:
+        with pa.OSFile(str(path)) as file:
+            if file.read(6) == b"ARROW1":
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                file.seek(0)
+                batches = reader = pa.ipc.open_stream(file)
+            form.schema = reader.schema
+            yield from _batches(path, batches)
+    except (pa.ArrowException, OSError, ValueError) as exc:
+        raise InputError(f"{path}: not an Arrow file that can be read: {_line(exc)}") from exc
+
+
+def _batches(path: Path, batches: Any) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, BATCH):
+            for values in batch.slice(start, BATCH).to_pylist():
+                number += 1
+                yield Row(path, number, values)
+
+
+def pyarrow_of(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.ipc
+        import pyarrow.parquet as pq
+    except ImportError as exc:
+        raise UsageError(
+            f"{path}: Parquet and Arrow need pyarrow: pip install 'woolmill[parquet]'"
+        ) from exc
+    return pa, pq
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def _run(folder: Path) -> Iterator[Row]:
+    from engine.store import RunStore
+
+    with RunStore.read(folder) as run:
+        for number, decision in enumerate(run.decisions(accepted=True), 1):
+            record = decision.record
+            if record is not None:
+                values = {
+                    "instruction": record.instruction,
+                    "input": record.input,
+                    "output": record.output,
+                }
+                yield Row(folder, number, values)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its rows, in the order of their names."""
+    try:
+        if (folder / "dataset_dict.json").exists():
+            parts = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+            raise InputError(f"{folder}: holds several parts ({parts}); name one of these folders")
+        place = folder / "data" if (folder / "data").is_dir() else folder
+        paths = _saved(folder) or sorted(path for path in place.iterdir() if path.is_file())
+    except OSError as exc:
+        raise InputError(f"{folder}: cannot be read: {exc.strerror or exc}") from exc
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+        if suffix in ROWS_OF_FOLDERS:
+            found.setdefault(suffix, []).append(path)
+    if not found:
+        raise InputError(
+            f"{folder}: is neither a run nor a folder of data files ({', '.join(ROWS_OF_FOLDERS)})"
+        )
+    if len(found) > 1:
+        raise InputError(
+            f"{folder}: holds files of several forms ({', '.join(sorted(found))}); name one file"
+        )
+    return next(iter(found.values()))
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files that ``datasets.save_to_disk`` names; others beside them are its caches."""
+    try:
+        state = orjson.loads((folder / "state.json").read_bytes())
+        return [folder / Path(each["filename"]).name for each in state["_data_files"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _some(names: Any) -> str:
+    shown = list(names)[:4]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
+
+
+def _line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200]

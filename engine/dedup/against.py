@@ -1,0 +1,53 @@
+"""Datasets to stay clear of: their rows as references of a cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from engine.datasets import Compared, Dataset, Row, choose
+from engine.dedup.cascade import Cascade
+from engine.errors import InputError
+
+__all__ = ["add_references", "batches"]
+
+BATCH = 256
+
+
+def add_references(cascade: Cascade, path: Path, fields: tuple[str, ...] = ()) -> Compared:
+    """Compare with the rows of a dataset from now on; those with nothing to compare are left out.
+
+    ``fields`` are compared where the dataset has them all, else what its first row suggests: a set
+    to stay clear of may well have other columns. Returns what is compared.
+
+    Raises InputError where there are no such rows: a comparison with nothing would go unnoticed.
+    """
+    known, added = None, 0
+    for rows, texts, compared in batches(Dataset(path), fields, strict=False):
+        known = compared
+        found = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+        added += len(found)
+        cascade.add_reference(
+            [text for _, text in found], [f"against:{row.path}:{row.line}" for row, _ in found]
+        )
+    if known is None or not added:
+        raise InputError(f"{path}: holds nothing to compare with; check --against")
+    return known
+
+
+def batches(
+    dataset: Dataset, fields: tuple[str, ...] = (), *, strict: bool = True
+) -> Iterator[tuple[list[Row], list[str], Compared]]:
+    """Rows, what is compared of each (empty: nothing), and what that is.
+
+    Args:
+        strict: a dataset without one of ``fields`` is an error.
+    """
+    rows = iter(dataset)
+    compared = None
+    while batch := list(islice(rows, BATCH)):
+        if compared is None:
+            named = fields if strict or batch[0].values.keys() >= set(fields) else ()
+            compared = choose(batch[0], named)
+        yield batch, [compared.text(row) for row in batch], compared
