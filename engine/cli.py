@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import orjson
 
-from engine.errors import DONE_WITH_DEAD_LETTERS, UsageError, WoolmillError
+from engine.errors import DONE_WITH_DEAD_LETTERS, InternalError, UsageError, WoolmillError
 from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
@@ -409,4 +409,6 @@ def _first_known(exc: BaseException) -> WoolmillError | None:
 
 
 def _say_error(error: WoolmillError) -> None:
+    if isinstance(error, InternalError) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)  # what a report of the bug needs
     click.echo(f"woolmill: error: {error}", err=True)

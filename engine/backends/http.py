@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ from engine.backends.classify import Phase, classify
 from engine.backends.deadlines import Deadlines
 from engine.backends.dialect import Dialect
 from engine.backends.error_body import read_error
+from engine.backends.gauges import read_gauges
+from engine.backends.masking import Masking
 from engine.backends.reply import Events, Reply, Unpacker, parsed
 from engine.backends.served import find_model, listed, read_models
 from engine.backends.transport import FastTransport
@@ -50,13 +52,6 @@ SILENCE_S = 60.0
 """No event from any of the streams in flight for so long: the engine hangs behind its port."""
 GAUGES_S = 2.0
 """How long an answer to ``/metrics`` may take; the next one is asked for soon."""
-RUNNING = rb"vllm:num_requests_running|sglang:num_running_reqs|llamacpp:requests_processing"
-WAITING = rb"vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred"
-PREEMPTIONS = rb"vllm:num_preemptions(?:_total)?"
-GAUGE = re.compile(
-    rb"^(?:(%b)|(%b)|(%b))(?:\{.*\})? ([0-9.eE+]+)$" % (RUNNING, WAITING, PREEMPTIONS), re.MULTILINE
-)
-"""vLLM, SGLang and llama.cpp's server; tgi has no counterpart."""
 MAX_RESPONSE_BYTES = 32 * 2**20
 MAX_EVENT_BYTES = 2**20
 START_TRIES = 3
@@ -64,6 +59,8 @@ START_WAIT_S = 0.5
 """How often, and how long apart, a server that answers the first question with a fault is asked."""
 HEARD = ("http_", "html", "cut_body", "bad_json", "unreadable", "quota", "content_filter")
 """How reasons begin of which a server's answer is the cause, and not its absence."""
+DONE_S = 1.0
+"""How long a stream that says that it is done may take to end."""
 MOST_LESSONS = 12
 """Fields that a host may refuse one after the other within one attempt."""
 MOST_NAMES = 16
@@ -122,15 +119,11 @@ class HttpBackend:
         if isinstance(address, str):
             address = read_address(address)
         headers = headers or {}
-        self._secrets = [key] if key is not None else []
-        self._secrets += [h.secret for h in headers.values() if h.secret is not None]
+        secrets = [key] if key is not None else []
+        secrets += [h.secret for h in headers.values() if h.secret is not None]
+        self._masking = Masking(secrets)
         url = address.url
-        if (
-            self._secrets
-            and url.scheme == "http"
-            and not insecure_http
-            and not is_loopback(url.host)
-        ):
+        if secrets and url.scheme == "http" and not insecure_http and not is_loopback(url.host):
             raise ConfigError(
                 f"{url.host}: the key would travel unencrypted; use https, "
                 "or --insecure-http if the network is yours"
@@ -147,6 +140,7 @@ class HttpBackend:
         """The latest rate limit headers: ``limit-requests`` and the like."""
         self.heard_at_s = 0.0
         self._calls = Deadlines()
+        self._streams_open: set[Reply] = set()
         self._has_gauges = True
         self._address = address
         self._urls: dict[Api, httpx.URL] = {
@@ -197,14 +191,14 @@ class HttpBackend:
         try:
             await self._check("start")
         except Failure as exc:
-            verdict = self._masked_verdict(exc.verdict)
+            verdict = self._masking.verdict(exc.verdict)
             if verdict.error is not None:
                 raise verdict.error from exc
             raise UnavailableError(
                 f"{self.name}: no answer ({verdict.reason}: {verdict.message}); is the server up?"
             ) from exc
         except ConfigError as exc:
-            raise ConfigError(self._masked(str(exc))) from exc
+            raise ConfigError(self._masking.text(str(exc))) from exc
 
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         try:
@@ -216,11 +210,11 @@ class HttpBackend:
         except Failure as exc:
             if exc.verdict.kind == "unavailable" or isinstance(exc.__cause__, httpx.TransportError):
                 self._checked = False
-            raise self._masked_failure(exc) from exc.__cause__
+            raise self._masking.failure(exc) from exc.__cause__
         except ConfigError as exc:  # from the check
             verdict = Verdict(kind="settings", reason="config", message=str(exc), error=exc)
-            raise self._masked_failure(Failure(verdict)) from exc
-        return [self._masked_outcome(outcome) for outcome in outcomes]
+            raise self._masking.failure(Failure(verdict)) from exc
+        return [self._masking.outcome(outcome) for outcome in outcomes]
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """By vLLM's own tokenizer, where it lets itself be asked."""
@@ -245,7 +239,12 @@ class HttpBackend:
         self._calls.close()
         await self._transport.aclose()
 
-    # What the pool watches (engine.limits.WatchedServer)
+    # What the pool and the pipeline watch (WatchedServer, Making)
+
+    @property
+    def tokens_in_the_making(self) -> int:
+        """Of the answers that are streamed; about one for each of their events."""
+        return sum(reply.pieces for reply in self._streams_open)
 
     @property
     def identity(self) -> tuple[str, str, int | None] | None:
@@ -266,16 +265,9 @@ class HttpBackend:
             response, raw = await self._ask("GET", url, None, "probe", GAUGES_S)
         except Failure:
             return None
-        sums = [0.0, 0.0, 0.0]
-        found = False
-        for *names, value in GAUGE.findall(raw) if response.status_code == 200 else ():
-            try:
-                sums[next(i for i, name in enumerate(names) if name)] += float(value)
-            except ValueError:
-                continue
-            found = True
-        self._has_gauges = found
-        return (sums[0], sums[1], sums[2]) if found else None
+        gauges = read_gauges(raw) if response.status_code == 200 else None
+        self._has_gauges = gauges is not None
+        return gauges
 
     # Which model is served
 
@@ -537,14 +529,22 @@ class HttpBackend:
         loop = asyncio.get_running_loop()
         timeouts = self._timeouts
         end_s = began + timeouts.total_s
-        async for piece in _pieces(response):
-            events.feed(unpack(piece))
-            self.heard_at_s = now_s = loop.time()
-            if answer.ttft_s is None and answer.started:
-                answer.ttft_s = now_s - began
-                self.hung_after_s = SILENCE_S
-            silence_s = timeouts.first_token_s if answer.ttft_s is None else timeouts.idle_s
-            self._calls.set(call, min(now_s + silence_s, end_s))
+        self._streams_open.add(answer)
+        try:
+            pieces = aiter(_pieces(response))
+            async for piece in pieces:
+                events.feed(unpack(piece))
+                self.heard_at_s = now_s = loop.time()
+                if answer.ttft_s is None and answer.started:
+                    answer.ttft_s = now_s - began
+                    self.hung_after_s = SILENCE_S
+                if answer.done:
+                    await _let_end(pieces)
+                    break
+                silence_s = timeouts.first_token_s if answer.ttft_s is None else timeouts.idle_s
+                self._calls.set(call, min(now_s + silence_s, end_s))
+        finally:
+            self._streams_open.discard(answer)
         events.end()
         if answer.error is None and not answer.done and None in answer.finish:
             message = "the stream has no end"
@@ -571,7 +571,7 @@ class HttpBackend:
             self._names.add(model)
         return model
 
-    # What goes wrong, and what must not be said
+    # What goes wrong
 
     def _classified(self, response: httpx.Response, body: bytes) -> Verdict:
         return classify(
@@ -583,31 +583,15 @@ class HttpBackend:
             return exc
         return Failure(classify(exception=exc, phase=phase, where=self.name))
 
-    def _masked(self, text: str) -> str:
-        """``text`` without the keys that this server was given."""
-        for secret in self._secrets:
-            text = secret.mask(text)
-        return text
 
-    def _masked_verdict(self, verdict: Verdict) -> Verdict:
-        error = verdict.error
-        if error is not None and self._masked(str(error)) != str(error):
-            error = type(error)(self._masked(str(error)))
-        return replace(verdict, message=self._masked(verdict.message), error=error)
-
-    def _masked_failure(self, failure: Failure) -> Failure:
-        return Failure(self._masked_verdict(failure.verdict)) if self._secrets else failure
-
-    def _masked_outcome(self, outcome: Completion | BaseException) -> Completion | BaseException:
-        if isinstance(outcome, Failure):
-            return self._masked_failure(outcome)
-        if not self._secrets or not isinstance(outcome, Completion):
-            return outcome
-        said = outcome.text, outcome.reasoning, outcome.model
-        text, reasoning, model = map(self._masked, said)
-        if (text, reasoning, model) == said:
-            return outcome
-        return replace(outcome, text=text, reasoning=reasoning, model=model)
+async def _let_end(pieces: AsyncIterator[bytes]) -> None:
+    """Wait a moment for the end of a stream that said ``[DONE]``, so that its connection can be
+    kept. Nothing that comes now is of use.
+    """
+    with suppress(TimeoutError, httpx.TransportError):
+        async with asyncio.timeout(DONE_S):
+            async for _ in pieces:
+                pass
 
 
 def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
