@@ -1,5 +1,5 @@
-"""Keys out of whatever a server sends: one that repeats its key, in a refusal or a text, must not get
-it into logs, stores and datasets.
+"""Keys out of whatever a server sends: one that repeats its key must not get it into logs, stores
+and datasets.
 """
 
 from __future__ import annotations
