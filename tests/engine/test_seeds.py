@@ -157,13 +157,16 @@ def test_what_is_planted_in_the_kept_tasks_place_is_never_written_through(
     precious.write_text("precious")
     run.mkdir()
     path = run / KEPT
-    {
-        "link": lambda: path.symlink_to(precious),
-        "hard_link": lambda: path.hardlink_to(precious),
-        "dangling": lambda: path.symlink_to(tmp_path / "new"),
-        "fifo": lambda: os.mkfifo(path),
-        "folder": path.mkdir,
-    }[plant]()
+    if plant == "link":
+        path.symlink_to(precious)
+    elif plant == "hard_link":
+        path.hardlink_to(precious)
+    elif plant == "dangling":
+        path.symlink_to(tmp_path / "new")
+    elif plant == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
     tasks = read_seeds(bundled_seeds())
     keep(tasks, run)
     assert precious.read_text() == "precious"

@@ -164,7 +164,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
-def test_a_hundred_rows_of_ninety_kilobytes_take_a_second_whatever_they_hold(make: object) -> None:
+def test_rows_of_ninety_kilobytes_take_milliseconds_whatever_they_hold(make: object) -> None:
     """Each of them different, and each with one word changed."""
     assert callable(make)
     draw = random.Random(2)
@@ -177,5 +177,5 @@ def test_a_hundred_rows_of_ninety_kilobytes_take_a_second_whatever_they_hold(mak
     began = time.process_time()
     hits = index.admit(texts)
     took = time.process_time() - began
-    assert took < 1
+    assert took < 3  # 0.1 to 0.6 on a machine of one's own; minutes, were it quadratic
     assert len(hits) == 100

@@ -260,6 +260,8 @@ def test_the_linear_parser_reads_what_the_old_patterns_read(
 
 
 MEGABYTE = 1_000_000
+SECONDS = 3
+"""Less than one on a machine of one's own; what is quadratic takes minutes."""
 HOSTILE = {
     "newlines": "\n",
     "spaces": " ",
@@ -288,7 +290,7 @@ HOSTILE = {
 @pytest.mark.parametrize("api", ["completions", "chat"])
 @pytest.mark.parametrize("fragment", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("before", ["", " ", "4. Instruction: four words of text 4. Input: "])
-def test_a_megabyte_of_anything_is_parsed_and_filtered_within_a_second(
+def test_a_megabyte_of_anything_is_parsed_and_filtered_in_no_time(
     before: str, fragment: str, api: Any
 ) -> None:
     """A model that fell into a loop: time grows with the length, not with its square."""
@@ -297,7 +299,7 @@ def test_a_megabyte_of_anything_is_parsed_and_filtered_within_a_second(
     for piece in alpaca.parse(completion(text), demonstrations=3, api=api):
         if piece.record is not None:
             first_refusal(piece.record)
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < SECONDS
 
 
 @pytest.mark.parametrize("fragment", HOSTILE.values(), ids=HOSTILE.keys())
@@ -307,7 +309,7 @@ def test_every_filter_is_linear(fragment: str) -> None:
     for check in ALPACA_FILTERS:
         began = time.process_time()
         check(record)
-        assert time.process_time() - began < 1
+        assert time.process_time() - began < SECONDS
 
 
 def test_a_piece_names_some_of_its_labels_and_not_a_hundred_thousand() -> None:
