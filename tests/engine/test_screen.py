@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -80,6 +81,11 @@ async def under_way(server: Server) -> None:
 async def ended(process: Process) -> int:
     with anyio.fail_after(40):
         return await process.wait()
+
+
+def accepted(out: Path) -> int:
+    with RunStore.read(out) as store:
+        return store.counts().accepted
 
 
 def session_ended(out: Path) -> bool:
@@ -284,20 +290,24 @@ async def test_the_folder_of_the_metrics_goes_away(server: Server, tmp_path: Pat
     assert_kept(server, tmp_path / "run", whole=True)
 
 
-async def test_a_run_folder_that_is_renamed(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+async def test_a_run_folder_that_goes_away(server: Server, tmp_path: Path, how: str) -> None:
     """The disk's error is the status, and the missing dataset a line beside it."""
-    process = await started(command(server, tmp_path / "run"), stderr=PIPE)
+    process = await started(command(server, tmp_path / "run", "--target", "300"), stderr=PIPE)
     await under_way(server)
-    while not server.ledger.paid:  # noqa: ASYNC110 - another process brings them
-        await anyio.sleep(0.01)
-    await anyio.sleep(0.2)
-    (tmp_path / "run").rename(tmp_path / "moved")
+    while not accepted(tmp_path / "run"):  # noqa: ASYNC110 - another process brings them
+        await anyio.sleep(0.02)
+    if how == "renamed":
+        (tmp_path / "run").rename(tmp_path / "moved")
+    else:
+        shutil.rmtree(tmp_path / "run")
     with anyio.fail_after(40):
         _, said = await process.communicate()
     errors = [line for line in said.decode().splitlines() if "error: " in line]
     assert process.returncode == 74, said
     assert "was removed or replaced" in errors[0]
     assert "holds no run" in errors[1]
+    assert b"Traceback" not in said
 
 
 def test_results_on_a_full_device_are_an_error(tmp_path: Path) -> None:
