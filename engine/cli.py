@@ -253,13 +253,16 @@ def generate(
             metrics = MetricsFile(display, metrics_file, config.out)
             display = stack.enter_context(Guarded(metrics, display))
         result = anyio.run(run, config, display, backend_options=uvloop)
-    dataset, failed = config.out / "alpaca_data.json", None
+    dataset = config.out / "alpaca_data.json"
+    failed: WoolmillError | None = None
     if result.progress.accepted:
         try:
             with RunStore.read(config.out) as store:
                 export(store, "alpaca", dataset)
         except WoolmillError as error:
             failed = error
+        except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
+            failed = InternalError.of(error)
     _say_end(result, dataset, failed)
 
 

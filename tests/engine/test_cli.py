@@ -16,6 +16,10 @@ import pytest
 
 from benchmarks.server import Behaviour, Server
 from engine.cli import main
+from engine.config import RunConfig
+from engine.errors import DiskError, StoppedError, WoolmillError
+from engine.generate import Result
+from engine.pipeline import Display, Progress, Stop
 from engine.report.figures import figures
 from engine.store import RunStore
 
@@ -211,6 +215,41 @@ def test_an_error_that_an_interrupt_brought_about_is_an_interrupt(
     status, _, err = woolmill(capsys, *scripted(tmp_path))
     assert status == 130
     assert "Traceback" not in err
+
+
+STOPS = {
+    "disk": (DiskError("no disk"), 74),
+    "budget": (StoppedError("no money"), 75),
+    None: (None, 70),
+}
+
+
+@pytest.mark.parametrize(("error", "status"), STOPS.values(), ids=map(str, STOPS))
+def test_what_ended_a_run_first_gives_its_status(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: WoolmillError | None,
+    status: int,
+) -> None:
+    """An export that fails afterwards, by a bug even, is said beside it and hides nothing."""
+
+    async def ended(config: RunConfig, display: Display) -> Result:
+        progress = Progress(target=5, accepted=5, sent=3, answered=3)
+        return Result(stop=Stop(error=error), progress=progress, folder=config.out, seconds=1.0)
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("engine.generate.generate", ended)
+    monkeypatch.setattr("engine.store.RunStore.read", broken)
+    got, out, err = woolmill(capsys, *scripted(tmp_path))
+    assert got == status
+    said = [line for line in err.splitlines() if line.startswith("woolmill: error: ")]
+    assert said[0].endswith(str(error)) == (error is not None)
+    assert "a bug of ours (RuntimeError: boom)" in said[-1]
+    assert "in broken" in err
+    assert "dataset" not in out
 
 
 def test_a_bug_is_status_70_with_a_traceback(

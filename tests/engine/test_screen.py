@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -82,6 +83,11 @@ async def ended(process: Process) -> int:
         return await process.wait()
 
 
+def accepted(out: Path) -> int:
+    with RunStore.read(out) as store:
+        return store.counts().accepted
+
+
 def session_ended(out: Path) -> bool:
     with RunStore.read(out) as store:
         return store.sessions()[-1].ended_s is not None
@@ -130,9 +136,9 @@ class Terminal:
 
 
 HANG_UPS = {
-    "ssh drops": ("exec setsid -wc {}", 143),
-    "under a shell, which hangs up too": ("exec setsid -wc sh -c {shell}", None),
-    "nohup": ("exec setsid -wc nohup {}", 0),
+    "ssh drops": ("exec {}", 143),
+    "under a shell, which hangs up too": ("{}; :", None),
+    "ignored, as nohup does": ("trap '' HUP; exec {}", 0),
 }
 
 
@@ -142,7 +148,7 @@ async def test_a_terminal_that_goes_away(
 ) -> None:
     """What is in flight comes home; a run that ignores the hang-up goes on to its target."""
     run = shlex.join(command(server, tmp_path / "run"))
-    shell = ["sh", "-c", form.format(run, shell=shlex.quote(f"{run}; :"))]
+    shell = ["setsid", "-wc", "sh", "-c", form.format(run)]
     terminal = Terminal(100)
     process = await started(shell, stdin=terminal.side, stdout=terminal.side, stderr=terminal.side)
     os.close(terminal.side)
@@ -284,20 +290,24 @@ async def test_the_folder_of_the_metrics_goes_away(server: Server, tmp_path: Pat
     assert_kept(server, tmp_path / "run", whole=True)
 
 
-async def test_a_run_folder_that_is_renamed(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+async def test_a_run_folder_that_goes_away(server: Server, tmp_path: Path, how: str) -> None:
     """The disk's error is the status, and the missing dataset a line beside it."""
-    process = await started(command(server, tmp_path / "run"), stderr=PIPE)
+    process = await started(command(server, tmp_path / "run", "--target", "300"), stderr=PIPE)
     await under_way(server)
-    while not server.ledger.paid:  # noqa: ASYNC110 - another process brings them
-        await anyio.sleep(0.01)
-    await anyio.sleep(0.2)
-    (tmp_path / "run").rename(tmp_path / "moved")
+    while not accepted(tmp_path / "run"):  # noqa: ASYNC110 - another process brings them
+        await anyio.sleep(0.02)
+    if how == "renamed":
+        (tmp_path / "run").rename(tmp_path / "moved")
+    else:
+        shutil.rmtree(tmp_path / "run")
     with anyio.fail_after(40):
         _, said = await process.communicate()
     errors = [line for line in said.decode().splitlines() if "error: " in line]
     assert process.returncode == 74, said
     assert "was removed or replaced" in errors[0]
     assert "holds no run" in errors[1]
+    assert b"Traceback" not in said
 
 
 def test_results_on_a_full_device_are_an_error(tmp_path: Path) -> None:
