@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from engine.budget import FitStep
 from engine.errors import ConfigError
 from engine.secrets import DEFAULT_VARIABLE, variable_name
+from engine.surroundings import spelt_out
 
 __all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
 
@@ -239,6 +240,12 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise ConfigError(f"{path}: not TOML: {exc}") from exc
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    for name, value in given.items():
+        if isinstance(value, str) and spelt_out(value) != value:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: {spelt_out(value)} holds bytes that are not UTF-8; "
+                "give it another name, for example by a link"
+            )
     try:
         return RunConfig.model_validate(values | given)
     except ValidationError as exc:

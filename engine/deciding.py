@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from engine import errors
+from engine import errors, models
 from engine.config import RunConfig
 from engine.decide import Decider, make_cascade, restore_cascade
 from engine.errors import UnavailableError, WoolmillError
@@ -88,7 +88,8 @@ class Deciding:
             "tasks": [asdict(task) for task in tasks],
         }
         self._needs: tuple[Need, ...] = ("engine",)
-        if config.semantic_model is not None and not Path(config.semantic_model).exists():
+        model = config.semantic_model
+        if not (model is None or model in models.NAMES or Path(model).exists()):
             self._needs = ("engine", "hub")
         self._note = note
         self._process: Process | None = None

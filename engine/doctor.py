@@ -26,7 +26,7 @@ from engine.errors import WoolmillError
 from engine.generate import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
-from engine.surroundings import cache_homes
+from engine.surroundings import cache_homes, spelt_out
 
 __all__ = ["diagnose", "doctor"]
 
@@ -178,7 +178,7 @@ def doctor(config_file: Path | None, format_: str) -> None:
     """
     found = diagnose(config_file)
     if format_ == "json":
-        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(spelt_out(found), option=orjson.OPT_INDENT_2))
     else:
         for line in _lines(found):
             click.echo(line)

@@ -33,6 +33,7 @@ from engine.retry import RetryPolicy
 from engine.secrets import keep_from_children, read_key
 from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
 from engine.store import Manifest, RunStore
+from engine.surroundings import spelt_out
 
 __all__ = ["Result", "generate", "make_backends", "make_manifest"]
 
@@ -278,7 +279,7 @@ def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Bac
 
 def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> Manifest:
     """What the run store remembers of the settings. No key is ever among them."""
-    values: dict[str, Any] = config.model_dump(mode="json")
+    values: dict[str, Any] = spelt_out(config.model_dump(mode="json"))
     values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
     values |= {"backend": config.chosen_backend, **config.sampling()}
     decision = {name: values[name] for name in (*DECISION, "semantic")}

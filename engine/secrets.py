@@ -159,13 +159,15 @@ def _may_be_a_key(value: str) -> bool:
     return long and any(c.islower() for c in value) and any(c.isdigit() for c in value)
 
 
-def keep_from_children(variable: str) -> None:
+def keep_from_children(variable: str, holds: Secret | None = None) -> None:
     """No child process may see this variable of the environment, whether a key is read from it or
-    not. Raises ConfigError where it is rather a key than a name.
+    not, nor what else ``holds`` that key. Raises ConfigError where it is rather a key than a name.
     """
     if variable not in os.environ and _may_be_a_key(variable):
         raise ConfigError(f"key_env: {_NO_NAME}")
     _variables.add(variable)
+    if holds is not None:
+        _keys.add(holds)
 
 
 def tells_a_key(variable: str, value: str) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from engine.errors import OutputError
 
-__all__ = ["cache_homes", "is_private", "writable_cache_home"]
+__all__ = ["cache_homes", "is_private", "spelt_out", "writable_cache_home"]
 
 
 def cache_homes() -> Iterator[Path]:
@@ -52,6 +53,19 @@ def writable_cache_home() -> Path:
     raise OutputError(
         f"cannot write {tried or 'anywhere'}; set WOOLMILL_HOME to a folder with 1 GB free"
     )
+
+
+def spelt_out(value: Any) -> Any:
+    """``value`` with each byte of a file's name that is not UTF-8 spelt out as ``\\udcff``, in
+    texts, lists and mappings: JSON has no form for it.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return [spelt_out(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: spelt_out(item) for name, item in value.items()}
+    return value
 
 
 def is_private(folder: Path) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.dedup import code_cache
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for name in ("engine", "trainer") for path in (ROOT / name).rglob("*.py"))
 
@@ -84,7 +86,8 @@ def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     log = tmp_path / "calls"
-    run, home = tmp_path / "run", tmp_path / "home"
+    run, kernels = tmp_path / "run", code_cache.folder()
+    assert kernels is not None
     done = subprocess.run(
         [
             *("strace", "-f", "-qq", "-y", "-e", "trace=openat,rename,renameat,renameat2,mkdir"),
@@ -92,12 +95,7 @@ def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
             *(f"--out={run}", "--target=20", "--no-semantic", "--no-progress"),
         ],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(tmp_path / "none"),
-            "WOOLMILL_HOME": str(home),
-        },
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tmp_path / "none")},
         capture_output=True,
         text=True,
         check=False,
@@ -114,7 +112,7 @@ def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
         name
         for name in written
         # Compiled kernels are kept among woolmill's own caches.
-        if not name.startswith((str(run), str(home / "kernels"), "/dev/", "/proc/"))
+        if not name.startswith((str(run), str(kernels), "/dev/", "/proc/"))
     }
     assert outside == set()
 

@@ -182,6 +182,7 @@ def read_headers(pairs: Sequence[str]) -> dict[str, Header]:
                 raise ConfigError(f"--header {name}: the environment variable is not set")
             scheme, _, rest = kept.strip().rpartition(" ")  # "Bearer KEY" is a header's value too
             secret = Secret(rest, source=f"--header {name}")
+            keep_from_children(variable, secret)
             found[name] = Header(plain=f"{scheme} " if scheme else "", secret=secret)
         elif SECRET_NAME.search(name):
             raise ConfigError(

@@ -9,13 +9,12 @@ file has one.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from engine.errors import DiskError, OutputError
 from engine.files import replace_file
@@ -57,7 +56,8 @@ def _note(run: Path, path: Path, change: Callable[[list[str]], list[str]]) -> No
     # Where it fails, as in a read-only run, the next export asks for --overwrite.
     with suppress(OutputError, DiskError):
         noted = known | {str(path.absolute()): change(known.get(str(path.absolute()), []))}
-        body = orjson.dumps(noted, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        # Not orjson: a file's name may hold bytes that are not UTF-8, which this one escapes.
+        body = json.dumps(noted, indent=2, sort_keys=True).encode()
         replace_file(run / "exports.json", lambda file: file.write(body))
 
 
@@ -69,8 +69,8 @@ def exported(run: Path) -> list[Path]:
 def _remembered(run: Path) -> dict[str, list[str]]:
     """Hashes by path: one, or more where an export may not have taken its place."""
     try:
-        known: Any = orjson.loads((run / "exports.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        known: Any = json.loads((run / "exports.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(known, dict):
         return {}

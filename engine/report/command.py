@@ -14,6 +14,7 @@ from engine.report.compare import compare as compare_runs
 from engine.report.html import html
 from engine.report.markdown import markdown, table
 from engine.store import RunStore
+from engine.surroundings import spelt_out
 
 __all__ = ["compare", "report"]
 
@@ -53,7 +54,7 @@ def report(folder: Path, format_: str | None, output: Path | None, overwrite: bo
                 reason: told["examples"] for reason, told in whole["rejected"].items()
             }
             whole["rejected"] = {r: told["count"] for r, told in whole["rejected"].items()}
-            text = orjson.dumps(whole, option=orjson.OPT_INDENT_2).decode() + "\n"
+            text = orjson.dumps(spelt_out(whole), option=orjson.OPT_INDENT_2).decode() + "\n"
     if output is None:
         click.echo(text, nl=False)
         return
@@ -76,7 +77,7 @@ def compare(one: Path, other: Path, format_: str) -> None:
     with RunStore.read(one) as first, RunStore.read(other) as second:
         told = compare_runs(first, second)
     if format_ == "json":
-        click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(spelt_out(told), option=orjson.OPT_INDENT_2))
         return
     rows = [(name, *values) for name, values in told["figures"].items()]
     rows.append(("accepted of the pieces", *map(_percent, told["acceptance"])))

@@ -35,7 +35,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     if not write and not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
         mode += "&immutable=1"  # on a read-only disk SQLite cannot make its shared memory
     connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True,
         timeout=30.0,
         isolation_level=None,

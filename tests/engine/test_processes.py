@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from engine import processes, secrets
+from engine.backends.address import read_headers
 from engine.backends.serve import Server, plan
 from engine.backends.vllm import VllmBackend
 from engine.config import RunConfig
@@ -46,6 +47,8 @@ KEYS = {
     "GITHUB_PAT": "ghp_canary123456",
     "VLLM_API_KEY": "canary-vllm-1234",
     "NUMBA_BORROWED": "token=0f9e8d7c6b5a4938271605canary",
+    "ORG_OF_MINE": "Bearer 77canary0918273645",
+    "CUDA_BORROWED": "77canary0918273645",
     "HF_TOKEN": "hf_canary123456",
     "PIP_INDEX_URL": "http://user:canary-pip-12@127.0.0.1:1/simple",
 }
@@ -60,6 +63,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     secrets.read_key(env="MISTRAL")
+    read_headers(["X-Org=env:ORG_OF_MINE"])
 
 
 def environ_of(pid: int) -> dict[str, str]:
@@ -221,7 +225,8 @@ def test_pip(
     """It gets what it needs to reach its index, and no key of a model's host."""
     url, came = silent_index
     monkeypatch.setitem(KEYS, "PIP_INDEX_URL", url)
-    code = "from engine import models, secrets; secrets.read_key(env='MISTRAL')\n"
+    code = "from engine import models, secrets\nfrom engine.backends.address import read_headers\n"
+    code += "secrets.read_key(env='MISTRAL')\nread_headers(['X-Org=env:ORG_OF_MINE'])\n"
     code += "models.fetch('minilm')"
     more = {"PIP_INDEX_URL": url, "PIP_RETRIES": "0", "WOOLMILL_HOME": str(tmp_path)}
     with subprocess.Popen(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine import models
-from engine.errors import OutputError
+from engine.config import load_config
+from engine.errors import ConfigError, OutputError
 from engine.surroundings import cache_homes, is_private, writable_cache_home
 from tests.engine.stranger import as_stranger
 
@@ -102,3 +103,75 @@ def test_a_run_of_a_user_without_a_home(tmp_path: Path, home: str | None, by_mea
     assert done.returncode == 0, done.stderr
     assert len(json.loads((here / "run" / "alpaca_data.json").read_text())) == 5
     assert [path.name for path in here.iterdir()] == ["run"]
+
+
+def woolmill(*arguments: str | bytes, cwd: Path | bytes, **env: str) -> str:
+    """The whole command in ``cwd``; what it prints, once it has ended as it should."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "engine", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done.stdout.decode(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """Every command works on a run, a dataset and a folder whose names hold odd bytes."""
+    here = os.fsencode(tmp_path) + b"/in \xff"
+    os.mkdir(here)
+    Path(os.fsdecode(here + b"/s\xfe.jsonl")).write_bytes(
+        (ROOT / "engine/data/seed_tasks.jsonl").read_bytes()
+    )
+    settings = ("--backend=scripted", "--no-semantic", "--no-progress", b"--seeds=s\xfe.jsonl")
+    woolmill("generate", *settings, "--target=3", b"--out=r\xff", cwd=here)
+    more = (b"--metrics-file=m\xff", "--target=4")
+    woolmill("generate", *settings, *more, b"--out=r\xff", cwd=here)  # goes on
+    against = b"--against=s\xfe.jsonl"
+    woolmill("generate", *settings, against, "--target=1", b"--out=a\xff", cwd=here)
+    woolmill("verify", b"r\xff", cwd=here)
+    for _ in range(2):  # the second replaces what the first wrote
+        woolmill("export", b"r\xff", "--format=alpaca", b"-o", b"e\xff.json", cwd=here)
+    told = json.loads(woolmill("report", b"r\xff", "--format=json", cwd=here))
+    assert told["accepted"] == 4
+    woolmill("report", b"r\xff", "-o", b"r\xff.md", cwd=here)
+    woolmill("compare", b"r\xff", b"r\xff", "--format=json", cwd=here)
+    woolmill("salvage", b"r\xff", "-o", b"s\xff", cwd=here)
+    woolmill("merge", b"r\xff", b"s\xff", "-o", b"m\xffx", cwd=here)
+    woolmill(
+        *("dedup", b"e\xff.json", "-o", b"u\xff.json", "--no-semantic"),
+        *(b"--decisions=d\xff.jsonl", b"--against=e\xff.json"),
+        cwd=here,
+    )
+    woolmill("init", b"i\xff.toml", cwd=here)
+    json.loads(woolmill("doctor", b"--config=i\xff.toml", "--format=json", cwd=here))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+    ],
+)
+def test_a_terminal_that_takes_ascii_alone(tmp_path: Path, env: dict[str, str]) -> None:
+    """What it cannot show is replaced, and nothing ends for it."""
+    run = os.fsencode(tmp_path) + "/é".encode()
+    settings = ("--backend=scripted", "--no-semantic", "--target=3")
+    woolmill("generate", *settings, b"--out=" + run, cwd=tmp_path, **env)
+    woolmill("verify", run, cwd=tmp_path, **env)
+    woolmill("report", run, "--format=md", cwd=tmp_path, **env)
+    woolmill("doctor", cwd=tmp_path, **env)
+
+
+def test_a_model_s_name_is_text() -> None:
+    """It is sent and kept as such; other bytes are a wrong setting and not a bug."""
+    with pytest.raises(ConfigError, match=r"--model: m\\udcff holds bytes") as caught:
+        load_config(None, {"model": "m\udcff", "backend": "scripted"})
+    str(caught.value).encode()
