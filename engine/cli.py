@@ -25,7 +25,7 @@ from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
     from engine.generate import Result
-    from engine.pipeline import Display
+    from engine.state import Display
 
 __all__ = ["cli", "main"]
 

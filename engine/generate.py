@@ -26,12 +26,13 @@ from engine.errors import ConfigError, WoolmillError
 from engine.garbage import seldom_collected
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
-from engine.pipeline import Display, Pace, Pipeline, Progress, Stop
+from engine.pipeline import Pipeline
 from engine.progress import Guarded
 from engine.records import SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import keep_from_children, read_key
 from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
+from engine.state import Display, Pace, Progress, Stop
 from engine.store import Manifest, RunStore
 from engine.surroundings import spelt_out
 

@@ -25,14 +25,13 @@ import math
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import anyio
 import anyio.abc
 
-from engine.backends.base import Failure, GivesUp, Making
+from engine.backends.base import GivesUp, Making
 from engine.budget import Budget
 from engine.deciding import Batch, Deciding, DiedError
 from engine.errors import (
@@ -45,23 +44,18 @@ from engine.errors import (
 )
 from engine.failpoints import failpoint
 from engine.limits import Lease, Pool
-from engine.money import Spent
-from engine.recipes import alpaca
 from engine.records import Answer, Completion, Prompt
-from engine.retry import Delivery, RetryPolicy, deliver, most_tokens
+from engine.retry import RetryPolicy, deliver, most_tokens
+from engine.state import Display, Pace, Progress, Stop
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
 
-__all__ = ["Display", "Pace", "Pipeline", "Progress", "Stop"]
+__all__ = ["Pipeline"]
 
 WINDOW = 100_000
 """Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
 MOST_COMMITTING = 8
 """Batches of decisions that may wait for their commit; then no more are taken."""
-PRIOR_ANSWERS = 1.0
-"""Weight, in answers, of the most that an answer can hold against what they held so far. An
-estimate that starts high and sinks sends too few first and never too many.
-"""
 REFRESH_S = 0.25
 MOST_HELD = 64
 """Calls that wait, without a slot, until they may go alone; then no more prompts are made."""
@@ -81,90 +75,6 @@ class Turn:
     lease: Lease | None = None
     alone: bool = False
     """A scout: no other call that goes alone may go before it has come to its end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """Why nothing more is sent."""
-
-    error: WoolmillError | None = None
-    signum: int | None = None
-
-    @property
-    def reached(self) -> bool:
-        """The target is reached, or the plan is at its end; nothing went wrong."""
-        return self.error is None and self.signum is None
-
-
-@dataclass(slots=True, kw_only=True)
-class Progress(Spent):
-    """How far the run is and what it has used; what ``Display`` shows. Counts are of acknowledged
-    (committed) rows.
-    """
-
-    target: int
-    accepted: int = 0
-    sent: int = 0
-    answered: int = 0
-    decided_answers: int = 0
-    failed: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    session_answered: int = 0
-    """Answers that arrived since this process started."""
-    session_completion_tokens: int = 0
-    session_accepted: int = 0
-    draining: bool = False
-    calls: int = 0
-    """Under way: from their slot to the commit of their answers."""
-    calls_at_disk: int = 0
-    """Of ``calls`` and the decisions: those that wait for a commit."""
-    paid: bool = True
-    """Answers cost money."""
-    tokens_in_the_making: int = 0
-    """Completion tokens of answers that are not finished, as far as their backends know."""
-    learning: bool = False
-    """A call goes alone, to learn the context length."""
-    to_decide: int = 0
-    """Answers that could be decided now."""
-    deciding_s: float = 0.0
-    """How long there have been such answers without any decision."""
-    drain_left_s: float | None = None
-    """After a stop: how long the calls in flight will still be waited for."""
-
-    @property
-    def records_per_answer(self) -> float:
-        """Accepted records an answer, estimated from above."""
-        seen = self.accepted + alpaca.MOST_RECORDS * PRIOR_ANSWERS
-        return seen / (self.decided_answers + PRIOR_ANSWERS)
-
-
-class Display(Protocol):
-    """Shows progress. ``refresh`` is called some times a second and must not block."""
-
-    def refresh(self, progress: Progress, pool: Pool) -> None: ...
-
-    def note(self, message: str) -> None:
-        """One line that stays."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """When to stop, and how much goes into one call."""
-
-    target: int
-    max_requests: int | None = None
-    request_batch_size: int = 1
-    max_barren_requests: int = 300
-    max_refusals_in_a_row: int = 20
-    """Answers without any text that end the run: its settings cannot be right."""
-    drain_timeout_s: float = 120.0
-    at_least: int = 8
-    """Requests to have outstanding before any decision says how many are needed."""
-    paid: bool = True
-    """Answers cost money. If not (an engine in this process), ``at_least`` holds to the end, since
-    a small batch takes almost as long as a large one, and at the target what is in flight is
-    dropped. If so, it is waited for: it serves a higher target later.
-    """
 
 
 class Changed:
@@ -519,7 +429,7 @@ class Pipeline:
             if isinstance(delivery.outcome, Completion):
                 self._budget.fitted(delivery.prompt)
         self._back(turn)
-        answers = [_answer(delivery) for delivery in deliveries]
+        answers = [delivery.answer() for delivery in deliveries]
         self._keeping += 1
         self._store.answered(answers).add_done_callback(partial(self._kept, answers))
         return True
@@ -689,18 +599,3 @@ class Pipeline:
                 progress.drain_left_s = max(0.0, self._drained_at_s - now_s)
             self._display.refresh(progress, self._pool)
             await anyio.sleep(REFRESH_S)
-
-
-def _answer(delivery: Delivery) -> Answer:
-    prompt, outcome = delivery.prompt, delivery.outcome
-    failed = outcome.verdict if isinstance(outcome, Failure) else None
-    return Answer(
-        index=prompt.index,
-        demonstrations=prompt.demonstrations,
-        completion=outcome if isinstance(outcome, Completion) else None,
-        failure=failed.reason if failed else None,
-        message=failed.message if failed else "",
-        truncated=prompt.truncated,
-        attempts=delivery.attempts,
-        backend=delivery.backend,
-    )

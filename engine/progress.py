@@ -26,8 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.limits import Pool
-from engine.pipeline import Display, Progress
 from engine.report.text import shorten, visible
+from engine.state import Display, Progress
 
 __all__ = [
     "Guarded",

@@ -18,7 +18,7 @@ import tenacity
 from engine.backends.base import Backend, Failure, Verdict
 from engine.errors import WoolmillError
 from engine.limits import OF_THE_PROMPT, Lease, Pool
-from engine.records import Completion, Prompt
+from engine.records import Answer, Completion, Prompt
 
 __all__ = ["Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens"]
 
@@ -48,6 +48,21 @@ class Delivery:
     outcome: Completion | Failure
     attempts: int
     backend: str
+
+    def answer(self) -> Answer:
+        """As the store keeps it."""
+        prompt, outcome = self.prompt, self.outcome
+        failed = outcome.verdict if isinstance(outcome, Failure) else None
+        return Answer(
+            index=prompt.index,
+            demonstrations=prompt.demonstrations,
+            completion=outcome if isinstance(outcome, Completion) else None,
+            failure=failed.reason if failed else None,
+            message=failed.message if failed else "",
+            truncated=prompt.truncated,
+            attempts=self.attempts,
+            backend=self.backend,
+        )
 
 
 CANCELLED = Failure(Verdict(kind="ambiguous", reason="cancelled"))

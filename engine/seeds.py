@@ -104,7 +104,7 @@ def read_seeds(path: Path, *, at_least: int = 1) -> list[SeedTask]:
         InputError: unreadable file, bad line, doubled id, or too few tasks.
     """
     if not path.exists():
-        raise InputError(f"{path}: cannot be read: there is no such file; name the seed tasks with --seeds")
+        raise InputError(f"{path}: cannot be read: there is no such file; see --seeds")
     tasks: list[SeedTask] = []
     line_of_id: dict[str, int] = {}
     for row in Dataset(path, MAX_WHOLE_BYTES):

@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.errors import OutputError, WoolmillError
 from engine.files import new_file
 from engine.limits import Pool
-from engine.pipeline import Display, Progress
+from engine.state import Display, Progress
 from engine.store import RunReader
 from engine.view.metrics import metrics
 

@@ -16,10 +16,11 @@ from engine.backends.http import HttpBackend
 from engine.budget import Budget
 from engine.deciding import Batch
 from engine.limits import LimitSettings, Pool
-from engine.pipeline import Pace, Pipeline, Progress, Stop
+from engine.pipeline import Pipeline
 from engine.records import Answer, Prompt
 from engine.retry import RetryPolicy
 from engine.seeds import bundled_seeds, read_seeds
+from engine.state import Pace, Progress, Stop
 from engine.store import Counts, DecisionRows
 from engine.store.reader import Resume
 

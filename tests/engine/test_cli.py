@@ -19,8 +19,8 @@ from engine.cli import main
 from engine.config import RunConfig
 from engine.errors import DiskError, StoppedError, WoolmillError
 from engine.generate import Result
-from engine.pipeline import Display, Progress, Stop
 from engine.report.figures import figures
+from engine.state import Display, Progress, Stop
 from engine.store import RunStore
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from engine.deciding import Deciding
 from engine.errors import InputError, InternalError, UnavailableError
 from engine.generate import Result, generate
 from engine.limits import Pool
-from engine.pipeline import Progress
 from engine.progress import SilentDisplay
+from engine.state import Progress
 from engine.store import RunReader
 from engine.store.inserts import Inserts
 from engine.store.writer import Work

@@ -21,8 +21,8 @@ from engine.errors import AuthError, ConfigError, StoppedError
 from engine.export import export
 from engine.generate import Result, generate
 from engine.limits import Pool
-from engine.pipeline import Progress
 from engine.records import Prompt
+from engine.state import Progress
 from engine.store import RunStore
 from engine.store.inserts import Inserts
 from engine.store.writer import Work

@@ -25,7 +25,7 @@ from engine.deciding import Batch
 from engine.generate import generate
 from engine.limits import LimitSettings, Pool
 from engine.money import Prices
-from engine.pipeline import Pipeline, Progress
+from engine.pipeline import Pipeline
 from engine.progress import (
     Guarded,
     JsonDisplay,
@@ -38,6 +38,7 @@ from engine.progress import (
     summary,
     told,
 )
+from engine.state import Progress
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
 

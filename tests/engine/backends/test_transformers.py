@@ -32,10 +32,10 @@ from engine.config import RunConfig
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.generate import generate
 from engine.limits import Pool
-from engine.pipeline import Progress
 from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt, Sampling
 from engine.report.figures import figures
+from engine.state import Progress
 from engine.store import RunStore
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
