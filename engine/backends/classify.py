@@ -58,7 +58,8 @@ OVERFLOW_TEXT = re.compile(
     r"|too many (?:input )?tokens|max_tokens must be at least 1"
     r"|longer than the maximum model length|exceeds? the (?:model's )?(?:maximum|available|max)"
     r"|reduce (?:the length of )?(?:your|the) (?:prompt|messages|input)"
-    r"|input token count|request (?:body )?too large",
+    r"|input token count|request (?:body )?too large"
+    r"|max_new_tokens`? must be <=|`inputs` must have less than",
     re.I,
 )
 TOO_LARGE = re.compile(r"request too large for", re.I)
@@ -67,7 +68,8 @@ DIGITS = r"(\d[\d,]{0,14})"
 """No longer: Python refuses to read a number of thousands of digits."""
 LIMIT_NUMBER = re.compile(
     r"(?:maximum (?:context|model|input) length(?: is| of)?|max(?:imum)?(?:_model_len)?"
-    r"|context (?:length|window|size)(?: is| of)?(?: only)?|max size|limit(?: of)?|must be <=|>)"
+    r"|context (?:length|window|size)(?: is| of)?(?: only)?|max size|limit(?: of)?|must be <="
+    r"|must have less than|>)"
     rf" {{0,9}}[:=(]? {{0,9}}{DIGITS}",
     re.I,
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["MAX_MESSAGE", "ErrorBody", "clean", "is_error", "is_html", "read_error"]
+__all__ = ["MAX_MESSAGE", "ErrorBody", "as_json", "clean", "is_error", "is_html", "read_error"]
 
 MAX_MESSAGE = 300
 MAX_TEXT = 16_384
@@ -74,6 +74,14 @@ def is_html(raw: bytes, content_type: str = "") -> bool:
     return "html" in content_type.lower() or raw[:200].lstrip().startswith(b"<")
 
 
+def as_json(value: Any) -> bytes:
+    """``value``, which was JSON, as JSON again; what is nested too deeply to be written is said."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return b'"nested too deeply"'
+
+
 def is_error(data: dict[str, Any], *, whole: bool) -> bool:
     """Whether an answer (``whole``), or one event of a stream, tells of an error."""
     base = data.get("base_resp")
@@ -96,16 +104,15 @@ def read_error(body: bytes) -> ErrorBody:
         return ErrorBody(text=_page(body))
     error = _innermost(data)
     if not isinstance(error, dict):
-        return ErrorBody(text=str(error)[:MAX_TEXT])
+        text = error if isinstance(error, str) else as_json(error).decode()
+        return ErrorBody(text=text[:MAX_TEXT])
     objects = list(_objects(error))
     metadata = [o for o in objects if {"reasons", "flagged_input"} & o.keys()]
     statuses = (_status(error.get(name)) for name in STATUSES)
     return ErrorBody(
         text=_message(error)[:MAX_TEXT],
         names=frozenset(
-            str(value).lower()
-            for name in CODES
-            if isinstance(value := error.get(name), str)
+            str(value).lower() for name in CODES if isinstance(value := error.get(name), str)
         ),
         status=next((status for status in statuses if status is not None), None),
         parameters=_parameters(error, objects),
@@ -142,8 +149,8 @@ def _innermost(data: Any) -> Any:
 def _message(error: dict[str, Any]) -> str:
     for name in MESSAGES:
         if value := error.get(name):
-            return value if isinstance(value, str) else orjson.dumps(value).decode()
-    return orjson.dumps(error).decode() if error else ""
+            return value if isinstance(value, str) else as_json(value).decode()
+    return as_json(error).decode() if error else ""
 
 
 def _status(code: Any) -> int | None:

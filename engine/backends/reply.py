@@ -19,7 +19,7 @@ import orjson
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.classify import html_page
-from engine.backends.error_body import clean, is_error, is_html
+from engine.backends.error_body import as_json, clean, is_error, is_html
 from engine.errors import ConfigError
 from engine.records import Completion, Prompt, Usage
 
@@ -119,7 +119,7 @@ class Reply:
         if not isinstance(data, dict):
             raise Failure(Verdict(kind="ambiguous", reason="bad_json", message="not a JSON object"))
         if is_error(data, whole=self.whole):
-            self.error = orjson.dumps(data)
+            self.error = as_json(data)
             return
         choices = data.get("choices")
         if isinstance(data.get("model"), str):
@@ -143,7 +143,7 @@ class Reply:
                 Verdict(kind="ambiguous", reason="bad_json", message="a choice out of range")
             )
         if choice.get("error"):
-            self.error = orjson.dumps({"error": choice["error"]})
+            self.error = as_json({"error": choice["error"]})
             return
         message = choice.get(part)
         content = choice.get("text") if message is None else None
@@ -319,33 +319,37 @@ class Events:
         self._max_event_bytes = max_event_bytes
         self._rest: list[bytes] = []
         """Pieces of the line that is not at its end yet."""
+        self._rest_bytes = 0
         self._begun: list[bytes] = []
         """Lines of an event whose JSON goes on."""
-        self._held_bytes = 0
+        self._begun_bytes = 0
 
     def feed(self, data: bytes) -> None:
         """Take in the next bytes. Raises Failure for an event without end and for broken JSON."""
-        if b"\n" not in data:
-            self._hold(self._rest, data)
-            return
-        first, *lines, rest = data.split(b"\n")
-        self._line(b"".join([*self._rest, first]))
-        for line in lines:
-            self._line(line)
-        self._rest = []
-        self._held_bytes = sum(map(len, self._begun))
-        if rest:
-            self._hold(self._rest, rest)
+        if b"\n" in data:
+            first, *lines, data = data.split(b"\n")
+            self._line(b"".join([*self._rest, first]))
+            for line in lines:
+                self._line(line)
+            self._rest, self._rest_bytes = [], 0
+        if data:
+            self._rest.append(data)
+            self._rest_bytes += len(data)
+            self._check_size()
 
     def end(self) -> None:
         """There are no more bytes."""
         self._line(b"".join(self._rest))
         self._dispatch()
 
-    def _hold(self, held: list[bytes], data: bytes) -> None:
-        held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > self._max_event_bytes:
+    def _begin(self, data: bytes) -> None:
+        """Keep a line of an event that may go on in the next one."""
+        self._begun.append(data)
+        self._begun_bytes += len(data)
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self._rest_bytes + self._begun_bytes > self._max_event_bytes:
             message = f"an event of more than {self._max_event_bytes} bytes"
             raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message))
 
@@ -358,7 +362,7 @@ class Events:
         if self._reply.done:
             return
         if self._begun and data != b"[DONE]":
-            self._hold(self._begun, data)
+            self._begin(data)
         elif data == b"[DONE]":
             self._dispatch()
             self._reply.done = True
@@ -366,13 +370,13 @@ class Events:
             try:
                 event = _json(data, len(self._reply.texts))
             except (ValueError, RecursionError):
-                self._hold(self._begun, data)  # it may go on in the next line
+                self._begin(data)
             else:
                 self._reply.add(event, "delta")
 
     def _dispatch(self) -> None:
         """The event that was begun is at its end."""
-        lines, self._begun = self._begun, []
+        lines, self._begun, self._begun_bytes = self._begun, [], 0
         if not lines:
             return
         try:
