@@ -48,6 +48,8 @@ QUOTA_TEXT = re.compile(
     r"|余额不足",
     re.I,
 )
+KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "no_db_connection"})
+"""The last is LiteLLM's, without a database, for a key that is not its own."""
 KEY_TEXT = re.compile(r"(?:incorrect|invalid) api key|api key not valid", re.I)
 """xAI and Gemini refuse a key with status 400."""
 OVERFLOW_CODES = frozenset(
@@ -222,7 +224,7 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
         return verdict("dead", "content_filter")
     if (
         status == 401
-        or names & {"invalid_api_key", "authentication_error"}
+        or names & KEY_CODES
         or (status == 400 and KEY_TEXT.search(text))
     ):
         return wrong("http_401", AuthError(f"{where}: the key was refused ({message})"))
