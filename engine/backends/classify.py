@@ -222,11 +222,7 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
         names & CONTENT_POLICY or said.moderated or CONTENT_TEXT.search(text)
     ):
         return verdict("dead", "content_filter")
-    if (
-        status == 401
-        or names & KEY_CODES
-        or (status == 400 and KEY_TEXT.search(text))
-    ):
+    if status == 401 or names & KEY_CODES or (status == 400 and KEY_TEXT.search(text)):
         return wrong("http_401", AuthError(f"{where}: the key was refused ({message})"))
     if status == 403:
         return wrong("http_403", AuthError(f"{where}: not permitted ({message})"))

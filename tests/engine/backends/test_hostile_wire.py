@@ -15,7 +15,7 @@ from engine.backends.base import Failure
 from engine.backends.classify import classify, retry_after_s
 from engine.backends.dialect import Dialect
 from engine.backends.error_body import clean, read_error
-from engine.backends.http import GAUGE
+from engine.backends.gauges import read_gauges
 from engine.backends.reply import Events, Reply, Unpacker, parsed
 from engine.backends.served import find_model, listed, read_models
 from engine.records import Completion, Usage
@@ -138,7 +138,7 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "stream in pieces": stream_in(64),
     "models": models,
     "thoughts": thoughts,
-    "gauges": lambda raw: GAUGE.findall(raw),
+    "gauges": read_gauges,
     "packed": packed,
 }
 
