@@ -1,4 +1,5 @@
-# Everything sets itself up: make demo, make test, make test-vllm, make train-demo, make bench-dedup.
+# Everything sets itself up: make demo, make test, make test-vllm, make test-gateway,
+# make train-demo, make bench-dedup.
 
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -6,7 +7,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo setup test test-vllm lint train-demo bench bench-dedup crash clean
+.PHONY: demo setup test test-vllm test-gateway lint train-demo bench bench-dedup crash clean
 
 demo: setup
 	$(BIN)/woolmill generate --target 20 --out runs/demo
@@ -32,7 +33,7 @@ tools:
 	    || echo "install chromium and strace: the tests of pages and disk errors need them"; }
 
 test: setup tools lint
-	$(BIN)/pytest -m "not vllm and not gpu and not network"
+	$(BIN)/pytest -m "not vllm and not gateway and not gpu and not network"
 
 lint: .venv/.ready
 	$(BIN)/ruff check -q
@@ -42,6 +43,10 @@ lint: .venv/.ready
 test-vllm: setup
 	bash scripts/setup-vllm.sh
 	WOOLMILL_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/pytest -m vllm
+
+test-gateway: setup
+	bash scripts/setup-gateway.sh
+	WOOLMILL_GATEWAY_PYTHON=$(CURDIR)/.venv-gateway/bin/python $(BIN)/pytest -m gateway
 
 train-demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
@@ -56,4 +61,4 @@ crash: setup
 	$(BIN)/python -m tests.crash
 
 clean:
-	rm -rf .venv .venv-vllm runs
+	rm -rf .venv .venv-vllm .venv-gateway runs

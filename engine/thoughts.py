@@ -59,9 +59,10 @@ def thoughts_apart(completion: Completion) -> Completion:
 
 def is_thoughts_only(completion: Completion) -> bool:
     """Whether the model thought and never answered; ``completion`` is as ``thoughts_apart`` gives
-    it.
+    it. OpenAI's thoughts are counted and never shown.
     """
-    return bool(completion.reasoning) and not completion.text.strip()
+    thought = completion.reasoning or completion.usage.reasoning_tokens
+    return bool(thought) and not completion.text.strip()
 
 
 def _leading_thought(text: str, start: int) -> tuple[str, int] | None:

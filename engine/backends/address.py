@@ -59,6 +59,8 @@ CHAT_HOSTS = (
     "openai.azure.com",
 )
 """Hosts whose models of today are asked by chat alone."""
+ROOT_APIS = ("api.perplexity.ai", "models.inference.ai.azure.com")
+"""Hosts whose API has no /v1 and no other path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class Address:
     @property
     def name(self) -> str:
         """For people and the store."""
-        return str(self.url).removesuffix("/v1")
+        return str(self.url).rstrip("/").removesuffix("/v1")
 
     @property
     def api(self) -> Api:
@@ -85,7 +87,7 @@ class Address:
 
     def at(self, path: str) -> httpx.URL:
         """The URL of ``path`` below the API's root."""
-        return self._with_query(self.url.copy_with(path=self.url.path + path))
+        return self._with_query(self.url.copy_with(path=self.url.path.rstrip("/") + path))
 
     def at_root(self, path: str) -> httpx.URL:
         """The URL of ``path`` beside the API: ``/tokenize``, ``/metrics``."""
@@ -108,7 +110,8 @@ class Header:
 
 
 def read_address(text: str, query: Sequence[str] = ()) -> Address:
-    """``http://host:8000`` becomes ``http://host:8000/v1``; the path of a call is taken off.
+    """``http://host:8000`` becomes ``http://host:8000/v1``; the path of a call is taken off, and
+    what is left is the root.
 
     Args:
         text: as a person has it from a host's page.
@@ -135,12 +138,16 @@ def read_address(text: str, query: Sequence[str] = ()) -> Address:
         raise ConfigError(f"--base-url: {clean(text)} needs http:// or https:// and a host")
     path = url.path.rstrip("/")
     chat = path.endswith("/chat/completions")
-    for suffix in ("/chat/completions", "/completions", "/models"):
-        path = path.removesuffix(suffix)
+    root = path
+    for suffix in ("/chat/completions", "/completions"):
+        root = root.removesuffix(suffix)
+    root = root.removesuffix("/models") or root  # Azure's "/models" is an API's root
+    whole = root != path or url.host.lower() in ROOT_APIS
+    path = root
     deployment = DEPLOYMENT.search(path)
     host = url.host.lower()
     return Address(
-        url=url.copy_with(path=path or "/v1", query=None),
+        url=url.copy_with(path=path or ("/" if whole else "/v1"), query=None),
         query=fields | read_query(query),
         chat=chat or any(host == known or host.endswith(f".{known}") for known in CHAT_HOSTS),
         deployment=deployment[1] if deployment else None,

@@ -38,23 +38,40 @@ QUOTA_CODES = frozenset(
         "billing_hard_limit_reached",
         "credit_balance_exhausted",
         "billing_error",
+        "exceeded_current_quota_error",
+        "arrearage",
+        "accountoverdueerror",
     }
 )
-QUOTA_TEXT = re.compile(r"credit balance is? ?too low|insufficient (?:quota|balance|credit)", re.I)
-OVERFLOW_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
+QUOTA_TEXT = re.compile(
+    r"credit balance is? ?too low|insufficient (?:quota|balance|credit)|balance is insufficient"
+    r"|余额不足",
+    re.I,
+)
+KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "no_db_connection"})
+"""The last is LiteLLM's, without a database, for a key that is not its own."""
+KEY_TEXT = re.compile(r"(?:incorrect|invalid) api key|api key not valid", re.I)
+"""xAI and Gemini refuse a key with status 400."""
+OVERFLOW_CODES = frozenset(
+    {"context_length_exceeded", "string_above_max_length", "tokens_limit_reached"}
+)
 OVERFLOW_TEXT = re.compile(
     r"maximum context length|context (?:length|window|size)|max_model_len|prompt is too long"
     r"|too many (?:input )?tokens|max_tokens must be at least 1"
     r"|longer than the maximum model length|exceeds? the (?:model's )?(?:maximum|available|max)"
     r"|reduce (?:the length of )?(?:your|the) (?:prompt|messages|input)"
-    r"|input token count",
+    r"|input token count|request (?:body )?too large"
+    r"|max_new_tokens`? must be <=|`inputs` must have less than",
     re.I,
 )
+TOO_LARGE = re.compile(r"request too large for", re.I)
+"""OpenAI's and Groq's 429 for a request that alone is beyond the tokens of a minute."""
 DIGITS = r"(\d[\d,]{0,14})"
 """No longer: Python refuses to read a number of thousands of digits."""
 LIMIT_NUMBER = re.compile(
     r"(?:maximum (?:context|model|input) length(?: is| of)?|max(?:imum)?(?:_model_len)?"
-    r"|context (?:length|window|size)(?: is| of)?|limit(?: of)?|must be <=|>)"
+    r"|context (?:length|window|size)(?: is| of)?(?: only)?|max size|limit(?: of)?|must be <="
+    r"|must have less than|>)"
     rf" {{0,9}}[:=(]? {{0,9}}{DIGITS}",
     re.I,
 )
@@ -88,7 +105,7 @@ CONTENT_POLICY = frozenset(
 CONTENT_TEXT = re.compile(
     r"moderation|\bflagged\b|content[ _](?:policy|filter|management|exists risk)|guardrail"
     r"|inappropriate content|safety (?:system|filter|policy|reasons|settings)"
-    r"|content[^.]{0,20}blocked"
+    r"|content[^.]{0,20}blocked|sensitive (?:content|information|words)|new_sensitive"
     r"|不安全|敏感内容",
     re.I,
 )
@@ -201,11 +218,11 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
     if names & QUOTA_CODES or QUOTA_TEXT.search(text) or (status == 402 and not asks_to_wait):
         credit = f"{where}: the account is out of credit; add credit, then resume ({message})"
         return verdict("fatal", "quota", StoppedError(credit))
-    if status in (400, 403, 422, 451) and (
+    if status in (200, 400, 403, 422, 451) and (
         names & CONTENT_POLICY or said.moderated or CONTENT_TEXT.search(text)
     ):
         return verdict("dead", "content_filter")
-    if status == 401 or names & {"invalid_api_key", "authentication_error"}:
+    if status == 401 or names & KEY_CODES or (status == 400 and KEY_TEXT.search(text)):
         return wrong("http_401", AuthError(f"{where}: the key was refused ({message})"))
     if status == 403:
         return wrong("http_403", AuthError(f"{where}: not permitted ({message})"))
@@ -225,7 +242,11 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
     if status in (400, 422) and (limit := COMPLETION_LIMIT.search(text)):
         most = int([group for group in limit.groups() if group][-1].replace(",", ""))
         return replace(verdict("overflow", "completion_too_long"), completion_limit=most)
-    if names & OVERFLOW_CODES or (status in (400, 413, 422, 500) and OVERFLOW_TEXT.search(text)):
+    if (
+        names & OVERFLOW_CODES
+        or (status in (400, 413, 422, 500) and OVERFLOW_TEXT.search(text))
+        or (status == 429 and TOO_LARGE.search(text))
+    ):
         return replace(
             verdict("overflow", "context_overflow"),
             context_length=_number(LIMIT_NUMBER, text),

@@ -26,10 +26,19 @@ OPTIONAL = frozenset(
 CHANGES_ANSWERS = frozenset(("ignore_eos", "seed", "stop", "top_p", "temperature"))
 CHAT_ONLY = re.compile(
     r"chat[/ ]completions|chat model|not supported in the v1/completions"
-    r"|completion operation does not work|(?:only|use) (?:the )?chat",
+    r"|completion operation does not work|(?:only|use) (?:the )?chat"
+    r"|completions api is only available|no route|could not route",
     re.IGNORECASE,
 )
-"""How a host that has completions says that this model has them not."""
+"""How a host says with status 400 that it has no completions, or not for this model: OpenAI, Azure,
+DeepSeek, Cloudflare.
+"""
+STREAM_ONLY = re.compile(
+    r"only supports? stream|must have stream ?= ?true|stream\w* (?:is|mode is) required"
+    r"|non-streaming calls?",
+    re.IGNORECASE,
+)
+"""How a host says that it wants streams: DashScope, Fireworks."""
 WORD = re.compile(r"[a-z_]+")
 
 
@@ -54,6 +63,7 @@ class Dialect:
         self._omitted: set[str] = set()
         self._renamed = False
         self._chat = False
+        self._only_streams = False
         self._answered: set[str] = set()
         """Fields of requests that were answered: the host takes these."""
         self._apis: set[str] = set()
@@ -68,6 +78,8 @@ class Dialect:
             learnt["max_tokens"] = RENAMED[1]
         if self._chat:
             learnt["api"] = "chat"
+        if self._only_streams:
+            learnt["stream"] = True
         return learnt
 
     def restore(self, learnt: Mapping[str, Any]) -> None:
@@ -78,11 +90,11 @@ class Dialect:
         self._omitted = set(OPTIONAL.intersection(names if isinstance(names, list) else ()))
         self._renamed = learnt.get("max_tokens") == RENAMED[1]
         self._chat = self.any_api and learnt.get("api") == "chat"
+        self._only_streams = learnt.get("stream") is True
 
-    @property
-    def streams(self) -> bool:
-        """Whether an answer may be asked for as a stream."""
-        return "stream" not in self._omitted | self._without
+    def streams(self, wanted: bool) -> bool:
+        """Whether an answer is asked for as a stream, where that is ``wanted`` or not."""
+        return (wanted or self._only_streams) and "stream" not in self._omitted | self._without
 
     def api(self, wanted: Api) -> Api:
         """The API by which a request that names ``wanted`` goes out."""
@@ -115,7 +127,11 @@ class Dialect:
             return "it has no completions (or not for this model): asking by chat"
         if verdict.reason not in ("http_400", "http_422"):
             return None
-        for name in verdict.parameters or WORD.findall(text.lower()):
+        if "stream" not in body and not self._only_streams and STREAM_ONLY.search(text):
+            self._only_streams = True
+            return "it answers by streams only"
+        named = [name for name in verdict.parameters if name in body]
+        for name in named or WORD.findall(text.lower()):
             if name not in body or name in self._answered:
                 continue
             if name == RENAMED[0] and not self._renamed:
@@ -137,5 +153,6 @@ class Dialect:
         """In words, for whoever resumes a run."""
         said = ["asked by chat"] if self._chat else []
         said += [f"{RENAMED[1]} for {RENAMED[0]}"] if self._renamed else []
+        said += ["by streams only"] if self._only_streams else []
         said += [f"without {', '.join(sorted(self._omitted))}"] if self._omitted else []
         return "; ".join(said)

@@ -2,8 +2,8 @@
 
 OpenAI, Anthropic, vLLM and FastAPI have an object ``error`` or ``detail``; Mistral nests FastAPI's
 list of fields; Gemini puts the object into a list; OpenRouter gives the status as a number within
-an answer of status 200; Cloudflare has a list ``errors``. A page in HTML is what a gateway in
-between says.
+an answer of status 200; Cloudflare has a list ``errors``, MiniMax an object ``base_resp`` of which
+code 0 is none. A page in HTML is what a gateway in between says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["MAX_MESSAGE", "ErrorBody", "clean", "is_html", "read_error"]
+__all__ = ["MAX_MESSAGE", "ErrorBody", "as_json", "clean", "is_error", "is_html", "read_error"]
 
 MAX_MESSAGE = 300
 MAX_TEXT = 16_384
@@ -28,12 +28,20 @@ CONTROL = re.compile(
 )
 KEY = re.compile(r"(?:sk|pk|key|hf|gsk)[-_][A-Za-z0-9_-]{8,}|Bearer +\S+")
 TITLE = re.compile(r"<title[^<>]{0,200}>([^<]{0,300})", re.IGNORECASE)
+NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
 RETRY_IN = re.compile(
-    r"(?:try again|retry|wait)(?: again)? (?:in|after|for)?:? ?(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|m)\b",
+    r"(?:try again|retry|wait)(?: again)?(?: in| after| for)?:? ?"
+    rf"(?:{NUMBER} ?h)?(?:{NUMBER} ?m(?:in(?:ute)?s?)?(?=\d|\b) ?)?"
+    rf"(?:{NUMBER} ?(ms|milliseconds?|s|secs?|seconds?)\b)?",
     re.IGNORECASE,
 )
-"""OpenAI, Groq: "Please try again in 1.2s"."""
-SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+"""OpenAI: "Please try again in 1.2s"; Groq "in 7m12.5s"; Moonshot "after 1 seconds"."""
+MESSAGES = ("message", "detail", "msg", "status_msg", "error")
+"""Where the message is, the likeliest first."""
+CODES = ("code", "type", "status", "error_code", "error_type")
+STATUSES = ("code", "status", "http_status_code", "status_code")
+FLAT = ("message", "detail", "msg", "code")
+"""What an error has that comes without an envelope."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +74,28 @@ def is_html(raw: bytes, content_type: str = "") -> bool:
     return "html" in content_type.lower() or raw[:200].lstrip().startswith(b"<")
 
 
+def as_json(value: Any) -> bytes:
+    """``value``, which was JSON, as JSON again; what is nested too deeply to be written is said."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return b'"nested too deeply"'
+
+
+def is_error(data: dict[str, Any], *, whole: bool) -> bool:
+    """Whether an answer (``whole``), or one event of a stream, tells of an error."""
+    base = data.get("base_resp")
+    if data.get("error") or data.get("errors") or (isinstance(base, dict) and _failed(base)):
+        return True
+    if whole:
+        return not data.get("choices") and bool(data.keys() & FLAT)
+    return "choices" not in data and any(isinstance(data.get(name), str) for name in FLAT)
+
+
+def _failed(base: dict[str, Any]) -> bool:
+    return bool(base.get("status_code"))
+
+
 def read_error(body: bytes) -> ErrorBody:
     """The error that ``body`` tells of; its text alone where it has no form that is known."""
     try:
@@ -74,20 +104,17 @@ def read_error(body: bytes) -> ErrorBody:
         return ErrorBody(text=_page(body))
     error = _innermost(data)
     if not isinstance(error, dict):
-        return ErrorBody(text=str(error)[:MAX_TEXT])
+        text = error if isinstance(error, str) else as_json(error).decode()
+        return ErrorBody(text=text[:MAX_TEXT])
     objects = list(_objects(error))
     metadata = [o for o in objects if {"reasons", "flagged_input"} & o.keys()]
-    code = error.get("code")
+    statuses = (_status(error.get(name)) for name in STATUSES)
     return ErrorBody(
         text=_message(error)[:MAX_TEXT],
         names=frozenset(
-            str(value).lower()
-            for name in ("code", "type", "status")
-            if isinstance(value := error.get(name), str)
+            str(value).lower() for name in CODES if isinstance(value := error.get(name), str)
         ),
-        status=next(
-            (s for s in (_status(code), _status(error.get("status"))) if s is not None), None
-        ),
+        status=next((status for status in statuses if status is not None), None),
         parameters=_parameters(error, objects),
         moderated=bool(metadata),
         wait_s=_wait_s(error, objects),
@@ -109,19 +136,21 @@ def _innermost(data: Any) -> Any:
         if isinstance(data, list) and data:
             data = data[0]
         elif isinstance(data, dict) and (inner := data.get("error") or data.get("errors")):
-            if isinstance(inner, str) and data.keys() & {"message", "detail", "code"}:
+            if isinstance(inner, str) and data.keys() & {"message", "detail", *CODES}:
                 return data
             data = inner
+        elif isinstance(data, dict) and isinstance(base := data.get("base_resp"), dict):
+            return base if _failed(base) else data
         else:
             break
     return data
 
 
 def _message(error: dict[str, Any]) -> str:
-    for name in ("message", "detail", "msg", "error"):
+    for name in MESSAGES:
         if value := error.get(name):
-            return value if isinstance(value, str) else orjson.dumps(value).decode()
-    return orjson.dumps(error).decode() if error else ""
+            return value if isinstance(value, str) else as_json(value).decode()
+    return as_json(error).decode() if error else ""
 
 
 def _status(code: Any) -> int | None:
@@ -143,12 +172,12 @@ def _objects(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def _parameters(error: dict[str, Any], objects: list[dict[str, Any]]) -> tuple[str, ...]:
-    """OpenAI's ``param``; FastAPI's ``loc`` (``["body", NAME]``)."""
+    """OpenAI's ``param``; FastAPI's ``loc`` (``["body", NAME]``, or a model's name between)."""
     found = [error["param"]] if isinstance(error.get("param"), str) else []
     for below in objects:
         location = below.get("loc")
-        if isinstance(location, list) and len(location) > 1 and location[0] == "body":
-            found += [name for name in location[1:2] if isinstance(name, str)]
+        if isinstance(location, list):
+            found += [name for name in location[:MAX_DEPTH] if isinstance(name, str)]
     return tuple(dict.fromkeys(name.split(".")[0].split("[")[0] for name in found))
 
 
@@ -161,5 +190,10 @@ def _wait_s(error: dict[str, Any], objects: list[dict[str, Any]]) -> float | Non
                 return float(value.removesuffix("s"))
             if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
                 return float(value) if value < 1e9 else None
-    found = RETRY_IN.search(_message(error)[: 4 * MAX_MESSAGE])
-    return float(found[1]) * SECONDS[found[2].lower()] if found else None
+    for found in RETRY_IN.finditer(_message(error)[: 4 * MAX_MESSAGE]):
+        hours, minutes, seconds, unit = found.groups(default="")
+        if hours or minutes or seconds:
+            scale = 0.001 if unit.lower().startswith("m") else 1.0
+            whole = float(hours or 0) * 3600 + float(minutes or 0) * 60
+            return whole + float(seconds or 0) * scale
+    return None

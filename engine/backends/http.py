@@ -355,16 +355,16 @@ class HttpBackend:
         """One attempt; a refusal that teaches what the host takes is not the end of it."""
         began = asyncio.get_running_loop().time()
         before, lessons = self.dialect.learnt, list[str]()
+        wants_stream = self._wants_stream()
         for _ in range(MOST_LESSONS):
-            streamed = self._streams()
-            api, body = self._spoken(prompts, streamed)
+            api, body = self._spoken(prompts, wants_stream)
             answer = await self._answer(body, api, len(prompts), began)
             if isinstance(answer, Reply):
                 for lesson in lessons:
                     self.on_lesson(lesson)
                 return self._outcomes(answer, prompts, api, body, began)
             verdict, text = answer
-            if (api, body.keys()) != self._now_spoken(prompts, streamed):
+            if (api, body.keys()) != self._now_spoken(prompts, wants_stream):
                 continue  # another request has learnt it meanwhile
             learnt = self.dialect.learn(verdict, text, body, api)
             if learnt is None:
@@ -374,13 +374,14 @@ class HttpBackend:
             self.dialect.restore(before)  # they did not help: something else is refused
         raise Failure(verdict)
 
-    def _spoken(self, prompts: Sequence[Prompt], streamed: bool) -> tuple[Api, dict[str, Any]]:
+    def _spoken(self, prompts: Sequence[Prompt], wants_stream: bool) -> tuple[Api, dict[str, Any]]:
         """The API and the body by which the host takes ``prompts``."""
         api = self.dialect.api(prompts[0].api)
+        streamed = self.dialect.streams(wants_stream)
         return api, self.dialect.spoken(self._payload(prompts, api, streamed))
 
-    def _now_spoken(self, prompts: Sequence[Prompt], streamed: bool) -> tuple[Api, Any]:
-        api, body = self._spoken(prompts, streamed)
+    def _now_spoken(self, prompts: Sequence[Prompt], wants_stream: bool) -> tuple[Api, Any]:
+        api, body = self._spoken(prompts, wants_stream)
         return api, body.keys()
 
     def _outcomes(
@@ -442,11 +443,10 @@ class HttpBackend:
         verdict = classify(status=200, headers=response.headers, body=answer.error, where=self.name)
         return verdict, read_error(answer.error).text
 
-    def _streams(self) -> bool:
-        """Whether the next answer is asked for as a stream."""
+    def _wants_stream(self) -> bool:
+        """Whether the next answer is best asked for as a stream."""
         below = STREAM_IN_DOUBT_BELOW if self._in_doubt else STREAM_BELOW
-        wanted = self._stream is True or (self._stream == "auto" and len(self._calls) < below)
-        return wanted and self.dialect.streams
+        return self._stream is True or (self._stream == "auto" and len(self._calls) < below)
 
     def _payload(self, prompts: Sequence[Prompt], api: Api, streamed: bool) -> dict[str, Any]:
         """The request's body, in OpenAI's words."""

@@ -19,7 +19,7 @@ import orjson
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.classify import html_page
-from engine.backends.error_body import clean, is_html
+from engine.backends.error_body import as_json, clean, is_error, is_html
 from engine.errors import ConfigError
 from engine.records import Completion, Prompt, Usage
 
@@ -29,7 +29,9 @@ TELLING = (b'"message"', b'"content"', b'"text"', b'"finish_reason"', b'"delta"'
 """Keys of which a choice has one each. Within a text, quotes are escaped."""
 STOP, LENGTH, FILTER = "stop", "length", "content_filter"
 FINISH = {
-    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "completed"), STOP),
+    **dict.fromkeys(
+        ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete", "completed"), STOP
+    ),
     **dict.fromkeys(
         (
             *("length", "max_tokens", "max_output_tokens", "model_length"),
@@ -40,7 +42,7 @@ FINISH = {
     **dict.fromkeys(
         (
             *("content_filter", "content_filtered", "sensitive", "safety", "recitation"),
-            *("blocklist", "prohibited_content", "spii", "moderation"),
+            *("blocklist", "prohibited_content", "spii", "moderation", "error_toxic"),
         ),
         FILTER,
     ),
@@ -55,9 +57,23 @@ FINISH = {
         "error",
     ),
 }
-"""OpenAI's word for each host's: Anthropic, TGI, Together, Mistral, z.ai, DeepSeek, Gemini, xAI.
+"""OpenAI's word for each host's: Anthropic, TGI, Together, Mistral, z.ai, DeepSeek, Gemini, xAI,
+Cohere.
 ``abort`` and ``error`` are no answers; any other word is ``unknown``.
 """
+CACHED = (
+    "prompt_tokens_details.cached_tokens",
+    "prompt_cache_hit_tokens",
+    "cache_read_input_tokens",
+    "input_tokens_details.cached_tokens",
+    "cached_tokens",
+)
+"""Where hosts count prompt tokens that were cached; the next likewise tokens of thoughts."""
+THOUGHTS = (
+    "completion_tokens_details.reasoning_tokens",
+    "output_tokens_details.reasoning_tokens",
+    "reasoning_tokens",
+)
 MOST_TOKENS = 10**8
 """A count beyond this is a mistake of the server's: no context is so long."""
 MOST_COST = 1e6
@@ -102,19 +118,21 @@ class Reply:
             data = data[0]  # Gemini's errors
         if not isinstance(data, dict):
             raise Failure(Verdict(kind="ambiguous", reason="bad_json", message="not a JSON object"))
+        if is_error(data, whole=self.whole):
+            self.error = as_json(data)
+            return
         choices = data.get("choices")
-        if data.get("error") or data.get("errors"):
-            self.error = orjson.dumps(data)
-            return
-        if not choices and self.whole and data.keys() & {"message", "detail", "code", "msg"}:
-            self.error = orjson.dumps(data)  # an error without an envelope
-            return
         if isinstance(data.get("model"), str):
             self.model = data["model"]
-        if data.get("usage"):
-            self.usage = data["usage"]
+        self._note_usage(data)
         for choice in choices if isinstance(choices, list) else ():
             self._add_choice(choice, part)
+
+    def _note_usage(self, data: dict[str, Any]) -> None:
+        """Keep the latest count: of the answer, or where Groq and Moonshot put it in streams."""
+        beside = data.get("x_groq")
+        if usage := data.get("usage") or (isinstance(beside, dict) and beside.get("usage")):
+            self.usage = usage
 
     def _add_choice(self, choice: Any, part: str) -> None:
         index = choice.get("index", 0) if isinstance(choice, dict) else None
@@ -125,7 +143,7 @@ class Reply:
                 Verdict(kind="ambiguous", reason="bad_json", message="a choice out of range")
             )
         if choice.get("error"):
-            self.error = orjson.dumps({"error": choice["error"]})
+            self.error = as_json({"error": choice["error"]})
             return
         message = choice.get(part)
         content = choice.get("text") if message is None else None
@@ -142,7 +160,8 @@ class Reply:
         elif isinstance(content, str):
             self.texts[index].append(content)
             self.started |= bool(content)
-        if choice.get("finish_reason") is not None:
+        self._note_usage(choice)
+        if choice.get("finish_reason"):  # "" is what some write while it goes on
             self.finish[index] = FINISH.get(str(choice["finish_reason"]).lower(), "unknown")
 
     def completions(
@@ -185,7 +204,8 @@ class Reply:
     def _usages(self, prompts: Sequence[Prompt]) -> list[Usage]:
         """Each prompt's share. A batch is billed as one sum, so its shares are estimates."""
         usage = self.usage if isinstance(self.usage, dict) else {}
-        p, c = _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens"))
+        p = _count(usage, "prompt_tokens", "input_tokens")
+        c = _count(usage, "completion_tokens", "output_tokens")
         cost = _cost(usage.get("cost"))
         if p is not None and c is not None and len(prompts) == 1:
             return [_usage(usage, p, c, cost)]
@@ -238,22 +258,34 @@ def _parts(content: list[Any]) -> list[tuple[bool, str]]:
     return found
 
 
+def _count(usage: dict[str, Any], *names: str) -> int | None:
+    """The first plausible count above zero among ``names``, else zero where one says so. A name
+    ``A.B`` is field B of the object A.
+    """
+    found = None
+    for name in names:
+        outer, _, inner = name.rpartition(".")
+        fields = usage.get(outer) if outer else usage
+        if isinstance(fields, dict) and (count := _tokens(fields.get(inner))) is not None:
+            if count:
+                return count
+            found = 0
+    return found
+
+
 def _usage(usage: dict[str, Any], prompt: int, completion: int, cost: float | None) -> Usage:
     """One completion's tokens, in the words of OpenAI, DeepSeek, Anthropic, xAI or OpenRouter."""
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    for name in ("prompt_cache_hit_tokens", "cache_read_input_tokens", "cached_tokens"):
-        cached = cached or usage.get(name)
-    details = usage.get("completion_tokens_details")
-    thoughts = details.get("reasoning_tokens") if isinstance(details, dict) else None
-    thoughts = _tokens(thoughts or usage.get("reasoning_tokens")) or 0
-    total = _tokens(usage.get("total_tokens"))
-    if total is not None and total == prompt + completion + thoughts:
-        completion += thoughts  # xAI and Gemini count them beside
+    cached = _count(usage, *CACHED) or 0
+    thoughts = _count(usage, *THOUGHTS) or 0
+    if cached > prompt:
+        prompt += cached  # Anthropic's own count is of what was not cached
+    beside = (_count(usage, "total_tokens") or 0) - prompt - completion
+    if beside > 0 and (beside == thoughts or not thoughts):
+        completion, thoughts = completion + beside, beside  # xAI and Gemini, which may not name it
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cached_tokens=min(_tokens(cached) or 0, prompt),
+        cached_tokens=cached,
         reasoning_tokens=min(thoughts, completion),
         cost=cost,
     )
@@ -287,33 +319,37 @@ class Events:
         self._max_event_bytes = max_event_bytes
         self._rest: list[bytes] = []
         """Pieces of the line that is not at its end yet."""
+        self._rest_bytes = 0
         self._begun: list[bytes] = []
         """Lines of an event whose JSON goes on."""
-        self._held_bytes = 0
+        self._begun_bytes = 0
 
     def feed(self, data: bytes) -> None:
         """Take in the next bytes. Raises Failure for an event without end and for broken JSON."""
-        if b"\n" not in data:
-            self._hold(self._rest, data)
-            return
-        first, *lines, rest = data.split(b"\n")
-        self._line(b"".join([*self._rest, first]))
-        for line in lines:
-            self._line(line)
-        self._rest = []
-        self._held_bytes = sum(map(len, self._begun))
-        if rest:
-            self._hold(self._rest, rest)
+        if b"\n" in data:
+            first, *lines, data = data.split(b"\n")
+            self._line(b"".join([*self._rest, first]))
+            for line in lines:
+                self._line(line)
+            self._rest, self._rest_bytes = [], 0
+        if data:
+            self._rest.append(data)
+            self._rest_bytes += len(data)
+            self._check_size()
 
     def end(self) -> None:
         """There are no more bytes."""
         self._line(b"".join(self._rest))
         self._dispatch()
 
-    def _hold(self, held: list[bytes], data: bytes) -> None:
-        held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > self._max_event_bytes:
+    def _begin(self, data: bytes) -> None:
+        """Keep a line of an event that may go on in the next one."""
+        self._begun.append(data)
+        self._begun_bytes += len(data)
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self._rest_bytes + self._begun_bytes > self._max_event_bytes:
             message = f"an event of more than {self._max_event_bytes} bytes"
             raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message))
 
@@ -326,7 +362,7 @@ class Events:
         if self._reply.done:
             return
         if self._begun and data != b"[DONE]":
-            self._hold(self._begun, data)
+            self._begin(data)
         elif data == b"[DONE]":
             self._dispatch()
             self._reply.done = True
@@ -334,13 +370,13 @@ class Events:
             try:
                 event = _json(data, len(self._reply.texts))
             except (ValueError, RecursionError):
-                self._hold(self._begun, data)  # it may go on in the next line
+                self._begin(data)
             else:
                 self._reply.add(event, "delta")
 
     def _dispatch(self) -> None:
         """The event that was begun is at its end."""
-        lines, self._begun = self._begun, []
+        lines, self._begun, self._begun_bytes = self._begun, [], 0
         if not lines:
             return
         try:

@@ -522,7 +522,7 @@ async def test_fault_008_more_is_streamed_after_a_silence() -> None:
     """Whole answers that never came cost a slot the longest time-out; the next silence is noticed
     after that to the first token, also with more than 64 in flight.
     """
-    timeouts = Timeouts(first_token_s=0.2, total_s=1.0)
+    timeouts = Timeouts(first_token_s=0.6, total_s=3.0)
     behaviour = Behaviour(faults=("hang",), fault_rate=1.0)
     loop = asyncio.get_running_loop()
     async with talking(behaviour, timeouts=timeouts) as (server, backend):
@@ -531,8 +531,8 @@ async def test_fault_008_more_is_streamed_after_a_silence() -> None:
             began = loop.time()
             await asyncio.gather(*[verdict_of(backend, i) for i in range(100)])
             seconds.append(loop.time() - began)
-        assert seconds[0] > 0.9
-        assert 0.2 < seconds[1] < 0.7
+        assert seconds[0] > 2.7
+        assert 0.6 < seconds[1] < 2.1
         server.behaviour = Behaviour(latency_s=0.05)
         answers = await asyncio.gather(*[backend.complete([prompt(i)]) for i in range(100)])
         assert all(isinstance(a, Completion) and a.ttft_s is not None for (a,) in answers)
