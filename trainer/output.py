@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from trainer.cache import TokenDataset
 from trainer.checkpoint import checkpoint_steps
 from trainer.config import SaveSettings
 from trainer.errors import OutputError, StoppedError
 from trainer.metrics import say
 from trainer.ranks import Ranks
-from trainer.tokens import TokenDataset
 
 __all__ = ["claimed", "name_dropped"]
 

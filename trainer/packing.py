@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.cache import TokenDataset
 from trainer.loss import IGNORE_INDEX
-from trainer.tokens import TokenDataset, Tokenised
+from trainer.tokens import Tokenised
 
 __all__ = ["Batches", "MicroBatch", "collate", "epoch_order", "pack"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from trainer.cache import TokenDataset, tokenised_dataset
 from trainer.checkpoint import Checkpoints, Manifest
 from trainer.config import OptimSettings, Settings
 from trainer.errors import ConfigError, DataError
@@ -24,7 +25,6 @@ from trainer.output import name_dropped
 from trainer.packing import Batches
 from trainer.ranks import Ranks
 from trainer.records import read_examples
-from trainer.tokens import TokenDataset, tokenised_dataset
 
 __all__ = [
     "compute_type",

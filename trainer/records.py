@@ -19,24 +19,51 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import ConfigError, DataError
 
-__all__ = ["Conversation", "Example", "Instruction", "Message", "read_examples"]
+__all__ = ["Conversation", "Example", "Instruction", "Message", "Role", "Text", "read_examples"]
 
 RUN_STORE = "run.sqlite"
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn."""
+    """One turn of a chat."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
+    reasoning_content: str | None = None
+    """What the assistant thought before it answered."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """In OpenAI's form: ``{"type": "function", "id", "function": {"name", "arguments"}}``, with the
+    arguments as an object, as chat templates expect them, whatever the file held."""
+    tool_call_id: str | None = None
+    """Of a tool's answer: the call that it belongs to."""
+    name: str | None = None
+    """Of the participant or the tool that speaks."""
+    learned: bool = True
+    """Whether this turn of the assistant is learned; False where the file gives it weight 0."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a chat template is given: fields that hold nothing are left out."""
+        fields: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning_content is not None:
+            fields["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            fields["tool_calls"] = list(self.tool_calls)
+        if self.tool_call_id is not None:
+            fields["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            fields["name"] = self.name
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +78,27 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One chat; at least one turn is the assistant's."""
+    """One chat; at least one turn is the assistant's and learned."""
 
     name: str
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """JSON schemas of the functions that the assistant may call, for the chat template."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template, such as ``enable_thinking``."""
 
 
-Example = Instruction | Conversation
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text, laid out by nobody: ``prompt`` is read and ``completion`` is learned."""
+
+    name: str
+    prompt: str
+    """Empty where the whole text is learned."""
+    completion: str
+
+
+Example = Instruction | Conversation | Text
 
 
 def read_examples(path: Path) -> list[Example]:

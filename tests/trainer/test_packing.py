@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import toy_records
+from trainer.cache import tokenised_dataset
 from trainer.config import DataSettings
 from trainer.packing import Batches, collate, epoch_order, pack
 from trainer.records import Instruction
-from trainer.tokens import Tokenised, tokenised_dataset
+from trainer.tokens import Tokenised
 
 
 @given(st.lists(st.integers(1, 120), max_size=60), st.integers(1, 120))
