@@ -17,22 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.errors import ConfigError, DataError
-from trainer.records import Conversation, Example, Message, Text
+from trainer.examples import Conversation, Example, Message, Text, alpaca_prompt, question
 
 __all__ = ["Piece", "Template", "alpaca_prompt"]
-
-_TASK = "Below is an instruction that describes a task"
-_RESPOND = "Write a response that appropriately completes the request."
-
-
-def alpaca_prompt(instruction: str, input: str = "") -> str:
-    """The prompt that Stanford Alpaca trains on, up to and including ``### Response:``."""
-    if input:
-        return (
-            f"{_TASK}, paired with an input that provides further context. {_RESPOND}\n\n"
-            f"### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-        )
-    return f"{_TASK}. {_RESPOND}\n\n### Instruction:\n{instruction}\n\n### Response:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +146,8 @@ def _as_messages(example: Example) -> tuple[Message, ...]:
         return example.messages
     if isinstance(example, Text):
         return Message("user", example.prompt), Message("assistant", example.completion)
-    question = "\n\n".join(part for part in (example.instruction, example.input) if part)
-    return Message("user", question), Message("assistant", example.output)
+    asked = question(example.instruction, example.input)
+    return Message("user", asked), Message("assistant", example.output)
 
 
 def _inside(value: Any, change: Callable[[str], str]) -> Any:

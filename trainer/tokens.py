@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from trainer.config import DataSettings
 from trainer.errors import ConfigError
-from trainer.records import Example
+from trainer.examples import Example
 from trainer.template import Piece, Template
 
 __all__ = ["Dropped", "Tokenised", "opening_ids", "tokenise"]
