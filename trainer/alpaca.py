@@ -47,7 +47,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data_path: str | Path, tokenizer: Any) -> None:
         settings = DataSettings(
-            data_path=Path(data_path),
+            data_path=(Path(data_path),),
             template="alpaca",
             boundary="alpaca",
             too_long="truncate",

@@ -23,7 +23,7 @@ import lzma
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
@@ -41,7 +41,11 @@ _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)([-_.]|$)", re.I
 _BATCH = 1000
 """Rows of a column store that are held at once."""
 
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 _STRANGE = {
     b"PK\x03\x04": "is a zip archive; unpack it first",
     b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it first, with unzstd",

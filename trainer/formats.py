@@ -430,7 +430,7 @@ def _variables(columns: _Columns) -> dict[str, Any]:
     value = _parsed(columns.take("chat_template_kwargs")) or {}
     if not isinstance(value, dict) or {"tools", "messages", "tokenize"} & set(value):
         raise DataError(f"{columns.name}: chat_template_kwargs is no object of template variables")
-    return _without_nulls(value)
+    return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
 
 
 # -- values ----------------------------------------------------------------------------------------

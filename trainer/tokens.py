@@ -47,11 +47,13 @@ class Tokenised:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A record that is not trained on, and why: ``too_long`` or ``no_target``."""
+    """A record that is not trained on, and why: ``too_long``, ``no_target`` or ``bad_row``."""
 
     name: str
     reason: str
     tokens: int
+    detail: str = ""
+    """What is wrong with a bad row."""
 
 
 def tokenise(

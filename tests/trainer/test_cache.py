@@ -49,7 +49,7 @@ def test_the_cache_is_hit_by_content_and_rebuilt_when_damaged(
     assert tokenised_dataset(examples, tokenizer, settings(
         dataset_cache_dir=tmp_path, boundary="prefix")).key != first.key  # fmt: skip
     assert len(calls) == 2
-    file = tmp_path / first.key / "ids.npy"
+    file = tmp_path / first.key / "ids.bin"
     body = bytearray(file.read_bytes())
     body[-1] ^= 1
     file.write_bytes(body)

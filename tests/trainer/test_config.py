@@ -64,7 +64,9 @@ def test_a_command_line_that_cannot_be_understood(arguments: list[str], message:
         ("--eval_data_path e --eval_split_ratio .1", "give eval_data_path or eval_split_ratio"),
         ("--template chat --boundary alpaca", "the chat template goes with boundary split"),
         ("--optim lion", "--optim: Input should be 'adamw_torch' or 'adamw_torch_fused'"),
-        ("--resume_from_checkpoint out/checkpoint-3", "--resume: Input should be a valid boolean"),
+        ("--fp16 True", "--fp16 True: float16 loses small gradients; use --bf16 True"),
+        ("--column_mapping a", "--column_mapping: should be OLD=NEW,OLD=NEW, not 'a'"),
+        ("--report_to mlflow", "--report_to: Input should be 'none', 'tensorboard', 'trackio'"),
     ],
 )
 def test_a_setting_out_of_range(arguments: str, message: str) -> None:
