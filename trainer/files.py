@@ -331,22 +331,22 @@ def _table_rows(path: Path, stream: IO[bytes], start: bytes) -> Iterator[Row]:
     if not header.count(delimiter) and path.suffix.lower() not in (".csv", ".tsv"):
         raise ConfigError(f"{path}: is none of JSON, JSON Lines, CSV with a header, Parquet, Arrow")
     csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-    try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            raise DataError(f"{path}:1: two columns have one name; rename one of them")
-        for row in reader:
-            name = f"{path.name}:{reader.line_num}"
-            if None in row or None in row.values():
-                yield name, DataError(f"{path}:{reader.line_num}: has not as many cells as line 1")
-            else:
-                yield name, row
-    except csv.Error as exc:
-        raise DataError(f"{path}:{reader.line_num}: {exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{path}: is not UTF-8 near line {reader.line_num + 1}") from exc
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        try:
+            names = reader.fieldnames or []
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}:1: two columns have one name; rename one of them")
+            for row in reader:
+                value: Any = row
+                if None in row or None in row.values():
+                    told = "has not as many cells as line 1"
+                    value = DataError(f"{path}:{reader.line_num}: {told}")
+                yield f"{path.name}:{reader.line_num}", value
+        except csv.Error as exc:
+            raise DataError(f"{path}: after line {reader.line_num}: {exc}") from exc
+        except UnicodeDecodeError as exc:
+            raise DataError(f"{path}: is not UTF-8 near line {reader.line_num + 1}") from exc
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -357,7 +357,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
             for index, row in enumerate(row for batch in batches for row in batch):
-                yield f"{path.name}#{index}", row
+                yield f"{path.name}#{index}", _without_nulls(row)
     except (pyarrow.ArrowException, OSError) as exc:
         raise DataError(f"{path}: is not a whole Parquet file: {_first_line(exc)}") from exc
 
@@ -375,9 +375,18 @@ def _arrow_rows(path: Path, is_file: bool) -> Iterator[Row]:
                 batches = iter(ipc.open_stream(source))
             rows = (row for batch in batches for row in batch.to_pylist())
             for index, row in enumerate(rows):
-                yield f"{path.name}#{index}", row
+                yield f"{path.name}#{index}", _without_nulls(row)
     except (pyarrow.ArrowException, OSError) as exc:
         raise DataError(f"{path}: is not a whole Arrow file: {_first_line(exc)}") from exc
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the keys that a column store adds to nested objects to make all rows alike."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(v) for v in value]
+    return value
 
 
 def _pyarrow(path: Path, what: str) -> Any:

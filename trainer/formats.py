@@ -395,7 +395,6 @@ def _calls(name: str, where: str, value: Any) -> tuple[dict[str, Any], ...]:
         told = f"{where}: tool call {index}"
         if not isinstance(call, dict):
             raise DataError(f"{name}: {told} is {_kind(call)}, not an object")
-        call = _without_nulls(call)
         function = call.get("function", {k: v for k, v in call.items() if k not in ("id", "type")})
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"{name}: {told} names no function")
@@ -403,7 +402,7 @@ def _calls(name: str, where: str, value: Any) -> tuple[dict[str, Any], ...]:
         if not isinstance(arguments, dict):
             raise DataError(f"{name}: {told}: its arguments are no JSON object")
         rest = {k: v for k, v in function.items() if k not in ("arguments", "parameters")}
-        identity = {"id": call["id"]} if "id" in call else {}
+        identity = {} if call.get("id") is None else {"id": call["id"]}
         known = {"type": "function", **identity}
         out.append({**known, "function": {**rest, "arguments": arguments}})
     return tuple(out)
@@ -415,7 +414,6 @@ def _tools(columns: _Columns) -> tuple[dict[str, Any], ...]:
     for index, tool in enumerate(_list(columns.name, "tools", _tools_column(columns))):
         if not isinstance(tool, dict):
             raise DataError(f"{columns.name}: tool {index} is {_kind(tool)}, not an object")
-        tool = _without_nulls(tool)
         wrapped = "function" in tool or "type" in tool
         tools.append(tool if wrapped else {"type": "function", "function": tool})
     return tuple(tools)
@@ -430,7 +428,7 @@ def _variables(columns: _Columns) -> dict[str, Any]:
     value = _parsed(columns.take("chat_template_kwargs")) or {}
     if not isinstance(value, dict) or {"tools", "messages", "tokenize"} & set(value):
         raise DataError(f"{columns.name}: chat_template_kwargs is no object of template variables")
-    return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return {str(key): inner for key, inner in value.items() if inner is not None}
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -461,15 +459,6 @@ def _parsed(value: Any) -> Any:
             return json.loads(value)
         except json.JSONDecodeError:
             return value
-    return value
-
-
-def _without_nulls(value: Any) -> Any:
-    """Without the keys that a column store adds to make all rows alike."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(v) for v in value]
     return value
 
 
