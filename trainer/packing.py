@@ -73,22 +73,41 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return groups
 
 
-def balance(lengths: Sequence[int], capacity: int, multiple: int) -> list[list[int]]:
-    """As few groups as :func:`pack` makes, up to the next multiple of ``multiple``, balanced: the
-    longest is about as short as it can be. The longest comes first.
+def balance(lengths: Sequence[int], capacity: int, processes: int) -> list[list[int]]:
+    """As few groups as :func:`pack` makes, up to the next multiple of ``processes``, the longest
+    first, so that little time is lost when ``processes`` take them in turn and wait for each other.
 
-    Fewer than a multiple come back only where there are too few ``lengths``, or one of them alone
-    is longer than the others together.
+    Fewer than a multiple come back only where there are too few ``lengths``, or one of the last
+    alone is longer than the others together.
     """
-    least = len(pack(lengths, capacity))
-    wanted = min(len(lengths), math.ceil(least / multiple) * multiple)
-    low, high = max(-(-sum(lengths) // wanted), *lengths), capacity
-    # MULTIFIT (Coffman, Garey, Johnson 1978): the smallest capacity that still gives so few groups.
+    groups: list[list[int]] = []
+    left = list(range(len(lengths)))
+    rounds = math.ceil(len(pack(lengths, capacity)) / processes)
+    while left:
+        own = [lengths[i] for i in left]
+        found = [[left[i] for i in group] for group in _even(own, capacity, rounds * processes)]
+        if rounds == 1 or len(found) == min(len(left), rounds * processes):
+            sums = [sum(lengths[i] for i in group) for group in found]
+            order = sorted(range(len(found)), key=lambda n: (-sums[n], found[n][0]))
+            return groups + [found[n] for n in order]
+        # One long record sets the pace of this round, so the longest go along with it: pack makes
+        # their groups first.
+        groups += found[:processes]
+        left = sorted(i for group in found[processes:] for i in group)
+        rounds -= 1
+    return groups
+
+
+def _even(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
+    """At most ``most`` groups, the longest of them about as short as can be.
+
+    MULTIFIT (Coffman, Garey, Johnson 1978): the smallest capacity that still gives so few groups.
+    """
+    low, high = max(-(-sum(lengths) // most), *lengths), capacity
     while high - low > high // 256:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(pack(lengths, middle)) <= wanted else (middle + 1, high)
-    groups = pack(lengths, high)
-    return sorted(groups, key=lambda group: (-sum(lengths[i] for i in group), group[0]))
+        low, high = (low, middle) if len(pack(lengths, middle)) <= most else (middle + 1, high)
+    return pack(lengths, high)
 
 
 class Part(NamedTuple):
@@ -187,7 +206,9 @@ class Batches:
         return self.group(self.records(step))
 
     def group(self, records: list[int]) -> list[list[int]]:
-        """``records`` in micro-batches. Padded, neighbours in length share one: less padding."""
+        """``records`` in micro-batches. Padded, neighbours in length share one: less padding, and
+        processes with shorter records wait; packed rows are balanced.
+        """
         lengths = [int(self.dataset.lengths[i]) for i in records]
         if self.packing:
             groups = balance(lengths, self.capacity, self.processes)
