@@ -49,8 +49,9 @@ __all__ = ["Checkpoints", "Damaged", "Manifest", "beginning", "checkpoint_steps"
 FORMAT = 1
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-PATIENCE_S = 10.0
-"""How long a host looks for what another has written: network file systems show it late."""
+PATIENCE_S = 60.0
+"""How long rank 0 looks for a file that another host has written: network file systems show it
+late, those with cached folders after half a minute."""
 
 
 class Damaged(Exception):

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import TextIO
 
 from trainer.cache import TokenDataset
-from trainer.checkpoint import PATIENCE_S, checkpoint_steps
+from trainer.checkpoint import checkpoint_steps
 from trainer.config import SaveSettings
 from trainer.errors import ConfigError, OutputError, StoppedError
 from trainer.metrics import say
 from trainer.ranks import Ranks
 
 __all__ = ["claimed", "name_dropped"]
+
+PATIENCE_S = 10.0
+"""How long a host looks for what rank 0 has written: network file systems show it late."""
 
 
 @contextmanager
