@@ -49,7 +49,8 @@ _DESCRIBES = frozenset(
     " updated_at date timestamp model model_name generator teacher num_turns turns_count"
     " num_tokens token_count length difficulty quality score scores hash sha256 md5 meta metadata"
     " is_classification demonstrations most_similar_instructions most_similar max_similarity"
-    " avg_similarity_score".split()
+    " avg_similarity_score parallel_tool_calls __index_level_0__".split()
+    + ["", "Unnamed: 0"]  # the index that pandas writes into CSV
 )
 """Columns that describe a row and say nothing that a model would be shown or taught."""
 

@@ -306,7 +306,7 @@ def print_arithmetic(
         else ""
     )
     say(
-        f"{type(model.hf).__name__}: {learned / 1e6:,.1f} M parameters learned in float32,"
+        f"{type(model.hf).__name__}: {_count(learned)} parameters learned in float32,"
         f" computed in {str(compute).removeprefix('torch.')}{wanted}"
     )
     optim = settings.optim
@@ -336,6 +336,14 @@ def print_arithmetic(
         f" learned; {rows}; {math.ceil(len(groups) / ranks.size)} a process"
         + (f", busy {batches.busy(groups, ranks.size):.0%} of the time" if ranks.size > 1 else "")
     )
+
+
+def _count(number: int) -> str:
+    """``134.5 M``, ``48.2 k``: in the unit that shows it."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:,.1f}{unit}"
+    return str(number)
 
 
 def print_mixture(training: Data, batches: Batches) -> None:

@@ -128,7 +128,8 @@ def test_a_finished_run_is_made_longer_where_its_schedule_allows(train: Train, r
 def test_other_adapters_are_refused_on_resume(train: Train) -> None:
     """78: the checkpoint's tensors belong to other layers."""
     lora = ("--lora_r", "2", "--max_steps", "2", "--lora_target_modules")
-    train("lora", *lora, "q_proj,v_proj")
+    done = train("lora", *lora, "q_proj,v_proj")
+    assert "LlamaForCausalLM: 224 parameters learned" in done[0].output
     train("lora", *lora, "v_proj,q_proj", "--resume")
     done = train("lora", *lora, "q_proj,k_proj", "--resume", code=78)
     assert "lora_target_modules ['q_proj', 'v_proj'] -> ['k_proj', 'q_proj']" in done[0].output
