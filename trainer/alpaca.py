@@ -47,13 +47,13 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data_path: str | Path, tokenizer: Any) -> None:
         settings = DataSettings(
-            data_path=(Path(data_path),),
+            data_path=Path(data_path),
             template="alpaca",
             boundary="alpaca",
             too_long="truncate",
             model_max_length=int(tokenizer.model_max_length),
         )
-        results = list(tokenise(read_examples(settings.data_path), tokenizer, settings))
+        results = list(tokenise(read_examples(settings.paths), tokenizer, settings))
         self._records = [row for row in results if isinstance(row, Tokenised)]
         dropped = [row.name for row in results if isinstance(row, Dropped)]
         if dropped:

@@ -78,13 +78,17 @@ class ModelSettings(_Section):
         return tuple(value.split(",")) if isinstance(value, str) else value
 
 
+def _tuple(value: Path | tuple[Path, ...]) -> tuple[Path, ...]:
+    return (value,) if isinstance(value, Path) else value
+
+
 class DataSettings(_Section):
     """The records and what of them is learned."""
 
-    data_path: tuple[Path, ...]
+    data_path: Path | tuple[Path, ...]
     """Files, folders, patterns or ids of hub datasets, one or several: JSON, JSON Lines, CSV,
     Parquet, Arrow, a Woolmill run; or one .toml file that mixes several sources."""
-    eval_data_path: tuple[Path, ...] | None = None
+    eval_data_path: Path | tuple[Path, ...] | None = None
     """The same, of records that are held out. They are evaluated after each epoch and at the end,
     unless --eval_strategy says otherwise."""
     eval_split_ratio: Fraction = 0.0
@@ -113,6 +117,16 @@ class DataSettings(_Section):
     @classmethod
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | Path) else value
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """``data_path``, which may be one."""
+        return _tuple(self.data_path)
+
+    @property
+    def eval_paths(self) -> tuple[Path, ...]:
+        """``eval_data_path``; empty without one."""
+        return () if self.eval_data_path is None else _tuple(self.eval_data_path)
 
     @field_validator("ignore_columns", mode="before")
     @classmethod

@@ -42,15 +42,17 @@ _ASKS = ("instruction", "question", "query")
 _INPUTS = ("input", "context")
 _ANSWERS = ("output", "response", "answer")
 
-_DESCRIBES = frozenset(
+_INDEXES = ("", "Unnamed: 0", "__index_level_0__")
+"""The index of a table that pandas has written."""
+
+_DESCRIBES = frozenset(_INDEXES) | frozenset(
     "id _id uid uuid idx index row_id conversation_id conv_id prompt_id question_id task_id"
     " source sources dataset dataset_name origin url urls license author category categories topic"
     " topics domain subject task task_name task_type language lang locale split created created_at"
     " updated_at date timestamp model model_name generator teacher num_turns turns_count"
     " num_tokens token_count length difficulty quality score scores hash sha256 md5 meta metadata"
     " is_classification demonstrations most_similar_instructions most_similar max_similarity"
-    " avg_similarity_score parallel_tool_calls __index_level_0__".split()
-    + ["", "Unnamed: 0"]  # the index that pandas writes into CSV
+    " avg_similarity_score parallel_tool_calls".split()
 )
 """Columns that describe a row and say nothing that a model would be shown or taught."""
 

@@ -56,13 +56,11 @@ class Data:
 
 def datasets(settings: Settings, tokenizer: Any, ranks: Ranks) -> tuple[Data, Data | None]:
     """The training records, and those of ``eval_data_path``."""
-    held_out = settings.data.eval_data_path
-    return (
-        _data(settings, settings.data.data_path, tokenizer, ranks, "dropped.jsonl"),
-        None
-        if held_out is None
-        else _data(settings, held_out, tokenizer, ranks, "dropped_eval.jsonl"),
-    )
+    training = _data(settings, settings.data.paths, tokenizer, ranks, "dropped.jsonl")
+    held_out = settings.data.eval_paths
+    if not held_out:
+        return training, None
+    return training, _data(settings, held_out, tokenizer, ranks, "dropped_eval.jsonl")
 
 
 def _data(

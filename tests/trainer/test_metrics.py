@@ -69,13 +69,16 @@ def test_wandb_is_told_names_and_numbers_alone(
     """Its own variables choose the project; the run's settings stay here."""
     calls: list[Any] = []
     fake: Any = types.ModuleType("wandb")
-    fake.init = lambda **kwargs: (
-        calls.append(kwargs)
-        or types.SimpleNamespace(
-            log=lambda values, step: calls.append((step, values)),
-            finish=lambda: calls.append("finished"),
-        )
+    run = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)),
+        finish=lambda: calls.append("finished"),
     )
+
+    def init(**kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return run
+
+    fake.init = init
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     metrics = Metrics(
