@@ -124,8 +124,8 @@ class Checkpoints:
             DataError: it is not whole.
         """
         folder = folder.expanduser()
-        self._ranks.together(lambda: _verify_chosen(folder) if self._ranks.rank == 0 else None)
-        return folder, read_manifest(folder)
+        check = verify if self._ranks.rank == 0 else read_manifest
+        return folder, self._ranks.together(lambda: _chosen(folder, check))
 
     def set_aside(self, step: int) -> None:
         """Rename checkpoints that are newer than ``step``, which a run that goes on from there
@@ -338,7 +338,7 @@ def _wait_for(folder: Path, sizes: Mapping[str, int]) -> None:
         time.sleep(0.05)
 
 
-def _verify_chosen(folder: Path) -> None:
+def _chosen(folder: Path, check: Callable[[Path], Manifest]) -> Manifest:
     if not (folder / MANIFEST).is_file():
         inside = [f"{folder}/checkpoint-{step}" for step in checkpoint_steps(folder)]
         hint = f"; did you mean {inside[-1]}?" if inside else ""
@@ -346,7 +346,7 @@ def _verify_chosen(folder: Path) -> None:
             hint = f"; to begin from the weights of another trainer: --model_name_or_path {folder}"
         raise ConfigError(f"--resume {folder}: is no checkpoint of this trainer{hint}")
     try:
-        verify(folder)
+        return check(folder)
     except Damaged as damage:
         raise DataError(f"{folder} is not whole ({damage}); choose an older one") from damage
 

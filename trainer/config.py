@@ -12,10 +12,11 @@ import argparse
 import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -52,6 +53,13 @@ class _Section(BaseModel):
     )
 
 
+def _words(value: Any, separators: str) -> tuple[Any, ...]:
+    """The words of a text, or of a list of such texts."""
+    texts = [value] if isinstance(value, str) else value
+    pattern = f"[{re.escape(separators)}]"
+    return tuple(word for text in texts for word in re.split(pattern, text) if word)
+
+
 class ModelSettings(_Section):
     """The model and the arithmetic."""
 
@@ -75,7 +83,7 @@ class ModelSettings(_Section):
     @field_validator("lora_target_modules", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        return _words(value, ",")
 
 
 def _tuple(value: Path | tuple[Path, ...]) -> tuple[Path, ...]:
@@ -131,7 +139,7 @@ class DataSettings(_Section):
     @field_validator("ignore_columns", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        return _words(value, ",")
 
     @field_validator("column_mapping", mode="before")
     @classmethod
@@ -222,7 +230,7 @@ class ParallelSettings(_Section):
     @field_validator("fsdp", "fsdp_transformer_layer_cls_to_wrap", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+        return _words(value, ", ")
 
     @model_validator(mode="after")
     def _one_way_to_shard(self) -> ParallelSettings:
@@ -288,8 +296,7 @@ class LogSettings(_Section):
     @field_validator("report_to", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        words = value.split(",") if isinstance(value, str) else value
-        return tuple(word for word in words if word != "none")
+        return tuple(word for word in _words(value, ",") if word != "none")
 
 
 class Settings(BaseModel):
@@ -374,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
         more: dict[str, Any] = {}
         if field.annotation is bool or name == "resume":
             more = {"nargs": "?", "const": "true"}
-        elif name in ("data_path", "eval_data_path"):
+        elif get_origin(field.annotation) is tuple or name in ("data_path", "eval_data_path"):
             more = {"nargs": "+", "action": "extend"}
         default = "required" if field.is_required() else f"default {_default(field)!r}"
         groups[section].add_argument(

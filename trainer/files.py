@@ -47,6 +47,8 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ": lzma.open,
 }
 _STRANGE = {
+    b"version https://git-lfs": "is a pointer of Git LFS and not the file; run git lfs pull",
+    b"<": "is a web page or XML; download the file itself",
     b"PK\x03\x04": "is a zip archive; unpack it first",
     b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it first, with unzstd",
     b"\x80\x02": "is a pickle, which can run code and is never opened",
@@ -90,18 +92,13 @@ def _in_folder(folder: Path, notes: list[str]) -> list[Path]:
     if (folder / RUN_STORE).is_file():
         return [folder]
     if (folder / "dataset_dict.json").is_file():
-        splits = _json_file(folder / "dataset_dict.json").get("splits", [])
-        kept = [folder / split for split in _training(list(map(str, splits)), folder, notes)]
-        return [file for split in kept for file in _in_folder(split, notes)]
+        splits = [str(split) for split in _json_file(folder / "dataset_dict.json", "splits")]
+        if any(split != Path(split).name or split == ".." for split in splits):
+            raise DataError(f"{folder}/dataset_dict.json: names a split outside of the folder")
+        kept = _training(splits, folder, notes)
+        return [file for split in kept for file in _saved(folder / split)]
     if (folder / "state.json").is_file():
-        state = _json_file(folder / "state.json")
-        if state.get("_indices_data_files"):
-            raise ConfigError(
-                f"{folder}: keeps its rows in another order; save it again, flattened"
-            )
-        names = [entry["filename"] for entry in state["_data_files"]]
-        # The names come from a file that a stranger may have written.
-        return [folder / Path(str(name)).name for name in names]
+        return _saved(folder)
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -142,11 +139,29 @@ def _is_data(path: Path) -> bool:
     return Path(path.stem if packed else path.name).suffix.lower() in _SUFFIXES
 
 
-def _json_file(path: Path) -> Any:
+def _saved(folder: Path) -> list[Path]:
+    """The files of one dataset that ``save_to_disk`` has written."""
+    if _json_file(folder / "state.json", "_indices_data_files", default=()):
+        raise ConfigError(f"{folder}: keeps its rows apart from their order; save it again")
+    entries = _json_file(folder / "state.json", "_data_files")
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as exc:
+        # The names come from a file that a stranger may have written.
+        return [folder / Path(str(entry["filename"])).name for entry in entries]
+    except (TypeError, KeyError) as exc:
+        raise DataError(f"{folder}/state.json: is damaged: it names no data files") from exc
+
+
+def _json_file(path: Path, key: str, default: Any = None) -> Any:
+    """The list under ``key`` in a small file of JSON."""
+    try:
+        value = json.loads(path.read_bytes()).get(key) or default
+    except (ValueError, AttributeError) as exc:
         raise DataError(f"{path}: is damaged: {exc}") from exc
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{path}: is damaged: it has no list of {key}")
+    return value
 
 
 def _from_hub(name: str) -> Path:

@@ -91,7 +91,7 @@ class Rules:
     """What a person said about the rows of a dataset."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """New names of columns by their old ones."""
+    """New names of columns, of rows and of turns, by their old ones."""
     ignore: tuple[str, ...] = ()
     """Columns, of rows and of turns, that are left out."""
     on_bad_row: Literal["refuse", "skip"] = "refuse"
@@ -128,7 +128,7 @@ class _Columns:
     """The columns of one row under their final names, and which of them have been used."""
 
     def __init__(self, name: str, row: Mapping[str, Any], rules: Rules) -> None:
-        self.name, self.ignore = name, rules.ignore
+        self.name, self.ignore, self.new_names = name, rules.ignore, rules.columns
         self._row: dict[str, Any] = {}
         self._used: set[str] = set()
         for column, value in row.items():
@@ -229,7 +229,10 @@ def _history(name: str, value: Any) -> Iterator[Message]:
 
 def _seed_task(columns: _Columns) -> Iterator[Instruction]:
     asked = columns.text("instruction")
-    for index, instance in enumerate(_list(columns.name, "instances", columns.take("instances"))):
+    instances = _list(columns.name, "instances", columns.take("instances"))
+    if not instances:
+        raise DataError(f"{columns.name}: is a seed task without instances to learn from")
+    for index, instance in enumerate(instances):
         where = f"{columns.name}.{index}" if index else columns.name
         if not isinstance(instance, dict):
             raise DataError(f"{where}: is {_kind(instance)}, not an object")
@@ -303,12 +306,12 @@ def _turns(
 def _turn(columns: _Columns, where: str, turn: Mapping[str, Any], learned: bool | None) -> Message:
     name = columns.name
     left = {
-        key: value
+        columns.new_names.get(key, key): value
         for key, value in turn.items()
         if value is not None and key not in columns.ignore and key not in _TURN_DESCRIBES
     }
-    spoken = left.pop("role", None) if "role" in turn else left.pop("from", None)
-    content = left.pop("content", None) if "content" in turn else left.pop("value", None)
+    spoken = left.pop("role") if "role" in left else left.pop("from", None)
+    content = left.pop("content") if "content" in left else left.pop("value", None)
     calls = _calls(name, where, left.pop("tool_calls", None) or left.pop("function_call", None))
     if spoken in _CALLERS:
         spoken, calls, content = "assistant", _calls(name, where, _parsed(content)), None

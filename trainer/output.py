@@ -54,7 +54,13 @@ def _check_shared(folder: Path, ranks: Ranks) -> None:
     """
     name = f".shared-{ranks.gather(secrets.token_bytes(16))[0].hex()}"
     file = folder / name
-    ranks.together(lambda: file.touch() if ranks.rank == 0 else None)
+
+    def write() -> None:
+        for left_by_a_kill in folder.glob(".shared-*"):
+            left_by_a_kill.unlink()
+        file.touch()
+
+    ranks.together(lambda: write() if ranks.rank == 0 else None)
     try:
         ranks.together(lambda: _look_for(folder, name) if ranks.local_rank == 0 else None)
     finally:
@@ -102,6 +108,7 @@ def _claim(settings: SaveSettings) -> TextIO:
 def name_dropped(parts: Mapping[str, TokenDataset], list_file: Path) -> None:
     """Name every record that is not trained on: all in ``list_file``, the first to the person."""
     every = [row for part in parts.values() for row in part.dropped]
+    list_file.unlink(missing_ok=True)
     if every:
         lines = (json.dumps(asdict(row)) + "\n" for row in every)
         list_file.write_text("".join(lines), encoding="utf-8")

@@ -161,7 +161,7 @@ class Batches:
         indexes: the records of ``dataset`` that are used.
         global_batch: records of a step.
         rows: records of a padded micro-batch; packed, a row holds ``rows * max_length`` tokens.
-        processes: of which all should be busy.
+        processes: of which all should be busy; 8 serves 1, 2, 4 and 8.
         parts: the sources of a mixture, whose records ``indexes`` has one after the other.
     """
 
@@ -172,7 +172,7 @@ class Batches:
     max_length: int
     packing: bool
     seed: int
-    processes: int = 1
+    processes: int = 8
     parts: tuple[Part, ...] = ()
 
     @property

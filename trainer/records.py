@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import ConfigError, DataError
 from trainer.examples import Conversation, Example, Instruction, Message, Role, Text
@@ -80,8 +81,8 @@ class Records:
         for file in self._files:
             folder = f"{file.parent}/" if names[file.name] > 1 else ""
             for name, row in rows_of(file):
-                if isinstance(row, dict):
-                    unseen -= row.keys()
+                if unseen:
+                    unseen -= set(_names(row))
                 yield from self._examples(f"{folder}{name}", row)
         if unseen:
             raise ConfigError(
@@ -103,6 +104,15 @@ class Records:
             if self._rules.on_bad_row == "refuse":
                 raise
             yield BadRow(name, str(exc))
+
+
+def _names(row: Any) -> Iterator[str]:
+    """The columns of a row, and those of the objects in its lists: turns have columns too."""
+    for item in row.items() if isinstance(row, dict) else [("", row)]:
+        yield item[0]
+        if isinstance(item[1], list):
+            for inner in item[1]:
+                yield from inner if isinstance(inner, dict) else ()
 
 
 def read_examples(source: Source, rules: Rules | None = None) -> list[Example]:

@@ -92,6 +92,8 @@ def test_a_setting_out_of_range(arguments: str, message: str) -> None:
         ("--do_train --fp16 False --save_safetensors true", ""),
         ("--lora_task_type CAUSAL_LM --assistant_only_loss True", ""),
         ("--report_to none", ""),
+        ("--lora_target_modules q k", "--lora_target_modules q,k"),
+        ("--report_to wandb trackio", "--report_to wandb,trackio"),
         ("--push-to-hub False --torch-compile=False", ""),
         ("--ignore_columns a,b --column_mapping x=y", "--ignore-columns a,b --column-mapping x=y"),
     ],

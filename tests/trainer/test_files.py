@@ -163,6 +163,8 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("body", "error", "message"),
     [
         (pickle.dumps(ROWS), ConfigError, "is a pickle, which can run code and is never opened"),
+        (b"version https://git-lfs.github.com/spec/v1\n", ConfigError, "run git lfs pull"),
+        (b"<!DOCTYPE html>", ConfigError, "is a web page or XML; download the file itself"),
         (b"PK\x03\x04rest", ConfigError, "is a zip archive; unpack it first"),
         (b"\x28\xb5\x2f\xfdrest", ConfigError, "is packed with zstd; unpack it first"),
         (b"SQLite format 3\0rest", ConfigError, "is a database; of a run, name the folder"),
@@ -178,7 +180,7 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (b"", DataError, "holds no records"),
         (b" \n ", DataError, "holds no records"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_what_cannot_be_read_is_named(
     tmp_path: Path, body: bytes, error: type[Exception], message: str
@@ -228,3 +230,34 @@ def test_the_digest_follows_content_and_rules(tmp_path: Path) -> None:
     ]
     assert len(set(digests)) == 4
     assert Records(one).digest() == digests[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{", "state.json: is damaged: Expecting"),
+        ("[]", "state.json: is damaged"),
+        ("{}", "state.json: is damaged: it has no list of _data_files"),
+        ('{"_data_files": [{}]}', "it names no data files"),
+        ('{"_data_files": [], "_indices_data_files": [{"filename": "x"}]}', "save it again"),
+    ],
+)
+def test_a_folder_of_save_to_disk_that_is_damaged(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "state.json").write_text(body)
+    with pytest.raises((DataError, ConfigError)) as caught:
+        read_examples(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_names_in_a_dataset_lead_nowhere_else(tmp_path: Path) -> None:
+    """Splits and files that a stranger has named stay inside their folder."""
+    secret = tmp_path / "secret.jsonl"
+    secret.write_bytes(LINES)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "../secret.jsonl"}]}')
+    assert find_files(folder, []) == [folder / "secret.jsonl"]
+    for split in ("..", ".", "../data"):
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+        with pytest.raises(DataError, match="names a split outside of the folder"):
+            read_examples(folder)

@@ -185,6 +185,9 @@ def test_columns_get_their_meaning_from_the_person() -> None:
     assert read(row, columns=columns, ignore=("level",)) == expected
     turns = [TURNS[0], TURNS[1] | {"mood": "fine"}]
     assert read({"messages": turns}, ignore=("mood",)) == chat(USER, BOT)
+    spoken = [{"speaker": "user", "said": "hi"}, {"speaker": "bot", "said": "ho"}]
+    renamed = {"talk": "messages", "speaker": "role", "said": "content"}
+    assert read({"talk": spoken}, columns=renamed) == chat(USER, BOT)
     with pytest.raises(DataError, match="gives two columns the name 'output'"):
         read({"a": "x", "output": "y", "instruction": "z"}, columns={"a": "output"})
 
@@ -207,6 +210,7 @@ def test_columns_get_their_meaning_from_the_person() -> None:
         ({"messages": TURNS, "documents": [{"a": "b"}]}, "would lose documents"),
         ({"instruction": "a", "instances": [{"output": "b", "hint": "c"}]}, "would lose hint"),
         ({"messages": [TURNS[0], TURNS[1] | {"audio": {"id": 1}}]}, "turn 1 would lose audio"),
+        ({"instruction": "a", "instances": []}, "is a seed task without instances to learn from"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair"),
         ({"prompt": "a", "output": "b"}, "its columns are prompt, output. Known are messages"),
         ({}, "its columns are none"),
