@@ -279,8 +279,8 @@ def _list_rows(path: Path, stream: IO[bytes]) -> Iterator[Row]:
         # A list on each line: JSON Lines, each a chat.
         yield from _line_rows(path, io.BytesIO(text.encode()))
         return
-    except RecursionError as exc:
-        raise DataError(f"{path}: is nested too deeply") from exc
+    except (ValueError, RecursionError) as exc:
+        raise DataError(f"{path}: {_no_json(exc)}") from exc
     yield from ((f"{path.name}#{index}", row) for index, row in enumerate(rows))
 
 
@@ -308,10 +308,15 @@ def _value(path: Path, number: int, line: bytes, offset: int = 0) -> Any:
         return json.loads(_decoded(path, line, offset=offset))
     except json.JSONDecodeError as exc:
         return DataError(f"{path}:{number}:{exc.colno}: {exc.msg}")
-    except RecursionError:
-        return DataError(f"{path}:{number}: is nested too deeply")
+    except (ValueError, RecursionError) as exc:
+        return DataError(f"{path}:{number}: {_no_json(exc)}")
     except DataError as exc:
         return exc
+
+
+def _no_json(exc: Exception) -> str:
+    """Why a text that is JSON cannot be read; in Python's words where it has some."""
+    return "is nested too deeply" if isinstance(exc, RecursionError) else _first_line(exc)
 
 
 def _whole(path: Path, body: bytes) -> list[Row]:
@@ -323,7 +328,7 @@ def _whole(path: Path, body: bytes) -> list[Row]:
             row, end = decoder.raw_decode(text, at)
             rows.append(row)
             at = end + len(text[end:]) - len(text[end:].lstrip())
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return []
     if len(rows) == 1 and isinstance(rows[0], dict):
         rows = rows if (inner := _wrapped(rows[0])) is None else inner
@@ -373,7 +378,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             batches = (batch.to_pylist() for batch in file.iter_batches(_BATCH))
             for index, row in enumerate(row for batch in batches for row in batch):
                 yield f"{path.name}#{index}", _without_nulls(row)
-    except (pyarrow.ArrowException, OSError) as exc:
+    except (pyarrow.ArrowException, OSError, ValueError) as exc:
         raise DataError(f"{path}: is not a whole Parquet file: {_first_line(exc)}") from exc
 
 
@@ -391,7 +396,7 @@ def _arrow_rows(path: Path, is_file: bool) -> Iterator[Row]:
             rows = (row for batch in batches for row in batch.to_pylist())
             for index, row in enumerate(rows):
                 yield f"{path.name}#{index}", _without_nulls(row)
-    except (pyarrow.ArrowException, OSError) as exc:
+    except (pyarrow.ArrowException, OSError, ValueError) as exc:
         raise DataError(f"{path}: is not a whole Arrow file: {_first_line(exc)}") from exc
 
 

@@ -82,6 +82,9 @@ _SPEAKERS: dict[str, Role] = {
 _CALLERS = ("function_call", "tool_call")
 """Roles whose content is a call, as JSON."""
 
+_DEEPEST = 64
+"""Levels of objects and lists in a tool or a call."""
+
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _WEIGHTS = ("weight", "train", "training", "loss")
 
@@ -410,7 +413,9 @@ def _calls(name: str, where: str, value: Any) -> tuple[dict[str, Any], ...]:
         rest = {k: v for k, v in function.items() if k not in ("arguments", "parameters")}
         identity = {} if call.get("id") is None else {"id": call["id"]}
         known = {"type": "function", **identity}
-        out.append({**known, "function": {**rest, "arguments": arguments}})
+        whole = {**known, "function": {**rest, "arguments": arguments}}
+        _check_inside(name, told, whole)
+        out.append(whole)
     return tuple(out)
 
 
@@ -420,6 +425,7 @@ def _tools(columns: _Columns) -> tuple[dict[str, Any], ...]:
     for index, tool in enumerate(_list(columns.name, "tools", _tools_column(columns))):
         if not isinstance(tool, dict):
             raise DataError(f"{columns.name}: tool {index} is {_kind(tool)}, not an object")
+        _check_inside(columns.name, f"tool {index}", tool)
         wrapped = "function" in tool or "type" in tool
         tools.append(tool if wrapped else {"type": "function", "function": tool})
     return tuple(tools)
@@ -434,6 +440,7 @@ def _variables(columns: _Columns) -> dict[str, Any]:
     value = _parsed(columns.take("chat_template_kwargs")) or {}
     if not isinstance(value, dict) or {"tools", "messages", "tokenize"} & set(value):
         raise DataError(f"{columns.name}: chat_template_kwargs is no object of template variables")
+    _check_inside(columns.name, "chat_template_kwargs", value)
     return {str(key): inner for key, inner in value.items() if inner is not None}
 
 
@@ -450,6 +457,28 @@ def _text(name: str, part: str, value: Any) -> str:
     return value
 
 
+def _check_inside(name: str, part: str, value: Any) -> None:
+    """Raise DataError where a text inside of ``value`` is none, or is nested too deeply."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        for text in (inner for inner in level if isinstance(inner, str)):
+            _text(name, part, text)
+        level = [
+            inner
+            for outer in level
+            for inner in (
+                [*outer, *outer.values()]
+                if isinstance(outer, dict)
+                else outer
+                if isinstance(outer, list | tuple)
+                else ()
+            )
+        ]
+        if not level:
+            return
+    raise DataError(f"{name}: {part} is nested more than {_DEEPEST} deep")
+
+
 def _list(name: str, part: str, value: Any) -> list[Any] | tuple[Any, ...]:
     if value is None:
         return ()
@@ -463,7 +492,7 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return value
     return value
 

@@ -239,6 +239,8 @@ def resumed(
     chosen = settings.save.resume
     found = checkpoints.at(chosen) if isinstance(chosen, Path) else checkpoints.newest()
     if found is None:
+        if ranks.rank == 0:
+            say(f"{settings.save.output_dir} holds no checkpoint: training starts at step 1")
         return fresh
     folder, manifest = found
     recipe = dict(fresh.recipe)

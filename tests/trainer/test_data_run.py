@@ -119,7 +119,8 @@ def test_a_finished_run_is_made_longer_where_its_schedule_allows(train: Train, r
     train("made-longer", *constant, "--max_steps", "4")
     train("made-longer", *constant, "--max_steps", "8", "--resume")
     assert curve(root / "made-longer") == curve(root / "long")
-    train("short", "--max_steps", "4")
+    done = train("short", "--max_steps", "4", "--resume")
+    assert "short holds no checkpoint: training starts at step 1" in done[0].output
     done = train("short", "--max_steps", "8", "--resume", code=78)
     assert "total_steps 4 -> 8; the learning rates of steps that are done" in done[0].output
     assert "--lr_scheduler_type constant" in done[0].output

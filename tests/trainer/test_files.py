@@ -177,10 +177,13 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (b"a,b\n1,\xff\n", DataError, "is not UTF-8 at byte 6"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', DataError, "is not UTF-8 at byte 24"),
         (b"[" * 100_000, DataError, "is nested too deeply"),
+        (b"[" + b"1" * 5000 + b"]", DataError, "Exceeds the limit (4300 digits)"),
+        (b'{"text": ' + b"1" * 5000 + b"}", DataError, "x:1: Exceeds the limit (4300 digits)"),
+        (b'{"a": ' * 100_000, DataError, "x:1: is nested too deeply"),
         (b"", DataError, "holds no records"),
         (b" \n ", DataError, "holds no records"),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_what_cannot_be_read_is_named(
     tmp_path: Path, body: bytes, error: type[Exception], message: str

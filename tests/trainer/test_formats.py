@@ -29,6 +29,10 @@ def turn(role: str, content: Any = "x", **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
+def deep(levels: int) -> dict[str, Any]:
+    return {"a": deep(levels - 1)} if levels else {}
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -233,6 +237,8 @@ def test_columns_get_their_meaning_from_the_person() -> None:
             {"messages": [turn("assistant", "", tool_calls=[{"name": "f", "arguments": "x"}])]},
             "its arguments are no JSON object",
         ),
+        ({"messages": TURNS, "tools": [deep(70)]}, "tool 0 is nested more than 64 deep"),
+        ({"messages": TURNS, "tools": [{"a": ["\ud800"]}]}, "tool 0 holds half a surrogate pair"),
         ({"messages": TURNS, "tools": "[{"}, "tools is a str, not a list"),
         ({"messages": TURNS, "tools": [3]}, "tool 0 is a int, not an object"),
         ({"messages": TURNS, "chat_template_kwargs": {"tools": []}}, "no object of template"),
