@@ -106,9 +106,7 @@ class Checkpoints:
         Raises:
             DataError: there are checkpoints and none of them is whole.
         """
-        step = -1
-        if self._ranks.rank == 0:
-            step = self._newest_whole()
+        step = self._ranks.together(lambda: self._newest_whole() if self._ranks.rank == 0 else -1)
         step = int(self._ranks.sum([float(step if self._ranks.rank == 0 else 0)])[0])
         if step == -2:
             raise DataError(

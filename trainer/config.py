@@ -225,7 +225,7 @@ class ParallelSettings(_Section):
     with. A run keeps it when it goes on with another number of processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """How long a process waits for the others before it calls them lost."""
+    """How long a process may be silent before the others call it lost; work is no silence."""
 
     @field_validator("fsdp", "fsdp_transformer_layer_cls_to_wrap", mode="before")
     @classmethod
