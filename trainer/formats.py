@@ -131,18 +131,10 @@ class _Columns:
     """The columns of one row under their final names, and which of them have been used."""
 
     def __init__(self, name: str, row: Mapping[str, Any], rules: Rules) -> None:
-        self.name, self.ignore, self.new_names = name, rules.ignore, rules.columns
+        self.name, self.rules = name, rules
         self._row: dict[str, Any] = {}
         self._used: set[str] = set()
-        for column, value in row.items():
-            new = rules.columns.get(column, column)
-            if new in self._row or (new != column and row.get(new) is not None):
-                raise DataError(
-                    f"{name}: --column_mapping gives two columns the name {new!r}; leave one of"
-                    " them out with --ignore_columns"
-                )
-            if column not in rules.ignore and value is not None:
-                self._row[str(new)] = value
+        self._row = _renamed(name, row, rules)
 
     def __contains__(self, column: str) -> bool:
         return column in self._row
@@ -180,6 +172,22 @@ class _Columns:
                 f" not to be learned, as with --ignore_columns {','.join(lost)}, or give a column"
                 " its meaning with --column_mapping OLD=NEW"
             )
+
+
+def _renamed(name: str, row: Mapping[str, Any], rules: Rules) -> dict[str, Any]:
+    """What a row or a turn holds, under its columns' final names."""
+    out: dict[str, Any] = {}
+    for column, value in row.items():
+        if value is None or column in rules.ignore:
+            continue
+        new = rules.columns.get(column, column)
+        if new in out:
+            raise DataError(
+                f"{name}: --column_mapping gives two columns the name {new!r}; leave one of them"
+                " out with --ignore_columns"
+            )
+        out[new] = value
+    return out
 
 
 def _unknown(columns: _Columns) -> str:
@@ -239,7 +247,7 @@ def _seed_task(columns: _Columns) -> Iterator[Instruction]:
         where = f"{columns.name}.{index}" if index else columns.name
         if not isinstance(instance, dict):
             raise DataError(f"{where}: is {_kind(instance)}, not an object")
-        inner = _Columns(where, instance, Rules(ignore=columns.ignore))
+        inner = _Columns(where, instance, Rules(ignore=columns.rules.ignore))
         given, answer = inner.text("input", default=""), inner.text("output")
         inner.refuse_the_rest()
         yield Instruction(where, asked, given, answer)
@@ -308,11 +316,8 @@ def _turns(
 
 def _turn(columns: _Columns, where: str, turn: Mapping[str, Any], learned: bool | None) -> Message:
     name = columns.name
-    left = {
-        columns.new_names.get(key, key): value
-        for key, value in turn.items()
-        if value is not None and key not in columns.ignore and key not in _TURN_DESCRIBES
-    }
+    left = _renamed(f"{name}: {where}", turn, columns.rules)
+    left = {key: value for key, value in left.items() if key not in _TURN_DESCRIBES}
     spoken = left.pop("role") if "role" in left else left.pop("from", None)
     content = left.pop("content") if "content" in left else left.pop("value", None)
     calls = _calls(name, where, left.pop("tool_calls", None) or left.pop("function_call", None))

@@ -194,6 +194,10 @@ def test_columns_get_their_meaning_from_the_person() -> None:
     assert read({"talk": spoken}, columns=renamed) == chat(USER, BOT)
     with pytest.raises(DataError, match="gives two columns the name 'output'"):
         read({"a": "x", "output": "y", "instruction": "z"}, columns={"a": "output"})
+    with pytest.raises(DataError, match="d#0: turn 0: --column_mapping gives two columns the name"):
+        read([turn("user", speaker="bot"), TURNS[1]], columns={"speaker": "role"})
+    swapped = {"output": "instruction", "instruction": "output"}
+    assert read({"instruction": "b", "output": "a"}, columns=swapped) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import DataSettings
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.formats import Rules
 from trainer.mixture import Source, records_an_epoch, sources
 from trainer.packing import Batches, Part
+from trainer.prepare import _parts
 
 SETTINGS = DataSettings(data_path=(Path("unused"),), ignore_columns=("id2",))
 
@@ -154,3 +155,12 @@ def test_a_step_is_a_function_of_the_seed_and_its_number() -> None:
     again = plan(parts)
     assert [again.records(step) for step in (39, 0, 17)] == [steps[39], steps[0], steps[17]]
     assert steps[0] != steps[8]  # the first of the next epoch
+
+
+def test_held_out_records_are_no_part_of_a_mixture() -> None:
+    """What is left of each source counts; a source of which nothing is left ends the run."""
+    pair = [Source(name, (), SETTINGS, repeat=2) for name in ("a", "b")]
+    data: Any = SimpleNamespace(sources=pair, dataset=SimpleNamespace(starts=[0, 4, 10]))
+    assert _parts(data, np.array([0, 3, 4, 5, 9])) == (Part(2, 4), Part(3, 6))
+    with pytest.raises(DataError, match="b: --eval_split_ratio leaves no record to train on"):
+        _parts(data, np.array([0, 3]))
