@@ -53,7 +53,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
             too_long="truncate",
             model_max_length=int(tokenizer.model_max_length),
         )
-        results = list(tokenise(read_examples(settings.data_path), tokenizer, settings))
+        results = list(tokenise(read_examples(settings.paths), tokenizer, settings))
         self._records = [row for row in results if isinstance(row, Tokenised)]
         dropped = [row.name for row in results if isinstance(row, Dropped)]
         if dropped:

@@ -15,11 +15,13 @@ format: DCP's asynchronous API is not used.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
-from trainer.errors import DataError, DiskError, TrainerError
+from trainer.errors import ConfigError, DataError, DiskError, TrainerError
 from trainer.failpoints import failpoint
 from trainer.ranks import Ranks, noticing_lost_ranks
 
@@ -47,6 +49,9 @@ __all__ = ["Checkpoints", "Damaged", "Manifest", "beginning", "checkpoint_steps"
 FORMAT = 1
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+PATIENCE_S = 60.0
+"""How long rank 0 looks for a file that another host has written: network file systems show it
+late, those with cached folders after half a minute."""
 
 
 class Damaged(Exception):
@@ -95,36 +100,56 @@ class Checkpoints:
         self._saving: threading.Thread | None = None
         self._error: TrainerError | None = None
 
-    def newest(self) -> Manifest | None:
+    def newest(self) -> tuple[Path, Manifest] | None:
         """The newest whole checkpoint, None when there has never been one. Collective.
 
         Raises:
             DataError: there are checkpoints and none of them is whole.
         """
-        step = -1
-        if self._ranks.rank == 0:
-            step = self._newest_whole()
+        step = self._ranks.together(lambda: self._newest_whole() if self._ranks.rank == 0 else -1)
         step = int(self._ranks.sum([float(step if self._ranks.rank == 0 else 0)])[0])
         if step == -2:
             raise DataError(
                 f"{self._folder}: none of its checkpoints is whole; start again with --overwrite"
             )
-        return None if step < 0 else read_manifest(self._at(step))
+        return None if step < 0 else (self._at(step), read_manifest(self._at(step)))
 
-    def load(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Fill the tensors of ``state`` from the checkpoint of ``step``, whatever the number of
-        ranks that wrote it. Collective; :meth:`newest` has verified its files.
+    def at(self, folder: Path) -> tuple[Path, Manifest]:
+        """The checkpoint in ``folder``, wherever that is. Collective.
+
+        Raises:
+            ConfigError: it is no checkpoint of this trainer.
+            DataError: it is not whole.
+        """
+        folder = folder.expanduser()
+        check = verify if self._ranks.rank == 0 else read_manifest
+        return folder, self._ranks.together(lambda: _chosen(folder, check))
+
+    def set_aside(self, step: int) -> None:
+        """Rename checkpoints that are newer than ``step``, which a run that goes on from there
+        would take for its own.
+        """
+        for newer in checkpoint_steps(self._folder):
+            if newer > step:
+                names = (f"set-aside-{newer}{f'-{n}' if n else ''}" for n in itertools.count())
+                name = next(name for name in names if not (self._folder / name).exists())
+                self._at(newer).rename(self._folder / name)
+                self._say(f"checkpoint-{newer} is newer and was renamed to {name}")
+
+    def load(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Fill the tensors of ``state`` from the checkpoint in ``folder``, whatever the number of
+        ranks that wrote it. Collective; :meth:`newest` or :meth:`at` has verified its files.
 
         Raises:
             DataError: it holds other tensors.
         """
-        reader = HuggingFaceStorageReader(str(self._at(step)))
+        reader = HuggingFaceStorageReader(str(folder))
         try:
             with noticing_lost_ranks():
                 dcp_load(dict(state), storage_reader=reader, process_group=self._ranks.saving)
         except (CheckpointException, SafetensorError) as exc:
             reason = str(exc).strip().splitlines()[-1]
-            raise DataError(f"{self._at(step)}: does not fit this model: {reason}") from exc
+            raise DataError(f"{folder}: does not fit this model: {reason}") from exc
 
     def save(self, state: Mapping[str, Tensor], facts: Manifest) -> None:
         """Save ``state`` (sharded tensors) as the checkpoint of ``facts.step``. Collective.
@@ -163,12 +188,16 @@ class Checkpoints:
         ranks.together(lambda: _empty(folder) if rank0 else None, group)
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         dcp_save(state, storage_writer=writer, process_group=group)
-        digests = ranks.together(lambda: _digest_own(folder, ranks.rank), group)
-        files = {
-            _shard_name(rank): digest.hex()
-            for rank, digest in enumerate(ranks.gather(digests, group))
-            if any(digest)
+        own = ranks.together(lambda: _digest_own(folder, ranks.rank), group)
+        found = {
+            _shard_name(rank): (fact[:32].hex(), int.from_bytes(fact[32:]))
+            for rank, fact in enumerate(ranks.gather(own, group))
+            if any(fact)
         }
+        files = {name: digest for name, (digest, _) in found.items()}
+        sizes = {name: size for name, (_, size) in found.items()}
+        # A manifest that lists what rank 0 cannot see would make a checkpoint that never loads.
+        ranks.together(lambda: _wait_for(folder, sizes) if rank0 else None, group)
         ranks.together(lambda: _finish(folder, facts, files) if rank0 else None, group)
         ranks.together(lambda: self._prune(facts.step) if rank0 else None, group)
 
@@ -280,10 +309,44 @@ def _shard_name(rank: int) -> str:
 
 
 def _digest_own(folder: Path, rank: int) -> bytes:
+    """SHA-256 and size (8 bytes) of the file of ``rank``; all zero where it has none."""
     failpoint("save.shards")
     file = folder / _shard_name(rank)
     # A rank whose shards are all replicas of another's writes no file.
-    return _sha256(file) if file.exists() else bytes(32)
+    if not file.exists():
+        return bytes(40)
+    return _sha256(file) + file.stat().st_size.to_bytes(8)
+
+
+def _wait_for(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Return when every file is there, whole, as this host sees the folder."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        # Listed, not looked up: a network file system remembers that a name was not there.
+        with os.scandir(folder) as entries:
+            seen = {entry.name: entry.stat().st_size for entry in entries if entry.name in sizes}
+        missing = sorted(name for name, size in sizes.items() if seen.get(name) != size)
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise DiskError(
+                f"{folder}: {missing[0]}, which another process has written, is not there as rank 0"
+                " sees it; --output_dir must be on a disk that all hosts share"
+            )
+        time.sleep(0.05)
+
+
+def _chosen(folder: Path, check: Callable[[Path], Manifest]) -> Manifest:
+    if not (folder / MANIFEST).is_file():
+        inside = [f"{folder}/checkpoint-{step}" for step in checkpoint_steps(folder)]
+        hint = f"; did you mean {inside[-1]}?" if inside else ""
+        if (folder / "trainer_state.json").exists() or (folder / "config.json").exists():
+            hint = f"; to begin from the weights of another trainer: --model_name_or_path {folder}"
+        raise ConfigError(f"--resume {folder}: is no checkpoint of this trainer{hint}")
+    try:
+        return check(folder)
+    except Damaged as damage:
+        raise DataError(f"{folder} is not whole ({damage}); choose an older one") from damage
 
 
 def _sha256(file: Path) -> bytes:

@@ -1,19 +1,22 @@
 """What a training run can be told: one frozen section for each part, and one flat command line.
 
-The flags are Hugging Face's and Alpaca's, because people have them in their scripts; where a name
-has changed over the years both spellings are read. A flag that would be ignored elsewhere is either
-honoured here or refused. The price of one flat command line: a field's name occurs once in all
-sections.
+The flags are Hugging Face's and Alpaca's, because people have them in their scripts; what other
+trainers call a setting is read too (``trainer/flags.py``). ``--config`` names a TOML or YAML file
+of the same names, over which the command line wins. The price of one flat command line: a field's
+name occurs once in all sections.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import math
-from collections.abc import Iterator, Sequence
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -26,6 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError, UsageError
+from trainer.flags import NO_EFFECT, ONLY, REFUSED, SPELLINGS
 
 __all__ = [
     "DataSettings",
@@ -47,6 +51,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
     )
+
+
+def _words(value: Any, separators: str) -> tuple[Any, ...]:
+    """The words of a text, or of a list of such texts."""
+    texts = [value] if isinstance(value, str) else value
+    pattern = f"[{re.escape(separators)}]"
+    return tuple(word for text in texts for word in re.split(pattern, text) if word)
 
 
 class ModelSettings(_Section):
@@ -72,17 +83,31 @@ class ModelSettings(_Section):
     @field_validator("lora_target_modules", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        return _words(value, ",")
+
+
+def _tuple(value: Path | tuple[Path, ...]) -> tuple[Path, ...]:
+    return (value,) if isinstance(value, Path) else value
 
 
 class DataSettings(_Section):
     """The records and what of them is learned."""
 
-    data_path: Path
-    """Alpaca JSON, JSON Lines, messages, Self-Instruct seeds, Parquet, or a Woolmill run folder."""
-    eval_data_path: Path | None = None
+    data_path: Path | tuple[Path, ...]
+    """Files, folders, patterns or ids of hub datasets, one or several: JSON, JSON Lines, CSV,
+    Parquet, Arrow, a Woolmill run; or one .toml file that mixes several sources."""
+    eval_data_path: Path | tuple[Path, ...] | None = None
+    """The same, of records that are held out. They are evaluated after each epoch and at the end,
+    unless --eval_strategy says otherwise."""
     eval_split_ratio: Fraction = 0.0
     """Share of the records that is held out when there is no eval_data_path."""
+    column_mapping: dict[str, str] = Field(default_factory=dict)
+    """New names of columns: OLD=NEW,OLD=NEW."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that are left out, separated by commas; any other column that would be lost is
+    refused."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows that are no records end the run, or are skipped, counted and named in dropped.jsonl."""
     template: Literal["auto", "alpaca", "chat"] = "auto"
     """auto: chat for conversations, Alpaca's for instructions."""
     model_max_length: Positive = 512
@@ -95,6 +120,38 @@ class DataSettings(_Section):
     packing: bool = True
     """Lay several records in one row. False pads each to the longest of its micro-batch."""
     dataset_cache_dir: Path = Path("~/.cache/woolmill/datasets")
+
+    @field_validator("data_path", "eval_data_path", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """``data_path``, which may be one."""
+        return _tuple(self.data_path)
+
+    @property
+    def eval_paths(self) -> tuple[Path, ...]:
+        """``eval_data_path``; empty without one."""
+        return () if self.eval_data_path is None else _tuple(self.eval_data_path)
+
+    @field_validator("ignore_columns", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return _words(value, ",")
+
+    @field_validator("column_mapping", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("{"):
+            return json.loads(value)
+        pairs = [pair.split("=", 1) for pair in value.split(",")]
+        if any(len(pair) != 2 or not all(pair) for pair in pairs):
+            raise ValueError("should be OLD=NEW,OLD=NEW")
+        return dict(pairs)
 
     @model_validator(mode="after")
     def _one_held_out_set(self) -> DataSettings:
@@ -163,14 +220,17 @@ class ParallelSettings(_Section):
     """Class names of the blocks that are sharded one by one; empty: as the model's code says."""
     replicas: Positive | None = None
     """Copies of the sharded model; None: as the fsdp words say."""
+    planned_processes: Positive | None = None
+    """Cut rows so that this many processes are equally busy; None: as many as the run is started
+    with. A run keeps it when it goes on with another number of processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """How long a process waits for the others before it calls them lost."""
+    """How long a process may be silent before the others call it lost; work is no silence."""
 
     @field_validator("fsdp", "fsdp_transformer_layer_cls_to_wrap", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+        return _words(value, ", ")
 
     @model_validator(mode="after")
     def _one_way_to_shard(self) -> ParallelSettings:
@@ -193,12 +253,21 @@ class SaveSettings(_Section):
     """Whole checkpoints that are kept."""
     async_save: bool = True
     """Write checkpoints beside the training, from a copy in host memory."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint of output_dir; without one, start."""
+    resume: bool | Path = False
+    """Go on from the newest whole checkpoint of output_dir; without one, start. A path is the
+    checkpoint to go on from."""
     overwrite: bool = False
     """Replace what an earlier run left in output_dir."""
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the finished model; auto: as the model came."""
+
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _word_or_path(cls, value: Any) -> Any:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if isinstance(value, str):
+            return words.get(value.lower(), Path(value))
+        return value
 
     @model_validator(mode="after")
     def _resume_or_overwrite(self) -> SaveSettings:
@@ -210,12 +279,24 @@ class SaveSettings(_Section):
 class LogSettings(_Section):
     """Evaluation and metrics."""
 
-    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_strategy: Literal["no", "steps", "epoch"] | None = None
+    """When held-out records are evaluated, and at the end. None: after each epoch where there are
+    such records, or every eval_steps where that is given."""
     eval_steps: Positive = 500
     eval_on_start: bool = False
     per_device_eval_batch_size: Positive = 8
     logging_steps: Positive = 10
-    report_to: Literal["none", "tensorboard", "trackio"] = "none"
+    report_to: tuple[Literal["none", "tensorboard", "trackio", "wandb"], ...] = ()
+    """Also tell these trackers, separated by commas."""
+    run_name: str | None = None
+    """What trackers call the run; None: as the output folder is called."""
+    logging_dir: Path | None = None
+    """Where TensorBoard's files go; None: tensorboard in the output folder."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(word for word in _words(value, ",") if word != "none")
 
 
 class Settings(BaseModel):
@@ -229,11 +310,27 @@ class Settings(BaseModel):
     parallel: ParallelSettings
     save: SaveSettings
     log: LogSettings
+    notes: tuple[str, ...] = ()
+    """What the person should know about the flags: a line each."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are records to evaluate on."""
+        return self.data.eval_data_path is not None or self.data.eval_split_ratio > 0
+
+    @property
+    def eval_strategy(self) -> Literal["no", "steps", "epoch"]:
+        """When held-out records are evaluated."""
+        if self.log.eval_strategy is not None:
+            return self.log.eval_strategy
+        if not self.holds_out:
+            return "no"
+        return "steps" if "eval_steps" in self.log.model_fields_set else "epoch"
 
     @model_validator(mode="after")
     def _held_out_records(self) -> Settings:
-        wants = self.log.eval_strategy != "no" or self.log.eval_on_start
-        if wants and self.data.eval_data_path is None and not self.data.eval_split_ratio:
+        wants = self.eval_strategy != "no" or self.log.eval_on_start
+        if wants and not self.holds_out:
             raise ValueError("evaluation needs eval_data_path or eval_split_ratio")
         return self
 
@@ -247,14 +344,6 @@ _SECTIONS: dict[str, type[_Section]] = {
     "log": LogSettings,
 }
 
-_OTHER_SPELLINGS = {
-    "eval_strategy": "evaluation_strategy",
-    "fsdp_transformer_layer_cls_to_wrap": "transformer_layer_cls_to_wrap",
-    "overwrite": "overwrite_output_dir",
-    "resume": "resume_from_checkpoint",
-}
-"""Names that Hugging Face's Trainer has, or had, for a setting."""
-
 
 def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
     """Every setting: its section, name and field."""
@@ -264,7 +353,7 @@ def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
 
 
 def _spellings(name: str) -> list[str]:
-    names = [name, _OTHER_SPELLINGS[name]] if name in _OTHER_SPELLINGS else [name]
+    names = [name, *SPELLINGS.get(name, ())]
     return list(dict.fromkeys(word for n in names for word in (n, n.replace("_", "-"))))
 
 
@@ -284,17 +373,33 @@ def _parser() -> argparse.ArgumentParser:
         "78 settings, 130/143 interrupted after a checkpoint.",
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML or YAML file of flags; the command line wins over it"
+    )
     groups = {name: parser.add_argument_group(name, cls.__doc__) for name, cls in _SECTIONS.items()}
     for section, name, field in _fields():
-        boolean = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        default = "required" if field.is_required() else f"default {field.get_default()!r}"
+        more: dict[str, Any] = {}
+        if field.annotation is bool or name == "resume":
+            more = {"nargs": "?", "const": "true"}
+        elif get_origin(field.annotation) is tuple or name in ("data_path", "eval_data_path"):
+            more = {"nargs": "+", "action": "extend"}
+        default = "required" if field.is_required() else f"default {_default(field)!r}"
         groups[section].add_argument(
             *(f"--{spelling}" for spelling in _spellings(name)),
             dest=name,
             metavar="VALUE",
             default=argparse.SUPPRESS,
             help=f"{' '.join((field.description or '').split())} ({default})".strip(),
-            **boolean,  # type: ignore[arg-type]
+            **more,
+        )
+    for name in (*ONLY, *NO_EFFECT, *REFUSED):
+        parser.add_argument(
+            *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
+            dest=name,
+            nargs="?",
+            const="true",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
         )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     # torch.distributed.launch passes it; torchrun says the same in the environment.
@@ -302,23 +407,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
 def parse(argv: Sequence[str]) -> Settings:
     """The settings that a command line asks for.
 
     Raises:
         UsageError: an unknown flag (with the nearest name), or a flag without its value.
-        ConfigError: a value out of range, or settings that contradict each other.
+        ConfigError: a value out of range, settings that contradict each other, or a configuration
+            file that cannot be read.
     """
     known, unknown = _parser().parse_known_args(argv)
     if unknown:
         raise UsageError(_unknown_flag(unknown[0]))
     given = vars(known)
-    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    if given["config"] is not None:
+        given = _from_file(Path(given["config"])) | given
+    notes = _foreign(given)
+    sections: dict[str, Any] = {name: {} for name in _SECTIONS}
     for section, name, _ in _fields():
         if name in given:
             sections[section][name] = given[name]
     try:
-        return Settings.model_validate(sections)
+        return Settings.model_validate({**sections, "notes": notes})
     except ValidationError as exc:
         first = exc.errors()[0]
         flag = f"--{first['loc'][1]}: " if len(first["loc"]) > 1 else ""
@@ -329,13 +442,70 @@ def parse(argv: Sequence[str]) -> Settings:
         raise ConfigError(f"{flag}{message}{shown}") from exc
 
 
+def _foreign(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Lines about flags of other trainers that have no effect here.
+
+    Raises:
+        UsageError, ConfigError: a flag, or its value, asks for what this trainer does not do; says
+            what to do instead.
+    """
+    for name, remedy in REFUSED.items():
+        if name in given:
+            raise UsageError(f"--{name}: {remedy}")
+    for name, (values, remedy) in ONLY.items():
+        if name in given and str(given[name]).lower() not in values:
+            raise ConfigError(f"--{name} {given[name]}: {remedy}")
+    return tuple(
+        f"--{name} has no effect: {instead}" for name, instead in NO_EFFECT.items() if name in given
+    )
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """The settings of a configuration file, by their own names."""
+    try:
+        body = path.read_text(encoding="utf-8")
+        values = _yaml(path, body) if path.suffix in (".yaml", ".yml") else tomllib.loads(body)
+    except OSError as exc:
+        raise ConfigError(f"--config {path}: {exc.strerror}") from exc
+    except ValueError as exc:  # also tomllib's and the decoder's own
+        raise ConfigError(f"--config {path}: {' '.join(str(exc).split())}") from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: holds no names with values")
+    fields = {name: field for _, name, field in _fields()}
+    own = {spelling: name for name in fields for spelling in _spellings(name)}
+    own |= {name: name for name in (*ONLY, *NO_EFFECT, *REFUSED)}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = own.get(str(key))
+        if name is None:
+            raise UsageError(f"{path}: {_unknown_flag(f'--{key}').replace('flag --', '')}")
+        if name in out:
+            raise ConfigError(f"{path}: says {name} twice, once as {key}")
+        choices = get_args(fields[name].annotation) if name in fields else ()
+        if value is None and type(None) not in choices:
+            continue  # "key:" in YAML: as if it were not there
+        if value is False and any("no" in get_args(c) or c == "no" for c in choices):
+            value = "no"  # which YAML reads as false
+        out[name] = value
+    return out
+
+
+def _yaml(path: Path, body: str) -> Any:
+    try:
+        import yaml
+    except ImportError as exc:
+        raise ConfigError(f"--config {path}: YAML needs PyYAML; pip install pyyaml") from exc
+    try:
+        return yaml.safe_load(body)
+    except yaml.YAMLError as exc:
+        raise ValueError(str(exc)) from exc
+
+
 def _unknown_flag(word: str) -> str:
-    if word.split("=")[0].strip("-").replace("-", "_") == "deepspeed":
-        return "--deepspeed: this trainer shards with FSDP2; use --fsdp full_shard"
     if not word.startswith("-"):
         return f"{word!r} belongs to no flag; see python -m trainer --help"
     names = [spelling for _, name, _ in _fields() for spelling in _spellings(name)]
     name = word.split("=")[0].lstrip("-").replace("-", "_")
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     hint = f"did you mean --{near[0]}?" if near else "see python -m trainer --help"
     return f"unknown flag {word.split('=')[0]}; {hint}"

@@ -37,6 +37,7 @@ from trainer.prepare import (
     datasets,
     plans,
     print_arithmetic,
+    print_mixture,
     recipe,
     resumed,
     sharded_model,
@@ -58,6 +59,10 @@ def train(settings: Settings) -> None:
     """
     ranks = Ranks.start(settings.parallel)
     with noticing_lost_ranks(), _signals() as stop, claimed(settings.save, ranks):
+        if ranks.rank == 0:
+            for note in settings.notes:
+                say(note)
+
         # 1. Records to tokens: once a host, mapped by its other processes.
         tokenizer = ranks.together(lambda: load_tokenizer(settings.model))
         training, held_out = datasets(settings, tokenizer, ranks)
@@ -68,7 +73,7 @@ def train(settings: Settings) -> None:
         compute = compute_type(settings, ranks.device)
         replicas = ranks.together(lambda: replica_count(settings.parallel, ranks))
         mesh = make_mesh(replicas, ranks)
-        model = sharded_model(settings, ranks, mesh, compute, training.largest_id)
+        model = sharded_model(settings, ranks, mesh, compute, training.dataset.largest_id)
         optimizer = make_optimizer(model, settings.optim)
 
         # 3. Where an earlier run was cut.
@@ -81,17 +86,24 @@ def train(settings: Settings) -> None:
         )
         done = beginning(recipe(settings, model, batches, total_steps, compute))
         if settings.save.resume:
-            done = resumed(checkpoints, done, model, optimizer, ranks)
+            done = resumed(settings, checkpoints, done, model, optimizer, ranks)
+        # Rows stay cut as they were when the run began, whatever the number of processes now.
+        processes = done.recipe["planned_processes"]
+        batches = replace(batches, processes=processes)
+        evaluation = evaluation and replace(evaluation, processes=processes)
 
         # 4. The loop.
         metrics = None
         if ranks.rank == 0:
+            print_mixture(training, batches)
             print_arithmetic(settings, model, batches, total_steps, ranks, compute)
             metrics = Metrics(
                 settings.save.output_dir / "metrics.jsonl",
                 from_step=done.step,
                 every=settings.log.logging_steps,
                 report_to=settings.log.report_to,
+                run_name=settings.log.run_name,
+                logging_dir=settings.log.logging_dir,
             )
         run = _Run(
             settings, ranks, model, replicas, optimizer, batches, evaluation, total_steps, metrics
@@ -118,7 +130,7 @@ def train(settings: Settings) -> None:
             if bad_in_a_row > settings.optim.max_bad_steps:
                 checkpoints.wait()
                 ranks.fail(_not_finite(done, bad_in_a_row))
-            if _due(settings.log.eval_strategy, settings.log.eval_steps, done.step, batches):
+            if _due(settings.eval_strategy, settings.log.eval_steps, done.step, batches):
                 run.evaluate(step=done.step)
             save = settings.save
             if outcome.signum or _due(save.save_strategy, save.save_steps, done.step, batches):
@@ -127,13 +139,11 @@ def train(settings: Settings) -> None:
                 ranks.fail(checkpoints.wait() or _interrupted(outcome.signum, done))
 
         # 5. The finished model.
-        log = settings.log
-        if log.eval_strategy != "no" and not _due(
-            log.eval_strategy, log.eval_steps, done.step, batches
-        ):
+        strategy = settings.eval_strategy
+        if strategy != "no" and not _due(strategy, settings.log.eval_steps, done.step, batches):
             run.evaluate(step=done.step)
         failed_save = checkpoints.wait()
-        export(model, tokenizer, settings, ranks, alpaca=not training.chats)
+        export(model, tokenizer, settings, ranks, alpaca=training.alpaca)
         if metrics is not None:
             metrics.close()
             say(f"finished: {settings.save.output_dir}")

@@ -11,8 +11,10 @@ import math
 import os
 import resource
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 
@@ -42,7 +44,13 @@ class Metrics:
 
     Args:
         path: the JSON Lines file; created, or cut back to ``from_step`` steps and appended to.
-        report_to: also TensorBoard or trackio, where installed.
+        every: how many steps a printed line stands for.
+        report_to: trackers that are told too, one or several of them, or ``none``.
+        run_name: what trackers call the run; None: as the folder of ``path`` is called.
+        logging_dir: where TensorBoard's files go; None: beside ``path``.
+
+    Raises:
+        ConfigError: a tracker is not installed.
     """
 
     def __init__(
@@ -51,10 +59,14 @@ class Metrics:
         *,
         from_step: int,
         every: int,
-        report_to: Literal["none", "tensorboard", "trackio"],
+        report_to: str | Sequence[str] = (),
+        run_name: str | None = None,
+        logging_dir: Path | None = None,
     ) -> None:
         self._every = every
-        self._tracker = _tracker(report_to, path.parent)
+        names = report_to.split(",") if isinstance(report_to, str) else report_to
+        place = _Place(path.parent, run_name or path.parent.name, logging_dir)
+        self._trackers = [_tracker(name, place) for name in names if name != "none"]
         _cut_back(path, from_step)
         self._file: TextIO = path.open("a", encoding="utf-8")
 
@@ -111,15 +123,15 @@ class Metrics:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._tracker is not None:
-            self._tracker.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write(self, row: Row) -> None:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        if self._tracker is not None:
-            values = {k: v for k, v in row.items() if k != "step" and v is not None}
-            self._tracker.log(values, int(row["step"] or 0))
+        values = {k: v for k, v in row.items() if k != "step" and v is not None}
+        for tracker in self._trackers:
+            tracker.log(values, int(row["step"] or 0))
 
 
 def _finite(value: float) -> float | None:
@@ -137,11 +149,26 @@ def _cut_back(path: Path, steps: int) -> None:
     temporary.rename(path)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    folder: Path
+    name: str
+    logging_dir: Path | None
+
+
+class _Tracker(Protocol):
+    def __init__(self, place: _Place) -> None: ...
+
+    def log(self, values: dict[str, float | int], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: _Place) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(place.logging_dir or place.folder / "tensorboard"))
 
     def log(self, values: dict[str, float | int], step: int) -> None:
         for name, value in values.items():
@@ -152,11 +179,11 @@ class _TensorBoard:
 
 
 class _Trackio:
-    def __init__(self, folder: Path) -> None:
-        import trackio  # type: ignore[import-not-found]
+    def __init__(self, place: _Place) -> None:
+        import trackio
 
         self._trackio: Any = trackio
-        trackio.init(project="woolmill", name=folder.name)
+        trackio.init(project="woolmill", name=place.name)
 
     def log(self, values: dict[str, float | int], step: int) -> None:
         self._trackio.log(values, step=step)
@@ -165,10 +192,33 @@ class _Trackio:
         self._trackio.finish()
 
 
-def _tracker(report_to: str, folder: Path) -> _TensorBoard | _Trackio | None:
-    if report_to == "none":
-        return None
+class _Wandb:
+    """Its own variables (WANDB_PROJECT, WANDB_MODE, WANDB_RUN_ID and others) hold. It is given no
+    settings: their paths and names are nobody else's business.
+    """
+
+    def __init__(self, place: _Place) -> None:
+        import wandb
+
+        project = os.environ.get("WANDB_PROJECT", "woolmill")
+        self._run: Any = wandb.init(project=project, name=place.name, dir=str(place.folder))
+
+    def log(self, values: dict[str, float | int], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_TRACKERS: dict[str, type[_Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "trackio": _Trackio,
+    "wandb": _Wandb,
+}
+
+
+def _tracker(name: str, place: _Place) -> _Tracker:
     try:
-        return _TensorBoard(folder) if report_to == "tensorboard" else _Trackio(folder)
+        return _TRACKERS[name](place)
     except ImportError as exc:
-        raise ConfigError(f"--report_to {report_to}: pip install {report_to}") from exc
+        raise ConfigError(f"--report_to {name}: pip install {name}") from exc

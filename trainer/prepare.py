@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,27 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from trainer.cache import MixedDataset, TokenDataset, tokenised_dataset
 from trainer.checkpoint import Checkpoints, Manifest
 from trainer.config import OptimSettings, Settings
 from trainer.errors import ConfigError, DataError
 from trainer.fsdp import apply_fsdp, blocks, hand_out
 from trainer.metrics import say
+from trainer.mixture import Source, records_an_epoch, sources
 from trainer.model import TokenLoss, empty_model, load_config, load_weights
-from trainer.optim import training_state
+from trainer.optim import learning_rate, training_state
 from trainer.output import name_dropped
-from trainer.packing import Batches
+from trainer.packing import Batches, Part
 from trainer.ranks import Ranks
-from trainer.records import read_examples
-from trainer.tokens import TokenDataset, tokenised_dataset
+from trainer.records import Records
 
 __all__ = [
+    "Data",
     "compute_type",
     "datasets",
     "plans",
     "print_arithmetic",
+    "print_mixture",
     "recipe",
     "resumed",
     "sharded_model",
@@ -38,61 +41,110 @@ __all__ = [
 ]
 
 
-def datasets(
-    settings: Settings, tokenizer: Any, ranks: Ranks
-) -> tuple[TokenDataset, TokenDataset | None]:
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Tokenised records and the sources that they came from."""
+
+    sources: tuple[Source, ...]
+    dataset: MixedDataset
+
+    @property
+    def alpaca(self) -> bool:
+        """Whether all that was laid out has Alpaca's layout."""
+        return not self.dataset.chats and self.dataset.texts < len(self.dataset)
+
+
+def datasets(settings: Settings, tokenizer: Any, ranks: Ranks) -> tuple[Data, Data | None]:
     """The training records, and those of ``eval_data_path``."""
+    training = _data(settings, settings.data.paths, tokenizer, ranks, "dropped.jsonl")
+    held_out = settings.data.eval_paths
+    if not held_out:
+        return training, None
+    return training, _data(settings, held_out, tokenizer, ranks, "dropped_eval.jsonl")
 
-    def made(path: Path, suffix: str = "") -> TokenDataset:
-        def make() -> TokenDataset:
-            return tokenised_dataset(read_examples(path), tokenizer, settings.data)
 
-        first = ranks.together(lambda: make() if ranks.local_rank == 0 else None)
-        keys = ranks.gather(bytes.fromhex(first.key) if first else bytes(32))
-        key = keys[0].hex()
-        if first is not None and first.key != key:
-            raise DataError(f"{path}: is another dataset on this host than on rank 0's")
-        cache = settings.data.dataset_cache_dir.expanduser()
-        dataset = first or TokenDataset(cache / key)
+def _data(
+    settings: Settings, paths: tuple[Path, ...], tokenizer: Any, ranks: Ranks, list_file: str
+) -> Data:
+    found = ranks.together(lambda: sources(paths, settings.data))
+    parts = [_tokenised(source, tokenizer, ranks) for source in found]
+    if ranks.rank == 0:
+        name_dropped(
+            {source.name: part for source, part in zip(found, parts, strict=True)},
+            settings.save.output_dir / list_file,
+        )
+    dataset = MixedDataset(parts)
+    others = len(dataset) - dataset.chats - dataset.texts
+    if ranks.rank == 0 and dataset.chats and others > 0:
+        say(
+            f"{dataset.chats:,} records are in the layout of the model's chat template and"
+            f" {others:,} in Alpaca's; --template chat lays all out as chats"
+        )
+    return Data(found, dataset)
+
+
+def _tokenised(source: Source, tokenizer: Any, ranks: Ranks) -> TokenDataset:
+    """Tokenised once a host, mapped by its other processes."""
+
+    def make() -> TokenDataset:
+        records = Records(source.paths, source.rules)
         if ranks.rank == 0:
-            name_dropped(dataset, path, settings.save.output_dir / f"dropped{suffix}.jsonl")
-        return dataset
+            for note in records.notes:
+                say(note)
+        return tokenised_dataset(records, tokenizer, source.settings)
 
-    held_out = settings.data.eval_data_path
-    return (
-        made(settings.data.data_path),
-        None if held_out is None else made(held_out, suffix="_eval"),
-    )
+    first = ranks.together(lambda: make() if ranks.local_rank == 0 else None)
+    key = ranks.gather(bytes.fromhex(first.key) if first else bytes(32))[0].hex()
+
+    def check() -> None:
+        if first is not None and first.key != key:
+            raise DataError(f"{source.name}: is another dataset on this host than on rank 0's")
+
+    ranks.together(check)
+    cache = source.settings.dataset_cache_dir.expanduser()
+    return first or TokenDataset(cache / key)
 
 
 def plans(
-    settings: Settings, training: TokenDataset, held_out: TokenDataset | None, ranks: Ranks
+    settings: Settings, training: Data, held_out: Data | None, ranks: Ranks
 ) -> tuple[Batches, Batches | None]:
     """Which records are trained on in which step, and which are held out."""
-    data, optim = settings.data, settings.optim
-    indexes, held = np.arange(len(training)), np.arange(0)
+    data, optim, dataset = settings.data, settings.optim, training.dataset
+    indexes, held = np.arange(len(dataset)), np.arange(0)
     if data.eval_split_ratio:
-        count = max(1, round(len(training) * data.eval_split_ratio))
-        shuffled = np.random.Generator(np.random.PCG64(optim.seed)).permutation(len(training))
+        count = max(1, round(len(dataset) * data.eval_split_ratio))
+        shuffled = np.random.Generator(np.random.PCG64(optim.seed)).permutation(len(dataset))
         held, indexes = np.sort(shuffled[:count]), np.sort(shuffled[count:])
-        if not len(indexes):
-            raise DataError(f"{data.data_path}: --eval_split_ratio leaves no record to train on")
     per_round = optim.per_device_train_batch_size * ranks.size
     batches = Batches(
-        training,
+        dataset,
         indexes,
         global_batch=optim.global_batch_size or per_round * optim.gradient_accumulation_steps,
         rows=optim.per_device_train_batch_size,
         max_length=data.model_max_length,
         packing=data.packing,
         seed=optim.seed,
+        processes=settings.parallel.planned_processes or ranks.size,
+        parts=ranks.together(lambda: _parts(training, indexes)),
     )
-    rows = settings.log.per_device_eval_batch_size
+    for_evaluation = replace(batches, rows=settings.log.per_device_eval_batch_size, parts=())
     if held_out is not None:
-        return batches, replace(
-            batches, dataset=held_out, indexes=np.arange(len(held_out)), rows=rows
-        )
-    return batches, replace(batches, indexes=held, rows=rows) if len(held) else None
+        every = np.arange(len(held_out.dataset))
+        return batches, replace(for_evaluation, dataset=held_out.dataset, indexes=every)
+    return batches, replace(for_evaluation, indexes=held) if len(held) else None
+
+
+def _parts(training: Data, indexes: np.ndarray) -> tuple[Part, ...]:
+    """What each source of a mixture gives; one source alone gives all."""
+    edges = np.searchsorted(indexes, training.dataset.starts)
+    counts = [int(count) for count in np.diff(edges)]
+    for source, count in zip(training.sources, counts, strict=True):
+        if not count:
+            raise DataError(f"{source.name}: --eval_split_ratio leaves no record to train on")
+    if len(counts) == 1 and training.sources[0].repeat == 1:
+        return ()
+    taken = records_an_epoch(counts, training.sources)
+    return tuple(Part(count, n) for count, n in zip(counts, taken, strict=True))
 
 
 def step_count(optim: OptimSettings, batches: Batches) -> int:
@@ -155,6 +207,7 @@ def recipe(
         },
     )
     lora = settings.model.model_dump(mode="json", include={"lora_r", "lora_alpha", "lora_dropout"})
+    lora["lora_target_modules"] = sorted(settings.model.lora_target_modules)
     config = model.hf.config.to_json_string(use_diff=False)
     return {
         **optim,
@@ -162,43 +215,79 @@ def recipe(
         "model": hashlib.sha256(config.encode()).hexdigest()[:16],
         "compute": str(compute).removeprefix("torch."),
         "dataset": batches.dataset.key[:16],
+        "mixture": [list(part) for part in batches.parts],
         "eval_split_ratio": settings.data.eval_split_ratio,
         "model_max_length": settings.data.model_max_length,
         "packing": settings.data.packing,
         "global_batch_size": batches.global_batch,
+        "planned_processes": batches.processes,
         "total_steps": total_steps,
     }
 
 
 def resumed(
+    settings: Settings,
     checkpoints: Checkpoints,
     fresh: Manifest,
     model: TokenLoss,
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
 ) -> Manifest:
-    """The newest whole checkpoint, loaded; ``fresh`` when there is none."""
-    found = checkpoints.newest()
+    """The checkpoint to go on from, loaded; ``fresh`` when there is none. Its recipe is the run's,
+    with the number of processes that rows were cut for when it began.
+    """
+    chosen = settings.save.resume
+    found = checkpoints.at(chosen) if isinstance(chosen, Path) else checkpoints.newest()
     if found is None:
+        if ranks.rank == 0:
+            say(f"{settings.save.output_dir} holds no checkpoint: training starts at step 1")
         return fresh
-    changed = [
-        f"{name} {found.recipe.get(name)!r} -> {value!r}"
-        for name, value in fresh.recipe.items()
-        if found.recipe.get(name) != value
-    ]
-
-    def refuse() -> None:
-        if changed:
-            raise ConfigError(
-                f"checkpoint-{found.step} was made with other settings: {', '.join(changed)}; use"
-                " the same, or another --output_dir"
-            )
-
-    ranks.together(refuse)
-    checkpoints.load(found.step, training_state(model, optimizer, updates=found.updates))
+    folder, manifest = found
+    recipe = dict(fresh.recipe)
+    if settings.parallel.planned_processes is None:
+        recipe["planned_processes"] = manifest.recipe.get("planned_processes")
+    ranks.together(lambda: _refuse_other_recipe(settings, manifest, recipe))
+    checkpoints.load(folder, training_state(model, optimizer, updates=manifest.updates))
     if ranks.rank == 0:
-        say(f"resumed from checkpoint-{found.step}, written by {found.world_size} processes")
-    return replace(fresh, step=found.step, updates=found.updates, tokens=found.tokens)
+        say(f"resumed from {folder.name}, written by {manifest.world_size} processes")
+    if isinstance(chosen, Path):
+        ranks.together(lambda: checkpoints.set_aside(manifest.step) if ranks.rank == 0 else None)
+    return replace(
+        fresh,
+        recipe=recipe,
+        step=manifest.step,
+        updates=manifest.updates,
+        tokens=manifest.tokens,
+    )
+
+
+def _refuse_other_recipe(settings: Settings, found: Manifest, recipe: dict[str, Any]) -> None:
+    changed = {
+        name: f"{name} {found.recipe.get(name)!r} -> {value!r}"
+        for name, value in recipe.items()
+        if found.recipe.get(name) != value
+    }
+    advice = "use the same, or another --output_dir"
+    if "total_steps" in changed:
+        old, new = found.recipe["total_steps"], recipe["total_steps"]
+        optim = settings.optim
+        if found.step <= new and all(
+            learning_rate(optim, step, old) == learning_rate(optim, step, new)
+            for step in range(found.step)
+        ):
+            del changed["total_steps"]
+        elif set(changed) == {"total_steps"}:
+            advice = (
+                "the learning rates of steps that are done would have been others. With"
+                " --lr_scheduler_type constant or constant_with_warmup and --warmup_steps a run may"
+                " be made longer; or begin anew from its weights: --model_name_or_path"
+                f" {settings.save.output_dir} and another --output_dir"
+            )
+    if changed:
+        raise ConfigError(
+            f"checkpoint-{found.step} was made with other settings: {', '.join(changed.values())};"
+            f" {advice}"
+        )
 
 
 def print_arithmetic(
@@ -217,7 +306,7 @@ def print_arithmetic(
         else ""
     )
     say(
-        f"{type(model.hf).__name__}: {learned / 1e6:,.1f} M parameters learned in float32,"
+        f"{type(model.hf).__name__}: {_count(learned)} parameters learned in float32,"
         f" computed in {str(compute).removeprefix('torch.')}{wanted}"
     )
     optim = settings.optim
@@ -230,8 +319,8 @@ def print_arithmetic(
         )
     )
     say(
-        f"{len(batches.indexes):,} records: {total_steps:,} steps of {batches.global_batch} records"
-        f" ({how}), {total_steps / batches.steps_per_epoch:.2f} epochs"
+        f"{batches.records_per_epoch:,} records: {total_steps:,} steps of {batches.global_batch}"
+        f" records ({how}), {total_steps / batches.steps_per_epoch:.2f} epochs"
     )
     groups = batches.micro_batches(0)
     tokens = int(batches.dataset.lengths[batches.records(0)].sum())
@@ -245,4 +334,22 @@ def print_arithmetic(
     say(
         f"the first step: {tokens:,} tokens, {batches.targets(batches.records(0)):,} of them"
         f" learned; {rows}; {math.ceil(len(groups) / ranks.size)} a process"
+        + (f", busy {batches.busy(groups, ranks.size):.0%} of the time" if ranks.size > 1 else "")
     )
+
+
+def _count(number: int) -> str:
+    """``134.5 M``, ``48.2 k``: in the unit that shows it."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:,.1f}{unit}"
+    return str(number)
+
+
+def print_mixture(training: Data, batches: Batches) -> None:
+    """What each source of a mixture gives to an epoch."""
+    for source, part in zip(training.sources, batches.parts, strict=False):
+        say(
+            f"{source.name}: {part.an_epoch:,} of {part.records:,} records an epoch,"
+            f" {part.an_epoch / batches.records_per_epoch:.1%} of it"
+        )

@@ -6,12 +6,17 @@ CPU, also beside nccl, and in float64.
 
 A fault on one rank must not leave the others waiting: what only some ranks do is done inside
 :meth:`Ranks.together`, after which all go on or all stop. A rank that is killed or hangs is noticed
-by the next collective, at once or after ``--timeout_s``.
+by the next collective, at once or after ``--timeout_s``. Work is told from silence: a rank that
+tokenises, loads or hashes for hours shows signs of life from a thread of its own, and the others
+wait for it; only a rank that is silent for ``--timeout_s`` is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +59,8 @@ class Ranks:
     saving: dist.ProcessGroup
     """A gloo group for checkpoints alone: a save in the background must not mix its messages with
     those of training."""
+    life: _Life | None = None
+    """How ranks know of each other that they work; None where there is one."""
 
     @classmethod
     def start(cls, settings: ParallelSettings) -> Ranks:
@@ -76,10 +83,13 @@ class Ranks:
                 dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
             saving = dist.new_group(backend="gloo", timeout=timeout)
         rank, local_size = dist.get_rank(), _number("LOCAL_WORLD_SIZE", size)
-        return cls(rank, size, local_rank, local_size, device, saving)
+        life = _Life(rank, size, settings.timeout_s) if size > 1 else None
+        return cls(rank, size, local_rank, local_size, device, saving, life)
 
     def stop(self) -> None:
         """Leave the process group."""
+        if self.life is not None:
+            self.life.stop()
         dist.destroy_process_group()
 
     def sum(self, values: list[float]) -> list[float]:
@@ -117,6 +127,8 @@ class Ranks:
         except (TrainerError, OSError) as exc:
             error = exc
         code = error.exit_code if isinstance(error, TrainerError) else 74
+        if self.life is not None:
+            self.life.meet("saving" if group is self.saving else "training")
         codes = [byte[0] for byte in self.gather(bytes([code if error else 0]), group)]
         failed = [rank for rank, code in enumerate(codes) if code]
         if error is not None and failed[0] == self.rank:
@@ -124,6 +136,59 @@ class Ranks:
         if failed:
             raise OtherRankFailed(codes[failed[0]])
         return result
+
+
+class _Life:
+    """Signs of life, in the store through which the ranks have found each other.
+
+    Every rank adds to a counter of its own once in a while, whatever its main thread does; who
+    waits looks whether the counters of the others move.
+    """
+
+    def __init__(self, rank: int, size: int, timeout_s: float) -> None:
+        self._rank, self._size, self._timeout_s = rank, size, timeout_s
+        self._store = dist.distributed_c10d._get_default_store()
+        self._meetings = {"training": 0, "saving": 0}
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
+
+    def stop(self) -> None:
+        """Show no more signs of life."""
+        self._over.set()
+
+    def meet(self, name: str) -> None:
+        """Return when every rank has called this as often, for this ``name``.
+
+        Raises:
+            RankLost: a rank has not, and was silent for the timeout.
+        """
+        self._meetings[name] += 1
+        key = f"woolmill/{name}/{self._meetings[name]}"
+        self._store.add(key, 1)
+        pause_s, heard = 0.001, [(0, time.monotonic())] * self._size
+        looked = time.monotonic()
+        while self._store.add(key, 0) < self._size:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.2)
+            if time.monotonic() - looked > self._timeout_s / 10:
+                looked = time.monotonic()
+                beats = [self._store.add(self._own(rank), 0) for rank in range(self._size)]
+                heard = [
+                    old if old[0] == beat else (beat, looked)
+                    for old, beat in zip(heard, beats, strict=True)
+                ]
+                if any(looked - since > self._timeout_s for _, since in heard):
+                    raise RankLost(_lost(silent=True))
+
+    def _beat(self) -> None:
+        # A lost store means that rank 0 is gone, which the main thread notices by itself.
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            while not self._over.wait(min(1.0, self._timeout_s / 10)):
+                self._store.add(self._own(self._rank), 1)
+
+    @staticmethod
+    def _own(rank: int) -> str:
+        return f"woolmill/beats/{rank}"
 
 
 @contextmanager
@@ -136,16 +201,15 @@ def noticing_lost_ranks() -> Iterator[None]:
     try:
         yield
     except dist.DistError as exc:
-        raise RankLost(_lost(exc)) from exc
+        raise RankLost(_lost(silent="imed out" in str(exc))) from exc
     except RuntimeError as exc:
         if "gloo" not in str(exc):
             raise
-        raise RankLost(_lost(exc)) from exc
+        raise RankLost(_lost(silent="imed out" in str(exc))) from exc
 
 
-def _lost(exc: Exception) -> str:
-    timed_out = "imed out" in str(exc)
-    what = "does not answer (--timeout_s)" if timed_out else "is gone"
+def _lost(*, silent: bool) -> str:
+    what = "does not answer (--timeout_s)" if silent else "is gone"
     return f"another rank {what}; start all of them again with --resume"
 
 

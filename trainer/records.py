@@ -1,195 +1,128 @@
-"""Read instruction records and conversations from whatever file they came in.
+"""Read records from whatever files they came in: the trainer's one door for data.
 
-The file is the interface to the engine, or to any other tool: nothing is imported from there. What
-a row is follows from its keys, so that a file may mix kinds:
-
-    instruction, output[, input]      Alpaca
-    instruction, instances            Self-Instruct seed task; each instance is a record
-    messages                          OpenAI's chat rows (role, content)
-    conversations                     ShareGPT (from, value)
-
-and where the rows are follows from the path: a JSON list, JSON Lines, Parquet, or the folder of a
-Woolmill run, of which the accepted records are read. A row that is none of these is an error that
-names it: silently training on fewer records than were given is worse than stopping.
+The file is the interface to the engine, or to any other tool: nothing is imported from there.
+``trainer/files.py`` turns files into rows, ``trainer/formats.py`` turns rows into records. A row
+that is no record is an error that names it, or is skipped by name where the person asked for that:
+silently training on fewer records than were given is worse than stopping.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer.errors import ConfigError, DataError
+from trainer.examples import Conversation, Example, Instruction, Message, Role, Text
+from trainer.files import digest, find_files, rows_of
+from trainer.formats import Rules, examples_of
 
-__all__ = ["Conversation", "Example", "Instruction", "Message", "read_examples"]
+__all__ = [
+    "BadRow",
+    "Conversation",
+    "Example",
+    "Instruction",
+    "Message",
+    "Records",
+    "Role",
+    "Rules",
+    "Text",
+    "read_examples",
+]
 
-RUN_STORE = "run.sqlite"
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+FORMAT = 1
+"""Part of the cache's key; counts changes of the readers that change records."""
+
+Source = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    """One record in Alpaca's terms. ``name`` says where it stands: ``data.json#17``."""
+class BadRow:
+    """A row that is no record, where the person wants such rows skipped."""
 
     name: str
-    instruction: str
-    input: str
-    output: str
+    why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One chat; at least one turn is the assistant's."""
+class Records:
+    """The records of files, folders, patterns or hub datasets: iterated as often as wanted, each
+    time read anew, so that no more than a batch of them need be in memory.
 
-    name: str
-    messages: tuple[Message, ...]
-
-
-Example = Instruction | Conversation
-
-
-def read_examples(path: Path) -> list[Example]:
-    """All records of ``path``, in order.
+    Args:
+        source: one or several of them.
+        rules: what the person said about their columns and bad rows.
 
     Raises:
-        ConfigError: there is no such file, or Parquet without pyarrow.
-        DataError: a row that is no record, or a file that is damaged or empty. Names it.
+        ConfigError: there is no such file.
+        UnavailableError: a dataset of the hub, which cannot be reached.
     """
-    if not path.exists():
-        raise ConfigError(f"{path}: there is no such file; check --data_path")
-    examples = [example for name, row in _rows(path) for example in _examples(name, row)]
-    if not examples:
-        raise DataError(f"{path}: holds no records")
-    return examples
 
+    def __init__(self, source: Source, rules: Rules | None = None) -> None:
+        sources = [source] if isinstance(source, str | Path) else list(source)
+        self.notes: list[str] = []
+        """What lies beside the files and is not read, a line each."""
+        self.title = ", ".join(map(str, sources))
+        self._rules = rules or Rules()
+        self._files = [file for one in sources for file in find_files(one, self.notes)]
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(name, row) of every row; rows are counted from 0, lines from 1."""
-    if path.is_dir():
-        return _run_folder_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    return _json_rows(path)
+    def __iter__(self) -> Iterator[Example | BadRow]:
+        """All records, in order.
 
+        Raises:
+            ConfigError: a file of an unknown kind, or a renamed column that no row has.
+            DataError: a row that is no record, or a file that is damaged. Names it.
+        """
+        unseen = set(self._rules.columns)
+        names = Counter(file.name for file in self._files)
+        for file in self._files:
+            folder = f"{file.parent}/" if names[file.name] > 1 else ""
+            for name, row in rows_of(file):
+                if unseen:
+                    unseen -= set(_names(row))
+                yield from self._examples(f"{folder}{name}", row)
+        if unseen:
+            raise ConfigError(
+                f"{self.title}: no row has the column {min(unseen)!r}; check --column_mapping"
+            )
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{path}: is not UTF-8 at byte {exc.start}") from exc
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
-    if text.lstrip().startswith("["):
+    def digest(self) -> str:
+        """SHA-256 of everything that the records follow from."""
+        facts = [FORMAT, asdict(self._rules), [(f.name, digest(f).hex()) for f in self._files]]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _examples(self, name: str, row: object) -> Iterator[Example | BadRow]:
         try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as exc:
-            raise DataError(f"{path}:{exc.lineno}:{exc.colno}: {exc.msg}") from exc
-        yield from ((f"{path.name}#{index}", row) for index, row in enumerate(rows))
-        return
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{path.name}:{number}", json.loads(line)
-            except json.JSONDecodeError as exc:
-                raise DataError(f"{path}:{number}:{exc.colno}: {exc.msg}") from exc
+            if isinstance(row, DataError):
+                raise row
+            # All records of the row or none: half a seed task would be a silent loss.
+            yield from list(examples_of(name, row, self._rules))
+        except DataError as exc:
+            if self._rules.on_bad_row == "refuse":
+                raise
+            yield BadRow(name, str(exc))
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as pq
-    except ImportError as exc:
-        raise ConfigError(f"{path}: Parquet needs pyarrow; pip install pyarrow") from exc
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as exc:
-        raise DataError(f"{path}: is not a whole Parquet file: {_first_line(exc)}") from exc
-    yield from ((f"{path.name}#{index}", row) for index, row in enumerate(rows))
+def _names(row: Any) -> Iterator[str]:
+    """The columns of a row, and those of the objects in its lists: turns have columns too."""
+    for item in row.items() if isinstance(row, dict) else [("", row)]:
+        yield item[0]
+        if isinstance(item[1], list):
+            for inner in item[1]:
+                yield from inner if isinstance(inner, dict) else ()
 
 
-def _run_folder_rows(folder: Path) -> Iterator[tuple[str, Any]]:
-    store = folder / RUN_STORE
-    if not store.is_file():
-        raise ConfigError(f"{folder}: is a folder without {RUN_STORE}; name a dataset or a run")
-    query = "SELECT request, position, body FROM decision WHERE reason IS NULL ORDER BY 1, 2"
-    try:
-        with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            for request, position, body in database.execute(query):
-                yield f"{folder.name}#{request}.{position}", json.loads(body)["record"]
-    except (sqlite3.Error, json.JSONDecodeError, KeyError) as exc:
-        raise DataError(f"{store}: is not a whole run store: {_first_line(exc)}") from exc
+def read_examples(source: Source, rules: Rules | None = None) -> list[Example]:
+    """All records of ``source`` at once, in order, without bad rows that ``rules`` skip.
 
-
-def _examples(name: str, row: Any) -> Iterator[Example]:
-    if not isinstance(row, dict):
-        raise DataError(f"{name}: is a {type(row).__name__}, not an object")
-    if "messages" in row or "conversations" in row:
-        yield Conversation(name, tuple(_messages(name, row)))
-    elif "instances" in row:
-        for index, instance in enumerate(row["instances"] or ()):
-            where = f"{name}.{index}" if index else name
-            if not isinstance(instance, dict):
-                raise DataError(f"{where}: is a {type(instance).__name__}, not an object")
-            merged = instance | {"instruction": row.get("instruction")}
-            yield _instruction(where, merged)
-    else:
-        yield _instruction(name, row)
-
-
-def _instruction(name: str, row: dict[str, Any]) -> Instruction:
-    text = {key: row.get(key) for key in ("instruction", "input", "output")}
-    text["input"] = "" if text["input"] is None else text["input"]
-    return Instruction(name, **{key: _text(name, key, value) for key, value in text.items()})
-
-
-def _messages(name: str, row: dict[str, Any]) -> Iterator[Message]:
-    sharegpt = "messages" not in row
-    turns = row["conversations" if sharegpt else "messages"]
-    if not isinstance(turns, list):
-        raise DataError(f"{name}: its turns are {_kind(turns)}, not a list")
-    roles = set()
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise DataError(f"{name}: turn {index} is {_kind(turn)}, not an object")
-        role, content = turn.get("role"), turn.get("content")
-        if sharegpt:
-            role, content = turn.get("from"), turn.get("value")
-            role = _SHAREGPT_ROLES.get(str(role), role)
-        if role not in ("system", "user", "assistant"):
-            raise DataError(f"{name}: turn {index} has the role {role!r}; known are system, user,"
-                            " assistant")  # fmt: skip
-        roles.add(role)
-        yield Message(role, _text(name, f"turn {index}", content))
-    if "assistant" not in roles:
-        raise DataError(f"{name}: has no turn of the assistant to learn from")
-
-
-def _text(name: str, part: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{name}: {part} is {_kind(value)}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as exc:
-        raise DataError(f"{name}: {part} holds half a surrogate pair at {exc.start}") from exc
-    return value
-
-
-def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).partition("\n")[0]
+    Raises:
+        ConfigError, DataError, UnavailableError: as :class:`Records`; DataError too when there are
+            none.
+    """
+    examples = [row for row in Records(source, rules) if not isinstance(row, BadRow)]
+    if not examples:
+        raise DataError(f"{source}: holds no records")
+    return examples

@@ -12,27 +12,14 @@ stretches are handed on as ``literal``: tokenised as ordinary characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.errors import ConfigError, DataError
-from trainer.records import Conversation, Example, Instruction, Message
+from trainer.examples import Conversation, Example, Message, Text, alpaca_prompt, question
 
 __all__ = ["Piece", "Template", "alpaca_prompt"]
-
-_TASK = "Below is an instruction that describes a task"
-_RESPOND = "Write a response that appropriately completes the request."
-
-
-def alpaca_prompt(instruction: str, input: str = "") -> str:
-    """The prompt that Stanford Alpaca trains on, up to and including ``### Response:``."""
-    if input:
-        return (
-            f"{_TASK}, paired with an input that provides further context. {_RESPOND}\n\n"
-            f"### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-        )
-    return f"{_TASK}. {_RESPOND}\n\n### Instruction:\n{instruction}\n\n### Response:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +56,8 @@ class Template:
         """Whether the model's chat template lays ``example`` out."""
         if self._kind == "auto":
             return isinstance(example, Conversation)
-        return self._kind == "chat"
+        # Text without a prompt holds no question that a chat could ask.
+        return self._kind == "chat" and not (isinstance(example, Text) and not example.prompt)
 
     def pieces(self, example: Example) -> list[Piece]:
         """The stretches of ``example`` in order. The end-of-text token of Alpaca's layout is not
@@ -86,6 +74,9 @@ class Template:
                 f"{example.name}: is a conversation, which --template alpaca cannot lay out; use"
                 " --template chat"
             )
+        if isinstance(example, Text):
+            opening = self._split(example.prompt, False) if example.prompt else ()
+            return [*opening, *self._split(example.completion, True)]
         prompt = alpaca_prompt(example.instruction, example.input)
         return [*self._split(prompt, False), *self._split(example.output, True)]
 
@@ -114,28 +105,35 @@ class Template:
             hidden.append(match.group())
             return f"\uf8f0{len(hidden) - 1}\uf8f1"
 
-        turns = [{"role": m.role, "content": self._special.sub(hide, m.content)} for m in messages]
+        turns = [_inside(m.as_dict(), lambda text: self._special.sub(hide, text)) for m in messages]
+        variables: dict[str, Any] = {}
+        if isinstance(example, Conversation):
+            variables |= example.template_kwargs
+            if example.tools:
+                variables["tools"] = list(example.tools)
         done = ""
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            before = self._render(example.name, turns[:index], generation_prompt=True)
-            after = self._render(example.name, turns[: index + 1], generation_prompt=False)
+            before = self._render(example.name, turns[:index], variables, prompt=True)
+            after = self._render(example.name, turns[: index + 1], variables, prompt=False)
             if not (before.startswith(done) and after.startswith(before)):
                 raise DataError(
                     f"{example.name}: the chat template does not lay its turns end to end, so what"
                     " the assistant said cannot be told apart; split it into one answer a record"
                 )
             yield from _reveal(before[len(done) :], False, hidden)
-            yield from _reveal(after[len(before) :], True, hidden)
+            yield from _reveal(after[len(before) :], messages[index].learned, hidden)
             done = after
 
-    def _render(self, name: str, turns: Sequence[Any], *, generation_prompt: bool) -> str:
+    def _render(
+        self, name: str, turns: Sequence[Any], variables: dict[str, Any], *, prompt: bool
+    ) -> str:
         import jinja2
 
         try:
             text = self._tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=generation_prompt
+                list(turns), tokenize=False, add_generation_prompt=prompt, **variables
             )
         except (jinja2.TemplateError, TypeError) as exc:
             raise DataError(f"{name}: the chat template refuses it: {exc}") from exc
@@ -146,9 +144,21 @@ class Template:
 def _as_messages(example: Example) -> tuple[Message, ...]:
     if isinstance(example, Conversation):
         return example.messages
-    assert isinstance(example, Instruction)
-    question = "\n\n".join(part for part in (example.instruction, example.input) if part)
-    return Message("user", question), Message("assistant", example.output)
+    if isinstance(example, Text):
+        return Message("user", example.prompt), Message("assistant", example.completion)
+    asked = question(example.instruction, example.input)
+    return Message("user", asked), Message("assistant", example.output)
+
+
+def _inside(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with every text inside of it changed; the keys of objects stay as they are."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _inside(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_inside(inner, change) for inner in value]
+    return value
 
 
 def _reveal(text: str, learned: bool, hidden: list[str]) -> Iterator[Piece]:

@@ -16,12 +16,13 @@ if __package__ in (None, ""):  # started as a script
     # Not its own folder, whose file names would hide other packages'.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+import importlib.util
 import os
 import traceback
 from collections.abc import Sequence
 
 from trainer.config import parse
-from trainer.errors import DiskError, TrainerError
+from trainer.errors import ConfigError, DiskError, TrainerError
 
 __all__ = ["main"]
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code, line = 0, ""
     try:
         settings = parse(arguments)
+        _check_trackers(settings.log.report_to)
     except TrainerError as exc:  # the same on every rank
         sys.stderr.write(f"trainer: {exc}\n" if rank == "0" else "")
         return exc.exit_code
@@ -64,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Peers that are gone, a save in its thread: no orderly way out may wait for them.
         os._exit(code)
     return code
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """A tracker that is missing should be known before a model is loaded, without loading it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--report_to {name}: pip install {name}")
 
 
 def _told(exc: TrainerError) -> tuple[int, str]:

@@ -293,7 +293,7 @@ def test_datasets_loads_the_folder(
 @pytest.mark.parametrize("format", ["alpaca", "jsonl", "messages", "sharegpt", "parquet"])
 def test_our_trainer_reads_it(run_folder: Path, tmp_path: Path, format: Format) -> None:
     """Every format but the spreadsheet's: all rows, the same instructions and outputs."""
-    from trainer.records import Conversation, read_examples
+    from trainer.records import Conversation, Instruction, read_examples
 
     path = exported(run_folder, format, tmp_path / f"rows{SUFFIX[format]}")
     examples = read_examples(path)
@@ -305,6 +305,7 @@ def test_our_trainer_reads_it(run_folder: Path, tmp_path: Path, format: Format) 
             said = [message.content for message in example.messages]
             assert said == [question(record), record.output]
         else:
+            assert isinstance(example, Instruction)
             assert (example.instruction, example.input) == (record.instruction, record.input)
             assert example.output == record.output
 

@@ -61,3 +61,33 @@ def test_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="--report_to tensorboard: pip install tensorboard"):
         Metrics(tmp_path / "m.jsonl", from_step=0, every=1, report_to="tensorboard")
+
+
+def test_wandb_is_told_names_and_numbers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own variables choose the project; the run's settings stay here."""
+    calls: list[Any] = []
+    fake: Any = types.ModuleType("wandb")
+    run = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)),
+        finish=lambda: calls.append("finished"),
+    )
+
+    def init(**kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return run
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    metrics = Metrics(
+        tmp_path / "m.jsonl", from_step=0, every=1, report_to=("wandb",), run_name="night"
+    )
+    metrics.evaluation(step=5, loss=2.0, targets=7)
+    metrics.close()
+    assert calls == [
+        {"project": "mine", "name": "night", "dir": str(tmp_path)},
+        (5, {"eval_loss": 2.0, "eval_targets": 7}),
+        "finished",
+    ]

@@ -81,7 +81,7 @@ def test_the_folder_of_a_run_gives_its_accepted_records(tmp_path: Path) -> None:
         ({"messages": "hi"}, "d.json#0: its turns are a str, not a list"),
         ({"messages": [3]}, "d.json#0: turn 0 is a int, not an object"),
         ({"messages": [{"role": "judge", "content": ""}]}, "turn 0 has the role 'judge'; known"),
-        ({"messages": [{"role": "user", "content": None}]}, "turn 0 is missing, not text"),
+        ({"messages": [{"role": "user", "content": None}]}, "turn 0: content is missing, not text"),
         ({"messages": [{"role": "user", "content": "a"}]}, "has no turn of the assistant to learn"),
         ({"instruction": "a", "instances": [3]}, "d.json#0: is a int, not an object"),
     ],
