@@ -67,7 +67,7 @@ class Double:
     context_length: ClassVar[int | None] = None
     """What its list of models tells."""
     flagged_as: ClassVar[str] = ""
-    """The reason under which a flagged prompt is decided; empty: it flags none."""
+    """Why a flagged prompt fails; empty: it flags none."""
 
     def __init__(self, *, flag: int | None = None) -> None:
         self.refused: Counter[str] = Counter()

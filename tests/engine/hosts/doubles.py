@@ -70,7 +70,7 @@ class OpenAIReasoning(OpenAI):
     model = "o4-mini"
     learnt = learns(api="chat", max_tokens="max_completion_tokens", left_out=["stop", "top_p"])
     told = frozenset(("cached_tokens", "reasoning_tokens"))
-    flagged_as = "failed:content_filter"
+    flagged_as = "content_filter"
 
     def refusal(self, body: Answer, query: Query) -> Complaint:
         if complaint := super().refusal(body, query):
@@ -110,7 +110,7 @@ class Azure(OpenAI):
     row = "Azure OpenAI"
     root = "/openai/v1"
     model = "my-gpt"
-    flagged_as = "failed:content_filter"
+    flagged_as = "content_filter"
 
     def models(self) -> Any:
         """What the region has, not what is deployed."""
@@ -219,7 +219,7 @@ class Gemini(Double):
     always_counts = True
     learnt = learns(api="chat", left_out=["seed"])
     told = frozenset(("reasoning_tokens",))
-    flagged_as = "failed:no_choices"
+    flagged_as = "no_choices"
 
     def models(self) -> Any:
         names = ("models/gemini-2.5-pro", f"models/{self.model}")
@@ -307,7 +307,7 @@ class DeepSeek(Double):
     completions = True  # the route is there, to say that it is elsewhere
     learnt = learns(api="chat")
     told = frozenset(("cached_tokens", "reasoning_tokens"))
-    flagged_as = "failed:content_filter"
+    flagged_as = "content_filter"
 
     def card(self, name: str) -> Answer:
         return {"id": name, "object": "model", "owned_by": "deepseek"}
@@ -359,7 +359,7 @@ class OpenRouter(Double):
     keeps_alive = ": OPENROUTER PROCESSING"
     context_length = 128000
     told = frozenset(("cached_tokens", "cost"))
-    flagged_as = "failed:content_filter"
+    flagged_as = "content_filter"
 
     def card(self, name: str) -> Answer:
         top = {"context_length": 128000, "max_completion_tokens": 16384}
