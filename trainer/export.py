@@ -23,10 +23,11 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from trainer.config import Settings
-from trainer.errors import DiskError
+from trainer.errors import DiskError, TrainerError
 from trainer.failpoints import failpoint
 from trainer.lora import ADAPTER_NAME, lora_config, merged
 from trainer.model import TokenLoss, architecture, load_config
+from trainer.opening import opened
 from trainer.ranks import Ranks
 from trainer.template import alpaca_prompt
 from trainer.tokens import opening_ids
@@ -97,9 +98,12 @@ def _write(
     config.dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
     with torch.device("meta"):
         shape = architecture(config, dtype=config.dtype)
-    with contextlib.suppress(OSError):  # few models have none; transformers' defaults do
-        shape.generation_config = GenerationConfig.from_pretrained(
-            settings.model.model_name_or_path, cache_dir=settings.model.cache_dir
+    with contextlib.suppress(TrainerError):  # few models have none; transformers' defaults do
+        shape.generation_config = opened(
+            GenerationConfig,
+            settings.model.model_name_or_path,
+            "generation_config.json",
+            cache_dir=settings.model.cache_dir,
         )
     weights = {name: tensor.to(config.dtype) for name, tensor in tensors.items()}
     shape.save_pretrained(temporary, state_dict=weights)

@@ -35,6 +35,7 @@ from trainer.packing import Batches, MicroBatch, collate
 from trainer.prepare import (
     compute_type,
     datasets,
+    laid_out,
     plans,
     print_arithmetic,
     print_mixture,
@@ -75,6 +76,9 @@ def train(settings: Settings) -> None:
         mesh = make_mesh(replicas, ranks)
         model = sharded_model(settings, ranks, mesh, compute, training.dataset.largest_id)
         optimizer = make_optimizer(model, settings.optim)
+        batches = laid_out(model, batches, ranks)
+        if evaluation is not None:
+            evaluation = replace(evaluation, packing=batches.packing)
 
         # 3. Where an earlier run was cut.
         checkpoints = Checkpoints(

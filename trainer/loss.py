@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "LogitShape", "summed_cross_entropy"]
+__all__ = ["IGNORE_INDEX", "LogitShape", "shaped", "summed_cross_entropy"]
 
 IGNORE_INDEX = -100
 """The label of a position that is not learned from; PyTorch's and Alpaca's number."""
@@ -83,7 +83,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 logits.copy_(h @ weight.T)
             if bias is not None:
                 logits += bias
-            slope = _shape(logits, shape)
+            slope = shaped(logits, shape)
             target_logit = logits.gather(1, t[:, None])
             top = logits.max(dim=1, keepdim=True)
             # The fused softmax is ten times as fast as a logsumexp and an exponential, and the
@@ -123,7 +123,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return *scaled, None, None
 
 
-def _shape(logits: Tensor, shape: LogitShape) -> Tensor | None:
+def shaped(logits: Tensor, shape: LogitShape) -> Tensor | None:
     """Apply ``shape`` in place and return its derivative; None for the identity."""
     if shape.scale == 1.0 and shape.cap is None:
         return None

@@ -40,6 +40,21 @@ class MicroBatch:
     segments: tuple[int, ...] | None
     """Lengths of the records of a packed row; None: each row is one record."""
 
+    def apart(self) -> MicroBatch:
+        """The same records, each in a row of its own, padded at the right."""
+        if self.segments is None:
+            return self
+        lengths = torch.tensor(self.segments, device=self.input_ids.device)
+        starts = lengths.cumsum(0) - lengths
+        rows = torch.nn.utils.rnn.pad_sequence
+        ids, position = (
+            rows(list(tensor[0].split(self.segments)), batch_first=True)
+            for tensor in (self.input_ids, self.position_ids)
+        )
+        row = torch.bucketize(self.positions, starts, right=True) - 1
+        positions = row * ids.shape[1] + self.positions - starts[row]
+        return MicroBatch(ids, position, positions, self.targets, None)
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on ``device``."""
         return MicroBatch(

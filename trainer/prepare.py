@@ -24,6 +24,7 @@ from trainer.model import TokenLoss, empty_model, load_config, load_weights
 from trainer.optim import learning_rate, training_state
 from trainer.output import name_dropped
 from trainer.packing import Batches, Part
+from trainer.proof import WAYS, say_way, set_way
 from trainer.ranks import Ranks
 from trainer.records import Records
 
@@ -31,6 +32,7 @@ __all__ = [
     "Data",
     "compute_type",
     "datasets",
+    "laid_out",
     "plans",
     "print_arithmetic",
     "print_mixture",
@@ -147,6 +149,15 @@ def _parts(training: Data, indexes: np.ndarray) -> tuple[Part, ...]:
     return tuple(Part(count, n) for count, n in zip(counts, taken, strict=True))
 
 
+def laid_out(model: TokenLoss, batches: Batches, ranks: Ranks) -> Batches:
+    """``batches`` in rows that ``model`` can be given: some take one record a row."""
+    if model.packs or not batches.packing:
+        return batches
+    if ranks.rank == 0:
+        say(say_way(model.hf))
+    return replace(batches, packing=False)
+
+
 def step_count(optim: OptimSettings, batches: Batches) -> int:
     if optim.max_steps > 0:
         return optim.max_steps
@@ -187,6 +198,9 @@ def sharded_model(
     source = ranks.together(
         lambda: load_weights(settings.model, settings.optim.seed) if ranks.rank == 0 else None
     )
+    ways = list(WAYS)
+    chosen = 0 if source is None else ways.index(source.hf.config._attn_implementation)
+    set_way(model.hf, ways[int(ranks.sum([float(chosen)])[0])])
     apply_fsdp(model, groups, mesh, settings.parallel, compute)
     hand_out(model, source, ranks, offload="offload" in settings.parallel.fsdp)
     return model.train()
@@ -218,7 +232,7 @@ def recipe(
         "mixture": [list(part) for part in batches.parts],
         "eval_split_ratio": settings.data.eval_split_ratio,
         "model_max_length": settings.data.model_max_length,
-        "packing": settings.data.packing,
+        "packing": batches.packing,
         "global_batch_size": batches.global_batch,
         "planned_processes": batches.processes,
         "total_steps": total_steps,

@@ -1,0 +1,156 @@
+"""Prove, before training starts, that the loss of a packed row is the model's own.
+
+Whether an architecture can be packed does not follow from its name: some have layers that run over
+a record's border (recurrences, convolutions), some build their masks where nobody can reach them,
+some do more to their logits than a linear layer does. So it is tried: two short records are laid
+out as training lays them out and sent through the model, on its real weights, and every logit is
+compared with the model's own, which sees each record alone through its own attention. The first of
+these ways that agrees is taken:
+
+    several records a row     attention inside each of them (trainer/attention.py)
+    one record a row          the same attention; for recurrent and hybrid models
+    one record a row          the architecture's own attention: masks of its own, ALiBi, chunks
+
+and a model that none of them fits is refused. The price: a few forward passes of 30 tokens, on the
+processor, before the model is handed out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.attention import ALONE, IMPLEMENTATION
+from trainer.errors import ConfigError
+from trainer.packing import MicroBatch, collate
+from trainer.tokens import Tokenised
+
+__all__ = ["WAYS", "choose_way", "say_way", "set_way"]
+
+WAYS = {
+    IMPLEMENTATION: "",
+    ALONE: "its layers carry one record of a row into the next",
+    "sdpa": "its attention is its own (sdpa)",
+    "eager": "its attention is its own (eager)",
+}
+"""Names that ``set_attn_implementation`` takes, in the order of our liking, and why not the one
+before."""
+
+_LENGTHS = (11, 17)
+_LIMIT = 1e-4
+"""Of the difference between log-probabilities, as a share of their spread. Rounding in float32
+makes 1e-6, and 1e-5 in a deep model."""
+_STRICT = 2e-5
+"""The same for the ways that others follow: to give one up in vain costs speed and nothing else."""
+
+_WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
+_WINDOW = 5
+"""While it is tried, no window is longer than this, so that a window which the short records would
+not fill cannot be forgotten."""
+
+
+def choose_way(model: Any) -> str:
+    """Set the attention of ``model`` (a ``TokenLoss``) to the first of :data:`WAYS` that computes
+    what the architecture does; its name.
+
+    Raises:
+        ConfigError: none does.
+    """
+    hf = model.hf
+    was_training = hf.training
+    hf.eval()
+    worst: dict[str, float] = {}
+    try:
+        # A router may be torn between two experts to the last bit; not with other records too.
+        for seed in range(2):
+            records = _records(hf.config.get_text_config().vocab_size, seed)
+            with torch.no_grad(), _short_windows(hf):
+                set_way(hf, "eager")
+                own = [_own(hf, record) for record in records]
+                for way in WAYS:
+                    if not set_way(hf, way):
+                        continue
+                    error = _difference(model, records, own)
+                    worst[way] = min(error, worst.get(way, error))
+                    if error <= (_LIMIT if way == "eager" else _STRICT):
+                        return way
+    finally:
+        hf.train(was_training)
+    for way, error in worst.items():
+        if error <= _LIMIT:
+            set_way(hf, way)
+            return way
+    raise ConfigError(
+        f"{type(hf).__name__}: what is computed for training is not what the architecture computes"
+        f" (log-probabilities differ by {min(worst.values(), default=float('nan')):.1e} of their"
+        " spread); this architecture cannot be trained here"
+    )
+
+
+def say_way(hf: Any) -> str:
+    """One line for the person: why records of this model cannot share rows."""
+    why = WAYS[hf.config._attn_implementation]
+    return f"{type(hf).__name__}: one record a row, not packed: {why}"
+
+
+def _records(vocabulary: int, seed: int) -> list[Tokenised]:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    ids = [generator.integers(0, vocabulary, n).astype(np.int32) for n in _LENGTHS]
+    return [Tokenised(each, np.arange(len(each)) > 0) for each in ids]
+
+
+def _own(hf: Any, record: Tokenised) -> Tensor:
+    """The architecture's own log-probabilities (T - 1, V)."""
+    ids = torch.from_numpy(record.ids).long()[None]
+    return torch.log_softmax(hf(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
+
+
+def _difference(model: Any, records: list[Tokenised], own: list[Tensor]) -> float:
+    """How far ``model``'s log-probabilities of ``records``, laid out together, are from ``own``."""
+    batch: MicroBatch = collate(records, packing=model.packs)
+    try:
+        ours = torch.log_softmax(model.logits(batch), dim=-1)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return float("inf")  # it cannot be called like this at all
+    theirs = torch.cat(own)
+    spread = (theirs - theirs.mean()).square().mean().sqrt()
+    error = (ours - theirs).square().mean(dim=-1).sqrt().max() / spread
+    return float(error) if torch.isfinite(error) else float("inf")
+
+
+def set_way(hf: Any, way: str) -> bool:
+    """Make ``hf`` compute its attention by ``way``; False if its architecture says that it has no
+    such thing.
+    """
+    if not hf._can_set_attn_implementation():
+        # Its attention is what it is; but whether and how it builds its masks follows from the name.
+        hf.config._attn_implementation = way
+        return True
+    try:
+        hf.set_attn_implementation(way)
+    except (ValueError, ImportError):
+        return False
+    return bool(hf.config._attn_implementation == way)
+
+
+@contextlib.contextmanager
+def _short_windows(hf: Any) -> Iterator[None]:
+    places = [hf.config, hf.config.get_text_config(), *hf.modules()]
+    kept = [
+        (place, name, place.__dict__[name])
+        for place in places
+        for name in _WINDOWS
+        if isinstance(place.__dict__.get(name), int) and place.__dict__[name] > _WINDOW
+    ]
+    for place, name, _ in kept:
+        setattr(place, name, _WINDOW)
+    try:
+        yield
+    finally:
+        for place, name, value in kept:
+            setattr(place, name, value)
