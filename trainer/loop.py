@@ -147,7 +147,7 @@ def train(settings: Settings) -> None:
         if strategy != "no" and not _due(strategy, settings.log.eval_steps, done.step, batches):
             run.evaluate(step=done.step)
         failed_save = checkpoints.wait()
-        export(model, tokenizer, settings, ranks, alpaca=training.alpaca)
+        export(model, tokenizer, settings, ranks, alpaca=training.alpaca, compute=compute)
         if metrics is not None:
             metrics.close()
             say(f"finished: {settings.save.output_dir}")

@@ -18,13 +18,12 @@ from trainer.attention import IMPLEMENTATION
 from trainer.config import ModelSettings
 from trainer.errors import DataError
 from trainer.loss import LogitShape, shaped, summed_cross_entropy
-from trainer.opening import opened
+from trainer.opening import architecture, opened
 from trainer.packing import MicroBatch
 from trainer.proof import choose_way
 
 __all__ = [
     "TokenLoss",
-    "architecture",
     "empty_model",
     "load_config",
     "load_tokenizer",
@@ -58,18 +57,15 @@ class TokenLoss(nn.Module):
         states: Tensor = out.last_hidden_state  # (B, T, H)
         return states.flatten(0, 1)[batch.positions]
 
-    def forward(self, batch: MicroBatch) -> Tensor:
+    def forward(self, batch: MicroBatch, *, logits: bool = False) -> Tensor:
+        """The summed loss, or else all logits (N, V) at once, in float32: of a few, to compare."""
         head = self.hf.get_output_embeddings()
-        return summed_cross_entropy(
-            self.states(batch), head.weight, head.bias, batch.targets, self.shape
-        )
-
-    def logits(self, batch: MicroBatch) -> Tensor:
-        """(N, V), in float32: all of them at once, for a comparison of few."""
-        head = self.hf.get_output_embeddings()
-        logits = nn.functional.linear(self.states(batch), head.weight, head.bias).float()
-        shaped(logits, self.shape)
-        return logits
+        states = self.states(batch)
+        if logits:
+            full = nn.functional.linear(states, head.weight, head.bias).float()
+            shaped(full, self.shape)
+            return full
+        return summed_cross_entropy(states, head.weight, head.bias, batch.targets, self.shape)
 
 
 def load_config(settings: ModelSettings) -> Any:
@@ -82,11 +78,6 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """Its tokenizer."""
     name, cache = settings.model_name_or_path, settings.cache_dir
     return opened(AutoTokenizer, name, "tokenizer", cache_dir=cache)
-
-
-def architecture(config: Any, **options: Any) -> Any:
-    """The model that ``config`` describes, with random weights."""
-    return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
 
 
 def empty_model(config: Any, settings: ModelSettings) -> TokenLoss:

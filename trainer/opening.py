@@ -13,13 +13,14 @@ from typing import Any
 
 import huggingface_hub.errors as hub
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from trainer.errors import AuthError, ConfigError, DataError, TrainerError, UnavailableError
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
-__all__ = ["opened"]
+__all__ = ["architecture", "opened"]
 
 
 def opened(cls: Any, name: str, what: str, **options: Any) -> Any:
@@ -37,6 +38,11 @@ def opened(cls: Any, name: str, what: str, **options: Any) -> Any:
         raise DataError(f"{name}: its weights are damaged: {exc}") from exc
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise _explained(exc, name, what) from exc
+
+
+def architecture(config: Any, **options: Any) -> Any:
+    """The model that ``config`` describes, with random weights."""
+    return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
 
 
 def _explained(exc: Exception, name: str, what: str) -> TrainerError:

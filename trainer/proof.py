@@ -27,10 +27,10 @@ from torch import Tensor
 
 from trainer.attention import ALONE, IMPLEMENTATION
 from trainer.errors import ConfigError
-from trainer.packing import MicroBatch, collate
+from trainer.packing import collate
 from trainer.tokens import Tokenised
 
-__all__ = ["WAYS", "choose_way", "say_way", "set_way"]
+__all__ = ["WAYS", "choose_way", "export_difference", "live_answer", "say_way", "set_way"]
 
 WAYS = {
     IMPLEMENTATION: "",
@@ -98,6 +98,25 @@ def say_way(hf: Any) -> str:
     return f"{type(hf).__name__}: one record a row, not packed: {why}"
 
 
+def live_answer(model: Any, device: torch.device) -> Tensor:
+    """Log-probabilities (N, V) of two short records by ``model`` as it is now, sharded or not.
+    Collective.
+    """
+    records = _records(model.hf.config.get_text_config().vocab_size, seed=0)
+    model.eval()
+    with torch.no_grad():
+        logits: Tensor = model(collate(records, packing=model.packs).to(device), logits=True)
+    model.train()
+    return torch.log_softmax(logits.float(), dim=-1).cpu()
+
+
+def export_difference(hf: Any, live: Tensor) -> float:
+    """How far the model ``hf``, opened from an export, is from what :func:`live_answer` was."""
+    records = _records(hf.config.get_text_config().vocab_size, seed=0)
+    with torch.no_grad():
+        return _apart(torch.cat([_own(hf.eval(), record) for record in records]), live)
+
+
 def _records(vocabulary: int, seed: int) -> list[Tokenised]:
     generator = np.random.Generator(np.random.PCG64(seed))
     ids = [generator.integers(0, vocabulary, n).astype(np.int32) for n in _LENGTHS]
@@ -112,12 +131,15 @@ def _own(hf: Any, record: Tokenised) -> Tensor:
 
 def _difference(model: Any, records: list[Tokenised], own: list[Tensor]) -> float:
     """How far ``model``'s log-probabilities of ``records``, laid out together, are from ``own``."""
-    batch: MicroBatch = collate(records, packing=model.packs)
+    batch = collate(records, packing=model.packs)
     try:
-        ours = torch.log_softmax(model.logits(batch), dim=-1)
+        ours = torch.log_softmax(model(batch, logits=True), dim=-1)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return float("inf")  # it cannot be called like this at all
-    theirs = torch.cat(own)
+    return _apart(ours, torch.cat(own))
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
     spread = (theirs - theirs.mean()).square().mean().sqrt()
     error = (ours - theirs).square().mean(dim=-1).sqrt().max() / spread
     return float(error) if torch.isfinite(error) else float("inf")
@@ -128,7 +150,7 @@ def set_way(hf: Any, way: str) -> bool:
     such thing.
     """
     if not hf._can_set_attn_implementation():
-        # Its attention is what it is; but whether and how it builds its masks follows from the name.
+        # Its attention is what it is; but how it builds its masks follows from the name.
         hf.config._attn_implementation = way
         return True
     try:

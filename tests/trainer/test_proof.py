@@ -18,7 +18,8 @@ from tests.trainer.reference import reference_loss
 from trainer.attention import ALONE, IMPLEMENTATION
 from trainer.config import ModelSettings
 from trainer.errors import ConfigError, DataError
-from trainer.model import TokenLoss, architecture, load_weights
+from trainer.model import TokenLoss, load_weights
+from trainer.opening import architecture
 from trainer.packing import collate
 from trainer.proof import choose_way, set_way
 from trainer.tokens import Tokenised
