@@ -37,7 +37,7 @@ from trainer.tokens import opening_ids
 __all__ = ["alpaca_chat_template", "export", "gathered"]
 
 
-_EXACT, _ROUNDED = 1e-3, 0.1
+_EXACT, _ROUNDED = 1e-3, 0.2
 """How far the export's log-probabilities may be from the live model's, as a share of their spread:
 both in float32, or one of them in a type of 16 bits."""
 

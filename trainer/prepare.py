@@ -75,6 +75,9 @@ def _data(
             {source.name: part for source, part in zip(found, parts, strict=True)},
             settings.save.output_dir / list_file,
         )
+        for source, part in zip(found, parts, strict=True):
+            for note, count in part.notes.items():
+                say(f"{source.name}: {note} ({count:,} records)")
     dataset = MixedDataset(parts)
     others = len(dataset) - dataset.chats - dataset.texts
     if ranks.rank == 0 and dataset.chats and others > 0:
