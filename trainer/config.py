@@ -67,6 +67,9 @@ class ModelSettings(_Section):
     """A folder, or a model id that transformers can fetch."""
     cache_dir: Path | None = None
     """Where transformers keeps what it fetches."""
+    chat_template: str | None = None
+    """A file, or the name of a chat template (chatml, plain, or one that TRL ships), instead of the
+    model's own; for base models, which have none."""
     bf16: bool = False
     """Compute in bfloat16 where the device has it; the weights that learn stay float32."""
     tf32: bool = False

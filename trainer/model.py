@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from trainer.attention import IMPLEMENTATION
+from trainer.chat_templates import set_chat_template
 from trainer.config import ModelSettings
 from trainer.errors import DataError
 from trainer.loss import LogitShape, shaped, summed_cross_entropy
@@ -75,9 +76,12 @@ def load_config(settings: ModelSettings) -> Any:
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """Its tokenizer."""
+    """Its tokenizer, with the chat template that is asked for."""
     name, cache = settings.model_name_or_path, settings.cache_dir
-    return opened(AutoTokenizer, name, "tokenizer", cache_dir=cache)
+    tokenizer = opened(AutoTokenizer, name, "tokenizer", cache_dir=cache)
+    if settings.chat_template is not None:
+        set_chat_template(tokenizer, settings.chat_template)
+    return tokenizer
 
 
 def empty_model(config: Any, settings: ModelSettings) -> TokenLoss:

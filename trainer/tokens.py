@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from trainer.config import DataSettings
 from trainer.encode import RowEncoder
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.examples import Example
 from trainer.template import Piece, Template
 
@@ -82,7 +82,15 @@ def tokenise(
     chat_ids: Callable[[list[list[Piece]]], list[tuple[list[int], list[bool]]]] | None = None
     stream = iter(examples)
     while batch := list(itertools.islice(stream, _BATCH)):
-        laid_out = [template.rows(example) for example in batch]
+        laid_out = []
+        for example in batch:
+            try:
+                laid_out.append(template.rows(example))
+            except DataError as exc:
+                if settings.on_bad_row == "refuse":
+                    raise
+                yield Dropped(example.name, "bad_row", 0, str(exc))
+                laid_out.append([])
         are_chats = [template.is_chat(example) for example in batch]
         plain = [rows for rows, is_chat in zip(laid_out, are_chats, strict=True) if not is_chat]
         ids_of = _Encoder(tokenizer, [*itertools.chain(*plain)], whole=settings.boundary != "split")

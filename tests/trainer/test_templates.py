@@ -18,7 +18,7 @@ from tests.trainer.conftest import make_tokenizer
 from trainer.config import DataSettings
 from trainer.errors import DataError, TrainerError
 from trainer.examples import Conversation, Message
-from trainer.tokens import LayoutWarning, Tokenised, tokenise
+from trainer.tokens import Dropped, LayoutWarning, Tokenised, tokenise
 
 _SPEC = importlib.util.find_spec("trl")
 assert _SPEC is not None
@@ -277,6 +277,16 @@ def test_a_template_that_drops_what_is_said_is_refused_by_name(tokenizer: Any) -
     chat = Conversation("c", (Message("developer", "Be kind."), user("Hi"), says("Hello!")))
     with pytest.raises(DataError, match=r"leaves out the text of turn 0 \(developer\)"):
         rows_of(silent, chat)
+
+
+def test_what_a_template_refuses_can_be_skipped(tokenizer: Any) -> None:
+    """With --on_bad_row skip such a record is dropped by name, and the others are trained on."""
+    settings = DataSettings(data_path=(Path("unused"),), on_bad_row="skip")
+    bad, good = tokenise([CHATS["tools"], CHATS["one turn"]], tokenizer, settings)
+    assert isinstance(bad, Dropped)
+    assert (bad.name, bad.reason) == ("c", "bad_row")
+    assert "leaves out the tool 'weather'" in bad.detail
+    assert isinstance(good, Tokenised)
 
 
 def test_a_template_that_cannot_teach_to_stop_is_named() -> None:
