@@ -71,7 +71,7 @@ def export(
         folder = settings.save.output_dir
         try:
             written = _write(folder, tensors, config, tokenizer, settings, alpaca=alpaca)
-            exact = compute == config.dtype == torch.float32 and not settings.model.tf32
+            exact = compute == config.dtype == torch.float32 and ranks.device.type == "cpu"
             _prove(written, live, config.dtype, _EXACT if exact else _ROUNDED)
             _move(written, folder)
         except OSError as exc:

@@ -138,6 +138,7 @@ def hand_out(model: TokenLoss, source: TokenLoss | None, ranks: Ranks, *, offloa
     weights = dict(source.hf.named_parameters()) if source is not None else {}
     for name, parameter in model.hf.named_parameters():
         full = weights[name] if weights else torch.empty(parameter.shape)
+        full = full.to(parameter.dtype)
         if isinstance(parameter, DTensor):
             mesh = parameter.device_mesh
             full = distribute_tensor(full.to(mesh.device_type), mesh, parameter.placements)

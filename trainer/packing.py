@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,14 +56,16 @@ class MicroBatch:
         return MicroBatch(ids, position, positions, self.targets, None)
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on ``device``."""
-        return MicroBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
-            self.segments,
-        )
+        """The same on ``device``; not waited for, from page-locked memory to a GPU."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self, device: torch.device) -> MicroBatch:
+        """The same in memory that ``device`` can read by itself."""
+        return self._each(Tensor.pin_memory) if device.type == "cuda" else self
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        tensors = (self.input_ids, self.position_ids, self.positions, self.targets)
+        return MicroBatch(*map(change, tensors), self.segments)
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -168,10 +168,11 @@ def step_count(optim: OptimSettings, batches: Batches) -> int:
 
 
 def compute_type(settings: Settings, device: torch.device) -> torch.dtype:
-    """bfloat16 if asked for and there; and TensorFloat-32 likewise."""
+    """bfloat16 if asked for and there, or on a GPU if nothing is said; TensorFloat-32 likewise."""
     if settings.model.tf32 and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    if not settings.model.bf16:
+    wanted = settings.model.bf16
+    if not (device.type == "cuda" if wanted == "auto" else wanted):
         return torch.float32
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -186,7 +187,7 @@ def sharded_model(
 ) -> TokenLoss:
     """The model with this rank's shards of the weights of ``model_name_or_path``."""
 
-    def shape() -> tuple[TokenLoss, list[nn.Module]]:
+    def shape() -> tuple[TokenLoss, list[nn.Module], torch.dtype | None]:
         config = load_config(settings.model)
         vocabulary = config.get_text_config().vocab_size
         if largest_id >= vocabulary:
@@ -194,16 +195,23 @@ def sharded_model(
                 f"{settings.model.model_name_or_path}: its tokenizer gives id {largest_id}, and the"
                 f" model has {vocabulary} rows; the two do not belong together"
             )
+        came_in = config.dtype
         model = empty_model(config, settings.model)
-        return model, blocks(model, settings.parallel.fsdp_transformer_layer_cls_to_wrap)
+        groups = blocks(model, settings.parallel.fsdp_transformer_layer_cls_to_wrap)
+        return model, groups, came_in
 
-    model, groups = ranks.together(shape)
+    model, groups, came_in = ranks.together(shape)
     source = ranks.together(
         lambda: load_weights(settings.model, settings.optim.seed) if ranks.rank == 0 else None
     )
     ways = list(WAYS)
     chosen = 0 if source is None else ways.index(source.hf.config._attn_implementation)
     set_way(model.hf, ways[int(ranks.sum([float(chosen)])[0])])
+    if settings.model.lora_r and compute == came_in == torch.bfloat16:
+        # What is frozen came in this type and is computed in it: float32 would hold nothing more.
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(compute)
     apply_fsdp(model, groups, mesh, settings.parallel, compute)
     hand_out(model, source, ranks, offload="offload" in settings.parallel.fsdp)
     return model.train()
@@ -307,6 +315,10 @@ def _refuse_other_recipe(settings: Settings, found: Manifest, recipe: dict[str, 
         )
 
 
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
+
+
 def print_arithmetic(
     settings: Settings,
     model: TokenLoss,
@@ -319,7 +331,7 @@ def print_arithmetic(
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     wanted = (
         " (bf16 was asked for; this device has none)"
-        if (settings.model.bf16 and compute == torch.float32)
+        if (settings.model.bf16 is True and compute == torch.float32)
         else ""
     )
     say(
