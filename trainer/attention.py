@@ -138,8 +138,8 @@ def _variable_length(
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, D)
-    out = varlen.varlen_attn(*packed, edges, edges, longest, longest, **options)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, D)
+    out = varlen.varlen_attn(q, k, v, edges, edges, longest, longest, **options)
     assert isinstance(out, Tensor)
     return out[None]
 
@@ -173,16 +173,15 @@ def _tried(
     try:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             for way in (_variable_length, _each_segment):
-                inputs = [tensor.clone().requires_grad_() for tensor in tensors]
-                out = way(*inputs, lengths, None, window)
-                gradients = torch.autograd.grad(out.square().sum(), inputs)
+                q, k, v = (tensor.clone().requires_grad_() for tensor in tensors)
+                out = way(q, k, v, lengths, None, window)
+                gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
                 results.append([out.detach(), *gradients])
     except (RuntimeError, TypeError, NotImplementedError, ImportError, AssertionError) as exc:
         why = str(exc).partition("\n")[0]
     else:
         worst = max(
-            float((a - b).float().norm() / b.float().norm())
-            for a, b in zip(*results, strict=True)
+            float((a - b).float().norm() / b.float().norm()) for a, b in zip(*results, strict=True)
         )
         if worst < 0.05:
             return True

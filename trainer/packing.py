@@ -48,7 +48,7 @@ class MicroBatch:
         starts = lengths.cumsum(0) - lengths
         rows = torch.nn.utils.rnn.pad_sequence
         ids, position = (
-            rows(list(tensor[0].split(self.segments)), batch_first=True)
+            rows(list(torch.split(tensor[0], list(self.segments))), batch_first=True)
             for tensor in (self.input_ids, self.position_ids)
         )
         row = torch.bucketize(self.positions, starts, right=True) - 1
@@ -64,8 +64,13 @@ class MicroBatch:
         return self._each(Tensor.pin_memory) if device.type == "cuda" else self
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
-        tensors = (self.input_ids, self.position_ids, self.positions, self.targets)
-        return MicroBatch(*map(change, tensors), self.segments)
+        return MicroBatch(
+            change(self.input_ids),
+            change(self.position_ids),
+            change(self.positions),
+            change(self.targets),
+            self.segments,
+        )
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

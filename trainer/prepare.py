@@ -18,6 +18,7 @@ from trainer.checkpoint import Checkpoints, Manifest
 from trainer.config import OptimSettings, Settings
 from trainer.errors import ConfigError, DataError
 from trainer.fsdp import apply_fsdp, blocks, hand_out
+from trainer.memory import Need, available_bytes, estimate
 from trainer.metrics import say
 from trainer.mixture import Source, records_an_epoch, sources
 from trainer.model import TokenLoss, empty_model, load_config, load_weights
@@ -201,20 +202,40 @@ def sharded_model(
         return model, groups, came_in
 
     model, groups, came_in = ranks.together(shape)
+    # What is frozen came in this type and is computed in it: float32 would hold nothing more.
+    frozen = compute if compute == came_in == torch.bfloat16 else torch.float32
+    if ranks.rank == 0:
+        need = estimate(
+            model,
+            groups,
+            settings,
+            shards=mesh.size(mesh.ndim - 1),
+            compute=compute,
+            frozen=frozen,
+            device=ranks.device,
+        )
+        say(_told(need, ranks))
     source = ranks.together(
         lambda: load_weights(settings.model, settings.optim.seed) if ranks.rank == 0 else None
     )
     ways = list(WAYS)
     chosen = 0 if source is None else ways.index(source.hf.config._attn_implementation)
     set_way(model.hf, ways[int(ranks.sum([float(chosen)])[0])])
-    if settings.model.lora_r and compute == came_in == torch.bfloat16:
-        # What is frozen came in this type and is computed in it: float32 would hold nothing more.
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(compute)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen)
     apply_fsdp(model, groups, mesh, settings.parallel, compute)
     hand_out(model, source, ranks, offload="offload" in settings.parallel.fsdp)
     return model.train()
+
+
+def _told(need: Need, ranks: Ranks) -> str:
+    """``need`` beside what there is."""
+    host = available_bytes(torch.device("cpu"))
+    if ranks.device.type == "cuda":
+        return need.line("on each GPU", available_bytes(ranks.device), host)
+    processes = "" if ranks.local_size == 1 else f" in each of {ranks.local_size} processes"
+    return need.line(f"of memory{processes}", host // ranks.local_size, host)
 
 
 def recipe(
@@ -313,10 +334,6 @@ def _refuse_other_recipe(settings: Settings, found: Manifest, recipe: dict[str, 
             f"checkpoint-{found.step} was made with other settings: {', '.join(changed.values())};"
             f" {advice}"
         )
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
 def print_arithmetic(

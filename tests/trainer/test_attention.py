@@ -86,13 +86,13 @@ def both_ways(
         monkeypatch.setattr(varlen, "varlen_attn", kernel)
         monkeypatch.setattr(attention, "_on_gpu", lambda query, on_gpu=on_gpu: on_gpu)
         generator = torch.Generator().manual_seed(1)
-        inputs = [
+        q, k, v = (
             torch.randn(1, heads, sum(LENGTHS), 8, generator=generator).requires_grad_()
             for heads in (4, 2, 2)
-        ]
-        out, _ = segment_attention(torch.nn.Identity(), *inputs, None, segments=LENGTHS, **options)
+        )
+        out, _ = segment_attention(torch.nn.Identity(), q, k, v, None, segments=LENGTHS, **options)
         out.square().sum().backward()  # type: ignore[no-untyped-call]
-        results.append([out, *(tensor.grad for tensor in inputs)])
+        results.append([out, *(tensor.grad for tensor in (q, k, v))])
     return results[0], results[1]  # type: ignore[return-value]
 
 
@@ -127,9 +127,9 @@ def test_the_kernel_is_tried_once_for_each_kind_of_head(monkeypatch: pytest.Monk
     counted.__signature__ = __import__("inspect").signature(today)  # type: ignore[attr-defined]
     monkeypatch.setattr(varlen, "varlen_attn", counted)
     attention._edges.cache_clear()
-    heads = [torch.randn(1, 4, sum(LENGTHS), 8) for _ in range(3)]
+    q, k, v = (torch.randn(1, 4, sum(LENGTHS), 8) for _ in range(3))
     for _ in range(3):
-        segment_attention(torch.nn.Identity(), *heads, None, segments=LENGTHS)
+        segment_attention(torch.nn.Identity(), q, k, v, None, segments=LENGTHS)
     assert calls == [9, 9, 9, 9]  # the trial, whose longest record has 9 positions too, and three
     assert attention._edges.cache_info().misses == 2
 

@@ -111,7 +111,7 @@ def test_rounding_an_export_is_no_difference(tmp_path: Path, llama: Path) -> Non
     """The same in bfloat16 passes, and one that was changed does not."""
     from trainer.model import TokenLoss
 
-    hf = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    hf: Any = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     live = live_answer(TokenLoss(hf), torch.device("cpu"))
     hf.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     export._prove(tmp_path / "half", live, torch.bfloat16, export._ROUNDED)

@@ -124,7 +124,8 @@ def test_sinks_are_learned() -> None:
             if attention == "eager":
                 logits = hf(input_ids=batch.input_ids, use_cache=False).logits[0]
                 logits = logits[batch.positions].double()
-                torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").backward()
+                loss = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+                loss.backward()  # type: ignore[no-untyped-call]
             else:
                 model(batch).backward()
         gradients.append(torch.cat([p.grad for n, p in hf.named_parameters() if "sinks" in n]))

@@ -105,7 +105,7 @@ ASKED_WITH = {
 }
 
 
-def with_special_tokens(template: str) -> PreTrainedTokenizerFast:
+def with_special_tokens(template: str) -> Any:
     """The tests' tokenizer with every token that ``template`` spells."""
     tokenizer = make_tokenizer()
     found = set(
@@ -180,7 +180,7 @@ def test_learned_spans_are_trls_and_tokens_are_transformers(family: str, kind: s
         return
     if expected is None:
         return
-    masked = tokenizer.apply_chat_template(
+    masked: Any = tokenizer.apply_chat_template(
         turns(chat), chat_template=training.read_text(), return_dict=True,
         return_assistant_tokens_mask=True, **options,
     )  # fmt: skip
@@ -300,7 +300,7 @@ def test_a_template_that_cannot_teach_to_stop_is_named() -> None:
         list(tokenise([CHATS["one turn"]], tokenizer, settings))
 
 
-def sentencepiece(scheme: str) -> PreTrainedTokenizerFast:
+def sentencepiece(scheme: str) -> Any:
     """A small tokenizer of Llama 2's kind. ``prepend``: as its file was shipped, a normalizer that
     puts a space before every stretch between special tokens; ``first``: only before the text.
     """
