@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from trainer.config import Settings
 from trainer.errors import DataError, DiskError, TrainerError
+from trainer.examples import Conversation, Message
 from trainer.failpoints import failpoint
 from trainer.lora import ADAPTER_NAME, lora_config, merged
 from trainer.model import TokenLoss, load_config
@@ -32,7 +34,7 @@ from trainer.opening import architecture, opened
 from trainer.proof import export_difference, live_answer
 from trainer.ranks import Ranks
 from trainer.template import alpaca_prompt
-from trainer.tokens import opening_ids
+from trainer.tokens import Tokenised, opening_ids, tokenise
 
 __all__ = ["alpaca_chat_template", "export", "gathered"]
 
@@ -129,6 +131,9 @@ def _write(
             "generation_config.json",
             cache_dir=settings.model.cache_dir,
         )
+    shape.generation_config.eos_token_id = _ends(
+        shape.generation_config.eos_token_id, tokenizer, settings, alpaca=alpaca
+    )
     learned = {name for name, _ in shape.named_parameters()}
     weights = {
         name: tensor.to(config.dtype) if name in learned else tensor
@@ -140,6 +145,26 @@ def _write(
     tokenizer.save_pretrained(temporary)
     failpoint("export.weights")
     return temporary
+
+
+def _ends(
+    known: int | list[int] | None, tokenizer: Any, settings: Settings, *, alpaca: bool
+) -> int | list[int]:
+    """The tokens that generation stops at: those that are known, and what answers were learned to
+    end in, which for a base model is another one than its own.
+    """
+    ends = list(known) if isinstance(known, list) else [known] if known is not None else []
+    ends += [tokenizer.eos_token_id] if alpaca or not ends else []
+    if not alpaca and tokenizer.chat_template:
+        chat = Conversation("", (Message("user", "x"), Message("assistant", "y")))
+        data = settings.data.model_copy(update={"template": "chat", "model_max_length": 2**20})
+        with contextlib.suppress(TrainerError):  # a template that takes no such plain chat
+            for row in tokenise([chat], tokenizer, data, Counter()):
+                assert isinstance(row, Tokenised)
+                special = [i for i in row.ids[row.learned] if i in tokenizer.all_special_ids]
+                ends += [int(special[-1])] if special else []
+    ends = list(dict.fromkeys(ends))
+    return ends if len(ends) > 1 else ends[0]
 
 
 def _prove(folder: Path, live: Tensor, dtype: torch.dtype, limit: float) -> None:

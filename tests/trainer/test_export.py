@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,23 @@ def test_a_full_export_has_the_sources_names(tmp_path: Path, tokenizer: Any, fam
     done = trained(tmp_path, tokenizer, family, ranks=2)
     assert {rank.exit_code for rank in done} == {0}, [rank.output for rank in done]
     assert names_in(tmp_path / "out") == names_in(tmp_path / "model")
+
+
+def test_a_server_stops_where_answers_were_learned_to_end(tmp_path: Path, tokenizer: Any) -> None:
+    """Trained on chats, generation stops at the chat's end of turn too; on Alpaca's layout, at the
+    end of the text alone.
+    """
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for name, rows in (("chat", [{"messages": turns}] * 4), ("alpaca", toy_records(4))):
+        root = tmp_path / name
+        root.mkdir()
+        more = ("--data_path", str(write_records(root / "own.json", rows)))
+        (done,) = trained(root, tokenizer, "mistral", *more)
+        assert done.exit_code == 0, done.output
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for name, ends in (("chat", [2, end_of_turn]), ("alpaca", 2)):
+        body = json.loads((tmp_path / name / "out" / "generation_config.json").read_text())
+        assert body["eos_token_id"] == ends
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def model_of(family: str, attention: str = "eager") -> Any:
     hf = architecture(config, dtype=torch.float32, attn_implementation=attention).eval()
     for name, parameter in hf.named_parameters():
         if parameter.ndim <= 1 or "sinks" in name:
-            torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.5)
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.5)
     return hf
 
 
