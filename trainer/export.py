@@ -28,6 +28,7 @@ from trainer.config import Settings
 from trainer.errors import DataError, DiskError, TrainerError
 from trainer.examples import Conversation, Message
 from trainer.failpoints import failpoint
+from trainer.fsdp import reshard
 from trainer.lora import ADAPTER_NAME, lora_config, merged
 from trainer.model import TokenLoss, load_config
 from trainer.opening import architecture, opened
@@ -64,6 +65,7 @@ def export(
         DataError: opened again, it is not the model that was trained; it is kept in ``unproved``.
     """
     live = live_answer(model, ranks.device)
+    reshard(model)
     config = ranks.together(lambda: load_config(settings.model))
     name = settings.save.export_dtype
     dtype = (config.dtype or torch.float32) if name == "auto" else getattr(torch, name)
@@ -73,6 +75,7 @@ def export(
         folder = settings.save.output_dir
         try:
             written = _write(folder, tensors, config, tokenizer, settings, alpaca=alpaca)
+            tensors.clear()  # what was written is loaded next
             exact = compute == config.dtype == torch.float32 and ranks.device.type == "cpu"
             _prove(written, live, config.dtype, _EXACT if exact else _ROUNDED)
             _move(written, folder)

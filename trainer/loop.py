@@ -27,7 +27,7 @@ from trainer.config import Settings
 from trainer.errors import ConfigError, Interrupted, StoppedError
 from trainer.export import export
 from trainer.failpoints import failpoint
-from trainer.fsdp import local, make_mesh, replica_count
+from trainer.fsdp import local, make_mesh, replica_count, reshard
 from trainer.metrics import Metrics, peak_memory_mib, say
 from trainer.model import TokenLoss, load_tokenizer
 from trainer.optim import learning_rate, make_optimizer, training_state
@@ -295,6 +295,7 @@ class _Run:
         for number, value in zip(summed, _read(list(summed.values())), strict=True):
             if number < len(groups):
                 losses[number] = value
+        reshard(self.model)
         self.model.train()
         losses = self.ranks.sum(losses)
         targets = sum(self.evaluation.targets(group) for group in groups)
