@@ -1,17 +1,26 @@
-"""The trainer beside the two ways people train on Alpaca data today.
+"""The trainer beside the ordinary ways to fine-tune the same model on the same records.
 
-Same records, same real model (SmolLM2-135M, float32), same number of optimizer steps, one thread;
-each way in a process of its own, one after the other. Counted are CPU seconds of the training loop
-alone (no import, load, tokenising or export) and that process's peak resident memory. Tokens are
-those of the records: padding does not count, whoever computes it.
+Same records, same real model (SmolLM2-135M), same number of optimizer steps, one thread; each way
+in a process of its own, one after the other. Counted are CPU seconds of the training loop alone (no
+import, load, tokenising or export) and that process's peak resident memory. Tokens are those of the
+records: padding does not count, whoever computes it.
 
-    alpaca        transformers' Trainer with Alpaca's dataset and collator: padded, 8 at a time
-    trl_padded    TRL's SFTTrainer, likewise
+On a processor a batch buys nothing and costs padding, so that the best ordinary way is one record
+at a time. Ours is compared with the best of these, whichever that is in this run:
+
+    hf_1          transformers' Trainer, Alpaca's dataset, one record at a time
+    hf_flattened  transformers' Trainer with DataCollatorWithFlattening, 4 at a time in one row
+    hf_8          transformers' Trainer, padded, 8 at a time: its default
+    trl_1         TRL's SFTTrainer, one record at a time
     trl_packed    TRL's SFTTrainer, packing=True, rows of 512
     ours_512      this trainer, packed in rows of 512
-    ours_2048     this trainer, packed in rows of 2,048: half the positions of 8 padded records
+    ours_2048     this trainer, packed in rows of 2,048
 
-    python -m benchmarks.bench_trainer [--model DIR] [--steps 1] [--records 16]
+each also with _bf16 behind its name. With --processes 2 every way runs under torchrun, and CPU
+seconds are rank 0's times two.
+
+    python -m benchmarks.bench_trainer [--model DIR] [--steps 1] [--records 16] [--processes 1]
+        [--only hf_1,ours_512]
 """
 
 from __future__ import annotations
@@ -28,14 +37,16 @@ from pathlib import Path
 from typing import Any
 
 MAX_LENGTH = 512
-VARIANTS = ("alpaca", "trl_padded", "trl_packed", "ours_512", "ours_2048")
+PEERS = {"hf_1": 1, "hf_flattened": 4, "hf_8": 8, "trl_1": 1, "trl_packed": 1}
+"""The ordinary ways, and how many records each takes at a time."""
+OURS = ("ours_512", "ours_2048")
+VARIANTS = tuple(f"{name}{kind}" for kind in ("", "_bf16") for name in (*PEERS, *OURS))
 DEFAULT_MODEL = (
     Path(os.environ.get("WOOLMILL_HOME", "~/.cache/woolmill")).expanduser() / "models" / "smollm2"
 )
 SEEDS = Path(__file__).resolve().parent.parent / "engine" / "data" / "seed_tasks.jsonl"
 LEARNING_RATE = 2e-5
-PER_DEVICE = 8
-"""Records of a padded micro-batch: transformers' default. Alpaca's README has 4."""
+FIGURES = "figures: "
 
 
 def records(count: int) -> list[dict[str, str]]:
@@ -61,36 +72,41 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def ours(model: Path, data: Path, steps: int, per_step: int, row: int) -> dict[str, float]:
+def world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def ours(name: str, model: Path, data: Path, steps: int, per_step: int) -> dict[str, float]:
     """The real command, and what it wrote to metrics.jsonl."""
     from trainer.train import main
 
-    with tempfile.TemporaryDirectory() as folder:
-        code = main(
-            f"--model_name_or_path {model} --data_path {data} --output_dir {folder}/out"
-            f" --dataset_cache_dir {folder}/cache --max_steps {steps} --save_strategy no"
-            f" --per_device_train_batch_size {row // MAX_LENGTH} --model_max_length {MAX_LENGTH}"
-            f" --global_batch_size {per_step} --learning_rate {LEARNING_RATE}"
-            " --lr_scheduler_type constant --too_long truncate".split()
-        )
-        assert code == 0
-        lines = (Path(folder) / "out" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    row = int(name.removesuffix("_bf16").rpartition("_")[2])
+    out = data.parent / f"{name}.out"
+    code = main(
+        f"--model_name_or_path {model} --data_path {data} --output_dir {out} --overwrite"
+        f" --dataset_cache_dir {data.parent}/cache --max_steps {steps} --save_strategy no"
+        f" --per_device_train_batch_size {row // MAX_LENGTH} --model_max_length {MAX_LENGTH}"
+        f" --global_batch_size {per_step} --learning_rate {LEARNING_RATE}"
+        f" --bf16 {name.endswith('_bf16')} --lr_scheduler_type constant --too_long truncate".split()
+    )
+    assert code == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {"cpu_s": sum(r["cpu_s"] for r in rows), "peak_mib": rows[-1]["peak_memory_mib"]}
 
 
-def peers(
-    variant: str, model: Path, data: Path, steps: int, per_step: int, per_device: int
-) -> dict[str, float]:
+def peers(name: str, model: Path, data: Path, steps: int, per_step: int) -> dict[str, float]:
     """transformers' and TRL's trainers, timed from their first step to their last."""
     import torch
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
+        DataCollatorWithFlattening,
         Trainer,
         TrainerCallback,
         TrainingArguments,
     )
+
+    from trainer import DataCollatorForSupervisedDataset, SupervisedDataset
 
     result: dict[str, float] = {}
 
@@ -105,6 +121,8 @@ def peers(
     torch.manual_seed(0)
     hf = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=MAX_LENGTH)
+    way, half = name.removesuffix("_bf16"), name.endswith("_bf16")
+    per_device = PEERS[way]
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {
             "output_dir": folder,
@@ -112,27 +130,33 @@ def peers(
             "learning_rate": LEARNING_RATE,
             "lr_scheduler_type": "constant",
             "per_device_train_batch_size": per_device,
-            "gradient_accumulation_steps": per_step // per_device,
+            "gradient_accumulation_steps": max(1, per_step // per_device // world()),
             "save_strategy": "no",
             "report_to": "none",
             "use_cpu": True,
-            "bf16": False,
+            "bf16": half,
             "disable_tqdm": True,
             "gradient_checkpointing": False,
             "dataloader_pin_memory": False,
         }
-        if variant == "alpaca":
-            from trainer import DataCollatorForSupervisedDataset, SupervisedDataset
-
+        if way.startswith("trl"):
+            trainer = _trl(way, hf, tokenizer, data, steps, options, Clock())
+        else:
+            dataset: Any = SupervisedDataset(data, tokenizer)
+            collator: Any = DataCollatorForSupervisedDataset(tokenizer)
+            if way == "hf_flattened":
+                dataset = [
+                    {name: row[name].tolist() for name in ("input_ids", "labels")}
+                    for row in (dataset[i] for i in range(len(dataset)))
+                ]
+                collator = DataCollatorWithFlattening()
             trainer = Trainer(
                 model=hf,
                 args=TrainingArguments(**options),
-                train_dataset=SupervisedDataset(data, tokenizer),
-                data_collator=DataCollatorForSupervisedDataset(tokenizer),
+                train_dataset=dataset,
+                data_collator=collator,
                 callbacks=[Clock()],
             )
-        else:
-            trainer = _trl(variant, hf, tokenizer, data, steps, options, Clock())
         trainer.train()
     return result
 
@@ -239,14 +263,18 @@ def in_a_process(name: str, arguments: argparse.Namespace, data: Path) -> dict[s
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "benchmarks.bench_trainer", "--variant", name]
+    command = [sys.executable, "-m"]
+    if arguments.processes > 1 and name != "loss_head":
+        launch = f"torch.distributed.run --standalone --nproc_per_node {arguments.processes} -m"
+        command += launch.split()
+    command += ["benchmarks.bench_trainer", "--variant", name]
     command += ["--model", str(arguments.model), "--data", str(data)]
     command += ["--steps", str(arguments.steps), "--records", str(arguments.records)]
-    command += ["--per-device", str(arguments.per_device)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(FIGURES)]
+    figures: dict[str, float] = json.loads(line.removeprefix(FIGURES))
     return figures
 
 
@@ -255,22 +283,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--records", type=int, default=16, help="of one optimizer step")
-    parser.add_argument("--per-device", type=int, default=PER_DEVICE, help="of the padded peers")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", help="comma-separated variants")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.variant:
-        name, data = arguments.variant, arguments.data
-        steps, per_step = arguments.steps, arguments.records
-        if name == "loss_head":
-            figures = loss_head()
-        elif name.startswith("ours"):
-            row = int(name.rpartition("_")[2])
-            figures = ours(arguments.model, data, steps, per_step, row)
-        else:
-            figures = peers(name, arguments.model, data, steps, per_step, arguments.per_device)
-        print(json.dumps(figures))
+        measure(arguments.variant, arguments)
         return
 
     with tempfile.TemporaryDirectory() as folder:
@@ -281,16 +300,15 @@ def main() -> None:
         names = arguments.only.split(",") if arguments.only else VARIANTS
         print(
             f"{len(rows)} records, {tokens:,} tokens, {learned:,} of them learned;"
-            f" {arguments.steps} optimizer steps"
+            f" {arguments.steps} optimizer steps, {arguments.processes} processes"
         )
         results = {}
         for name in names:
             results[name] = figures = in_a_process(name, arguments, data)
+            figures["cpu_s"] *= arguments.processes
             figures["tokens_per_cpu_s"] = tokens / figures["cpu_s"]
-            figures["learned_tokens_per_cpu_s"] = learned / figures["cpu_s"]
             print(
-                f"{name:<12}{figures['tokens_per_cpu_s']:>9.1f} tokens/CPU-s"
-                f"{figures['learned_tokens_per_cpu_s']:>9.1f} learned"
+                f"{name:<20}{figures['tokens_per_cpu_s']:>9.1f} tokens/CPU-s"
                 f"{figures['cpu_s']:>9.1f} CPU-s{figures['peak_mib']:>9,.0f} MiB",
                 flush=True,
             )
@@ -302,6 +320,17 @@ def main() -> None:
     print(json.dumps({"bench": "trainer", "loss_head": head, **results} | ratios(results, head)))
 
 
+def measure(name: str, arguments: argparse.Namespace) -> None:
+    """One way, in this process; its figures are a line of the output."""
+    if name == "loss_head":
+        figures = loss_head()
+    else:
+        way = ours if name.startswith("ours") else peers
+        figures = way(name, arguments.model, arguments.data, arguments.steps, arguments.records)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{FIGURES}{json.dumps(figures)}", flush=True)
+
+
 def count_tokens(model: Path, data: Path) -> tuple[int, int]:
     """All tokens of the records, and those that are learned."""
     from transformers import AutoTokenizer
@@ -310,7 +339,7 @@ def count_tokens(model: Path, data: Path) -> tuple[int, int]:
     from trainer.records import read_examples
     from trainer.tokens import Tokenised, tokenise
 
-    settings = DataSettings(data_path=data, model_max_length=MAX_LENGTH, too_long="truncate")
+    settings = DataSettings(data_path=(data,), model_max_length=MAX_LENGTH, too_long="truncate")
     tokenizer = AutoTokenizer.from_pretrained(model)
     kept = [
         row
@@ -322,18 +351,25 @@ def count_tokens(model: Path, data: Path) -> tuple[int, int]:
 
 def ratios(
     results: dict[str, dict[str, float]], head: dict[str, float]
-) -> dict[str, dict[str, float]]:
-    """What the issue asks for: how many times faster, what share of the memory."""
-    out = {
+) -> dict[str, dict[str, float | str]]:
+    """Ours beside the best ordinary way of this run: how many times as fast, at what share of its
+    memory; in each type.
+    """
+    out: dict[str, float | str] = {
         "loss_head_faster": head["full_cpu_s"] / head["chunks_cpu_s"],
         "loss_head_smaller": head["full_mib"] / head["chunks_mib"],
     }
-    if "ours_2048" in results:
-        for peer in ("alpaca", "trl_padded", "trl_packed"):
-            if peer in results:
-                out[f"faster_than_{peer}"] = results[peer]["cpu_s"] / results["ours_2048"]["cpu_s"]
-    if {"ours_512", "alpaca"} <= set(results):
-        out["memory_of_alpaca"] = results["ours_512"]["peak_mib"] / results["alpaca"]["peak_mib"]
+    for kind in ("", "_bf16"):
+        rivals = [f"{name}{kind}" for name in PEERS if f"{name}{kind}" in results]
+        if not rivals:
+            continue
+        best = min(rivals, key=lambda name: results[name]["cpu_s"])
+        out[f"best_ordinary{kind}"] = best
+        for name in OURS:
+            if f"{name}{kind}" in results:
+                mine = results[f"{name}{kind}"]
+                out[f"{name}{kind}_faster"] = results[best]["cpu_s"] / mine["cpu_s"]
+                out[f"{name}{kind}_memory"] = mine["peak_mib"] / results[best]["peak_mib"]
     return {"ratios": out}
 
 

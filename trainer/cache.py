@@ -71,6 +71,8 @@ class TokenDataset:
         """Records that are plain text, laid out by nothing."""
         self.dropped = tuple(Dropped(**row) for row in meta["dropped"])
         self.largest_id: int = meta["largest_id"]
+        self.notes: dict[str, int] = meta["notes"]
+        """What a person should know about how records were laid out, and of how many it is so."""
         arrays = {
             name: np.memmap(folder / f"{name}.bin", dtype, mode="r")
             for name, dtype in _FILES.items()
@@ -157,6 +159,7 @@ def _write_ids(
     """Write the arrays; what else there is to say about them."""
     template = Template(tokenizer, settings.template)
     kinds: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     dropped: list[Dropped] = []
     offsets, targets, largest = array("q", [0]), array("q"), 0
 
@@ -170,7 +173,7 @@ def _write_ids(
             yield record
 
     with (folder / "ids.bin").open("wb") as ids, (folder / "learned.bin").open("wb") as learned:
-        for row in tokenise(good(), tokenizer, settings):
+        for row in tokenise(good(), tokenizer, settings, notes):
             if isinstance(row, Dropped):
                 dropped.append(row)
                 continue
@@ -189,6 +192,7 @@ def _write_ids(
         "texts": kinds["text"],
         "largest_id": largest,
         "dropped": [asdict(row) for row in dropped],
+        "notes": notes,
     }
 
 

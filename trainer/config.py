@@ -67,10 +67,14 @@ class ModelSettings(_Section):
     """A folder, or a model id that transformers can fetch."""
     cache_dir: Path | None = None
     """Where transformers keeps what it fetches."""
-    bf16: bool = False
-    """Compute in bfloat16 where the device has it; the weights that learn stay float32."""
-    tf32: bool = False
-    """Let float32 products use TensorFloat-32 on a GPU."""
+    chat_template: str | None = None
+    """A file, or the name of a chat template (chatml, plain, or one that TRL ships), instead of the
+    model's own; for base models, which have none."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Compute in bfloat16 where the device has it; the weights that learn stay float32. auto: on a
+    GPU, and in float32 on a CPU."""
+    tf32: bool | Literal["auto"] = "auto"
+    """Let float32 products use TensorFloat-32 on a GPU. auto: yes, as PyTorch does not."""
     gradient_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more work."""
     lora_r: Annotated[int, Field(ge=0)] = 0
@@ -379,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = {name: parser.add_argument_group(name, cls.__doc__) for name, cls in _SECTIONS.items()}
     for section, name, field in _fields():
         more: dict[str, Any] = {}
-        if field.annotation is bool or name == "resume":
+        if bool in (field.annotation, *get_args(field.annotation)):
             more = {"nargs": "?", "const": "true"}
         elif get_origin(field.annotation) is tuple or name in ("data_path", "eval_data_path"):
             more = {"nargs": "+", "action": "extend"}

@@ -30,7 +30,7 @@ from trainer.errors import ConfigError
 from trainer.model import TokenLoss
 from trainer.ranks import Ranks
 
-__all__ = ["apply_fsdp", "blocks", "hand_out", "local", "make_mesh", "replica_count"]
+__all__ = ["apply_fsdp", "blocks", "hand_out", "local", "make_mesh", "replica_count", "reshard"]
 
 
 def replica_count(settings: ParallelSettings, ranks: Ranks) -> int:
@@ -138,6 +138,7 @@ def hand_out(model: TokenLoss, source: TokenLoss | None, ranks: Ranks, *, offloa
     weights = dict(source.hf.named_parameters()) if source is not None else {}
     for name, parameter in model.hf.named_parameters():
         full = weights[name] if weights else torch.empty(parameter.shape)
+        full = full.to(parameter.dtype)
         if isinstance(parameter, DTensor):
             mesh = parameter.device_mesh
             full = distribute_tensor(full.to(mesh.device_type), mesh, parameter.placements)
@@ -146,6 +147,15 @@ def hand_out(model: TokenLoss, source: TokenLoss | None, ranks: Ranks, *, offloa
     for name, buffer in model.hf.named_buffers():
         buffer.copy_(buffers[name]) if buffers else None
         dist.broadcast(buffer, src=0)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what forward passes without a backward pass have left gathered. Until then parameters
+    are whole tensors in the compute type, which neither a checkpoint nor an export must take.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -20,21 +20,24 @@ from types import FrameType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.checkpoint import Checkpoints, Manifest, beginning
 from trainer.config import Settings
 from trainer.errors import ConfigError, Interrupted, StoppedError
 from trainer.export import export
 from trainer.failpoints import failpoint
-from trainer.fsdp import local, make_mesh, replica_count
+from trainer.fsdp import local, make_mesh, replica_count, reshard
 from trainer.metrics import Metrics, peak_memory_mib, say
 from trainer.model import TokenLoss, load_tokenizer
 from trainer.optim import learning_rate, make_optimizer, training_state
 from trainer.output import claimed
 from trainer.packing import Batches, MicroBatch, collate
+from trainer.prefetch import ahead
 from trainer.prepare import (
     compute_type,
     datasets,
+    laid_out,
     plans,
     print_arithmetic,
     print_mixture,
@@ -75,6 +78,9 @@ def train(settings: Settings) -> None:
         mesh = make_mesh(replicas, ranks)
         model = sharded_model(settings, ranks, mesh, compute, training.dataset.largest_id)
         optimizer = make_optimizer(model, settings.optim)
+        batches = laid_out(model, batches, ranks)
+        if evaluation is not None:
+            evaluation = replace(evaluation, packing=batches.packing)
 
         # 3. Where an earlier run was cut.
         checkpoints = Checkpoints(
@@ -111,9 +117,9 @@ def train(settings: Settings) -> None:
         if settings.log.eval_on_start and done.step == 0:
             run.evaluate(step=0)
         bad_in_a_row = 0
-        while done.step < total_steps:
+        for work in ahead(run.work, range(done.step, total_steps)):
             try:
-                outcome = run.step(done.step, stop)
+                outcome = run.step(work, stop)
             except torch.OutOfMemoryError as exc:
                 raise ConfigError(
                     f"out of GPU memory in step {done.step + 1}; lower"
@@ -143,7 +149,7 @@ def train(settings: Settings) -> None:
         if strategy != "no" and not _due(strategy, settings.log.eval_steps, done.step, batches):
             run.evaluate(step=done.step)
         failed_save = checkpoints.wait()
-        export(model, tokenizer, settings, ranks, alpaca=training.alpaca)
+        export(model, tokenizer, settings, ranks, alpaca=training.alpaca, compute=compute)
         if metrics is not None:
             metrics.close()
             say(f"finished: {settings.save.output_dir}")
@@ -162,6 +168,20 @@ class _Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class _Work:
+    """One step of one rank, as it was planned."""
+
+    step: int
+    """From 0."""
+    targets: list[int]
+    """Tokens that are learned, of each micro-batch of all ranks."""
+    tokens: int
+    """Of the global batch."""
+    batches: list[tuple[int, MicroBatch]]
+    """This rank's, with their numbers among all."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
     """One run's parts, and the two things that are done with them again and again."""
 
@@ -175,31 +195,47 @@ class _Run:
     total_steps: int
     metrics: Metrics | None
 
-    def step(self, step: int, stop: set[int]) -> _Outcome:
-        """Forward, backward and optimizer for the global batch of ``step`` (from 0)."""
+    def work(self, step: int) -> _Work:
+        """What there is to do in step ``step`` (from 0), for this rank."""
+        groups = self.batches.micro_batches(step)
+        return _Work(
+            step,
+            [self.batches.targets(group) for group in groups],
+            int(self.batches.dataset.lengths[self.batches.records(step)].sum()),
+            [
+                (number, batch.pinned(self.ranks.device))
+                for number, batch in _own(groups, self.batches, self.ranks)
+            ],
+        )
+
+    def step(self, work: _Work, stop: set[int]) -> _Outcome:
+        """Forward, backward and optimizer for the global batch of a step."""
         started, cpu_started = time.perf_counter(), time.process_time()
         optim = self.settings.optim
-        groups = self.batches.micro_batches(step)
-        targets = [self.batches.targets(group) for group in groups]
-        losses, seen = [0.0] * len(groups), [0.0] * len(groups)
-        for number, batch in _own(groups, self.batches, self.ranks):
+        step, targets = work.step, work.targets
+        losses, seen = [0.0] * len(targets), [0.0] * len(targets)
+        summed: dict[int, Tensor] = {}  # on the device: reading one would wait for all before it
+        for number, batch in work.batches:
             torch.manual_seed(_seed(optim.seed, step, number))
-            summed = self.model(batch)
-            if number >= len(groups):  # nothing left for this rank, but FSDP needs it
-                (summed * 0.0).backward()
+            loss_sum = self.model(batch.to(self.ranks.device))
+            if number >= len(targets):  # nothing left for this rank, but FSDP needs it
+                (loss_sum * 0.0).backward()
                 continue
             share = (
-                targets[number] * len(groups) if optim.loss_norm == "microbatch" else sum(targets)
+                targets[number] * len(targets) if optim.loss_norm == "microbatch" else sum(targets)
             )
-            (summed / share).backward()
-            losses[number], seen[number] = summed.item(), float(batch.input_ids.numel())
+            (loss_sum / share).backward()
+            summed[number], seen[number] = loss_sum.detach(), float(batch.input_ids.numel())
+        own_norm = self._squared_norm()
+        for number, value in zip(summed, _read(list(summed.values())), strict=True):
+            losses[number] = value
 
         # One message for everything that all ranks must know.
         signals = [float(signum in stop) for signum in _SIGNALS]
-        told = self.ranks.sum([*losses, *seen, self._squared_norm(), *signals])
-        losses, told = told[: len(groups)], told[len(groups) :]
-        squared_norm, *signals = told[len(groups) :]
-        positions = sum(told[: len(groups)])
+        told = self.ranks.sum([*losses, *seen, own_norm, *signals])
+        losses, told = told[: len(targets)], told[len(targets) :]
+        squared_norm, *signals = told[len(targets) :]
+        positions = sum(told[: len(targets)])
         loss = _mean(losses, targets, optim.loss_norm)
         if failpoint("train.loss"):
             loss = math.nan
@@ -212,16 +248,15 @@ class _Run:
         self.optimizer.zero_grad()
         failpoint("train.step")
 
-        tokens = int(self.batches.dataset.lengths[self.batches.records(step)].sum())
         if self.metrics is not None:
             self.metrics.step(
                 step=step + 1,
                 loss=loss,
                 grad_norm=norm,
                 learning_rate=rate,
-                tokens=tokens,
+                tokens=work.tokens,
                 targets=sum(targets),
-                fill=tokens / positions,
+                fill=work.tokens / positions,
                 seconds=time.perf_counter() - started,
                 cpu_seconds=time.process_time() - cpu_started,
                 peak_memory_mib=peak_memory_mib(self.ranks.device),
@@ -229,15 +264,14 @@ class _Run:
             if not moved:
                 say(f"step {step + 1:>6}  loss or gradient is not finite: step skipped")
         sent = [signum for signum, count in zip(_SIGNALS, signals, strict=True) if count]
-        return _Outcome(moved, tokens, sent[0] if sent else None)
+        return _Outcome(moved, work.tokens, sent[0] if sent else None)
 
     def _squared_norm(self) -> float:
         """This rank's share of the squared gradient norm, summed in float64."""
-        total = 0.0
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                total += local(parameter.grad).double().square().sum().item()
-        return total / self.replicas  # each of which counts every shard
+        gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64) if gradients else ()
+        squares = [value * value for value in _read(list(norms))]
+        return sum(squares) / self.replicas  # each of which counts every shard
 
     def _move(self, norm: float, rate: float) -> None:
         limit = self.settings.optim.max_grad_norm
@@ -255,11 +289,13 @@ class _Run:
         assert self.evaluation is not None
         self.model.eval()
         groups = self.evaluation.in_order()
-        losses = [0.0] * len(groups)
+        losses, summed = [0.0] * len(groups), {}
         for number, batch in _own(groups, self.evaluation, self.ranks):
-            summed = self.model(batch)
+            summed[number] = self.model(batch.to(self.ranks.device))
+        for number, value in zip(summed, _read(list(summed.values())), strict=True):
             if number < len(groups):
-                losses[number] = summed.item()
+                losses[number] = value
+        reshard(self.model)
         self.model.train()
         losses = self.ranks.sum(losses)
         targets = sum(self.evaluation.targets(group) for group in groups)
@@ -279,7 +315,12 @@ def _own(
         else:
             nothing = Tokenised(np.zeros(1, np.int32), np.zeros(1, np.bool_))
             batch = collate([nothing], packing=batches.packing)
-        yield number, batch.to(ranks.device)
+        yield number, batch
+
+
+def _read(values: list[Tensor]) -> list[float]:
+    """``values`` (scalars) from the device, all at once."""
+    return torch.stack(values).tolist() if values else []
 
 
 def _seed(seed: int, step: int, number: int) -> int:

@@ -1,7 +1,8 @@
 """LoRA adapters by peft, inside the same loop: the model keeps its names, and adapters are learned.
 
-peft places them; this file says where, and folds them into the weights for export. The price of
-using peft's in-place injection: adapter tensors carry its names, ``….lora_A.default.weight``.
+peft places them and folds them into the weights for export, so that a layer of any kind (a
+transposed one, a stack of experts) is folded as it was computed. The price of its in-place
+injection: adapter tensors carry its names, ``….lora_A.default.weight``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from trainer.config import ModelSettings
 from trainer.errors import ConfigError
+from trainer.opening import architecture
 
 __all__ = ["ADAPTER_NAME", "add_adapters", "lora_config", "merged"]
 
@@ -47,17 +49,23 @@ def add_adapters(hf: Any, settings: ModelSettings, seed: int) -> None:
         raise ConfigError(f"--lora_target_modules: {str(exc).partition(chr(10))[0]}") from exc
 
 
-def merged(tensors: dict[str, Tensor], scaling: float) -> dict[str, Tensor]:
-    """Full weights under the model's own names: ``W + scaling x B A`` where there is an adapter."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if ".lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")
-        if name != plain and name.endswith(".weight"):
-            layer = plain.removesuffix(".weight")
-            a = tensors[f"{layer}.lora_A.{ADAPTER_NAME}.weight"]
-            b = tensors[f"{layer}.lora_B.{ADAPTER_NAME}.weight"]
-            tensor = tensor + scaling * (b @ a)
-        out[plain] = tensor
-    return out
+def merged(tensors: dict[str, Tensor], config: Any, settings: ModelSettings) -> dict[str, Tensor]:
+    """Full weights under the model's own names: base and adapter folded by peft, in float32.
+
+    Args:
+        tensors: every tensor of the model with adapters, by name; emptied.
+        config: of the architecture.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    with torch.device("meta"):
+        hf = architecture(config, dtype=torch.float32, attn_implementation="eager")
+    add_adapters(hf, settings, seed=0)
+    names = [name for name in tensors if ".lora_" not in name]
+    hf.load_state_dict(tensors, strict=False, assign=True)
+    tensors.clear()
+    for module in hf.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    whole = hf.state_dict()
+    return {name.replace(".base_layer", ""): whole[name].detach() for name in names}

@@ -18,13 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "LogitShape", "summed_cross_entropy"]
+__all__ = [
+    "IGNORE_INDEX",
+    "LOGIT_BYTES",
+    "LogitShape",
+    "chunk_length",
+    "shaped",
+    "summed_cross_entropy",
+]
 
 IGNORE_INDEX = -100
 """The label of a position that is not learned from; PyTorch's and Alpaca's number."""
 
-CHUNK = 128
-"""Positions that go through the head together: 128 x 49k x 4 bytes are 24 MiB of logits."""
+LOGIT_BYTES = {"cpu": 24 * 2**20, "cuda": 512 * 2**20}
+"""Of logits that exist at once. On a processor they should stay near its caches: 128 positions of
+49k words. On a GPU each chunk reads the head twice and its gradient once, so that they should be
+few: 1,024 positions of 128k words."""
+
+
+def chunk_length(vocabulary: int, device: torch.device) -> int:
+    """Positions that go through the head together."""
+    fitting = LOGIT_BYTES.get(device.type, LOGIT_BYTES["cuda"]) // (4 * vocabulary)
+    return min(max(fitting, 16), 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +87,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None  # type: ignore[arg-type]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         # One buffer for the logits of all chunks: fresh pages cost as much as the exponentials.
-        rows = min(CHUNK, len(targets))
+        chunk = chunk_length(len(weight), hidden.device)
+        rows = min(chunk, len(targets))
         buffer = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(targets), CHUNK):
-            h, t = hidden[start : start + CHUNK], targets[start : start + CHUNK]
+        for start in range(0, len(targets), chunk):
+            h, t = hidden[start : start + chunk], targets[start : start + chunk]
             logits = buffer[: len(t)]  # (n, V)
             if weight.dtype == torch.float32:
                 torch.mm(h, weight.T, out=logits)
@@ -83,7 +99,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 logits.copy_(h @ weight.T)
             if bias is not None:
                 logits += bias
-            slope = _shape(logits, shape)
+            slope = shaped(logits, shape)
             target_logit = logits.gather(1, t[:, None])
             top = logits.max(dim=1, keepdim=True)
             # The fused softmax is ten times as fast as a logsumexp and an exponential, and the
@@ -102,7 +118,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 grad_bias += grad.sum(dim=0)
             grad = grad.to(weight.dtype)
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[start : start + CHUNK])
+                torch.mm(grad, weight, out=grad_hidden[start : start + chunk])
             if grad_weight is not None:
                 if grad.dtype == torch.float32:
                     grad_weight.addmm_(grad.T, h)
@@ -123,7 +139,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return *scaled, None, None
 
 
-def _shape(logits: Tensor, shape: LogitShape) -> Tensor | None:
+def shaped(logits: Tensor, shape: LogitShape) -> Tensor | None:
     """Apply ``shape`` in place and return its derivative; None for the identity."""
     if shape.scale == 1.0 and shape.cap is None:
         return None

@@ -6,6 +6,7 @@ every step stands in it once.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import torch
+import torch.distributed as dist
 
 from trainer.errors import ConfigError
 
-__all__ = ["Metrics", "Row", "peak_memory_mib", "say"]
+__all__ = ["Metrics", "Row", "peak_memory_mib", "say", "say_once"]
 
 Row = dict[str, float | int | None]
 """One line of metrics; None stands for a value that is not finite."""
@@ -30,6 +32,13 @@ def say(line: str) -> None:
     """One line to the person."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """One line to the person, from rank 0 alone, however often it comes up."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        say(line)
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,13 +40,35 @@ class MicroBatch:
     segments: tuple[int, ...] | None
     """Lengths of the records of a packed row; None: each row is one record."""
 
+    def apart(self) -> MicroBatch:
+        """The same records, each in a row of its own, padded at the right."""
+        if self.segments is None:
+            return self
+        lengths = torch.tensor(self.segments, device=self.input_ids.device)
+        starts = lengths.cumsum(0) - lengths
+        rows = torch.nn.utils.rnn.pad_sequence
+        ids, position = (
+            rows(list(torch.split(tensor[0], list(self.segments))), batch_first=True)
+            for tensor in (self.input_ids, self.position_ids)
+        )
+        row = torch.bucketize(self.positions, starts, right=True) - 1
+        positions = row * ids.shape[1] + self.positions - starts[row]
+        return MicroBatch(ids, position, positions, self.targets, None)
+
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on ``device``."""
+        """The same on ``device``; not waited for, from page-locked memory to a GPU."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self, device: torch.device) -> MicroBatch:
+        """The same in memory that ``device`` can read by itself."""
+        return self._each(Tensor.pin_memory) if device.type == "cuda" else self
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         return MicroBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
+            change(self.input_ids),
+            change(self.position_ids),
+            change(self.positions),
+            change(self.targets),
             self.segments,
         )
 

@@ -18,12 +18,14 @@ from trainer.checkpoint import Checkpoints, Manifest
 from trainer.config import OptimSettings, Settings
 from trainer.errors import ConfigError, DataError
 from trainer.fsdp import apply_fsdp, blocks, hand_out
+from trainer.memory import Need, available_bytes, estimate
 from trainer.metrics import say
 from trainer.mixture import Source, records_an_epoch, sources
 from trainer.model import TokenLoss, empty_model, load_config, load_weights
 from trainer.optim import learning_rate, training_state
 from trainer.output import name_dropped
 from trainer.packing import Batches, Part
+from trainer.proof import WAYS, say_way, set_way
 from trainer.ranks import Ranks
 from trainer.records import Records
 
@@ -31,6 +33,7 @@ __all__ = [
     "Data",
     "compute_type",
     "datasets",
+    "laid_out",
     "plans",
     "print_arithmetic",
     "print_mixture",
@@ -73,6 +76,9 @@ def _data(
             {source.name: part for source, part in zip(found, parts, strict=True)},
             settings.save.output_dir / list_file,
         )
+        for source, part in zip(found, parts, strict=True):
+            for note, count in part.notes.items():
+                say(f"{source.name}: {note} ({count:,} records)")
     dataset = MixedDataset(parts)
     others = len(dataset) - dataset.chats - dataset.texts
     if ranks.rank == 0 and dataset.chats and others > 0:
@@ -147,6 +153,15 @@ def _parts(training: Data, indexes: np.ndarray) -> tuple[Part, ...]:
     return tuple(Part(count, n) for count, n in zip(counts, taken, strict=True))
 
 
+def laid_out(model: TokenLoss, batches: Batches, ranks: Ranks) -> Batches:
+    """``batches`` in rows that ``model`` can be given: some take one record a row."""
+    if model.packs or not batches.packing:
+        return batches
+    if ranks.rank == 0:
+        say(say_way(model.hf))
+    return replace(batches, packing=False)
+
+
 def step_count(optim: OptimSettings, batches: Batches) -> int:
     if optim.max_steps > 0:
         return optim.max_steps
@@ -154,10 +169,11 @@ def step_count(optim: OptimSettings, batches: Batches) -> int:
 
 
 def compute_type(settings: Settings, device: torch.device) -> torch.dtype:
-    """bfloat16 if asked for and there; and TensorFloat-32 likewise."""
+    """bfloat16 if asked for and there, or on a GPU if nothing is said; TensorFloat-32 likewise."""
     if settings.model.tf32 and device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    if not settings.model.bf16:
+    wanted = settings.model.bf16
+    if not (device.type == "cuda" if wanted == "auto" else wanted):
         return torch.float32
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -172,7 +188,7 @@ def sharded_model(
 ) -> TokenLoss:
     """The model with this rank's shards of the weights of ``model_name_or_path``."""
 
-    def shape() -> tuple[TokenLoss, list[nn.Module]]:
+    def shape() -> tuple[TokenLoss, list[nn.Module], torch.dtype | None]:
         config = load_config(settings.model)
         vocabulary = config.get_text_config().vocab_size
         if largest_id >= vocabulary:
@@ -180,16 +196,46 @@ def sharded_model(
                 f"{settings.model.model_name_or_path}: its tokenizer gives id {largest_id}, and the"
                 f" model has {vocabulary} rows; the two do not belong together"
             )
+        came_in = config.dtype
         model = empty_model(config, settings.model)
-        return model, blocks(model, settings.parallel.fsdp_transformer_layer_cls_to_wrap)
+        groups = blocks(model, settings.parallel.fsdp_transformer_layer_cls_to_wrap)
+        return model, groups, came_in
 
-    model, groups = ranks.together(shape)
+    model, groups, came_in = ranks.together(shape)
+    # What is frozen came in this type and is computed in it: float32 would hold nothing more.
+    frozen = compute if compute == came_in == torch.bfloat16 else torch.float32
+    if ranks.rank == 0:
+        need = estimate(
+            model,
+            groups,
+            settings,
+            shards=mesh.size(mesh.ndim - 1),
+            compute=compute,
+            frozen=frozen,
+            device=ranks.device,
+        )
+        say(_told(need, ranks))
     source = ranks.together(
         lambda: load_weights(settings.model, settings.optim.seed) if ranks.rank == 0 else None
     )
+    ways = list(WAYS)
+    chosen = 0 if source is None else ways.index(source.hf.config._attn_implementation)
+    set_way(model.hf, ways[int(ranks.sum([float(chosen)])[0])])
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen)
     apply_fsdp(model, groups, mesh, settings.parallel, compute)
     hand_out(model, source, ranks, offload="offload" in settings.parallel.fsdp)
     return model.train()
+
+
+def _told(need: Need, ranks: Ranks) -> str:
+    """``need`` beside what there is."""
+    host = available_bytes(torch.device("cpu"))
+    if ranks.device.type == "cuda":
+        return need.line("on each GPU", available_bytes(ranks.device), host)
+    processes = "" if ranks.local_size == 1 else f" in each of {ranks.local_size} processes"
+    return need.line(f"of memory{processes}", host // ranks.local_size, host)
 
 
 def recipe(
@@ -218,7 +264,7 @@ def recipe(
         "mixture": [list(part) for part in batches.parts],
         "eval_split_ratio": settings.data.eval_split_ratio,
         "model_max_length": settings.data.model_max_length,
-        "packing": settings.data.packing,
+        "packing": batches.packing,
         "global_batch_size": batches.global_batch,
         "planned_processes": batches.processes,
         "total_steps": total_steps,
@@ -302,7 +348,7 @@ def print_arithmetic(
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     wanted = (
         " (bf16 was asked for; this device has none)"
-        if (settings.model.bf16 and compute == torch.float32)
+        if (settings.model.bf16 is True and compute == torch.float32)
         else ""
     )
     say(

@@ -86,16 +86,13 @@ def _load(name: str) -> tuple[Any, Any]:
         raise ConfigError(f"{name}: holds no finished model; check --model")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{name}: cannot be loaded: {str(exc).partition(chr(10))[0]}") from exc
+    from trainer.opening import opened
+
+    model = opened(AutoModelForCausalLM, name, "model", use_safetensors=True)
+    tokenizer = opened(AutoTokenizer, name, "tokenizer")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), tokenizer  # type: ignore[arg-type]
+    return model.to(device), tokenizer
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Lay a record out as text, and say which parts of it are learned.
 
 Alpaca's text is an interchange format: models in the wild expect it byte for byte. For chats the
-model's own chat template is rendered, and what is learned are the assistant's turns with whatever
-the template puts behind them, since that is what must be generated.
+model's own chat template is rendered (trainer/chat.py), and what is learned are the assistant's
+turns with whatever the template puts behind them, since that is what must be generated.
 
 Text of a record may hold the spelling of a special token (``<|im_end|>``, ``</s>``). A tokenizer
 would turn it into the real token, and a record could end its own turn and open another. Such
@@ -11,12 +11,15 @@ stretches are handed on as ``literal``: tokenised as ordinary characters.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from trainer.errors import ConfigError, DataError
+from trainer.chat import ChatRow, ChatTemplate
+from trainer.errors import ConfigError
 from trainer.examples import Conversation, Example, Message, Text, alpaca_prompt, question
 
 __all__ = ["Piece", "Template", "alpaca_prompt"]
@@ -45,12 +48,20 @@ class Template:
             raise ConfigError(
                 "--template chat: the tokenizer has no chat template; use --template alpaca"
             )
-        self._tokenizer = tokenizer
+        self._has_chat_template = bool(tokenizer.chat_template)
         self._kind = kind
         special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         special |= set(tokenizer.all_special_tokens)
         longest_first = sorted(map(re.escape, special), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first) or "(?!)")
+        # The characters that stand for a hidden spelling are hidden themselves.
+        self._hidden = re.compile("|".join([*longest_first, "[\uf8f0\uf8f1]"]))
+        self._chats = ChatTemplate(tokenizer, self._special)
+
+    @property
+    def notes(self) -> Counter[str]:
+        """What a person should know about how records were laid out, and of how many it is so."""
+        return self._chats.notes
 
     def is_chat(self, example: Example) -> bool:
         """Whether the model's chat template lays ``example`` out."""
@@ -59,16 +70,17 @@ class Template:
         # Text without a prompt holds no question that a chat could ask.
         return self._kind == "chat" and not (isinstance(example, Text) and not example.prompt)
 
-    def pieces(self, example: Example) -> list[Piece]:
-        """The stretches of ``example`` in order. The end-of-text token of Alpaca's layout is not
-        among them.
+    def rows(self, example: Example) -> list[list[Piece]]:
+        """The training rows of ``example``, each as its stretches in order: one, or several of a
+        chat whose answers are asked for in other words than its template finishes them with. The
+        end-of-text token of Alpaca's layout is not among them.
 
         Raises:
             ConfigError: a chat, and no template for it.
-            DataError: the chat template refuses the record, or does not lay turns end to end.
+            DataError: the chat template refuses the record, or leaves out something of it.
         """
         if self.is_chat(example):
-            return list(self._chat(example))
+            return self._chat(example)
         if isinstance(example, Conversation):
             raise ConfigError(
                 f"{example.name}: is a conversation, which --template alpaca cannot lay out; use"
@@ -76,9 +88,9 @@ class Template:
             )
         if isinstance(example, Text):
             opening = self._split(example.prompt, False) if example.prompt else ()
-            return [*opening, *self._split(example.completion, True)]
+            return [[*opening, *self._split(example.completion, True)]]
         prompt = alpaca_prompt(example.instruction, example.input)
-        return [*self._split(prompt, False), *self._split(example.output, True)]
+        return [[*self._split(prompt, False), *self._split(example.output, True)]]
 
     def _split(self, text: str, learned: bool) -> Iterator[Piece]:
         """``text`` of a record: its special spellings apart, as literals."""
@@ -91,12 +103,12 @@ class Template:
         if start < len(text) or not text:
             yield Piece(text[start:], learned)
 
-    def _chat(self, example: Example) -> Iterator[Piece]:
-        if not self._tokenizer.chat_template:
+    def _chat(self, example: Example) -> list[list[Piece]]:
+        if not self._has_chat_template:
             raise ConfigError(
-                f"{example.name}: is a conversation, and the tokenizer has no chat template"
+                f"{example.name}: is a conversation, and the tokenizer has no chat template; give"
+                " one with --chat_template"
             )
-        messages = _as_messages(example)
         # What a record spells of special tokens becomes private characters before the template is
         # rendered, and a literal piece after it.
         hidden: list[str] = []
@@ -105,40 +117,25 @@ class Template:
             hidden.append(match.group())
             return f"\uf8f0{len(hidden) - 1}\uf8f1"
 
-        turns = [_inside(m.as_dict(), lambda text: self._special.sub(hide, text)) for m in messages]
+        def hidden_in(value: Any) -> Any:
+            return _inside(value, lambda text: self._hidden.sub(hide, text))
+
+        messages = [
+            replace(
+                message,
+                content=hidden_in(message.content),
+                reasoning_content=hidden_in(message.reasoning_content),
+                tool_calls=hidden_in(message.tool_calls),
+            )
+            for message in _as_messages(example)
+        ]
         variables: dict[str, Any] = {}
         if isinstance(example, Conversation):
             variables |= example.template_kwargs
             if example.tools:
-                variables["tools"] = list(example.tools)
-        done = ""
-        for index, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            before = self._render(example.name, turns[:index], variables, prompt=True)
-            after = self._render(example.name, turns[: index + 1], variables, prompt=False)
-            if not (before.startswith(done) and after.startswith(before)):
-                raise DataError(
-                    f"{example.name}: the chat template does not lay its turns end to end, so what"
-                    " the assistant said cannot be told apart; split it into one answer a record"
-                )
-            yield from _reveal(before[len(done) :], False, hidden)
-            yield from _reveal(after[len(before) :], messages[index].learned, hidden)
-            done = after
-
-    def _render(
-        self, name: str, turns: Sequence[Any], variables: dict[str, Any], *, prompt: bool
-    ) -> str:
-        import jinja2
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=prompt, **variables
-            )
-        except (jinja2.TemplateError, TypeError) as exc:
-            raise DataError(f"{name}: the chat template refuses it: {exc}") from exc
-        assert isinstance(text, str)
-        return text
+                variables["tools"] = hidden_in(list(example.tools))
+        rows = self._chats.rows(example.name, messages, variables)
+        return [list(_revealed(row, hidden)) for row in rows]
 
 
 def _as_messages(example: Example) -> tuple[Message, ...]:
@@ -157,14 +154,16 @@ def _inside(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {key: _inside(inner, change) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_inside(inner, change) for inner in value]
+        return type(value)(_inside(inner, change) for inner in value)
     return value
 
 
-def _reveal(text: str, learned: bool, hidden: list[str]) -> Iterator[Piece]:
-    parts = re.split("\uf8f0(\\d+)\uf8f1", text)
-    for index, part in enumerate(parts):
-        if index % 2:
-            yield Piece(hidden[int(part)], learned, literal=True)
-        elif part:
-            yield Piece(part, learned)
+def _revealed(row: ChatRow, hidden: list[str]) -> Iterator[Piece]:
+    edges = sorted({0, len(row.text), *(edge for span in row.learned for edge in span)})
+    for start, end in itertools.pairwise(edges):
+        learned = any(a <= start and end <= b for a, b in row.learned)
+        for index, part in enumerate(re.split("\uf8f0(\\d+)\uf8f1", row.text[start:end])):
+            if index % 2:
+                yield Piece(hidden[int(part)], learned, literal=True)
+            elif part:
+                yield Piece(part, learned)

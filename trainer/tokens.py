@@ -14,7 +14,9 @@ Where prompt and response meet, a tokenizer may merge characters of both into on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import DataSettings
-from trainer.errors import ConfigError
+from trainer.encode import RowEncoder
+from trainer.errors import ConfigError, DataError
 from trainer.examples import Example
 from trainer.template import Piece, Template
 
-__all__ = ["Dropped", "Tokenised", "opening_ids", "tokenise"]
+__all__ = ["Dropped", "LayoutWarning", "Tokenised", "opening_ids", "tokenise"]
 
-FORMAT = 2
+FORMAT = 3
 """Part of the key of the token cache; counts changes of layout or tokenising that change ids."""
 
 _BATCH = 1024
@@ -57,9 +60,16 @@ class Dropped:
 
 
 def tokenise(
-    examples: Iterable[Example], tokenizer: Any, settings: DataSettings
+    examples: Iterable[Example],
+    tokenizer: Any,
+    settings: DataSettings,
+    notes: Counter[str] | None = None,
 ) -> Iterator[Tokenised | Dropped]:
     """Token ids of each example, in order; an example may give several rows, or be dropped.
+
+    Args:
+        notes: takes what a person should know about how records were laid out, and of how many it
+            is so. Without it each note is a :class:`LayoutWarning`.
 
     Raises:
         ConfigError: the tokenizer has no end-of-text token, or cannot lay a conversation out.
@@ -69,18 +79,49 @@ def tokenise(
         raise ConfigError("the tokenizer has no end-of-text token; answers could never end")
     template = Template(tokenizer, settings.template)
     opening = opening_ids(tokenizer)
+    chat_ids: Callable[[list[list[Piece]]], list[tuple[list[int], list[bool]]]] | None = None
     stream = iter(examples)
     while batch := list(itertools.islice(stream, _BATCH)):
-        laid_out = [template.pieces(example) for example in batch]
-        ids_of = _Encoder(tokenizer, laid_out, whole=settings.boundary != "split")
-        for example, pieces in zip(batch, laid_out, strict=True):
-            if template.is_chat(example):  # the template brings its own first and last token
-                ids, learned = ids_of.apart(pieces)
-            else:
-                ids, learned = ids_of.joined(pieces, settings.boundary)
-                ids = [*opening, *ids, tokenizer.eos_token_id]
-                learned = [*[False] * len(opening), *learned, True]
-            yield _within(example.name, ids, learned, settings)
+        laid_out = []
+        for example in batch:
+            try:
+                laid_out.append(template.rows(example))
+            except DataError as exc:
+                if settings.on_bad_row == "refuse":
+                    raise
+                yield Dropped(example.name, "bad_row", 0, str(exc))
+                laid_out.append([])
+        are_chats = [template.is_chat(example) for example in batch]
+        plain = [rows for rows, is_chat in zip(laid_out, are_chats, strict=True) if not is_chat]
+        ids_of = _Encoder(tokenizer, [*itertools.chain(*plain)], whole=settings.boundary != "split")
+        if chat_ids is None and any(are_chats):
+            chat_ids = RowEncoder(tokenizer) if tokenizer.is_fast else _apart(tokenizer)
+        chats = [rows for rows, is_chat in zip(laid_out, are_chats, strict=True) if is_chat]
+        of_chats = iter(chat_ids([*itertools.chain(*chats)]) if chat_ids else ())
+        for example, rows, is_chat in zip(batch, laid_out, are_chats, strict=True):
+            for number, pieces in enumerate(rows):
+                if is_chat:  # the template brings its own first and last token
+                    ids, learned = next(of_chats)
+                else:
+                    ids, learned = ids_of.joined(pieces, settings.boundary)
+                    ids = [*opening, *ids, tokenizer.eos_token_id]
+                    learned = [*[False] * len(opening), *learned, True]
+                name = f"{example.name}, answer {number + 1}" if len(rows) > 1 else example.name
+                yield _within(name, ids, learned, settings)
+    if notes is not None:
+        notes.update(template.notes)
+        return
+    for note, count in template.notes.items():
+        warnings.warn(f"{note} ({count} records)", LayoutWarning, stacklevel=2)
+
+
+class LayoutWarning(UserWarning):
+    """Records are laid out in a way that a person should know of."""
+
+
+def _apart(tokenizer: Any) -> Callable[[list[list[Piece]]], list[tuple[list[int], list[bool]]]]:
+    """The ids of rows, piece by piece: all that a tokenizer without offsets can do."""
+    return lambda rows: [_Encoder(tokenizer, rows, whole=False).apart(row) for row in rows]
 
 
 class _Encoder:

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from trainer.model import architecture
+from trainer.opening import architecture
 from trainer.template import alpaca_prompt
 
 CHAT_TEMPLATE = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.trainer.conftest import FAMILIES, toy_records
 from tests.trainer.reference import reference_loss
 from trainer.config import DataSettings, ModelSettings
 from trainer.errors import ConfigError
-from trainer.loss import LogitShape, summed_cross_entropy
+from trainer.loss import LOGIT_BYTES, LogitShape, chunk_length, summed_cross_entropy
 from trainer.model import TokenLoss, load_weights
 from trainer.packing import collate, pack
 from trainer.records import Instruction
@@ -103,7 +104,8 @@ def test_summed_cross_entropy_and_its_gradients(
     offset = torch.randn(11, generator=generator, requires_grad=True) if bias else None
     targets = torch.randint(0, 11, (positions,), generator=generator)
     inputs = [tensor for tensor in (hidden, weight, offset) if tensor is not None]
-    loss = summed_cross_entropy(hidden, weight, offset, targets, LogitShape(scale, cap))
+    with patch.dict(LOGIT_BYTES, cpu=4 * 11 * 128):  # 128 positions a chunk
+        loss = summed_cross_entropy(hidden, weight, offset, targets, LogitShape(scale, cap))
     (loss * 3).backward()  # type: ignore[no-untyped-call]
     ours = [tensor.grad for tensor in inputs]
 
@@ -115,6 +117,22 @@ def test_summed_cross_entropy_and_its_gradients(
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     for mine, theirs in zip(ours, double, strict=True):
         torch.testing.assert_close(mine.double(), theirs.grad, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("device", "vocabulary", "length"),
+    [
+        ("cpu", 49_152, 128),
+        ("cpu", 262_144, 24),
+        ("cpu", 400, 4096),
+        ("cpu", 2_000_000, 16),
+        ("cuda", 128_256, 1046),
+        ("cuda", 49_152, 2730),
+    ],
+)
+def test_chunks_follow_from_the_bytes_of_logits(device: str, vocabulary: int, length: int) -> None:
+    """Few and large on a GPU, near the caches on a processor, whatever the vocabulary."""
+    assert chunk_length(vocabulary, torch.device(device)) == length
 
 
 def test_an_extreme_logit_does_not_overflow() -> None:
@@ -150,5 +168,7 @@ def test_an_unknown_output_head_is_refused(llama: Path, tmp_path: Path) -> None:
     # Granite divides its logits; as a Llama with the same key it does not, which must be noticed.
     config["logits_scaling"] = 8.0
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="its logits are not a linear layer of its states"):
+    with pytest.raises(
+        ConfigError, match="what is computed for training is not what the architecture computes"
+    ):
         module.load_weights(ModelSettings(model_name_or_path=str(tmp_path)), seed=0)

@@ -188,6 +188,18 @@ def test_fault_127_a_rank_hangs(train: Train) -> None:
     assert "another rank does not answer (--timeout_s)" in done[0].output
 
 
+def test_a_save_beside_an_evaluation_is_whole(train: Train, root: Path) -> None:
+    """Held-out records are evaluated after the step of a save, on 2 ranks: what is resumed from it
+    goes on as the uncut run does. Forward passes alone leave parameters gathered.
+    """
+    held_out = write_records(root / "beside.json", toy_records(5)[1:4])
+    every = ("--eval_data_path", str(held_out), "--eval_strategy", "steps", "--eval_steps", "3")
+    train("beside-1", *every)
+    train("beside", *every, failpoint="train.step:5:kill", code=-signal.SIGKILL, ranks=2)
+    train("beside", *every, "--resume", ranks=2)
+    assert curve(root / "beside") == curve(root / "beside-1")
+
+
 def test_fault_128_a_full_disk_in_a_save(train: Train, root: Path, whole: Any) -> None:
     """A save that fails leaves older checkpoints and the training alone; when the last save failed,
     the run ends with 74 and the model is there.
