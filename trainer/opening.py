@@ -42,7 +42,8 @@ def opened(cls: Any, name: str, what: str, **options: Any) -> Any:
 
 def architecture(config: Any, **options: Any) -> Any:
     """The model that ``config`` describes, with random weights."""
-    return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM
+    return model.from_config(config, trust_remote_code=False, **options)
 
 
 def _explained(exc: Exception, name: str, what: str) -> TrainerError:
