@@ -83,7 +83,7 @@ def _lines(settings: Settings, count: int, *, colour: bool) -> Iterator[str]:
     from trainer.records import BadRow, Records
 
     tokenizer = load_tokenizer(settings.model)
-    for source in sources(settings.data.data_path, settings.data):
+    for source in sources(settings.data.paths, settings.data):
         records = Records(source.paths, source.rules)
         notes: Counter[str] = Counter()
         for record in islice(records, count):
