@@ -65,6 +65,7 @@ class TokenDataset:
     def __init__(self, folder: Path) -> None:
         self.key = folder.name
         meta = json.loads((folder / "meta.json").read_bytes())
+        self.instructions: int = meta["instructions"]
         self.chats: int = meta["chats"]
         """Records that the model's chat template laid out; the rest are in other layouts."""
         self.texts: int = meta["texts"]
@@ -96,6 +97,7 @@ class MixedDataset:
     def __init__(self, parts: Sequence[TokenDataset]) -> None:
         self.parts = tuple(parts)
         self.key = hashlib.sha256(" ".join(part.key for part in parts).encode()).hexdigest()
+        self.instructions = sum(part.instructions for part in parts)
         self.chats = sum(part.chats for part in parts)
         self.texts = sum(part.texts for part in parts)
         self.largest_id = max(part.largest_id for part in parts)
@@ -188,6 +190,7 @@ def _write_ids(
     (folder / "offsets.bin").write_bytes(offsets.tobytes())
     (folder / "targets.bin").write_bytes(targets.tobytes())
     return {
+        "instructions": kinds["instruction"],
         "chats": kinds["chat"],
         "texts": kinds["text"],
         "largest_id": largest,

@@ -54,7 +54,7 @@ class Data:
     @property
     def alpaca(self) -> bool:
         """Whether all that was laid out has Alpaca's layout."""
-        return not self.dataset.chats and self.dataset.texts < len(self.dataset)
+        return not self.dataset.chats and bool(self.dataset.instructions)
 
 
 def datasets(settings: Settings, tokenizer: Any, ranks: Ranks) -> tuple[Data, Data | None]:
@@ -80,7 +80,7 @@ def _data(
             for note, count in part.notes.items():
                 say(f"{source.name}: {note} ({count:,} records)")
     dataset = MixedDataset(parts)
-    others = len(dataset) - dataset.chats - dataset.texts
+    others = dataset.instructions
     if ranks.rank == 0 and dataset.chats and others > 0:
         say(
             f"{dataset.chats:,} records are in the layout of the model's chat template and"

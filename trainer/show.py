@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-from trainer.config import DataSettings, parse
+from trainer.config import DataSettings, Settings, parse
 from trainer.errors import TrainerError
 
-__all__ = ["main", "shown"]
+__all__ = ["main", "parsed", "shown"]
 
 _LEARNED, _READ, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 
@@ -39,8 +39,12 @@ def shown(ids: Sequence[int], learned: Sequence[bool], tokenizer: Any, *, colour
     return "│".join(out).replace("\\n│", "\\n│\n").replace("\\n⟧│", "\\n⟧│\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Show records; the exit code."""
+def parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Settings]:
+    """This command's own flags, and the trainer's.
+
+    Raises:
+        TrainerError: a flag of the trainer that is wrong.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m trainer.show",
         description="Show records as they are trained on, token by token.",
@@ -53,12 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-n", type=int, default=3, metavar="N", help="records of each source (3)")
     parser.add_argument("--colour", choices=("auto", "always", "never"), default="auto")
     known, rest = parser.parse_known_args(argv)
-    colour = known.colour == "always" or (known.colour == "auto" and sys.stdout.isatty())
+    needed = ["--model_name_or_path", known.model, "--data_path", *known.data]
+    return known, parse([*needed, "--output_dir", os.devnull, *rest])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show records; the exit code."""
     try:
-        settings = parse(
-            ["--model_name_or_path", known.model, "--data_path", *known.data,
-             "--output_dir", os.devnull, *rest]
-        )  # fmt: skip
+        known, settings = parsed(argv)
+        colour = known.colour == "always" or (known.colour == "auto" and sys.stdout.isatty())
         for line in _lines(settings, known.n, colour=colour):
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
@@ -70,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _lines(settings: Any, count: int, *, colour: bool) -> Iterator[str]:
+def _lines(settings: Settings, count: int, *, colour: bool) -> Iterator[str]:
     from trainer.mixture import sources
     from trainer.model import load_tokenizer
     from trainer.records import BadRow, Records
 
     tokenizer = load_tokenizer(settings.model)
-    for source in sources(settings.data.data_path, settings.data):
+    for source in sources(settings.data.paths, settings.data):
         records = Records(source.paths, source.rules)
         notes: Counter[str] = Counter()
         for record in islice(records, count):

@@ -92,7 +92,12 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif program in ("torchrun", "python"):
         from trainer.config import parse
 
-        parse(arguments[arguments.index("trainer") + 1 :])
+        if "trainer.show" in arguments:  # the trainer's flags, and three of its own
+            from trainer.show import parsed
+
+            parsed(arguments[arguments.index("trainer.show") + 1 :])
+        else:
+            parse(arguments[arguments.index("trainer") + 1 :])
     elif arguments[:1] == ["view"]:
         look_at(arguments)
     elif arguments[:2] == ["models", "fetch"]:

@@ -107,3 +107,16 @@ def test_bad_rows_of_which_nothing_is_left(tokenizer: Any, tmp_path: Path) -> No
     records = Records(path, Rules(on_bad_row="skip"))
     with pytest.raises(DataError, match=r"dropped \(bad_row\); the first: d\.jsonl:1: output is"):
         tokenised_dataset(records, tokenizer, settings(dataset_cache_dir=tmp_path))
+
+
+def test_a_chat_that_is_split_is_still_no_instruction(tmp_path: Path) -> None:
+    """Rows are counted apart from records: two rows of one chat leave no record in Alpaca's
+    layout, whose template an export would take.
+    """
+    from tests.trainer.test_templates import CHATS, TEMPLATES, with_special_tokens
+
+    qwen = with_special_tokens((TEMPLATES / "qwen3.jinja").read_text())
+    cached = settings(dataset_cache_dir=tmp_path)
+    dataset = tokenised_dataset([CHATS["system"]], qwen, cached)
+    assert (len(dataset), dataset.chats, dataset.instructions) == (2, 1, 0)
+    assert "split, one training row for each answer" in " ".join(dataset.notes)
