@@ -48,6 +48,8 @@ def thoughts_apart(completion: Completion) -> Completion:
     in the length of the text.
     """
     text, start, thoughts = completion.text, 0, []
+    if "think" not in text and "THINK" not in text and text.lstrip()[:1] not in ("<", "[", "◁"):
+        return completion  # as nearly all: none of the tags can be there
     while (found := _leading_thought(text, start)) is not None:
         thought, start = found
         thoughts.append(thought.strip())

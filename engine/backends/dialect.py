@@ -104,8 +104,9 @@ class Dialect:
         """``body`` as the host takes it. Changes the argument."""
         if self._renamed and RENAMED[0] in body:
             body[RENAMED[1]] = body.pop(RENAMED[0])
-        for name in self._omitted | self._without:
-            body.pop(name, None)
+        for left_out in (self._omitted, self._without):
+            for name in left_out:
+                body.pop(name, None)
         return body
 
     def answered(self, body: Iterable[str], api: Api) -> None:

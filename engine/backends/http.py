@@ -354,7 +354,8 @@ class HttpBackend:
     async def _generate(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         """One attempt; a refusal that teaches what the host takes is not the end of it."""
         began = asyncio.get_running_loop().time()
-        before, lessons = self.dialect.learnt, list[str]()
+        before: dict[str, Any] = {}
+        lessons: list[str] = []
         wants_stream = self._wants_stream()
         for _ in range(MOST_LESSONS):
             api, body = self._spoken(prompts, wants_stream)
@@ -366,6 +367,7 @@ class HttpBackend:
             verdict, text = answer
             if (api, body.keys()) != self._now_spoken(prompts, wants_stream):
                 continue  # another request has learnt it meanwhile
+            before = before if lessons else self.dialect.learnt
             learnt = self.dialect.learn(verdict, text, body, api)
             if learnt is None:
                 break
@@ -509,7 +511,7 @@ class HttpBackend:
         if "event-stream" in response.headers.get("content-type", ""):
             return await self._read_stream(response, count, began, call)
         raw = await self._whole(response)
-        if raw.lstrip().startswith(b"data:"):  # a gateway has lost the content type
+        if raw[:64].lstrip().startswith(b"data:"):  # a gateway has lost the content type
             answer = Reply(count)
             events = Events(answer, self._max_response_bytes)
             events.feed(raw)
