@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from engine.budget import FitStep
 from engine.errors import ConfigError
-from engine.secrets import DEFAULT_VARIABLE, variable_name
+from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
 from engine.surroundings import spelt_out
 
 __all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
@@ -34,6 +34,11 @@ Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
 """Fields of a request's body that the engine itself must fill."""
+SENT = (
+    *("stop", "seed", "temperature", "top_p", "stream", "stream_options", "ignore_eos"),
+    *("max_tokens", "max_completion_tokens"),
+)
+"""The others that it fills, which ``without`` can leave out."""
 Variable = Annotated[str, AfterValidator(variable_name)]
 
 
@@ -161,8 +166,17 @@ class RunConfig(_Strict):
             )
         if taken := sorted(RESERVED & self.extra_body.keys()):
             raise ValueError(f"extra_body: {taken[0]} is filled by the engine itself")
+        if (name := secret_field(self.extra_body)) is not None:
+            raise ValueError(
+                f"extra_body: {name!r} looks like a secret, which would end in the run's "
+                "settings; give the key by environment or file, or as --header NAME=env:VARIABLE"
+            )
         if taken := sorted((RESERVED - {"stream", "stream_options"}).intersection(self.without)):
             raise ValueError(f"without: no request can be made without {taken[0]}")
+        if unknown := sorted(set(self.without).difference(SENT, self.extra_body)):
+            close = get_close_matches(unknown[0].lower(), SENT, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SENT[:5])}"
+            raise ValueError(f"without: {unknown[0]!r} is never sent; {meant}")
         if self.base_url and self.endpoint:
             raise ValueError("give either base_url or [[endpoint]] tables, not both")
         if self.chosen_backend == "http" and not self.base_url and not self.endpoint:

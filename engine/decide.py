@@ -143,7 +143,7 @@ class Decider:
         if answer.completion is None:
             return [_Piece(answer.index, 0, None, (f"failed:{answer.failure}", answer.message))]
         completion = thoughts_apart(answer.completion)
-        if completion.finish_reason not in ("stop", "length"):
+        if completion.finish_reason not in ("stop", *alpaca.CUT):
             return [_Piece(answer.index, 0, None, (completion.finish_reason, ""))]
         if is_thoughts_only(completion):
             spent = f"{completion.usage.completion_tokens} tokens of thoughts, and no answer"

@@ -132,8 +132,8 @@ class Completion:
 
     text: str
     finish_reason: str
-    """``stop`` or ``length``; ``content_filter``, ``refusal``, ``tool_calls``, ``repetition`` and
-    ``unknown`` are answers too.
+    """``stop``, ``length``, or ``unknown``, after which an answer may be cut as well;
+    ``content_filter``, ``refusal``, ``tool_calls`` and ``repetition`` are answers too.
     """
     usage: Usage
     reasoning: str = ""

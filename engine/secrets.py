@@ -15,12 +15,20 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from engine.errors import ConfigError
 
-__all__ = ["Secret", "keep_from_children", "read_key", "tells_a_key", "variable_name"]
+__all__ = [
+    "Secret",
+    "keep_from_children",
+    "looks_like_a_key",
+    "read_key",
+    "secret_field",
+    "tells_a_key",
+    "variable_name",
+]
 
 DEFAULT_VARIABLE = "OPENAI_API_KEY"
 """The one variable that may be absent without a word: many servers want no key."""
@@ -33,6 +41,21 @@ LONG_CHARS, SHORT_CHARS = 16, 6
 """A key of fewer characters is looked for in texts only where it holds letters and digits; with
 fewer than the second, never. "EMPTY", "ollama" and "none" are what people give to servers that want
 no key, and a text may well hold such a word."""
+
+
+KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?:sk|gsk|hf|xai|nvapi|pplx)[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
+    r"|\b(?:Bearer|Basic) +\S{8,}"
+)
+"""What hosts' keys look like, wherever they stand."""
+SECRET_FIELD = re.compile(
+    r"(?:^|[-_])(?:api-?_?key|(?:access|auth|bearer|refresh|session|api)[-_]?token|authorization"
+    r"|secret(?:[-_]key)?|access[-_]key|private[-_]key|password|passwd|cookie|credentials?)$",
+    re.IGNORECASE,
+)
+"""Fields of a request's body that hold secrets. Others are called ``max_tokens``,
+``prompt_cache_key`` or ``stop_token_ids``, and hold none.
+"""
 
 
 _variables: set[str] = set()
@@ -168,6 +191,28 @@ def keep_from_children(variable: str, holds: Secret | None = None) -> None:
     _variables.add(variable)
     if holds is not None:
         _keys.add(holds)
+
+
+def looks_like_a_key(text: str) -> bool:
+    """Whether ``text`` holds what looks like a host's key."""
+    return KEY.search(text) is not None
+
+
+def secret_field(value: Any) -> str | None:
+    """The first field, however deep in this JSON value, that holds a secret by its name or looks;
+    None where none does.
+    """
+    todo: list[tuple[str, Any]] = [("", value)]
+    while todo:
+        name, inner = todo.pop()
+        if isinstance(inner, dict):
+            todo += inner.items()
+        elif isinstance(inner, list | tuple):
+            todo += [(name, each) for each in inner]
+        elif isinstance(inner, str) and inner:
+            if SECRET_FIELD.search(name) or looks_like_a_key(inner):
+                return name
+    return None
 
 
 def tells_a_key(variable: str, value: str) -> bool:

@@ -17,7 +17,7 @@ import httpx
 from engine.backends.error_body import clean
 from engine.errors import ConfigError
 from engine.records import Api
-from engine.secrets import Secret, keep_from_children
+from engine.secrets import Secret, keep_from_children, looks_like_a_key
 
 __all__ = [
     "Address",
@@ -129,13 +129,16 @@ def read_address(text: str, query: Sequence[str] = ()) -> Address:
             "give the key by environment or file"
         )
     fields = dict(url.params.multi_items())
-    if secret := next((name for name in fields if SECRET_NAME.search(name)), None):
+    secrets = (n for n, v in fields.items() if SECRET_NAME.search(n) or looks_like_a_key(v))
+    if (secret := next(secrets, None)) is not None:
         raise ConfigError(
             f"--base-url: {clean(secret)} in a query ends in logs; give the key by environment or "
             "file"
         )
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigError(f"--base-url: {clean(text)} needs http:// or https:// and a host")
+    if url.port is not None and not 0 < url.port < 65_536:
+        raise ConfigError(f"--base-url: {url.port} is no port")
     path = url.path.rstrip("/")
     chat = path.endswith("/chat/completions")
     root = path
@@ -161,7 +164,7 @@ def read_query(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ConfigError(f"--query {clean(pair)}: write NAME=VALUE")
-        if SECRET_NAME.search(name):
+        if SECRET_NAME.search(name) or looks_like_a_key(value):
             raise ConfigError(
                 f"--query {clean(name)}: a secret in a URL ends in logs; use --header NAME=env:VAR"
             )
@@ -191,7 +194,7 @@ def read_headers(pairs: Sequence[str]) -> dict[str, Header]:
             secret = Secret(rest, source=f"--header {name}")
             keep_from_children(variable, secret)
             found[name] = Header(plain=f"{scheme} " if scheme else "", secret=secret)
-        elif SECRET_NAME.search(name):
+        elif SECRET_NAME.search(name) or looks_like_a_key(value):
             raise ConfigError(
                 f"--header {name}: a secret on the command line can be read by others and ends in "
                 f"the run's settings; use --header {name}=env:VARIABLE"

@@ -234,7 +234,7 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
                 f"{where}: redirects to {target}; use that as the base URL if you trust it"
             ),
         )
-    if status in (404, 405):
+    if status in (404, 405, 501):
         return wrong(
             f"http_{status}",
             ConfigError(f"{where}: not found ({message}); {_hint(where, text, status)}"),
@@ -282,7 +282,10 @@ def _hint(where: str, text: str, status: int) -> str:
         )
     if "model" in text.lower() and status == 404:
         return "check --model"
-    return "check the base URL, which usually ends in /v1; a host without completions: --api chat"
+    return (
+        "check the base URL, which usually ends in /v1, and --api (chat or completions: a host may "
+        "have one alone)"
+    )
 
 
 def _number(pattern: re.Pattern[str], text: str) -> int | None:

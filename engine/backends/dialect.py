@@ -27,11 +27,13 @@ CHANGES_ANSWERS = frozenset(("ignore_eos", "seed", "stop", "top_p", "temperature
 CHAT_ONLY = re.compile(
     r"chat[/ ]completions|chat model|not supported in the v1/completions"
     r"|completion operation does not work|(?:only|use) (?:the )?chat"
-    r"|completions api is only available|no route|could not route",
+    r"|completions api is only available|no route|could not route"
+    r"|\bmessages\b.{0,30}(?:required|missing)|(?:required|missing)\b.{0,30}\bmessages\b"
+    r"|\bprompt\W{1,3}is (?:unsupported|not (?:supported|permitted|allowed))",
     re.IGNORECASE,
 )
 """How a host says with status 400 that it has no completions, or not for this model: OpenAI, Azure,
-DeepSeek, Cloudflare.
+DeepSeek, Cloudflare; and a gateway that takes every path for chats, which misses ``messages``.
 """
 STREAM_ONLY = re.compile(
     r"only supports? stream|must have stream ?= ?true|stream\w* (?:is|mode is) required"
@@ -147,8 +149,10 @@ class Dialect:
     def _goes_by_chat(self, verdict: Verdict, text: str, api: Api) -> bool:
         if not self.any_api or api == "chat" or self._chat or "completions" in self._apis:
             return False
-        no_route = verdict.reason in ("http_404", "http_405")
-        return no_route or bool(verdict.reason == "http_400" and CHAT_ONLY.search(text))
+        if verdict.reason in ("http_404", "http_405", "http_501"):
+            return True
+        refused = verdict.reason in ("http_400", "http_422")
+        return refused and ("messages" in verdict.parameters or bool(CHAT_ONLY.search(text)))
 
     def __str__(self) -> str:
         """In words, for whoever resumes a run."""

@@ -61,6 +61,8 @@ HEARD = ("http_", "html", "cut_body", "bad_json", "unreadable", "quota", "conten
 """How reasons begin of which a server's answer is the cause, and not its absence."""
 DONE_S = 1.0
 """How long a stream that says that it is done may take to end."""
+FINISHED_S = 5.0
+"""How long a stream may be silent once its choices are finished, for counts to come."""
 MOST_LESSONS = 12
 """Fields that a host may refuse one after the other within one attempt."""
 MOST_NAMES = 16
@@ -419,6 +421,7 @@ class HttpBackend:
         timeouts = self._timeouts
         first_s = timeouts.first_token_s if body.get("stream") else timeouts.total_s
         call = asyncio.timeout(None)
+        streamed = Reply(count)
         try:
             async with call:
                 self._calls.set(call, began + min(first_s, timeouts.total_s))
@@ -429,12 +432,14 @@ class HttpBackend:
                     if response.status_code != 200:
                         raw = await self._whole(response)
                         return self._classified(response, raw), read_error(raw).text
-                    answer = await self._read(response, count, began, call)
+                    answer = await self._read(response, streamed, began, call)
                 finally:
                     await response.aclose()
-        except Failure:
-            raise
         except Exception as exc:  # see above
+            if streamed.finished:
+                return streamed  # what went wrong came after it
+            if isinstance(exc, Failure):
+                raise
             if isinstance(exc, TimeoutError):
                 self._in_doubt = IN_DOUBT
             raise self._failure(exc, "generate") from exc
@@ -505,27 +510,26 @@ class HttpBackend:
         return Unpacker(encoding, self._max_response_bytes)
 
     async def _read(
-        self, response: httpx.Response, count: int, began: float, call: asyncio.Timeout
+        self, response: httpx.Response, answer: Reply, began: float, call: asyncio.Timeout
     ) -> Reply:
-        """The answer, whole or streamed as the server chose."""
+        """The answer, whole or streamed as the server chose; a stream's goes into ``answer``."""
         if "event-stream" in response.headers.get("content-type", ""):
-            return await self._read_stream(response, count, began, call)
+            return await self._read_stream(response, answer, began, call)
         raw = await self._whole(response)
         if raw[:64].lstrip().startswith(b"data:"):  # a gateway has lost the content type
-            answer = Reply(count)
             events = Events(answer, self._max_response_bytes)
             events.feed(raw)
             events.end()
             return answer
+        count = len(answer.finish)
         return Reply.of_whole(parsed(raw, response, self.name, count), count)
 
     async def _read_stream(
-        self, response: httpx.Response, count: int, began: float, call: asyncio.Timeout
+        self, response: httpx.Response, answer: Reply, began: float, call: asyncio.Timeout
     ) -> Reply:
         """A stream's answer. Its body's end is its end: ``[DONE]`` is asked for only where the
         choices do not say by themselves that they are finished.
         """
-        answer = Reply(count)
         events = Events(answer, MAX_EVENT_BYTES)
         unpack = self._unpacker(response)
         loop = asyncio.get_running_loop()
@@ -544,6 +548,8 @@ class HttpBackend:
                     await _let_end(pieces)
                     break
                 silence_s = timeouts.first_token_s if answer.ttft_s is None else timeouts.idle_s
+                if answer.finished:  # counts may follow, and that is all
+                    silence_s = min(silence_s, FINISHED_S)
                 self._calls.set(call, min(now_s + silence_s, end_s))
         finally:
             self._streams_open.discard(answer)

@@ -106,6 +106,11 @@ class Reply:
         return answer
 
     @property
+    def finished(self) -> bool:
+        """Every choice has its finish reason: nothing that comes now is part of the answer."""
+        return self.error is None and None not in self.finish
+
+    @property
     def pieces(self) -> int:
         """Pieces of text and thoughts so far; in a stream, about as many tokens."""
         return sum(map(len, self.texts)) + sum(map(len, self.thoughts))

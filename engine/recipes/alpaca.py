@@ -20,12 +20,27 @@ from typing import Any, Literal
 from engine.filters import Refusal
 from engine.records import Completion, Record, Sampling, SeedTask
 
-__all__ = ["Piece", "demonstration", "header", "parse", "render", "sample", "sampling", "tail"]
+__all__ = [
+    "CUT",
+    "Piece",
+    "demonstration",
+    "header",
+    "parse",
+    "render",
+    "sample",
+    "sampling",
+    "tail",
+]
 
 LAST_NUMBER = 20
 MOST_RECORDS = LAST_NUMBER - 1
 """Records that one answer can hold at most; paces the first requests."""
 STOP = (f"\n{LAST_NUMBER}", f"{LAST_NUMBER}.")
+CUT = {
+    "length": "the answer ended at its token limit",
+    "unknown": "the host gives a reason for the answer's end that nobody knows",
+}
+"""Finish reasons after which the last piece may be cut; the pieces before it are whole, and paid."""
 
 _HEADER = """\
 Write a varied list of 20 tasks for a text-only assistant. Someone will hand each task to the assistant and \
@@ -149,13 +164,13 @@ def parse(
     """
     first = demonstrations + 1
     parts = _continued(completion.text, first, api).split("###")
-    cut = len(parts) - 1 if completion.finish_reason == "length" else None
+    cut = len(parts) - 1 if completion.finish_reason in CUT else None
     pieces = []
     for position, part in enumerate(parts):
         if not part or part.isspace():
             continue
         if position == cut:
-            pieces.append(Piece(position, None, ("cut_off", "the answer ended at its token limit")))
+            pieces.append(Piece(position, None, ("cut_off", CUT[completion.finish_reason])))
             continue
         fields, labels = _split(part, first + position)
         if len(labels) != 3:

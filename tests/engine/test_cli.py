@@ -110,6 +110,27 @@ MISTAKES = {
     "http without endpoint": ("generate --backend http", 78, "base_url"),
     "no scheme": (f"{HTTP} 127.0.0.1:9", 78, "--base-url"),
     "key in url": (f"{HTTP} http://u:p@127.0.0.1:9", 78, "--base-url"),
+    "no port": (f"{HTTP} http://127.0.0.1:65536", 78, "--base-url"),
+    "key in a header": (
+        f"{HTTP} http://127.0.0.1:9 --header X-Org=sk-proj-Ab3dEf6hIj9lMn2pQr5t",
+        78,
+        "X-Org=env:",
+    ),
+    "key in a query": (
+        f"{HTTP} http://127.0.0.1:9 --query x=sk-proj-Ab3dEf6hIj9lMn2pQr5t",
+        78,
+        "--query x",
+    ),
+    "key in a body": (
+        f"""{HTTP} http://127.0.0.1:9 --extra-body '{{{{"api_key": "abc"}}}}'""",
+        78,
+        "'api_key'",
+    ),
+    "a field that is never sent": (
+        f"{HTTP} http://127.0.0.1:9 --without Temprature",
+        78,
+        "did you mean temperature?",
+    ),
     "open key file": (f"{HTTP} http://127.0.0.1:9 --key-file {{folder}}/key", 78, "600"),
     "no key file": (f"{HTTP} http://127.0.0.1:9 --key-file {{folder}}/none", 78, "none"),
     "out is a file": ("generate --out {folder}/key", 64, "--out"),

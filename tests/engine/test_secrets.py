@@ -9,6 +9,7 @@ import os
 import pickle
 import traceback
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from engine.config import load_config
 from engine.errors import ConfigError
 from engine.generate import make_backends
-from engine.secrets import DEFAULT_VARIABLE, Secret, keep_from_children, read_key
+from engine.secrets import DEFAULT_VARIABLE, Secret, keep_from_children, read_key, secret_field
 
 CANARY = "sk-CANARY0123456789abcdWXYZ"
 
@@ -163,3 +164,21 @@ def test_names_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("", "1KEY", "MY-KEY", "MY KEY", "KEY=x", "SCHLÜSSEL", "KEY\n"):
         with pytest.raises(ConfigError, match="key-env"):
             load_config(None, {"key_env": name})
+
+
+KEY = "sk-proj-Ab3dEf6hIj9lMn2pQr5t"
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"api_key": "0123456789abcdef"}, "api_key"),
+        ({"a": [{"headers": {"Authorization": "x"}}]}, "Authorization"),
+        ({"metadata": {"note": f"see {KEY}"}}, "note"),
+        ({"metadata": ["Bearer 0123456789abcdef"]}, "metadata"),
+        ({"max_tokens": 9, "stop_token_ids": [1], "prompt_cache_key": "alpaca"}, None),
+        ({"guided_json": {"required": ["key_takeaways", "sk-learn"]}, "api_key": None}, None),
+    ],
+)
+def test_a_secret_in_a_body_is_found_by_name_or_looks(body: dict[str, Any], name: str) -> None:
+    assert secret_field(body) == name

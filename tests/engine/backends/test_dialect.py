@@ -177,7 +177,28 @@ CHATS = [
     ("Anthropic", 404, {"error": {"type": "not_found_error", "message": "Not found"}}),
     ("Vertex, a page", 404, b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>"),
     ("a proxy", 405, {"detail": "Method Not Allowed"}),
+    ("not implemented", 501, openai("completions not implemented")),
+    ("FastAPI, chats on every path", 422, {"detail": [
+        {"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}]}),
+    ("OpenAI's chats, in words", 400, openai("Missing required parameter: 'messages'.")),
+    ("OpenAI's chats, of old", 400, openai("'messages' is a required property")),
+    ("Groq's chats", 400, openai("property 'prompt' is unsupported")),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "prompt is required",
+        "This model needs a longer prompt; the messages of it are odd",
+        "seed is not supported with this prompt",
+    ],
+)
+def test_a_refusal_of_the_prompt_is_no_word_for_chats(said: str) -> None:
+    dialect = Dialect()
+    dialect.any_api = True
+    learn(dialect, openai(said), api="completions")
+    assert dialect.api("completions") == "completions"
 
 
 @pytest.mark.parametrize(("status", "data"), [pytest.param(*row[1:], id=row[0]) for row in CHATS])

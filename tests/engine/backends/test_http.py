@@ -268,6 +268,42 @@ async def test_streams_that_are_not_answers(events: list[Any], reason: str) -> N
     assert (outcome.verdict.kind, outcome.verdict.reason) == ("ambiguous", reason)
 
 
+AFTERWARDS = {
+    "silence": b"",
+    "a cut": None,
+    "broken JSON": b'data: {"usage": {"prompt_tokens": NaN}}\n\n',
+    "a wrong choice": b'data: {"choices": [{"index": 7, "text": "x"}]}\n\n',
+}
+
+
+@pytest.mark.parametrize("after", AFTERWARDS.values(), ids=AFTERWARDS)
+async def test_what_goes_wrong_after_all_choices_are_finished_costs_no_answer(
+    after: bytes | None,
+) -> None:
+    """It is whole by its own word, and paid."""
+
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        if b"/models" in request:
+            writer.write(http_bytes(b'{"data":[{"id":"m"}]}'))
+            return
+        body = b"data: " + orjson.dumps(text("whole", "stop")) + b"\n\n" + (after or b"")
+        head = "content-type: text/event-stream\r\n"
+        writer.write(http_bytes(body, headers=head, length=len(body) + 9))
+        await writer.drain()
+        if after is None:
+            writer.close()
+        else:
+            await asyncio.sleep(5)
+
+    async with raw_server(serve) as url:
+        backend = HttpBackend(url, stream=True, timeouts=QUICK)
+        await backend.start()
+        (answer,) = await backend.complete([prompt()])
+        assert isinstance(answer, Completion)
+        assert (answer.text, answer.finish_reason) == ("whole", "stop")
+        await backend.aclose()
+
+
 async def test_streams_in_awkward_pieces() -> None:
     """Comments, CRLF, no space after the colon, UTF-8 cut anywhere: the text comes out the same."""
     lines = (

@@ -115,7 +115,16 @@ def test_any_text_is_decided_as_the_reference_decides(
     assert kept(text, finish, demonstrations) == reference(text, finish, demonstrations)
 
 
-@given(texts, st.sampled_from(["stop", "length"]))
+def test_an_end_for_an_unknown_reason_costs_the_last_piece_alone() -> None:
+    """The pieces before it are whole, and paid."""
+    answer = f"{GOOD}\n###\n5. Instruction: Name a metal.\n5. Input:\n<noinput>\n5. Output:\nIr"
+    first, last = alpaca.parse(completion(answer, "unknown"), demonstrations=3)
+    assert first.record is not None
+    assert last.refusal is not None
+    assert last.refusal[0] == "cut_off"
+
+
+@given(texts, st.sampled_from(["stop", "length", "unknown"]))
 def test_every_piece_has_a_record_or_a_reason_and_a_place_of_its_own(
     text: str, finish: str
 ) -> None:
