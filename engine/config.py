@@ -28,7 +28,7 @@ EMBEDDED_SAMPLING = {"max_tokens": 192, "temperature": 0.85, "top_p": 0.9}
 ALPACA_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -177,6 +177,11 @@ class RunConfig(_Strict):
             close = get_close_matches(unknown[0].lower(), SENT, n=1)
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SENT[:5])}"
             raise ValueError(f"without: {unknown[0]!r} is never sent; {meant}")
+        if self.proxy is not None and "@" in self.proxy:
+            raise ValueError(
+                "proxy: a password on the command line can be read by others and ends in the run's "
+                "settings; give the proxy as HTTPS_PROXY or HTTP_PROXY in the environment"
+            )
         if self.base_url and self.endpoint:
             raise ValueError("give either base_url or [[endpoint]] tables, not both")
         if self.chosen_backend == "http" and not self.base_url and not self.endpoint:

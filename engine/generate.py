@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
@@ -146,7 +147,7 @@ def _with_api(config: RunConfig) -> tuple[RunConfig, bool]:
     if config.chosen_backend == "http":
         endpoints = config.endpoints()
         api = read_address(endpoints[0].url).api
-    if (config.out / "run.sqlite").is_file():
+    if os.path.isfile(config.out / "run.sqlite"):
         with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
             api = earlier.manifest.fixed.get("api", api)
     return config.model_copy(update={"api": api}), True

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from engine.errors import OutputError, WoolmillError
+from engine.export import OWN_FILES
 from engine.files import new_file
 from engine.limits import Pool
 from engine.state import Display, Progress
@@ -44,6 +45,11 @@ class MetricsFile:
         self._complained = False
 
     def __enter__(self) -> MetricsFile:
+        name = self._path.name
+        if name in OWN_FILES and self._path.parent.resolve() == self._folder.resolve():
+            raise OutputError(
+                f"--metrics-file {self._path}: this is where the run is stored; choose another name"
+            )
         if os.path.lexists(self._path) and not self._ours():
             raise OutputError(
                 f"--metrics-file {self._path}: exists, and holds no metrics of a run; "

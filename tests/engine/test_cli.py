@@ -131,6 +131,13 @@ MISTAKES = {
         78,
         "did you mean temperature?",
     ),
+    "password in a proxy": (
+        f"{HTTP} http://127.0.0.1:9 --proxy http://me:abc@h",
+        78,
+        "HTTPS_PROXY",
+    ),
+    "a number beyond 64 bits": (f"{RUN} --target {10**21}", 78, "--target"),
+    "a name too long": (f"generate --backend scripted --out {'x' * 300}", 73, "too long"),
     "open key file": (f"{HTTP} http://127.0.0.1:9 --key-file {{folder}}/key", 78, "600"),
     "no key file": (f"{HTTP} http://127.0.0.1:9 --key-file {{folder}}/none", 78, "none"),
     "out is a file": ("generate --out {folder}/key", 64, "--out"),

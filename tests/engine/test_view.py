@@ -307,6 +307,16 @@ def test_fault_120_a_metrics_file_that_cannot_be_written(
     assert told.err.count("the run goes on") == 1
 
 
+def test_a_metrics_file_in_the_store_s_place_is_not_written(tmp_path: Path) -> None:
+    """Nor where the run has yet to begin."""
+    run = tmp_path / "run"
+    command = ["generate", "--backend", "scripted", "--no-semantic", "--target", "10"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*command, "--out", str(run), "--metrics-file", str(run / "run.sqlite")])
+    with RunReader(run) as reader:
+        assert "woolmill_accepted_records_total 10\n" in metrics(reader)
+
+
 # -- slow, many, taken ----------------------------------------------------------------------------
 
 
