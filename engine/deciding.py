@@ -99,7 +99,18 @@ class Deciding:
     async def start(self) -> None:
         """Start a process, or one in the place of another that died. It decides from what is
         committed, so nothing may be under way to the store.
+
+        Raises UnavailableError where the machine has no room for another process.
         """
+        try:
+            await self._start()
+        except OSError as error:
+            raise UnavailableError(
+                f"the process that decides cannot be started ({error}); is `ulimit -n` or the "
+                "memory too small?"
+            ) from error
+
+    async def _start(self) -> None:
         end, out = os.pipe()
         with suppress(AttributeError, OSError):  # Linux
             fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -109,6 +120,9 @@ class Deciding:
             self._process = await start_async(
                 command, environment(*self._needs), stdin=PIPE, stdout=out
             )
+        except BaseException:
+            os.close(end)
+            raise
         finally:
             os.close(out)
         # Not by the loop: under load its turns take a tenth of a second, and a pipe holds little.

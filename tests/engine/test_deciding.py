@@ -309,3 +309,16 @@ async def test_a_module_of_the_folder_one_is_in_is_not_run(
     result = await ran(tmp_path / "run", monkeypatch, Watcher(), target=10)
     assert result.stop.reached
     assert not (tmp_path / "run-by-mistake").exists()
+
+
+def test_no_room_for_the_process_is_said(tmp_path: Path) -> None:
+    """Few file descriptors (``ulimit -n``): one line, and no bug of ours."""
+    command = (
+        "ulimit -n 20; exec "
+        f"{sys.executable} -m engine generate --backend scripted --target 3 --no-semantic "
+        f"--no-progress --out {tmp_path / 'run'}"
+    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 69
+    assert "ulimit -n" in done.stderr
+    assert "Traceback" not in done.stderr
