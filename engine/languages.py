@@ -20,9 +20,11 @@ from itertools import islice
 __all__ = [
     "ENGLISH",
     "LANGUAGES",
+    "MIXED",
     "Language",
     "detect",
     "folded",
+    "has_tokens",
     "language_of",
     "measure",
     "stands_alone",
@@ -31,6 +33,7 @@ __all__ = [
 
 ENGLISH = "en"
 MIXED = "mul"
+"""Several languages, or one that its script does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,7 @@ LANGUAGES = {
         Language(MIXED, "several languages"),
     )
 }
-"""Languages that have a name here, by code. ``mul`` stands for several, or for one that its script
-does not tell."""
+"""Languages that have a name here, by code."""
 
 
 def language_of(code: str) -> Language:
@@ -170,6 +172,13 @@ def tokens_of(text: str, language: str) -> list[str]:
     return _token().findall(folded(text))
 
 
+def has_tokens(text: str, language: str) -> bool:
+    """Whether a text has any token; without making all of them."""
+    if language == ENGLISH:
+        return _ALPACA_TOKEN.search(text.lower()) is not None
+    return _LETTER.search(text) is not None or bool(tokens_of(text, language))
+
+
 def folded(text: str) -> str:
     """The text as it is cut outside English: compatible characters unified, without case."""
     text = unicodedata.normalize("NFKC", text.translate(_UNSEEN)).casefold()
@@ -235,6 +244,7 @@ def detect(texts: Iterable[str]) -> str:
 
 
 _ALPACA_TOKEN = re.compile("[a-z0-9]+")
+_LETTER = re.compile(r"[^\W_]")
 _LETTER_ALONE = re.compile(f"[{_ALONE}]")
 _LATIN_WORD = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]+")
 _OF_SCRIPT = {language.script: code for code, language in LANGUAGES.items() if language.script}
