@@ -160,7 +160,6 @@ class SentenceEncoder:
         result[order] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return result
 
-
     def readable(self, texts: Sequence[str]) -> list[bool]:
         """Whether at most ``MOST_UNKNOWN`` of each text is unknown to the model's tokenizer."""
         return [share <= MOST_UNKNOWN for share in self._unknown_shares(texts)]

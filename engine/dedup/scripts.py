@@ -63,7 +63,9 @@ def _folded(letter: str) -> int:
 
 
 @compiled
-def _spread(codes: NDArray[np.uint32], table: NDArray[np.uint32], letters: NDArray[np.uint8]) -> int:
+def _spread(
+    codes: NDArray[np.uint32], table: NDArray[np.uint32], letters: NDArray[np.uint8]
+) -> int:
     """Write the tokens of ``codes`` to ``letters``; returns the bytes written, or -1 where a
     character cannot be folded by itself. ``letters`` has room for five bytes a character.
     """

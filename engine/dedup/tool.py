@@ -38,8 +38,8 @@ THRESHOLD = click.FloatRange(0, 1, min_open=True)
 @click.option("--against", type=click.Path(path_type=Path), multiple=True,
               help="Rows to compare with, never written; may be given several times.")  # fmt: skip
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
-              help="What the texts are written in: en, zh, ja, …, or mul for several. auto looks at "
-              "the first rows.")  # fmt: skip
+              help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at the "
+              "first rows.")  # fmt: skip
 @click.option("--rouge-threshold", type=THRESHOLD, default=0.7, show_default=True,
               help="Refuse above this ROUGE-L F.")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
@@ -263,11 +263,10 @@ class _Summary:
         if self._wordless:
             spoken = language_of(self._language).name
             lines.append(f"{self._wordless:>9,}  without any word in {spoken}: no ROUGE-L")
-        if self._unreadable or self.references_unreadable:
+        if unreadable := self._unreadable + self.references_unreadable:
             lines.append(
-                f"{self._unreadable + self.references_unreadable:>9,}  not compared by meaning: the "
-                f"embedding model cannot read them; give --semantic-model one that can, for example "
-                f"{MULTILINGUAL}"
+                f"{unreadable:>9,}  not compared by meaning: the embedding model cannot read them;"
+                f" give --semantic-model one that can, for example {MULTILINGUAL}"
             )
         if self.cut:
             lines.append(self.cut)
