@@ -126,6 +126,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 max_refusals_in_a_row=config.max_refusals_in_a_row,
                 drain_timeout_s=config.drain_timeout_s,
                 at_least=8 if paid else 16,
+                by_meaning=uses_semantic(config),
                 paid=paid,
             ),
             display=display,
@@ -172,7 +173,10 @@ def _with_language(config: RunConfig) -> tuple[RunConfig, list[SeedTask]]:
     tasks = read_seeds(path, at_least=config.num_demonstrations)
     if language == AUTO:
         language = detect(f"{task.instruction}\n{task.input}" for task in tasks)
-    return config.model_copy(update={"language": language}), tasks
+    settled: dict[str, Any] = {"language": language}
+    if "rouge_threshold" not in config.model_fields_set:
+        settled["rouge_threshold"] = language_of(language).rouge_threshold
+    return config.model_copy(update=settled), tasks
 
 
 MOST_REFUSED = 0.2
@@ -340,7 +344,7 @@ def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> M
         fixed={
             name: value
             for name, value in values.items()
-            if name not in FREE and name not in DECISION and (value or name not in LATER)
+            if name not in FREE and name not in decision and (value or name not in LATER)
         },
         decision=decision,
         free={n: v for n, v in values.items() if n in FREE},

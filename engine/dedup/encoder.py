@@ -184,7 +184,7 @@ def _unknown_shares(tokenizer: Any) -> Callable[[Sequence[str]], list[float]]:
 
         def share_of_tokens(text: str) -> float:
             tokens = tokenizer.tokenize(text)
-            return tokens.count(unknown) / max(1, len(tokens))
+            return float(tokens.count(unknown) / max(1, len(tokens)))
 
         return lambda texts: [share_of_tokens(text) for text in texts]
     number = fast.token_to_id(unknown)
@@ -203,7 +203,7 @@ def _unknown_share(text: str, encoding: Any, unknown: int) -> float:
         return 0.0
     characters = [_visible(text[start:end]) for start, end in encoding.offsets]
     of_characters = sum(characters[place] for place in missing) / max(1, sum(characters))
-    return max(len(missing) / sum(encoding.attention_mask), of_characters)
+    return max(float(len(missing) / sum(encoding.attention_mask)), of_characters)
 
 
 def _visible(text: str) -> int:

@@ -40,8 +40,8 @@ THRESHOLD = click.FloatRange(0, 1, min_open=True)
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at the "
               "first rows.")  # fmt: skip
-@click.option("--rouge-threshold", type=THRESHOLD, default=0.7, show_default=True,
-              help="Refuse above this ROUGE-L F.")  # fmt: skip
+@click.option("--rouge-threshold", type=THRESHOLD,
+              help="Refuse above this ROUGE-L F.  [default: 0.7; 0.75 by characters]")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
 @click.option("--semantic-threshold", type=THRESHOLD, default=0.9, show_default=True,
               help="Refuse above this cosine of the embeddings.")  # fmt: skip
@@ -62,7 +62,7 @@ def dedup(
     fields: tuple[str, ...],
     against: tuple[Path, ...],
     language: str,
-    rouge_threshold: float,
+    rouge_threshold: float | None,
     no_rouge: bool,
     semantic_threshold: float,
     no_semantic: bool,
@@ -91,21 +91,22 @@ def dedup(
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
     chosen = language_of_rows(dataset, fields) if language == "auto" else _known(language)
+    threshold = rouge_threshold or language_of(chosen).rouge_threshold
     encoder: Encoder | None = None
     if not no_semantic:
         encoder = SentenceEncoder(semantic_model, precision=semantic_precision)
     if explain:
-        explain_bands(dataset, fields, None if no_rouge else rouge_threshold, encoder, chosen)
+        explain_bands(dataset, fields, None if no_rouge else threshold, encoder, chosen)
         return
     cascade = Cascade(
-        rouge_threshold=None if no_rouge else rouge_threshold,
+        rouge_threshold=None if no_rouge else threshold,
         semantic_threshold=None if no_semantic else semantic_threshold,
         encoder=encoder,
         neighbours=0 if no_rouge else 1,
         margin=borderline,
         language=chosen,
     )
-    summary = _Summary(rouge_threshold, semantic_threshold, borderline, chosen)
+    summary = _Summary(threshold, semantic_threshold, borderline, chosen)
     if language != "auto" or no_rouge:
         summary.cut = ""
     for path in against:
@@ -186,16 +187,18 @@ def _decision(index: int, judgement: Judgement | None) -> dict[str, Any]:
     return decision
 
 
-def _how_cut(language: str) -> str:
+def _how_cut(language: str, threshold: float) -> str:
     """What ROUGE-L compares, where it is not what Alpaca compared."""
     if language == ENGLISH:
         return ""
     spoken = language_of(language)
+    what = "words" if spoken.spaced else "characters"
     if language == MIXED:
         what = "words, and of characters in scripts without spaces"
-    else:
-        what = "words" if spoken.spaced else "characters"
-    return f"by ROUGE-L of {what}, as the rows are in {spoken.name}; else name a --language"
+    return (
+        f"by ROUGE-L of {what} above {threshold}, as the rows are in {spoken.name}; "
+        "else name a --language"
+    )
 
 
 class _Summary:
@@ -212,7 +215,7 @@ class _Summary:
         self.against: list[tuple[Path, Compared]] = []
         self._reasons: Counter[str] = Counter()
         self._language = language
-        self.cut = _how_cut(language)
+        self.cut = _how_cut(language, rouge)
         """What ``--language auto`` took; empty where that is plain."""
         self.references_unreadable = 0
         self._empty = self._wordless = self._unreadable = 0
