@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from engine.languages import ENGLISH, language_of, measure, stands_alone
+from engine.languages import ENGLISH, WORD_LETTER, language_of, measure, stands_alone
 from engine.records import Record
 
 __all__ = [
@@ -195,8 +195,9 @@ def _blocked_word(words: tuple[str, ...]) -> Callable[[Record], Refusal | None]:
 
 
 def _standing(word: str) -> str:
-    before = "" if stands_alone(word[:1]) else r"(?<!\w)"
-    after = "" if stands_alone(word[-1:]) else r"(?!\w)"
+    # Beside a letter of a script without spaces, a word stands by itself.
+    before = "" if stands_alone(word[0]) else f"(?<!{WORD_LETTER})"
+    after = "" if stands_alone(word[-1]) else f"(?!{WORD_LETTER})"
     return f"{before}{re.escape(word)}{after}"
 
 

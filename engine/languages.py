@@ -21,6 +21,7 @@ __all__ = [
     "ENGLISH",
     "LANGUAGES",
     "MIXED",
+    "WORD_LETTER",
     "Language",
     "detect",
     "folded",
@@ -124,7 +125,7 @@ def language_of(code: str) -> Language:
 # -- tokens ---------------------------------------------------------------------------------------
 
 _RANGES = {
-    "Han": "\u2e80-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3105-\u312f\u31a0-\u31bf"
+    "Han": "\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3105-\u312f\u31a0-\u31bf"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
     "Kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
     "\U0001aff0-\U0001b16f",
@@ -146,10 +147,12 @@ _RANGES = {
     "Georgian": "\u10a0-\u10ff",
     "Armenian": "\u0531-\u0587",
 }
-"""Letters of scripts, as the inside of a class of a regular expression."""
+"""Letters of scripts, as the inside of a class of a regular expression; with places between them
+that are no letters yet."""
 UNSPACED = ("Han", "Kana", "Thai", "Lao", "Khmer", "Myanmar")
 _ALONE = "".join(_RANGES[script] for script in UNSPACED)
-_WORD = rf"[^\W_{_ALONE}]"
+WORD_LETTER = rf"[^\W_{_ALONE}]"
+"""A regular expression for a letter or digit that is part of a word."""
 # They join letters or steer how text is shown, and are no part of what it says.
 _UNSEEN = dict.fromkeys(map(ord, "\u00ad\u061c\u200c\u200d\u200e\u200f\u2060\ufeff"))
 
@@ -161,7 +164,9 @@ def _marks() -> str:
     """
     ranges: list[list[int]] = []
     for code in range(0x300, 0x1F000):
-        if not 0xFE00 <= code <= 0xFE0F and unicodedata.category(chr(code)) in ("Mn", "Mc"):
+        if unicodedata.category(chr(code)) not in ("Mn", "Mc"):
+            continue
+        if "VARIATION SELECTOR" not in unicodedata.name(chr(code), ""):
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code
             else:
@@ -172,7 +177,7 @@ def _marks() -> str:
 @cache
 def _token() -> re.Pattern[str]:
     marks = _marks()
-    return re.compile(f"[{_ALONE}][{marks}]*+|{_WORD}(?:{_WORD}|[{marks}])*+")
+    return re.compile(rf"(?!\W)[{_ALONE}][{marks}]*+|{WORD_LETTER}(?:{WORD_LETTER}|[{marks}])*+")
 
 
 def tokens_of(text: str, language: str) -> list[str]:
@@ -255,7 +260,7 @@ def detect(texts: Iterable[str]) -> str:
 
 _ALPACA_TOKEN = re.compile("[a-z0-9]+")
 _LETTER = re.compile(r"[^\W_]")
-_LETTER_ALONE = re.compile(f"[{_ALONE}]")
+_LETTER_ALONE = re.compile(rf"(?!\W)[{_ALONE}]")
 _LATIN_WORD = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]+")
 _OF_SCRIPT = {language.script: code for code, language in LANGUAGES.items() if language.script}
 

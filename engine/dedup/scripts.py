@@ -24,8 +24,8 @@ SEPARATOR, DROPPED, TOGETHER = 0, 0x3FFFFFFE, 0x3FFFFFFF
 neighbours tell."""
 ALONE = 1 << 30
 """Beside the character: it is a token by itself."""
-HAN = (0x20000, 0x40000)
-"""Planes of Han characters, which are not in the table: those that fold to others go the long
+IN_TABLE, LETTERS = 0x20000, 0x40000
+"""Codes in the table, and below which others may be letters: rare Han characters, which go the long
 way."""
 
 
@@ -45,7 +45,7 @@ def letters_of(text: str, language: str) -> bytes:
 @cache
 def _table() -> NDArray[np.uint32]:
     """What each character becomes, by its code."""
-    table = np.zeros(HAN[0], np.uint32)
+    table = np.zeros(IN_TABLE, np.uint32)
     for code in range(len(table)):
         table[code] = _folded(chr(code))
     return table
@@ -73,9 +73,7 @@ def _spread(
     for code in codes:
         if code < len(table):
             folded = signed(table[code])
-        elif 0x20000 <= code < 0x2F800:
-            folded = signed(code) | ALONE
-        elif code < 0x40000:
+        elif code < LETTERS:
             return -1
         else:
             folded = SEPARATOR
