@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from engine.generate import generate
 from engine.report.analysis import analyse
 from engine.report.figures import figures
 from engine.report.markdown import markdown
-from engine.seeds import bundled_seeds
+from engine.seeds import bundled_seeds, read_seeds
 from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
 from engine.view.rows import Rows
@@ -63,8 +64,9 @@ async def test_a_chinese_run_from_the_bundled_seeds(tmp_path: Path) -> None:
         rows = [d.record.instruction for d in reader.decisions(accepted=True) if d.record]
         analysis = analyse(reader)
         first = next(iter(reader.decisions(accepted=True)))
-        seeds = {task.id: task for task in decide_tasks()}
-        shown = Rows(tmp_path / "zh", seeds).row(first.index, first.position)
+        seeds = {task.id: task for task in read_seeds(bundled_seeds("zh"))}
+        with closing(Rows(tmp_path / "zh", seeds)) as view:
+            shown = view.row(first.index, first.position)
     assert len(rows) == 40
     assert all("\u4e00" <= row[0] <= "\u9fff" for row in rows)
     assert shown["prompt"].endswith("###\n4. 指令：")
@@ -74,12 +76,6 @@ async def test_a_chinese_run_from_the_bundled_seeds(tmp_path: Path) -> None:
     assert "## Lengths, in characters" in markdown(analysis)
     await run(tmp_path / "zh", target=45)
     assert decision_of(tmp_path / "zh") == decision
-
-
-def decide_tasks() -> Any:
-    from engine.seeds import read_seeds
-
-    return read_seeds(bundled_seeds("zh"))
 
 
 async def test_seeds_tell_the_language(tmp_path: Path) -> None:
@@ -206,5 +202,6 @@ async def test_rows_that_no_model_reads_are_counted(
     with RunStore.read(tmp_path) as reader:
         assert figures(reader)["not_compared_by_meaning"] == 40
         assert "not\\_compared\\_by\\_meaning | 40" in markdown(analyse(reader))
-    assert Rows(tmp_path, {}).state()["not_compared_by_meaning"] == 40
+    with closing(Rows(tmp_path, {})) as view:
+        assert view.state()["not_compared_by_meaning"] == 40
     assert "cannot read 3 of the 200 texts" in unreadable_note(3, 200)
