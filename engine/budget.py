@@ -21,6 +21,7 @@ import anyio
 from engine import models
 from engine.backends.base import Verdict
 from engine.errors import ConfigError
+from engine.languages import ENGLISH, measure
 from engine.pretrained import open_pretrained
 from engine.recipes import alpaca
 from engine.records import Api, Prompt, SeedTask
@@ -128,6 +129,7 @@ class Budget:
         extra: further fields of each request's body.
         fit: what gives way, first to last.
         context_length: tokens of prompt and completion together; None until known.
+        language: what prompts are written in.
     """
 
     def __init__(
@@ -144,7 +146,9 @@ class Budget:
         extra: Mapping[str, Any] | None = None,
         fit: Sequence[FitStep] = ("demonstrations", "prompt", "completion"),
         context_length: int | None = None,
+        language: str = ENGLISH,
     ) -> None:
+        self._language = language
         self._tasks = tasks
         self._by_id = {task.id: task for task in tasks}
         self._seed = seed
@@ -170,8 +174,8 @@ class Budget:
 
     async def count_parts(self, count: CountTokens) -> None:
         """Count header, tail and each demonstration, or estimate them where ``count`` cannot."""
-        texts = [alpaca.header(), alpaca.tail(self._count)]
-        texts += [alpaca.demonstration(1, task) for task in self._tasks]
+        texts = [alpaca.header(self._language), alpaca.tail(self._count, self._language)]
+        texts += [alpaca.demonstration(1, task, self._language) for task in self._tasks]
         counted = await count(texts)
         sizes = counted or estimate(texts)
         ids = [task.id for task in self._tasks]
@@ -244,13 +248,13 @@ class Budget:
     def _demonstration_tokens(self, task: SeedTask) -> int:
         whole = self._parts.demonstrations.get(task.id)
         if whole is None:
-            return estimate([alpaca.demonstration(1, task)])[0]
+            return estimate([alpaca.demonstration(1, task, self._language)])[0]
         full = self._by_id[task.id]
         if task is full or not full.input:
             return whole
         # A shortened input: its share of the tokens goes with its share of the text.
-        text = len(alpaca.demonstration(1, full))
-        return math.ceil(whole * len(alpaca.demonstration(1, task)) / text)
+        text = len(alpaca.demonstration(1, full, self._language))
+        return math.ceil(whole * len(alpaca.demonstration(1, task, self._language)) / text)
 
     def _fitted(self, index: int, shown: Sequence[SeedTask], max_tokens: int) -> Prompt:
         truncated = False
@@ -279,7 +283,7 @@ class Budget:
             max_tokens = min(max_tokens, max(MIN_COMPLETION_TOKENS, context - tokens))
         return Prompt(
             index=index,
-            text=alpaca.render(shown),
+            text=alpaca.render(shown, self._language),
             api=self._api,
             sampling=alpaca.sampling(
                 seed=self._seed if self._send_seed else None,
@@ -300,8 +304,12 @@ def _total(prompt: Prompt) -> int:
 
 
 def _shortened(task: SeedTask, factor: float) -> SeedTask:
-    """The task with its input cut to ``factor`` of its length at a word's end, down to a floor."""
+    """The task with its input cut to ``factor`` of its length, down to a floor; at a word's end
+    where words stand apart.
+    """
     if len(task.input) <= MIN_INPUT_CHARS:
         return task
     kept = task.input[: max(MIN_INPUT_CHARS, int(len(task.input) * factor))]
-    return replace(task, input=kept.rsplit(None, 1)[0] + " …")
+    if measure(kept)[1] == "words":
+        kept = kept.rsplit(None, 1)[0]
+    return replace(task, input=kept + " …")

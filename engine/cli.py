@@ -123,6 +123,8 @@ _GENERATE = _options(
     click.option("--recipe", type=click.Choice(["alpaca"]), help="Prompt format and parser."),
     click.option("--seeds", "--seed_tasks_path", "seeds", type=FILE,
                  help="Seed tasks, JSON Lines. [bundled]"),
+    click.option("--language", metavar="CODE",
+                 help="What records are written in: en, zh, ja, …; mul: several. [as the seeds]"),
     click.option("--target", "--num_instructions_to_generate", "target", type=int,
                  help="Accepted records wanted. [100]"),
     click.option("--out", "--output_dir", "out", type=FOLDER,

@@ -15,10 +15,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from engine.budget import FitStep
 from engine.errors import ConfigError
+from engine.filters import Filters, FilterSettings, FirstCharacter
+from engine.languages import ENGLISH, language_of
 from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
 from engine.surroundings import spelt_out
 
-__all__ = ["EMBEDDED_MODEL", "EndpointConfig", "RunConfig", "load_config"]
+__all__ = ["AUTO", "EMBEDDED_MODEL", "EndpointConfig", "FiltersConfig", "RunConfig", "load_config"]
 
 EMBEDDED_MODEL = "smollm2"
 """The model that ``woolmill models fetch`` can get without a model hub."""
@@ -39,6 +41,13 @@ SENT = (
     *("max_tokens", "max_completion_tokens"),
 )
 """The others that it fills, which ``without`` can leave out."""
+AUTO = "auto"
+
+
+def _language(code: str) -> str:
+    return code if code == AUTO else language_of(code).code
+
+
 Variable = Annotated[str, AfterValidator(variable_name)]
 
 
@@ -60,12 +69,27 @@ class EndpointConfig(_Strict):
     tokens_per_min: Positive | None = None
 
 
+class FiltersConfig(_Strict):
+    """Which instructions are refused at sight; None: as the run's language has it."""
+
+    min_length: Annotated[int, Field(ge=0)] | None = None
+    """In characters where words do not stand apart, else in words."""
+    max_length: Positive | None = None
+    blocked_words: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    blocked_openings: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    first_character: FirstCharacter | None = None
+    """ascii, letter (no punctuation) or any."""
+
+
 class RunConfig(_Strict):
     """Everything ``woolmill generate`` can be told. Names are those of the flags."""
 
     recipe: Literal["alpaca"] = "alpaca"
     seeds: Path | None = None
     """Seed tasks; None: the bundled ones."""
+    language: Annotated[str, AfterValidator(_language)] = AUTO
+    """ISO 639 code of what records are written in; auto: as the seeds are."""
+    filters: FiltersConfig = FiltersConfig()
     target: Positive = 100
     """Accepted records wanted."""
     out: Path = Path("runs/alpaca")
@@ -204,6 +228,15 @@ class RunConfig(_Strict):
         return self.backend or ("http" if self.base_url or self.endpoint else "transformers")
 
     @property
+    def spoken(self) -> str:
+        """The code of the run's language; ``auto`` is settled before, where there are seeds."""
+        return ENGLISH if self.language == AUTO else self.language
+
+    def checks(self) -> Filters:
+        """The filters of the run."""
+        return Filters(self.spoken, FilterSettings(**self.filters.model_dump()))
+
+    @property
     def asked_api(self) -> Literal["completions", "chat"]:
         """The API that prompts are made for; ``auto`` is settled before, where it can be."""
         return "chat" if self.api == "chat" else "completions"
@@ -238,7 +271,7 @@ FREE = frozenset(
     " idle_s attempt_s max_refusals_in_a_row price_cached".split()
 )
 """Settings that may differ when a run goes on: they change when and where, never what."""
-LATER = frozenset("extra_body without".split())
+LATER = frozenset("extra_body without language filters".split())
 """Settings that the first runs did not have: kept only where they are used, so that those runs go
 on.
 """
@@ -275,6 +308,9 @@ FLAGS = {"max_outage_s": "max_outage", "drain_timeout_s": "drain_timeout"}
 """Flags that are named otherwise than their settings."""
 
 
+_TABLES: dict[str, type[BaseModel]] = {"endpoint": EndpointConfig, "filters": FiltersConfig}
+
+
 def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> str:
     first = exc.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
@@ -282,7 +318,7 @@ def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> 
     origin = f"{path}: " if path is not None and name not in flags else ""
     shown = f"--{FLAGS.get(name, name).replace('_', '-')}" if name in flags else where
     if first["type"] == "extra_forbidden":
-        fields = EndpointConfig.model_fields if "." in where else RunConfig.model_fields
+        fields = (_TABLES.get(name, RunConfig) if "." in where else RunConfig).model_fields
         near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see woolmill generate --help"
         return f"{origin}unknown setting {where!r}{hint}"

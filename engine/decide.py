@@ -18,7 +18,7 @@ from engine.config import RunConfig
 from engine.dedup.against import add_references
 from engine.dedup.cascade import Candidate, Cascade, Scope, compared_text
 from engine.errors import ConfigError
-from engine.filters import Refusal, first_refusal
+from engine.filters import Filters, Refusal
 from engine.recipes import alpaca
 from engine.records import Answer, Api, Decision, Record, SeedTask
 from engine.store import RunReader, Vector
@@ -30,6 +30,7 @@ __all__ = [
     "make_cascade",
     "restore_cascade",
     "row_source",
+    "unreadable_note",
     "uses_semantic",
 ]
 
@@ -62,6 +63,7 @@ class Decider:
     Args:
         cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far.
         api: tells the parser how the answers were asked for.
+        filters: what is refused at sight, and the language that answers are parsed in.
         after: (index, position) of the last decision taken earlier; None at the start of a run.
     """
 
@@ -70,10 +72,12 @@ class Decider:
         cascade: Cascade,
         *,
         api: Api = "completions",
+        filters: Filters | None = None,
         after: tuple[int, int] | None = None,
     ) -> None:
         self._cascade = cascade
         self._api: Api = api
+        self._filters = filters or Filters()
         self._after = after or (-1, 0)
 
     def decide(
@@ -152,13 +156,14 @@ class Decider:
             completion,
             demonstrations=len(answer.demonstrations),
             api=completion.api or self._api,
+            language=self._filters.language,
         )
         return [
             _Piece(
                 answer.index,
                 piece.position,
                 piece.record,
-                piece.refusal if piece.record is None else first_refusal(piece.record),
+                piece.refusal if piece.record is None else self._filters.refusal(piece.record),
             )
             for piece in parsed
         ] or [_Piece(answer.index, 0, None, ("no_record", "the answer is blank"))]
@@ -191,7 +196,9 @@ def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
 
         threshold = config.semantic_threshold
         encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
-    cascade = Cascade(config.rouge_threshold, threshold, encoder, config.scope)
+    cascade = Cascade(
+        config.rouge_threshold, threshold, encoder, config.scope, language=config.spoken
+    )
     cascade.add_reference(
         [compared_text(config.scope, task.instruction, task.input) for task in tasks],
         [f"seed:{task.id}" for task in tasks],
@@ -199,6 +206,17 @@ def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
     for path in config.against:
         add_references(cascade, path, FIELDS[config.scope])
     return cascade
+
+
+def unreadable_note(unreadable: int, references: int) -> str:
+    """For the person: what is not compared by meaning, and the remedy."""
+    from engine.dedup.encoder import MULTILINGUAL
+
+    return (
+        f"the embedding model cannot read {unreadable:,} of the {references:,} texts to compare "
+        "with: they, and records like them, are not compared by meaning; give --semantic-model "
+        f"one that can, for example {MULTILINGUAL}"
+    )
 
 
 def restore_cascade(cascade: Cascade, store: RunReader) -> int:

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from engine import errors, models
 from engine.config import RunConfig
-from engine.decide import Decider, make_cascade, restore_cascade
+from engine.decide import Decider, make_cascade, restore_cascade, unreadable_note
 from engine.errors import UnavailableError, WoolmillError
 from engine.garbage import seldom_collected
 from engine.processes import Need, environment, how_it_ended, python_command, start_async
@@ -250,11 +250,15 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     answered = _Answered(source)
     threading.Thread(target=answered.listen, daemon=True).start()
     cascade = make_cascade(config, tasks)
+    if cascade.unreadable:
+        send({"note": unreadable_note(cascade.unreadable, len(cascade))})
     send({"ready": True})
     missing = restore_cascade(cascade, store)
     if missing and counts.accepted:
         send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
-    decider = Decider(cascade, api=config.asked_api, after=counts.last_decided)
+    decider = Decider(
+        cascade, api=config.asked_api, filters=config.checks(), after=counts.last_decided
+    )
     # The answer of the last decision is parsed again: the target may have fallen inside it.
     first = counts.last_decided[0] if counts.last_decided else 0
     left = config.target - counts.accepted

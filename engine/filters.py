@@ -1,26 +1,45 @@
 """Pure checks of one record: a reason to refuse it, or None.
 
-All but the last are Stanford Alpaca's own, in its order and on the instruction only
+In English they are Stanford Alpaca's own, in its order and on the instruction only
 (``post_process_gpt3_response`` in https://github.com/tatsu-lab/stanford_alpaca,
-generate_instruction.py), so that the same text is refused for the same cause. The last one bounds
-what a comparison with all other instructions can cost.
+generate_instruction.py), so that the same text is refused for the same cause. In other languages
+they mean the same: lengths are counted in characters where words do not stand apart, and an
+instruction may begin with any letter. The last check, the same for all, bounds what a comparison
+with all other instructions can cost.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Literal
 
+from engine.languages import ENGLISH, WORD_LETTER, language_of, measure, stands_alone
 from engine.records import Record
 
-__all__ = ["ALPACA_FILTERS", "BLOCKED_WORDS", "Refusal", "first_refusal"]
+__all__ = [
+    "ALPACA_FILTERS",
+    "BLOCKED_WORDS",
+    "FilterSettings",
+    "Filters",
+    "FirstCharacter",
+    "Refusal",
+    "first_refusal",
+]
 
 Refusal = tuple[str, str]
 """(reason, detail): the reason is a stable name, the detail is for the person."""
+FirstCharacter = Literal["ascii", "letter", "any"]
+"""What an instruction may begin with: ASCII but no punctuation; no punctuation but an opening
+quote or bracket; anything."""
 
 MIN_WORDS, MAX_WORDS = 4, 150
+MIN_CHARACTERS, MAX_CHARACTERS = 4, 300
+"""Of text without spaces between words; four Chinese characters are a whole instruction."""
 MAX_TOKENS = 1_000
 """Of an instruction. Without spaces, a text of 150 words can be of any length, and the time of a
 comparison grows with the product of two lengths. Real instructions of 150 words have some 200."""
@@ -31,11 +50,160 @@ BLOCKED_WORDS = (
     "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps",
     "draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram",
 )  # fmt: skip
-_BLOCKED = re.compile(rf"\b({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
+BLOCKED: dict[str, tuple[str, ...]] = {
+    ENGLISH: BLOCKED_WORDS,
+    "zh": (
+        "图片", "图像", "图表", "照片", "截图", "插图", "附件", "文件", "地图", "绘制", "绘图",
+        "画一", "画出", "视频", "音频", "录音", "音乐", "流程图", "示意图", "思维导图", "点击",
+        "圖片", "圖像", "圖表", "地圖", "檔案", "繪製", "影片", "音訊", "音樂", "流程圖",
+    ),
+}  # fmt: skip
+"""By language; those that are not here have none of their own."""
+BLOCKED_OPENINGS = {
+    ENGLISH: ("Write a program",),
+    "zh": ("编写一个程序", "写一个程序", "编写程序", "写一段程序"),
+}
+"""What models put before existing tasks; it says nothing of the program."""
 # Nearly all instructions hold none of these even as a part, and that is seen five times sooner.
 _STEMS = tuple(
     w for w in BLOCKED_WORDS if not any(w != o and w.startswith(o) for o in BLOCKED_WORDS)
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterSettings:
+    """What a person has set; None: as the language has it."""
+
+    min_length: int | None = None
+    max_length: int | None = None
+    blocked_words: tuple[str, ...] | None = None
+    blocked_openings: tuple[str, ...] | None = None
+    first_character: FirstCharacter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """The checks for records in one language, under a person's settings.
+
+    >>> Filters("zh").refusal(Record(instruction="写诗", input="", output="…"))
+    ('too_short', '2 characters')
+    """
+
+    language: str = ENGLISH
+    settings: FilterSettings = field(default_factory=FilterSettings)
+    _checks: tuple[Callable[[Record], Refusal | None], ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        language_of(self.language)
+        checks: tuple[Callable[[Record], Refusal | None], ...]
+        if self.language == ENGLISH and self.settings == FilterSettings():
+            checks = ALPACA_FILTERS
+        else:
+            checks = (
+                self._length,
+                _blocked_word(self.blocked_words),
+                self._opening,
+                self._first_character,
+                token_count,
+            )
+        object.__setattr__(self, "_checks", checks)
+
+    def refusal(self, record: Record) -> Refusal | None:
+        """What the first check that objects says."""
+        for check in self._checks:
+            if refusal := check(record):
+                return refusal
+        return None
+
+    @property
+    def blocked_words(self) -> tuple[str, ...]:
+        given = self.settings.blocked_words
+        return BLOCKED.get(self.language, ()) if given is None else given
+
+    @property
+    def blocked_openings(self) -> tuple[str, ...]:
+        given = self.settings.blocked_openings
+        return BLOCKED_OPENINGS.get(self.language, ()) if given is None else given
+
+    @property
+    def first_character(self) -> FirstCharacter:
+        usual: FirstCharacter = "ascii" if self.language == ENGLISH else "letter"
+        return self.settings.first_character or usual
+
+    def bounds(self, unit: str) -> tuple[int, int]:
+        """The least and the greatest length, in ``words`` or ``characters``."""
+        least, most = MIN_WORDS, MAX_WORDS
+        if unit == "characters":
+            least, most = MIN_CHARACTERS, MAX_CHARACTERS
+        given = self.settings
+        return (
+            least if given.min_length is None else given.min_length,
+            most if given.max_length is None else given.max_length,
+        )
+
+    def __str__(self) -> str:
+        """For the person: what is refused."""
+        unit = "words" if language_of(self.language).spaced else "characters"
+        least, most = self.bounds(unit)
+        first = {"ascii": "ASCII first", "letter": "no punctuation first", "any": "any beginning"}
+        return (
+            f"{least} to {most} {unit}, {len(self.blocked_words)} blocked words, "
+            f"{len(self.blocked_openings)} blocked openings, {first[self.first_character]}"
+        )
+
+    def _length(self, record: Record) -> Refusal | None:
+        text = record.instruction
+        length, unit = (len(text.split()), "words")
+        if self.language != ENGLISH:
+            length, unit = measure(text)
+        least, most = self.bounds(unit)
+        # Of nothing there is no first character either.
+        if length < max(least, 1):
+            return "too_short", f"{length} {unit}"
+        return ("too_long", f"{length} {unit}") if length > most else None
+
+    def _opening(self, record: Record) -> Refusal | None:
+        refused = record.instruction.startswith(self.blocked_openings)
+        return ("write_a_program", "") if refused else None
+
+    def _first_character(self, record: Record) -> Refusal | None:
+        rule = self.first_character
+        if rule == "ascii":
+            return first_character(record)
+        first = record.instruction.lstrip()[0]
+        kind = unicodedata.category(first)
+        opening = kind in ("Ps", "Pi") or first in "¿¡"
+        if rule == "letter" and kind.startswith("P") and not opening:
+            return "punctuation_start", first
+        return None
+
+
+def _blocked_word(words: tuple[str, ...]) -> Callable[[Record], Refusal | None]:
+    """A check for words that stand by themselves; of scripts without spaces, anywhere."""
+    if words == BLOCKED_WORDS:
+        return blocked_word
+    if not words:
+        return lambda _record: None
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile("|".join(map(_standing, longest_first)), re.IGNORECASE)
+
+    def check(record: Record) -> Refusal | None:
+        found = pattern.search(record.instruction)
+        return ("blocked_word", found.group().lower()) if found else None
+
+    return check
+
+
+def _standing(word: str) -> str:
+    # Beside a letter of a script without spaces, a word stands by itself.
+    before = "" if stands_alone(word[0]) else f"(?<!{WORD_LETTER})"
+    after = "" if stands_alone(word[-1]) else f"(?!{WORD_LETTER})"
+    return f"{before}{re.escape(word)}{after}"
+
+
+# -- Alpaca's -------------------------------------------------------------------------------------
+
+_BLOCKED = re.compile(rf"\b({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
 
 
 def word_count(record: Record) -> Refusal | None:
@@ -88,9 +256,9 @@ ALPACA_FILTERS: tuple[Callable[[Record], Refusal | None], ...] = (
 )
 
 
+_ALPACA = Filters()
+
+
 def first_refusal(record: Record) -> Refusal | None:
-    """What the first filter that objects says."""
-    for check in ALPACA_FILTERS:
-        if refusal := check(record):
-            return refusal
-    return None
+    """What the first of Alpaca's filters that objects says."""
+    return _ALPACA.refusal(record)

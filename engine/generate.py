@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,16 +21,18 @@ from engine.backends.http import HttpBackend, Timeouts
 from engine.backends.scripted import ScriptedBackend
 from engine.backends.transport import make_transport
 from engine.budget import Budget, tokenizer_counter
-from engine.config import EMBEDDED_MODEL, FREE, LATER, EndpointConfig, RunConfig
+from engine.config import AUTO, EMBEDDED_MODEL, FREE, LATER, EndpointConfig, RunConfig
 from engine.decide import fetch_encoder, uses_semantic
 from engine.deciding import Deciding
 from engine.errors import ConfigError, WoolmillError
+from engine.filters import FilterSettings
 from engine.garbage import seldom_collected
+from engine.languages import ENGLISH, detect, language_of
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
 from engine.pipeline import Pipeline
 from engine.progress import Guarded
-from engine.records import SeedTask
+from engine.records import Record, SeedTask
 from engine.retry import RetryPolicy
 from engine.secrets import keep_from_children, read_key
 from engine.seeds import bundled_seeds, fingerprint, keep, read_seeds
@@ -44,7 +47,7 @@ LOCAL_IS_MISSING = (
     "server with --base-url"
 )
 SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
-DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against")
+DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against", "language", "filters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
     began = time.monotonic()
     display = Guarded(display)
     config, any_api = _with_api(config)
-    tasks = read_seeds(config.seeds or bundled_seeds(), at_least=config.num_demonstrations)
+    config, tasks = _with_language(config)
     backends = make_backends(config)
     fetch_encoder(config)
     async with AsyncExitStack() as stack:
@@ -94,6 +97,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 f" may have been billed; sending them again: {keys}"
                 f"{' …' if len(resume.in_flight) > 8 else ''}"
             )
+        for line in about_language(config, tasks):
+            display.note(line)
         deciding = Deciding(config, tasks, display.note)
         stack.push_async_callback(deciding.aclose)
         await deciding.start()
@@ -122,6 +127,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 max_refusals_in_a_row=config.max_refusals_in_a_row,
                 drain_timeout_s=config.drain_timeout_s,
                 at_least=8 if paid else 16,
+                by_meaning=uses_semantic(config),
                 paid=paid,
             ),
             display=display,
@@ -151,6 +157,47 @@ def _with_api(config: RunConfig) -> tuple[RunConfig, bool]:
         with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
             api = earlier.manifest.fixed.get("api", api)
     return config.model_copy(update={"api": api}), True
+
+
+def _with_language(config: RunConfig) -> tuple[RunConfig, list[SeedTask]]:
+    """The settings with a language in the place of ``auto``: that of the run which goes on, else
+    what the seed tasks are written in; and these.
+    """
+    language = config.language
+    if language == AUTO and (config.out / "run.sqlite").is_file():
+        with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
+            language = earlier.manifest.decision.get("language", ENGLISH)
+    if config.seeds is None:
+        path = bundled_seeds(ENGLISH if language == AUTO else language)
+    else:
+        path = config.seeds
+    tasks = read_seeds(path, at_least=config.num_demonstrations)
+    if language == AUTO:
+        language = detect(f"{task.instruction}\n{task.input}" for task in tasks)
+    settled: dict[str, Any] = {"language": language}
+    if "rouge_threshold" not in config.model_fields_set:
+        settled["rouge_threshold"] = language_of(language).rouge_threshold
+    return config.model_copy(update=settled), tasks
+
+
+MOST_REFUSED = 0.2
+"""Of the seed tasks; where the filters refuse more, they hardly suit what will be written."""
+
+
+def about_language(config: RunConfig, tasks: Sequence[SeedTask]) -> Iterator[str]:
+    """What a person should know of language and filters before anything is paid; mostly nothing."""
+    filters = config.checks()
+    if config.spoken != ENGLISH or filters.settings != FilterSettings():
+        yield f"language {config.spoken} ({language_of(config.spoken).name}); filters: {filters}"
+    records = [Record(instruction=t.instruction, input=t.input, output=t.output) for t in tasks]
+    refusals = [filters.refusal(record) for record in records]
+    reasons = Counter(refusal[0] for refusal in refusals if refusal)
+    if (refused := reasons.total()) > MOST_REFUSED * len(tasks):
+        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
+        yield (
+            f"the filters refuse {refused:,} of the {len(tasks):,} seed tasks themselves ({told}),"
+            " and will refuse such records too; see --language and the table [filters]"
+        )
 
 
 def _learn_with(
@@ -276,6 +323,7 @@ def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Bac
         extra=config.extra_body,
         fit=config.fit,
         context_length=config.context_length or (min(known) if known else None),
+        language=config.spoken,
     )
 
 
@@ -284,7 +332,11 @@ def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> M
     values: dict[str, Any] = spelt_out(config.model_dump(mode="json"))
     values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
     values |= {"backend": config.chosen_backend, **config.sampling()}
-    decision = {name: values[name] for name in (*DECISION, "semantic")}
+    values["language"] = None if config.spoken == ENGLISH else config.spoken
+    values["filters"] = config.filters.model_dump(mode="json", exclude_none=True)
+    decision = {
+        name: values[name] for name in (*DECISION, "semantic") if name not in LATER or values[name]
+    }
     if not decision["semantic"]:
         decision |= dict.fromkeys(SEMANTIC)
     if decision["semantic_precision"] != "bfloat16":

@@ -176,6 +176,7 @@ class Pipeline:
             decided_answers=self._undecided,
             failed=counts.failed,
             reasons=Counter(counts.reasons),
+            unread=counts.accepted - counts.vectors if pace.by_meaning else 0,
             paid=pace.paid,
         )
         self.progress.begin_with(counts)
@@ -534,6 +535,9 @@ class Pipeline:
             self._thoughts = self._thoughts + 1 if reason == THOUGHTS_ONLY else 0
             if self._thoughts == THOUGHTS_IN_A_ROW:
                 self._display.note(self._thoughts_message())
+        if self._pace.by_meaning:
+            accepted = sum(reason is None for _, _, reason, _, _ in batch.rows.decisions)
+            progress.unread += accepted - len(batch.rows.vectors)
         self._undecided = batch.end
         progress.decided_answers = self._undecided
         if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:

@@ -18,8 +18,9 @@ from typing import Any
 import orjson
 
 from engine.datasets import Dataset
-from engine.errors import DiskError, InputError, OutputError
+from engine.errors import ConfigError, DiskError, InputError, OutputError
 from engine.files import replace_file
+from engine.languages import ENGLISH, language_of
 from engine.records import SeedTask
 
 __all__ = ["KEPT", "bundled_seeds", "fingerprint", "keep", "kept_seeds", "read_seeds"]
@@ -33,9 +34,20 @@ MAX_TASK_CHARACTERS = 4 * 2**20
 MAX_TASKS = 1_000_000
 
 
-def bundled_seeds() -> Path:
-    """The seed tasks that ship with the package."""
-    return Path(str(resources.files("engine") / "data" / "seed_tasks.jsonl"))
+BUNDLED = {ENGLISH: "seed_tasks.jsonl", "zh": "seed_tasks.zh.jsonl"}
+"""By language."""
+
+
+def bundled_seeds(language: str = ENGLISH) -> Path:
+    """The seed tasks in a language that ship with the package. Raises ConfigError where there are
+    none.
+    """
+    if language not in BUNDLED:
+        raise ConfigError(
+            f"no seed tasks in {language_of(language).name} ship with this package; name your own "
+            "with --seeds"
+        )
+    return Path(str(resources.files("engine") / "data" / BUNDLED[language]))
 
 
 def fingerprint(tasks: Iterable[SeedTask]) -> str:
@@ -82,7 +94,7 @@ def kept_seeds(folder: Path, wanted: object, given: Path | None = None) -> list[
 
     Raises InputError where ``given`` cannot be read. Returns none where no fingerprint fits.
     """
-    for path in [given] if given is not None else [folder / KEPT, bundled_seeds()]:
+    for path in [given] if given is not None else [folder / KEPT, *map(bundled_seeds, BUNDLED)]:
         try:
             tasks = read_seeds(path)
         except InputError:

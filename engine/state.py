@@ -45,6 +45,8 @@ class Progress(Spent):
     decided_answers: int = 0
     failed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    unread: int = 0
+    """Accepted records that the embedding model cannot read: not compared by meaning."""
     session_answered: int = 0
     """Answers that arrived since this process started."""
     session_completion_tokens: int = 0
@@ -96,6 +98,8 @@ class Pace:
     drain_timeout_s: float = 120.0
     at_least: int = 8
     """Requests to have outstanding before any decision says how many are needed."""
+    by_meaning: bool = False
+    """Records are compared by meaning too."""
     paid: bool = True
     """Answers cost money. If not (an engine in this process), ``at_least`` holds to the end, since
     a small batch takes almost as long as a large one, and at the target what is in flight is

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from engine.backends.base import Failure, Verdict
+from engine.languages import measure
 from engine.records import Completion, Prompt, Usage
 
 __all__ = ["ScriptedBackend", "alpaca_text"]
@@ -72,7 +73,39 @@ TAILS = (
 ).split()
 POPULAR = 1500
 """So many ideas come again and again, in one record of eight, as they do from a real model."""
-OPEN_NUMBER = re.compile(r"(\d+)\. Instruction:\s*$")
+OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
+
+# The same for Chinese prompts; their records come in the labels that the prompt ends with.
+ZH_VERBS = (
+    "描述 解释 概括 批评 设想 比较 改写 列举 推荐 规划 归纳 估算 反驳 翻译 评价 改进 设计 审阅 "
+    "创作 讨论 分析 简化 想象 纠正 预测 点评 说明 整理 拟定 回顾"
+).split()
+ZH_OBJECTS = (
+    "一则短篇故事 三条论据 主要成因 一封客气的邮件 两种备选方案 每周日程表 开场白 五个面试问题 "
+    "响亮的口号 可能的后果 一首小诗 常见的错误 收支预算 诚恳的道歉 训练步骤 四个历史事例 "
+    "操作要领 睡前童话 愤怒的留言 招聘启事 近义词 法律意见 隐含的前提 人物小传 新奇的比喻 "
+    "折中办法 六个危险信号 晚餐菜单 有力的证据 广播稿 应急流程 简易实验 对立的观点 告别致辞 "
+    "语法毛病 旅行路线"
+).split()
+ZH_MODIFIERS = (
+    "中世纪 应季 平价 水下 市立 荒废 人工 可食用 志愿 沿海 数字化 古代 夜间 再生 竞技 郊区 "
+    "太阳能 濒危 手工 统计 游牧 工业 虚构 外交 热带 无线 双语 闹鬼 有机 老年 候鸟般 木制 金融 "
+    "轨道 素食 被遗忘 议会 兽医 古典 便携"
+).split()
+ZH_NOUNS = (
+    "园艺 税务 自行车 灯塔 陶器 疫苗 冰川 图书馆 养蜂 铁路 雕塑 保险 婚礼 果园 潜艇 天文 发酵 "
+    "桥梁 新闻 象棋 地震 纺织 游泳 民主 木工 谚语 烟花 灌溉 歌剧 风筝 考古 营养 风车 遗产 香水 "
+    "雪橇 拍卖 历法 瀑布 奶酪 数学 护照 卫星 法庭 雨伞 火山 辩论 港口 博物馆 密码 锦标赛 堆肥 "
+    "医院 摇篮曲 葡萄园"
+).split()
+ZH_TAILS = (
+    "写给初次登台的演讲者 全文不出现数字 控制在五十字内 模仿守塔人的口吻 让讨厌上学的孩子也爱看 "
+    "加入一个意外的事实 站在买家的角度 赶在周五截止之前 像播报新闻那样 好让外婆点头同意 "
+    "通篇只用问句 考虑到人手很少 最后排出名次 面向内罗毕的读者 始终保持礼貌 结尾来个反转 "
+    "按步骤逐条编号 帮助即将移居国外的人 并为每项选择给出理由 尽量使用家常话 不顾外面的大雨 "
+    "适合两百人的村庄 保留原来的语气 同时坦白自己的疑虑 背景设在二一五〇年 假如钱不成问题 "
+    "对象是一群专家 写成对手之间的对话 附上可查的出处 发生在停电的夜晚"
+).split()
 
 
 def alpaca_text(prompt: str, *, seed: int | None = None, records: int = 3) -> str:
@@ -83,24 +116,20 @@ def alpaca_text(prompt: str, *, seed: int | None = None, records: int = 3) -> st
     opened = OPEN_NUMBER.search(prompt[-64:])
     number = int(opened[1]) if opened else 1
     digest = hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
+    chinese = opened is not None and "指令" in opened[0]
+    label, record = (" 指令：", _chinese_record) if chinese else (" Instruction:", _record)
     parts = []
     for position in range(number, number + records):
         bits = int.from_bytes(hashlib.sha256(digest + position.to_bytes(4, "big")).digest(), "big")
-        head = f"{position}. Instruction:" if position > number or not opened else ""
-        parts.append(f"{head} {_record(bits, position)}")
+        head = f"{position}.{label}" if position > number or not opened else ""
+        parts.append(f"{head}{'' if chinese else ' '}{record(bits, position)}")
     return "".join(parts)
 
 
 def _record(bits: int, number: int) -> str:
     """One of some 10¹⁰ records, chosen by ``bits``."""
-    if bits % 8 == 0:
-        popular = (bits // 8) % POPULAR
-        bits = int.from_bytes(hashlib.sha256(popular.to_bytes(4, "big")).digest(), "big")
-    words = []
-    for choices in (VERBS, OBJECTS, LINKS, MODIFIERS, NOUNS, TAILS, NOUNS, TAILS):
-        bits, which = divmod(bits, len(choices))
-        words.append(choices[which].replace("-", " "))
-    verb, what, link, modifier, noun, tail, other, manner = words
+    parts = (VERBS, OBJECTS, LINKS, MODIFIERS, NOUNS, TAILS, NOUNS, TAILS)
+    (verb, what, link, modifier, noun, tail, other, manner), bits = _words(bits, parts)
     given = f"Notes on {other}, {manner}." if bits % 5 < 2 else "<noinput>"
     return (
         f"{verb} {what} {link} {modifier} {noun} {tail}.\n{number}. Input:\n{given}\n"
@@ -108,6 +137,30 @@ def _record(bits: int, number: int) -> str:
         f"that are {modifier} deserve care: {verb.lower()} them {manner}, then look again {tail}, "
         f"since most people think of {other} first.\n###\n"
     )
+
+
+def _chinese_record(bits: int, number: int) -> str:
+    """One of some 10⁹ Chinese records, chosen by ``bits``."""
+    parts = (ZH_VERBS, ZH_OBJECTS, ZH_MODIFIERS, ZH_NOUNS, ZH_TAILS, ZH_NOUNS, ZH_TAILS)
+    (verb, what, modifier, noun, tail, other, manner), bits = _words(bits, parts)
+    given = f"关于{other}的笔记：{manner}。" if bits % 5 < 2 else "<无输入>"
+    return (
+        f"{verb}{modifier}{noun}的{what}，{tail}。\n{number}. 输入：\n{given}\n"
+        f"{number}. 输出：\n先从{what}入手，{other}留到后面。{modifier}{noun}值得用心："
+        f"{verb}的时候{manner}，然后再看一遍，因为多数人首先想到的是{other}。\n###\n"
+    )
+
+
+def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
+    """A word of each part, chosen by ``bits``, and the bits that are left."""
+    if bits % 8 == 0:
+        popular = (bits // 8) % POPULAR
+        bits = int.from_bytes(hashlib.sha256(popular.to_bytes(4, "big")).digest(), "big")
+    words = []
+    for choices in parts:
+        bits, which = divmod(bits, len(choices))
+        words.append(choices[which].replace("-", " "))
+    return words, bits
 
 
 def _alpaca(prompt: Prompt) -> str:
@@ -172,5 +225,5 @@ class ScriptedBackend:
 
 
 def _count(text: str) -> int:
-    """Words: good enough for a model that does not exist."""
-    return len(text.split())
+    """Words, or characters without spaces: good enough for a model that does not exist."""
+    return measure(text)[0]

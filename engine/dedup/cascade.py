@@ -27,10 +27,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.dedup.encoder import Encoder
+from engine.dedup.encoder import Encoder, readable
 from engine.dedup.exact import ExactIndex, digest
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l_of_tokens, tokenize
 from engine.dedup.semantic import SemanticIndex
+from engine.languages import ENGLISH, MIXED, has_tokens
 from engine.records import Neighbour
 
 __all__ = ["Candidate", "Cascade", "Judgement", "Reason", "Scope", "compared_text"]
@@ -75,6 +76,8 @@ class Judgement:
     """Accepted: the nearest by meaning, where it is within ``margin`` of the threshold."""
     vector: NDArray[np.float16] | None = None
     """Accepted: the embedding (D,), as ``Cascade.restore`` takes it."""
+    unreadable: bool = False
+    """Accepted without a look at its meaning: the embedding model cannot read the text."""
 
     @property
     def accepted(self) -> bool:
@@ -98,6 +101,11 @@ class Cascade:
         margin: how far below the threshold the nearest by meaning is told; costs an embedding or
             two each.
         directory: where ``SemanticIndex`` keeps its file.
+        language: how texts are cut for ROUGE-L, as for ``RougeIndex``.
+
+    Attributes:
+        unreadable: references that the embedding model cannot read; like such candidates, they are
+            not compared by meaning.
     """
 
     def __init__(
@@ -109,6 +117,7 @@ class Cascade:
         neighbours: int = 10,
         margin: float = 0.0,
         directory: Path | None = None,
+        language: str = ENGLISH,
     ) -> None:
         if semantic_threshold is not None and encoder is None:
             raise ValueError("a semantic threshold needs an encoder")
@@ -116,7 +125,9 @@ class Cascade:
         self.neighbours = neighbours
         self._margin = margin
         self._exact = ExactIndex()
-        self._rouge = None if rouge_threshold is None else RougeIndex(rouge_threshold)
+        self._language = language
+        self._rouge = None if rouge_threshold is None else RougeIndex(rouge_threshold, language)
+        self.unreadable = 0
         self._encoder = encoder
         self._semantic: SemanticIndex | None = None
         if semantic_threshold is not None and encoder is not None:
@@ -131,32 +142,36 @@ class Cascade:
 
     def add_reference(self, texts: Sequence[str], sources: Sequence[str]) -> None:
         """Add texts to compare against, unjudged; ``compared_text`` makes them from records."""
-        embed = self._semantic is not None and len(texts) > 0
-        vectors = self._embed(texts) if embed else [None] * len(texts)
-        for text, source, vector in zip(texts, sources, vectors, strict=True):
-            self._add(text, source, vector)
+        vectors: dict[int, NDArray[np.float32]] = {}
+        if self._semantic is not None:
+            vectors = self._embed_readable(texts, range(len(texts)))
+            self.unreadable += len(texts) - len(vectors)
+        for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
+            self._add(text, source, vectors.get(i))
 
     def restore(
         self, accepted: Sequence[Candidate], vectors: Sequence[NDArray[np.generic] | None]
     ) -> int:
         """Add candidates that were accepted earlier, with their vectors.
 
-        A vector that is missing or cannot be compared is made anew; returns how many were.
+        A vector that is missing or cannot be compared is made anew; returns how many were. That of
+        a text which the embedding model cannot read is not used.
         """
         texts = [self._text(candidate) for candidate in accepted]
-        kept: list[NDArray[np.generic] | None] = list(vectors)
-        missing: list[int] = []
+        kept: dict[int, NDArray[np.generic]] = {}
+        fresh: dict[int, NDArray[np.float32]] = {}
         if self._semantic is not None:
-            for i, vector in enumerate(kept):
-                if vector is None or self._semantic.problem(vector) is not None:
-                    missing.append(i)
-            if missing:
-                fresh = self._embed([texts[i] for i in missing])
-                for i, vector in zip(missing, fresh, strict=True):
-                    kept[i] = vector
-        for text, candidate, vector in zip(texts, accepted, kept, strict=True):
-            self._add(text, candidate.source, vector)
-        return len(missing)
+            kept = {
+                i: vector
+                for i, vector in enumerate(vectors)
+                if vector is not None and self._semantic.problem(vector) is None
+            }
+            fresh = self._embed_readable(texts, [i for i in range(len(texts)) if i not in kept])
+            can_read = self._readable(texts, list(kept))
+            kept = {i: kept[i] for i, can in zip(kept, can_read, strict=True) if can}
+        for i, (text, candidate) in enumerate(zip(texts, accepted, strict=True)):
+            self._add(text, candidate.source, kept.get(i, fresh.get(i)))
+        return len(fresh)
 
     def judge(self, candidates: Sequence[Candidate], limit: int | None = None) -> list[Judgement]:
         """Decide on candidates in their order, and add those accepted.
@@ -237,8 +252,29 @@ class Cascade:
                 vectors[i] = self._encoder.encode([texts[i]])[0]
         return vectors
 
+    def _readable(self, texts: Sequence[str], chosen: Sequence[int]) -> Sequence[bool]:
+        """Whether each of the chosen texts has a meaning that the embedding model can read. One
+        without any letter or digit has none that could be compared.
+        """
+        assert self._encoder is not None
+        can_read = readable(self._encoder, [texts[i] for i in chosen])
+        return [
+            can and has_tokens(texts[i], MIXED) for i, can in zip(chosen, can_read, strict=True)
+        ]
+
+    def _embed_readable(
+        self, texts: Sequence[str], chosen: Sequence[int]
+    ) -> dict[int, NDArray[np.float32]]:
+        """Vectors of the chosen texts that the model can read, by position."""
+        can_read = self._readable(texts, chosen)
+        chosen = [i for i, can in zip(chosen, can_read, strict=True) if can]
+        if not chosen:
+            return {}
+        return dict(zip(chosen, self._embed([texts[i] for i in chosen]), strict=True))
+
     def _embed_survivors(self, texts: Sequence[str]) -> dict[int, NDArray[np.float32]]:
-        """Vectors of the texts that exact text and ROUGE-L let pass, by position in the batch.
+        """Vectors of the texts that exact text and ROUGE-L let pass, by position in the batch; of
+        those that the model can read.
 
         Texts of the batch are compared with each other as if all of them passed the semantic stage;
         the few that are needed although this said otherwise are embedded when they are.
@@ -254,7 +290,7 @@ class Cascade:
             if key in seen or self._exact.find(text) is not None:
                 continue
             # Longer ones cost more here than to embed one in vain.
-            tokens = tokenize(text) if len(text) <= MOST_CHARACTERS else []
+            tokens = tokenize(text, self._language) if len(text) <= MOST_CHARACTERS else []
             if tokens and any(rouge_l_of_tokens(tokens, other) > threshold for other in passed):
                 continue
             if self._rouge is not None and self._rouge.find(text) is not None:
@@ -262,9 +298,7 @@ class Cascade:
             seen.add(key)
             passed.append(tokens)
             survivors.append(i)
-        if not survivors:
-            return {}
-        return dict(zip(survivors, self._embed([texts[i] for i in survivors]), strict=True))
+        return self._embed_readable(texts, survivors)
 
     def _judge_one(self, text: str, vector: NDArray[np.float32] | None) -> Judgement:
         same = self._exact.find(text)
@@ -277,6 +311,8 @@ class Cascade:
         if self._semantic is None:
             return Judgement(reason=None)
         if vector is None:
+            if not self._readable([text], [0])[0]:
+                return Judgement(reason=None, unreadable=True)
             vector = self._embed([text])[0]
         problem = self._semantic.problem(vector)
         if problem is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,26 @@ from engine import models
 from engine.errors import ConfigError, UnavailableError
 from engine.pretrained import open_embedding
 
-__all__ = ["Encoder", "Precision", "SentenceEncoder", "default_model"]
+__all__ = [
+    "MULTILINGUAL",
+    "Encoder",
+    "Precision",
+    "SelectiveEncoder",
+    "SentenceEncoder",
+    "default_model",
+    "readable",
+]
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16"]
 BATCH = {"float32": 16, "bfloat16": 32}
 """Texts of like length at once. More are no faster on a CPU, and pad more."""
+MOST_UNKNOWN = 0.1
+"""Share of a text's tokens, or of its characters, that the model may not know. Unknown ones all
+have the same embedding: beyond, texts without anything in common would look alike."""
+MULTILINGUAL = "intfloat/multilingual-e5-small or BAAI/bge-m3"
+"""Models that read nearly every script, as an example for the person."""
 AGREEMENT = 0.9999
 """The least cosine between two runtimes' vectors of one text."""
 
@@ -67,6 +80,14 @@ class Encoder(Protocol):
         """Vectors of unit length, (N, D), in the order of the texts."""
 
 
+@runtime_checkable
+class SelectiveEncoder(Encoder, Protocol):
+    """An encoder that knows which texts it cannot read."""
+
+    def readable(self, texts: Sequence[str]) -> Sequence[bool]:
+        """Whether the model knows enough of each text to compare its meaning."""
+
+
 class SentenceEncoder:
     """A sentence-transformers model.
 
@@ -89,6 +110,7 @@ class SentenceEncoder:
         self.model = models.locate(model) if model else default_model()
         self.precision: Precision = "float32"
         network = _load(self.model)
+        self._unknown_shares = _unknown_shares(network.tokenizer)
         self._encode: _Runtime = _by_sentence_transformers(network)
         sample = self.encode(_SAMPLE)
         self.dimension = int(sample.shape[1])
@@ -137,6 +159,55 @@ class SentenceEncoder:
         result = np.empty_like(vectors)
         result[order] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return result
+
+    def readable(self, texts: Sequence[str]) -> list[bool]:
+        """Whether at most ``MOST_UNKNOWN`` of each text is unknown to the model's tokenizer."""
+        return [share <= MOST_UNKNOWN for share in self._unknown_shares(texts)]
+
+
+def readable(encoder: Encoder, texts: Sequence[str]) -> Sequence[bool]:
+    """Whether ``encoder`` can read each of the texts; one that does not say reads them all."""
+    if isinstance(encoder, SelectiveEncoder) and texts:
+        return encoder.readable(texts)
+    return [True] * len(texts)
+
+
+def _unknown_shares(tokenizer: Any) -> Callable[[Sequence[str]], list[float]]:
+    """Says of each text what share of its tokens, or of its characters if that is more, its
+    tokenizer does not know: a whole sentence in an unknown script may be one unknown token.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    unknown = tokenizer.unk_token
+    if unknown is None:  # it spells out by bytes what it does not know
+        return lambda texts: [0.0] * len(texts)
+    if fast is None:
+
+        def share_of_tokens(text: str) -> float:
+            tokens = tokenizer.tokenize(text)
+            return float(tokens.count(unknown) / max(1, len(tokens)))
+
+        return lambda texts: [share_of_tokens(text) for text in texts]
+    number = fast.token_to_id(unknown)
+
+    def shares(texts: Sequence[str]) -> list[float]:
+        encoded = fast.encode_batch(list(texts), add_special_tokens=False)
+        return [_unknown_share(text, e, number) for text, e in zip(texts, encoded, strict=True)]
+
+    return shares
+
+
+def _unknown_share(text: str, encoding: Any, unknown: int) -> float:
+    """Of one text, as the tokenizer has encoded it; padding is no token of it."""
+    missing = [place for place, number in enumerate(encoding.ids) if number == unknown]
+    if not missing:
+        return 0.0
+    characters = [_visible(text[start:end]) for start, end in encoding.offsets]
+    of_characters = sum(characters[place] for place in missing) / max(1, sum(characters))
+    return max(float(len(missing) / sum(encoding.attention_mask)), of_characters)
+
+
+def _visible(text: str) -> int:
+    return sum(not letter.isspace() for letter in text)
 
 
 def default_model() -> str:

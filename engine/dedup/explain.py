@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from engine.datasets import Row, choose, read_rows
-from engine.dedup.encoder import Encoder
+from engine.dedup.encoder import Encoder, readable
 from engine.dedup.long import LONG
 from engine.dedup.rouge import RougeIndex, tokenize
 from engine.dedup.semantic import SemanticIndex
+from engine.languages import ENGLISH
 
 __all__ = ["explain_bands"]
 
@@ -24,7 +25,11 @@ Pairs = list[tuple[float, str, str]]
 
 
 def explain_bands(
-    path: Path, fields: tuple[str, ...], rouge_threshold: float | None, encoder: Encoder | None
+    path: Path,
+    fields: tuple[str, ...],
+    rouge_threshold: float | None,
+    encoder: Encoder | None,
+    language: str = ENGLISH,
 ) -> None:
     """Print, for each band of scores, how many rows have their nearest there, and examples."""
     rows: list[Row] = list(islice(read_rows(path), ROWS))
@@ -34,17 +39,20 @@ def explain_bands(
         f"the first {len(rows):,} rows of {path}, each with the nearest row before it by {compared}"
     )
     if rouge_threshold is not None:
-        _show("ROUGE-L", _by_rouge(texts))
+        _show("ROUGE-L", _by_rouge(texts, language))
     if encoder is not None:
         _show("meaning (cosine)", _by_meaning(texts, encoder))
 
 
-def _by_rouge(texts: list[str]) -> Pairs:
-    index = RougeIndex()
+def _by_rouge(texts: list[str], language: str) -> Pairs:
+    index = RougeIndex(language=language)
     for text in texts:
         index.add(text)
-    if longer := sum(len(tokenize(text)) > LONG for text in texts):
+    sizes = [len(tokenize(text, language)) for text in texts]
+    if longer := sum(size > LONG for size in sizes):
         click.echo(f"{longer:,} rows of more than {LONG:,} tokens have no ROUGE-L shown")
+    if wordless := sizes.count(0):
+        click.echo(f"{wordless:,} rows without any word have no ROUGE-L")
     nearest = index.neighbours(range(len(texts)), k=1)
     return [
         (hit.score, text, texts[hit.item])
@@ -57,7 +65,10 @@ def _by_meaning(texts: list[str], encoder: Encoder) -> Pairs:
     index = SemanticIndex(encoder.dimension)
     items: list[str] = []
     pairs: Pairs = []
-    for text, vector in zip(texts, encoder.encode(texts), strict=True):
+    known = [text for text, can in zip(texts, readable(encoder, texts), strict=True) if can]
+    if unreadable := len(texts) - len(known):
+        click.echo(f"{unreadable:,} rows that the embedding model cannot read have no cosine")
+    for text, vector in zip(known, encoder.encode(known), strict=True):
         if index.problem(vector) is None:
             above = index.above(vector, LOWEST)
             pairs += [(hit.score, text, items[hit.item]) for hit in above[:1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,11 @@ import click
 from engine.datasets import Compared, Dataset, Row, writer
 from engine.dedup.against import add_references, batches
 from engine.dedup.cascade import Candidate, Cascade, Judgement
-from engine.dedup.encoder import Encoder, Precision, SentenceEncoder
+from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
 from engine.errors import UsageError
 from engine.files import check_output
+from engine.languages import ENGLISH, MIXED, detect, has_tokens, language_of
 
 __all__ = ["dedup"]
 
@@ -35,8 +37,11 @@ THRESHOLD = click.FloatRange(0, 1, min_open=True)
               "is.  [default: instruction, messages, prompt or the like]")  # fmt: skip
 @click.option("--against", type=click.Path(path_type=Path), multiple=True,
               help="Rows to compare with, never written; may be given several times.")  # fmt: skip
-@click.option("--rouge-threshold", type=THRESHOLD, default=0.7, show_default=True,
-              help="Refuse above this ROUGE-L F.")  # fmt: skip
+@click.option("--language", default="auto", show_default=True, metavar="CODE",
+              help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at the "
+              "first rows.")  # fmt: skip
+@click.option("--rouge-threshold", type=THRESHOLD,
+              help="Refuse above this ROUGE-L F.  [default: 0.7; 0.75 by characters]")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
 @click.option("--semantic-threshold", type=THRESHOLD, default=0.9, show_default=True,
               help="Refuse above this cosine of the embeddings.")  # fmt: skip
@@ -56,7 +61,8 @@ def dedup(
     overwrite: bool,
     fields: tuple[str, ...],
     against: tuple[Path, ...],
-    rouge_threshold: float,
+    language: str,
+    rouge_threshold: float | None,
     no_rouge: bool,
     semantic_threshold: float,
     no_semantic: bool,
@@ -69,7 +75,8 @@ def dedup(
 
     It may be JSON Lines, JSON, CSV, Parquet, gzip of these, a run's folder or a folder of data
     files; its content tells. Each row is compared with all rows kept before it: the same text, then
-    ROUGE-L, then meaning. A row with nothing to compare is kept, and counted.
+    ROUGE-L, then meaning. A row with nothing to compare is kept, and counted. ROUGE-L compares
+    words, and characters where a script sets no spaces between words.
 
     \b
     woolmill dedup data.jsonl -o unique.jsonl --decisions why.jsonl
@@ -83,24 +90,43 @@ def dedup(
         check_output(path, overwrite=overwrite, inputs=(dataset, *against))
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
+    chosen = language_of_rows(dataset, fields) if language == "auto" else _known(language)
+    threshold = rouge_threshold or language_of(chosen).rouge_threshold
     encoder: Encoder | None = None
     if not no_semantic:
         encoder = SentenceEncoder(semantic_model, precision=semantic_precision)
     if explain:
-        explain_bands(dataset, fields, None if no_rouge else rouge_threshold, encoder)
+        explain_bands(dataset, fields, None if no_rouge else threshold, encoder, chosen)
         return
     cascade = Cascade(
-        rouge_threshold=None if no_rouge else rouge_threshold,
+        rouge_threshold=None if no_rouge else threshold,
         semantic_threshold=None if no_semantic else semantic_threshold,
         encoder=encoder,
         neighbours=0 if no_rouge else 1,
         margin=borderline,
+        language=chosen,
     )
-    summary = _Summary(rouge_threshold, semantic_threshold, borderline)
+    summary = _Summary(threshold, semantic_threshold, borderline, chosen)
+    if language != "auto" or no_rouge:
+        summary.cut = ""
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
     _decide(cascade, Dataset(dataset), fields, output, decisions, summary)
+    summary.references_unreadable = cascade.unreadable
     click.echo(summary)
+
+
+def language_of_rows(path: Path, fields: tuple[str, ...]) -> str:
+    """What the first rows of a dataset are written in."""
+    texts = chain.from_iterable(texts for _, texts, _ in batches(Dataset(path), fields))
+    return detect(texts)
+
+
+def _known(code: str) -> str:
+    try:
+        return language_of(code).code
+    except ValueError as exc:
+        raise UsageError(f"--language: {exc}") from exc
 
 
 def _decide(
@@ -161,6 +187,20 @@ def _decision(index: int, judgement: Judgement | None) -> dict[str, Any]:
     return decision
 
 
+def _how_cut(language: str, threshold: float) -> str:
+    """What ROUGE-L compares, where it is not what Alpaca compared."""
+    if language == ENGLISH:
+        return ""
+    spoken = language_of(language)
+    what = "words" if spoken.spaced else "characters"
+    if language == MIXED:
+        what = "words, and of characters in scripts without spaces"
+    return (
+        f"by ROUGE-L of {what} above {threshold}, as the rows are in {spoken.name}; "
+        "else name a --language"
+    )
+
+
 class _Summary:
     """Counts, and the decisions that a slightly different threshold would have turned.
 
@@ -168,13 +208,17 @@ class _Summary:
     out, would go on to change the decisions after it.
     """
 
-    def __init__(self, rouge: float, semantic: float, band: float) -> None:
+    def __init__(self, rouge: float, semantic: float, band: float, language: str) -> None:
         self._thresholds = {"ROUGE-L": rouge, "meaning": semantic}
         self._band = band
         self.compared: Compared | None = None
         self.against: list[tuple[Path, Compared]] = []
         self._reasons: Counter[str] = Counter()
-        self._empty = 0
+        self._language = language
+        self.cut = _how_cut(language, rouge)
+        """What ``--language auto`` took; empty where that is plain."""
+        self.references_unreadable = 0
+        self._empty = self._wordless = self._unreadable = 0
         self._near: dict[tuple[str, bool], list[tuple[float, float, str, str]]] = {}
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
         self._turned: Counter[tuple[str, bool]] = Counter()
@@ -185,6 +229,8 @@ class _Summary:
             self._reasons["accepted"] += 1
             return
         self._reasons[judgement.reason or "accepted"] += 1
+        self._wordless += not has_tokens(text, self._language)
+        self._unreadable += judgement.unreadable
         nearest = judgement.nearest
         if judgement.accepted:
             measured = (("ROUGE-L", nearest), ("meaning", judgement.nearest_meaning))
@@ -217,6 +263,16 @@ class _Summary:
             lines.append(
                 f"{self._empty:>9,}  kept without a comparison: {self.compared} is empty there"
             )
+        if self._wordless:
+            spoken = language_of(self._language).name
+            lines.append(f"{self._wordless:>9,}  without any word in {spoken}: no ROUGE-L")
+        if unreadable := self._unreadable + self.references_unreadable:
+            lines.append(
+                f"{unreadable:>9,}  not compared by meaning: the embedding model cannot read them;"
+                f" give --semantic-model one that can, for example {MULTILINGUAL}"
+            )
+        if self.cut:
+            lines.append(self.cut)
         if self.compared is not None and self.compared.chosen:
             lines.append(f"compared by {self.compared}; name other fields with --field")
         lines += [

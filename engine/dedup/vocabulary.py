@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from engine.dedup.kernels import compiled, signed, word
 from engine.dedup.memory import reserve, room
+from engine.dedup.scripts import letters_of
+from engine.languages import ENGLISH
 
 __all__ = ["Vocabulary", "cut"]
 
@@ -25,9 +27,10 @@ Table = tuple[
 
 
 class Vocabulary:
-    """Tokens as ``rouge_score`` cuts them, lower-cased runs of [a-z0-9], numbered as they come."""
+    """Tokens of a language (``languages.tokens_of``), numbered as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: str = ENGLISH) -> None:
+        self.language = language
         self.size = 0
         # Token i is letters[ends[i]:ends[i + 1]]. Buckets and links hold i + 1; 0 ends a chain.
         self._letters = reserve(np.uint8)
@@ -39,10 +42,9 @@ class Vocabulary:
     def __len__(self) -> int:
         return self.size
 
-    @staticmethod
-    def letters(text: str) -> bytes:
-        """What ``cut`` looks for tokens in. Lone surrogates are legal in JSON strings."""
-        return text.lower().encode("utf-8", "surrogatepass")
+    def letters(self, text: str) -> bytes:
+        """What ``cut`` looks for tokens in."""
+        return letters_of(text, self.language)
 
     def ids(self, text: str, learn: bool = False) -> NDArray[np.uint32]:
         """The numbers (n,) of the tokens of a text. New ones are kept only if ``learn``; else they
@@ -71,7 +73,8 @@ class Vocabulary:
 
 @compiled
 def _in_token(letter: int) -> bool:
-    return 97 <= letter <= 122 or 48 <= letter <= 57  # a-z, 0-9; UTF-8 has no other bytes for them
+    # a-z, 0-9, and the bytes of UTF-8 for whatever else is part of a token.
+    return 97 <= letter <= 122 or 48 <= letter <= 57 or letter >= 128
 
 
 @compiled

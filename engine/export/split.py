@@ -30,6 +30,7 @@ from rapidfuzz.distance import LCSseq
 from engine.dedup.cascade import Scope, compared_text
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
+from engine.languages import ENGLISH
 from engine.store import RunReader
 
 __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]
@@ -166,7 +167,10 @@ def _close_to_crowded(run: RunReader, rows: list[int], crowded: list[int]) -> se
     if not crowded:
         return set()
     needed = {*rows, *crowded}
-    words_of = {row: tokenize(text) for row, (text, _) in enumerate(_texts(run)) if row in needed}
+    language = run.manifest.decision.get("language", ENGLISH)
+    words_of = {
+        row: tokenize(text, language) for row, (text, _) in enumerate(_texts(run)) if row in needed
+    }
     packed = [words_of[row] for row in crowded]
     lengths = np.array([len(words) for words in packed])
     close = set()

@@ -6,6 +6,9 @@ Format and decisions are those of Stanford Alpaca's ``encode_prompt`` and
 generate_instruction.py); the header text is our own. Its parser is kept with its edges (labels are
 not anchored to a line, their order is not checked), because a record that one of the two accepts
 and the other refuses would make results incomparable.
+
+Outside English the parser is more lenient, as models are with what they copy: it takes the labels
+of any language here, full-width digits, dots and colons, and ``＃＃＃``.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from engine.filters import Refusal
+from engine.languages import ENGLISH, MIXED, language_of
 from engine.records import Completion, Record, Sampling, SeedTask
 
 __all__ = [
@@ -60,6 +64,53 @@ alarm, reminder or action in the world.
 
 List of 20 tasks:
 """
+
+
+_HEADER_ZH = """\
+请为一个只会处理文字的助手编写一份内容丰富的清单，共 20 项任务。每一项都会交给这个助手去完成，再由人评判完成得好不好。
+
+对这份清单的要求：
+1. 各项任务开头的动词不要重复，动词的范围越广越好。
+2. 说法也要多样：有的是直接的要求，有的是提问，有的先交代情形再提出任务。
+3. 覆盖各类工作：开放问答、分类、改写、信息提取、推理、制订计划、编写代码等。
+4. 任务必须仅凭文字就能完成：不需要看、听、展示或点击任何东西，也不需要在现实世界里设闹钟、发提醒或执行操作。
+5. 全部使用自然、地道的中文。
+6. 每条指令只有一到两句话。
+7. 任务需要材料时，写在输入里：内容真实具体，不用占位符，不超过 150 字。
+8. 任务不需要材料时（例如一般性的问题），输入处只写“<无输入>”。
+9. 输出要完整、正确地回应指令和输入，不超过 200 字。
+
+20 项任务的清单：
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """How the parts of an entry are named."""
+
+    instruction: str
+    input: str
+    output: str
+    nothing: str
+    """In the place of an input."""
+
+
+_ENGLISH = Labels("Instruction:", "Input:", "Output:", "<noinput>")
+_LABELS = {"zh": Labels("指令：", "输入：", "输出：", "<无输入>")}
+_NO_INPUT = frozenset(
+    (
+        "<noinput>",
+        "noinput",
+        "<无输入>",
+        "无输入",
+        "<無輸入>",
+        "無輸入",
+        "<无>",
+        "（无）",
+        "(无)",
+        "无",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,35 +166,58 @@ def _draw(seed: int, index: int, place: int) -> int:
     return int.from_bytes(blake2b(b"%d %d %d" % (seed, index, place), digest_size=8).digest())
 
 
-def header() -> str:
-    """What every prompt begins with; the same bytes each time, so that prefix caches hit."""
-    return _HEADER
+def header(language: str = ENGLISH) -> str:
+    """What every prompt begins with; the same bytes each time, so that prefix caches hit.
+
+    Chinese has a header of its own; another language is named in the English one.
+    """
+    if language == "zh":
+        return _HEADER_ZH
+    if language == ENGLISH:
+        return _HEADER
+    wanted = f"Everything is in {language_of(language).name}"
+    if language == MIXED:
+        wanted = "Each task is in the language of one of the tasks shown"
+    return _HEADER.replace("Everything is in English", wanted)
 
 
 @lru_cache(maxsize=4096)
-def demonstration(number: int, task: SeedTask) -> str:
+def demonstration(number: int, task: SeedTask, language: str = ENGLISH) -> str:
     """One task as an entry of the list."""
-    instruction = re.sub(r"\s+", " ", task.instruction).strip().rstrip(":")
+    labels = _LABELS.get(language, _ENGLISH)
+    colons = ":" if labels is _ENGLISH else ":："
+    instruction = re.sub(r"\s+", " ", task.instruction).strip().rstrip(colons)
+    space = " " if labels is _ENGLISH else ""
     return (
-        f"###\n{number}. Instruction: {instruction}\n"
-        f"{number}. Input:\n{task.input or '<noinput>'}\n"
-        f"{number}. Output:\n{task.output}\n"
+        f"###\n{number}. {labels.instruction}{space}{instruction}\n"
+        f"{number}. {labels.input}\n{task.input or labels.nothing}\n"
+        f"{number}. {labels.output}\n{task.output}\n"
     )
 
 
-def tail(demonstrations: int) -> str:
+def tail(demonstrations: int, language: str = ENGLISH) -> str:
     """What the prompt ends with, and the model goes on from."""
-    return f"###\n{demonstrations + 1}. Instruction:"
+    return f"###\n{demonstrations + 1}. {_LABELS.get(language, _ENGLISH).instruction}"
 
 
-def render(tasks: Sequence[SeedTask]) -> str:
+def render(tasks: Sequence[SeedTask], language: str = ENGLISH) -> str:
     """The whole prompt for these demonstrations, in their order."""
-    entries = (demonstration(number, task) for number, task in enumerate(tasks, 1))
-    return f"{header()}{''.join(entries)}{tail(len(tasks))}"
+    entries = (demonstration(number, task, language) for number, task in enumerate(tasks, 1))
+    return f"{header(language)}{''.join(entries)}{tail(len(tasks), language)}"
 
 
 _OPENING = re.compile(r"\s*+(?:###)?+\s*+([0-9]+)\.\s++Instruction:")
 _LABEL = re.compile(r"\.\s++(Instruction|Input|Output):")
+# The same as models write them in other languages; here too each repetition is possessive, or a
+# run of dots or spaces would take time with the square of its length.
+_ANY_OPENING = re.compile(
+    r"\s*+(?:###|＃＃＃)?+\s*+([0-9０-９]{1,9}+)[.．。、]\s*+(?:Instruction|指令)\s*+[:：]"
+)
+_ANY_LABEL = re.compile(
+    r"[.．。、]\s*+(Instruction|Input|Output|指令|输入|輸入|输出|輸出)\s*+[:：]"
+)
+_ANY_SEPARATOR = re.compile("###|＃＃＃")
+_TO_ASCII = {ord(wide): str(digit) for digit, wide in enumerate("０１２３４５６７８９")}
 MOST_LABELS_SHOWN = 12
 """Labels of a piece that its refusal names."""
 
@@ -153,8 +227,10 @@ def parse(
     *,
     demonstrations: int,
     api: Literal["completions", "chat"] = "completions",
+    language: str = ENGLISH,
 ) -> list[Piece]:
-    """Split an answer into records, exactly as the reference does; a blank piece is no piece.
+    """Split an answer into records, in English exactly as the reference does; a blank piece is no
+    piece.
 
     A chat model is not bound to continue the text: where it repeats the opening label itself, it is
     not set before the answer a second time.
@@ -163,7 +239,9 @@ def parse(
     a loop must not stop the process that decides.
     """
     first = demonstrations + 1
-    parts = _continued(completion.text, first, api).split("###")
+    strict = language == ENGLISH
+    text = _continued(completion.text, first, api, language)
+    parts = text.split("###") if strict else _ANY_SEPARATOR.split(text)
     cut = len(parts) - 1 if completion.finish_reason in CUT else None
     pieces = []
     for position, part in enumerate(parts):
@@ -172,7 +250,7 @@ def parse(
         if position == cut:
             pieces.append(Piece(position, None, ("cut_off", CUT[completion.finish_reason])))
             continue
-        fields, labels = _split(part, first + position)
+        fields, labels = _split(part, first + position, _LABEL if strict else _ANY_LABEL)
         if len(labels) != 3:
             shown = ", ".join(labels[:MOST_LABELS_SHOWN]) or "none"
             more = ", …" if len(labels) > MOST_LABELS_SHOWN else ""
@@ -180,31 +258,35 @@ def parse(
             pieces.append(Piece(position, None, ("bad_format", detail)))
             continue
         instruction, given, output = (field.strip() for field in fields[1:])
-        if given.lower() == "<noinput>":
+        if given.lower() == "<noinput>" or (not strict and given.lower() in _NO_INPUT):
             given = ""
         pieces.append(Piece(position, Record(instruction=instruction, input=given, output=output)))
     return pieces
 
 
-def _continued(text: str, first: int, api: Literal["completions", "chat"]) -> str:
+def _continued(
+    text: str, first: int, api: Literal["completions", "chat"], language: str = ENGLISH
+) -> str:
     """The answer with its opening label, which the prompt ended with or the answer repeats."""
-    if api == "chat" and (opening := _OPENING.match(text)) and opening.group(1) == str(first):
+    opening = (_OPENING if language == ENGLISH else _ANY_OPENING).match(text)
+    if api == "chat" and opening and opening.group(1).translate(_TO_ASCII) == str(first):
         return text[opening.start(1) :]
     return f"{first}. Instruction:{text}"
 
 
-def _split(part: str, number: int) -> tuple[list[str], list[str]]:
+def _split(part: str, number: int, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
     """What stands around the labels numbered ``number``, and those labels.
 
     A number is looked for before each label rather than by a pattern for each number: an answer of
     a megabyte can hold 250,000 pieces. Like the reference, this finds "4." within "14." too.
     """
-    if ":" not in part:
+    if ":" not in part and "：" not in part:
         return [part], []
     digits = str(number)
     fields, labels, end = [], [], 0
-    for label in _LABEL.finditer(part):
-        if part.endswith(digits, end, label.start()):
+    for label in pattern.finditer(part):
+        before = part[max(end, label.start() - len(digits)) : label.start()]
+        if before == digits or (pattern is not _LABEL and before.translate(_TO_ASCII) == digits):
             fields.append(part[end : label.start() - len(digits)])
             labels.append(label.group(1))
             end = label.end()

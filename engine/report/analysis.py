@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.languages import ENGLISH, Language, has_tokens, language_of, measure
 from engine.records import Decision
 from engine.report.bursts import Bursts
 from engine.report.figures import figures
@@ -35,6 +36,7 @@ SPECIAL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|
 DECLINED = re.compile(
     r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable|not able)\b|\bi can(?:no|')t\b", re.I
 )
+OPENINGS = 20
 MIN_DUPLICATE_CHARS = 40
 """Shorter outputs ("Yes.", a class label) are alike for good reason."""
 
@@ -42,7 +44,8 @@ MIN_DUPLICATE_CHARS = 40
 def analyse(run: RunReader) -> dict[str, Any]:
     """Distributions, examples and checks of ``run``, beside its ``figures``."""
     times = _Times(run)
-    rows = _Rows(run.manifest.decision)
+    language = language_of(run.manifest.decision.get("language", ENGLISH))
+    rows = _Rows(run.manifest.decision, language)
     for decision in run.decisions():
         rows.add(decision)
         if decision.accepted:
@@ -124,7 +127,9 @@ class _Times:
 class _Rows:
     """What one pass over all decisions tells."""
 
-    def __init__(self, decision_settings: Any) -> None:
+    def __init__(self, decision_settings: Any, language: Language) -> None:
+        self._language = language
+        self._first: Counter[str] = Counter()
         self._rouge_threshold = decision_settings.get("rouge_threshold")
         self._words: dict[str, list[int]] = {"instruction": [], "input": [], "output": []}
         self._with_input = 0
@@ -136,7 +141,7 @@ class _Rows:
         self._outputs: Counter[bytes] = Counter()
         self._output_example: dict[bytes, tuple[str, str]] = {}
         self._checks: Counter[str] = Counter()
-        self._bursts = Bursts()
+        self._bursts = Bursts(language.code)
 
     def add(self, decision: Decision) -> None:
         if decision.accepted:
@@ -165,7 +170,13 @@ class _Rows:
         if record is None:
             return
         for name, lengths in self._words.items():
-            lengths.append(len(getattr(record, name).split()))
+            lengths.append(self._length(getattr(record, name)))
+        if self._language.code != ENGLISH:
+            self._first[opening_of(record.instruction)] += 1
+            checks = self._checks
+            checks["no word to compare by ROUGE-L"] += not has_tokens(
+                record.instruction, self._language.code
+            )
         self._with_input += bool(record.input)
         self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
         self._bursts.add(record)
@@ -175,7 +186,7 @@ class _Rows:
         checks["output repeats the instruction"] += output.strip() == record.instruction.strip()
         checks["output declines the task"] += DECLINED.search(output[:200]) is not None
         checks["output may be cut off: ends in a letter or comma"] += bool(
-            len(output.split()) > 20 and (output[-1].isalpha() or output[-1] == ",")
+            self._length(output) > 20 and (output[-1].isalpha() or output[-1] in ",，、")
         )
         whole = f"{record.instruction}\n{record.input}\n{output}"
         checks["text that looks like a special token"] += SPECIAL_TOKEN.search(whole) is not None
@@ -186,10 +197,18 @@ class _Rows:
             if self._outputs[key] == 2:
                 self._output_example[key] = (_id(decision), shorten(output, 200))
 
+    def _length(self, text: str) -> int:
+        """In ``unit``."""
+        if self._language.spaced:
+            return len(text.split())
+        return sum(not letter.isspace() for letter in text)
+
     def result(self) -> dict[str, Any]:
         accepted = len(self._accepted_f)
         again = {key: n for key, n in self._outputs.items() if n > 1}
         return {
+            "unit": "words" if self._language.spaced else "characters",
+            "openings": [[shorten(text, 60), n] for text, n in self._first.most_common(OPENINGS)],
             "words": {name: _lengths(values) for name, values in self._words.items()},
             "share_with_input": round(self._with_input / accepted, 4) if accepted else None,
             "rouge_l": {
@@ -222,6 +241,13 @@ class _Rows:
             "checks": dict(self._checks),
             "bursts": self._bursts.found(),
         }
+
+
+def opening_of(text: str) -> str:
+    """The first two words of an instruction; where they do not stand apart, four characters."""
+    if measure(text)[1] == "characters":
+        return "".join(text.split())[:4]
+    return " ".join(text.split()[:2]).lower()
 
 
 def _id(decision: Decision) -> str:

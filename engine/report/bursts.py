@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from engine.dedup.rouge import tokenize
+from engine.languages import ENGLISH
 from engine.records import Record
 from engine.report.text import shorten
 
@@ -38,14 +39,15 @@ SHOWN = 20
 class Bursts:
     """Takes accepted records; ``found`` says what is suspicious. Keeps the words of all rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: str = ENGLISH) -> None:
+        self._language = language
         self._words: list[tuple[str, ...]] = []
         self._openings: list[str] = []
         self._known: dict[str, str] = {}
 
     def add(self, record: Record) -> None:
         known = self._known
-        words = tokenize(f"{record.instruction} {record.input}")
+        words = tokenize(f"{record.instruction} {record.input}", self._language)
         self._words.append(tuple(known.setdefault(word, word) for word in words))
         opening = " ".join(record.output.split()[:OPENING_WORDS]).lower()
         self._openings.append(known.setdefault(opening, opening))

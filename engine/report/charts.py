@@ -23,10 +23,10 @@ def charts(analysis: dict[str, Any], pictures: dict[str, Any]) -> dict[str, Char
         "reasons": _reasons(analysis),
         "rouge": _scores(analysis["rouge_l"], "ROUGE-L F to the nearest earlier instruction"),
         "map": _map(pictures["map"]),
-        "verbs": _verbs(pictures["verbs"]),
+        "verbs": _verbs(pictures["verbs"]) if pictures["verbs"] else None,
     }
     for name, words in analysis["words"].items():
-        drawn[f"words-{name}"] = _lengths(words, f"words in the {name}")
+        drawn[f"words-{name}"] = _lengths(words, f"{analysis['unit']} in the {name}")
     if analysis["cosine"]:
         drawn["cosine"] = _scores(analysis["cosine"], "cosine to the nearest other row")
     return {name: chart for name, chart in drawn.items() if chart is not None}

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from engine.dedup.rouge import RougeIndex
+from engine.languages import ENGLISH
 from engine.report.figures import figures
 from engine.store import RunReader
 
@@ -49,7 +50,8 @@ def _overlap(of: RunReader, within: RunReader) -> float | None:
     total = of.counts().accepted
     if not total:
         return None
-    index = RougeIndex(within.manifest.decision.get("rouge_threshold") or 0.7)
+    decided_by = within.manifest.decision
+    index = RougeIndex(decided_by.get("rouge_threshold"), decided_by.get("language", ENGLISH))
     for decision in within.decisions(accepted=True):
         if decision.record is not None:
             index.add(decision.record.instruction)

@@ -20,7 +20,8 @@ def figures(run: RunReader) -> dict[str, Any]:
     ``responses``, ``failed``, ``dropped_at_a_stop`` (the session ended in order before the answer
     came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the latest
     session, which has not ended, or was killed). A request that a later session sends again counts
-    again. ``wasted`` are answers to requests that had one already.
+    again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
+    ``wasted`` are answers to requests that had one already.
 
     ``seconds`` is the time from a session's start to its end, summed over sessions; a session that
     was killed counts to the last answer that it could have committed.
@@ -62,6 +63,9 @@ def figures(run: RunReader) -> dict[str, Any]:
         "pieces": counts.decided,
         "parsed": parsed,
         "accepted": counts.accepted,
+        "not_compared_by_meaning": counts.accepted - counts.vectors
+        if run.manifest.decision.get("semantic")
+        else 0,
         "rejected": dict(sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0]))),
         "finish_reasons": counts.finish_reasons,
         "tokens": tokens,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from importlib import resources
@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from engine.errors import ConfigError
+from engine.languages import ENGLISH
 from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
@@ -32,7 +33,9 @@ VEGA_LITE = "6.1"
 
 def html(run: RunReader) -> str:
     """The whole page. Takes some seconds; raises ConfigError where a package is missing."""
-    return page(analyse(run), {"map": rows_map(run), "verbs": verbs(run)})
+    # The parser of the verbs knows English only.
+    english = run.manifest.decision.get("language", ENGLISH) == ENGLISH
+    return page(analyse(run), {"map": rows_map(run), "verbs": verbs(run) if english else None})
 
 
 @cache
@@ -124,9 +127,11 @@ def _sections(
     said = pictures["verbs"]
     yield _section(
         "What is asked for",
-        _row(drawn, "verbs"),
-        f"The {len(said['verbs'])} most frequent root verbs (inside) and their most frequent direct"
-        f" objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} instructions;"
+        _row(drawn, "verbs") if said is not None else _openings(analysis["openings"]),
+        "The most frequent openings of the instructions."
+        if said is None
+        else f"The {len(said['verbs'])} most frequent root verbs (inside) and their most frequent"
+        f" direct objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} instructions;"
         f" {said['with_object']:,} have both.",
     )
     lengths = [f"words-{name}" for name in ("instruction", "input", "output")]
@@ -168,6 +173,9 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
         ("tokens per accepted row", _number(figures["tokens_per_accepted"])),
         ("completion tokens/s", _number(figures["tokens_per_s"])),
     ]
+    if figures["not_compared_by_meaning"]:
+        unread = figures["not_compared_by_meaning"]
+        tiles.append(("rows not compared by meaning", f"{unread:,}"))
     if figures["cost"] is not None:
         tiles.append(("cost", f"{figures['cost']:,.2f}"))
     if analysis["latency_s"]:
@@ -234,6 +242,13 @@ def _checks(analysis: Mapping[str, Any]) -> str:
     )
     table = f"<table><tr><th>rows whose …</th><th>rows</th></tr>{rows}</table>"
     return table + (repeated if most else "")
+
+
+def _openings(openings: Sequence[tuple[str, int]]) -> str:
+    rows = "".join(
+        f"<tr><td>{_shown(text)}</td><td>{count:,}</td></tr>" for text, count in openings
+    )
+    return f"<table><tr><th>opening</th><th>rows</th></tr>{rows}</table>"
 
 
 def _bursts(analysis: Mapping[str, Any]) -> str:

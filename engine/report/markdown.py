@@ -21,6 +21,7 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     names = (
         "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
         "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed", "accepted",
+        "not_compared_by_meaning",
         "tokens_per_accepted", "tokens_per_s", "cost", "seconds", "sessions",
     )  # fmt: skip
     yield table(("figure", "value"), [(name, figures[name]) for name in names])
@@ -30,12 +31,15 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
         for reason, told in analysis["rejected"].items()
     ]
     yield table(("reason", "pieces", "for example", "because of"), refused)
-    yield "## Lengths, in words"
+    yield f"## Lengths, in {analysis['unit']}"
     lengths = [
         (name, words["mean"], words["median"], words["max"])
         for name, words in analysis["words"].items()
     ]
     yield table(("field", "mean", "median", "longest"), lengths)
+    if openings := analysis["openings"]:
+        yield "## Most frequent openings"
+        yield table(("opening", "rows"), openings)
     yield "## Before you train on it"
     checks = [*analysis["checks"].items()]
     checks.append(("output stands in an earlier row too", analysis["output_duplicates"]["rows"]))

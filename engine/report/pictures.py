@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import islice
+from functools import partial
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from engine import models
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
+from engine.languages import ENGLISH, language_of
 from engine.records import Decision
 from engine.report.text import shorten
 from engine.store import RunReader
@@ -53,6 +55,7 @@ def rows_map(run: RunReader) -> dict[str, Any]:
         from sklearn.decomposition import PCA
     except ImportError as exc:
         raise ConfigError(NEEDED) from exc
+    language = run.manifest.decision.get("language", ENGLISH)
     step = max(1, run.counts().accepted // POINTS)
     sample = list(islice(run.accepted(vectors=True), 0, POINTS * step, step))
     rows = [decision for decision, _ in sample]
@@ -67,11 +70,12 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     if len(vectors) == len(rows):
         by, space = "the embeddings' two main components", np.stack(vectors)
     else:
-        by, space = "the instructions' words (the run has no embeddings)", _by_words(rows)
+        by = "the instructions' words (not all rows have embeddings)"
+        space = _by_words(rows, language)
     groups = KMeans(min(GROUPS, len(rows)), n_init=2, random_state=0).fit_predict(space)
     places = PCA(2, random_state=0).fit_transform(space)
     texts = [d.record.instruction if d.record else "" for d in rows]
-    names = _telling_words(texts, groups)
+    names = _telling_words(texts, groups, language)
     return {
         "by": by,
         "rows": len(rows),
@@ -89,25 +93,40 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     }
 
 
-def _by_words(rows: Sequence[Decision]) -> NDArray[np.float32]:
+def _words(text: str, language: str) -> list[str]:
+    """The words of a text; where they do not stand apart, pairs of neighbouring characters."""
+    tokens = tokenize(text, language)
+    if language_of(language).spaced:
+        return tokens
+    return [f"{one}{two}" for one, two in pairwise(tokens)]
+
+
+def _by_words(rows: Sequence[Decision], language: str) -> NDArray[np.float32]:
     """Thirty-two components of the instructions' words: (N, 32)."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
     texts = [d.record.instruction if d.record else "" for d in rows]
-    words = HashingVectorizer(
-        n_features=2**13, stop_words="english", alternate_sign=False
-    ).transform(texts)
+    if language == ENGLISH:
+        counted = HashingVectorizer(n_features=2**13, stop_words="english", alternate_sign=False)
+    else:
+        counted = HashingVectorizer(
+            n_features=2**13, analyzer=partial(_words, language=language), alternate_sign=False
+        )
+    words = counted.transform(texts)
     weighted = TfidfTransformer(sublinear_tf=True).fit_transform(words)
     return np.asarray(TruncatedSVD(32, random_state=0).fit_transform(weighted), np.float32)
 
 
-def _telling_words(texts: Sequence[str], groups: NDArray[np.int64]) -> list[str]:
+def _telling_words(
+    texts: Sequence[str], groups: NDArray[np.int64], language: str = ENGLISH
+) -> list[str]:
     """For each group the three words that its texts have far more often than the others'."""
+    shortest = 3 if language_of(language).spaced else 1
     everywhere: Counter[str] = Counter()
     within: dict[int, Counter[str]] = defaultdict(Counter)
     for text, group in zip(texts, groups, strict=True):
-        words = {word for word in tokenize(text) if len(word) > 3}
+        words = {word for word in _words(text, language) if len(word) > shortest}
         everywhere.update(words)
         within[int(group)].update(words)
     sizes = Counter(int(group) for group in groups)

@@ -75,7 +75,8 @@ async def merge_runs(
             for run in runs:
                 index = await _copy(run, store, index)
             target = config.target if "target" in changes else 2**62
-            return await decide_answers(store, Decider(cascade, api=config.asked_api), target)
+            decider = Decider(cascade, api=config.asked_api, filters=config.checks())
+            return await decide_answers(store, decider, target)
         finally:
             await store.aclose()
 

@@ -21,6 +21,7 @@ from engine.config import RunConfig
 from engine.decide import Decider, make_cascade
 from engine.errors import ConfigError
 from engine.generate import make_manifest
+from engine.languages import ENGLISH
 from engine.records import SeedTask
 from engine.seeds import KEPT, kept_seeds
 from engine.store import Manifest, RunStore
@@ -54,6 +55,7 @@ def decision_options(command: Any) -> Any:
                      help="The run's seed tasks. [those that it kept, or the bundled ones]"),
         click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
                      help="What is compared."),
+        click.option("--language", metavar="CODE", help="How texts are cut, parsed and filtered."),
         click.option("--semantic-threshold", type=float, help="Refuse above this cosine."),
         click.option("--semantic/--no-semantic", default=None,
                      help="Refuse near-duplicates by meaning."),
@@ -106,7 +108,7 @@ async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, A
         before = store.counts()
         store.forget_decisions(wanted.decision)
         accepted = await decide_answers(
-            store, Decider(cascade, api=config.asked_api), config.target
+            store, Decider(cascade, api=config.asked_api, filters=config.checks()), config.target
         )
     finally:
         await store.aclose()
@@ -149,7 +151,7 @@ def settings_of(
             f"{seeds or folder / KEPT}: not the seed tasks of the run, which its records are "
             "compared with; name those with --seeds"
         )
-    known = {**stored.free, **stored.fixed, **stored.decision, "seeds": seeds}
+    known = {"language": ENGLISH, **stored.free, **stored.fixed, **stored.decision, "seeds": seeds}
     values = {
         name: value
         for name, value in known.items()

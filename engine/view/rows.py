@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
+from engine.languages import ENGLISH
 from engine.recipes import alpaca
 from engine.records import Answer, Decision, SeedTask
 from engine.report.figures import figures
@@ -124,6 +125,7 @@ class Rows:
             decision = _decision(run, request, position)
             answers = run.answers(request, 1)
             settings = run.manifest.fixed
+            language = run.manifest.decision.get("language", ENGLISH)
         answer = answers[0] if answers else None
         record, nearest = decision.record, decision.nearest
         told: dict[str, Any] = {
@@ -138,9 +140,11 @@ class Rows:
             "most_similar": [[text, score] for text, score in decision.most_similar.items()],
             "mean_similarity": decision.mean_similarity,
         }
-        return told | self._provenance(answer, settings) if answer is not None else told
+        return told | self._provenance(answer, settings, language) if answer is not None else told
 
-    def _provenance(self, answer: Answer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _provenance(
+        self, answer: Answer, settings: Mapping[str, Any], language: str
+    ) -> dict[str, Any]:
         completion = answer.completion
         shown = [self._seeds.get(name) for name in answer.demonstrations]
         tasks = [task for task in shown if task is not None]
@@ -159,7 +163,7 @@ class Rows:
             "truncated": answer.truncated,
             "demonstrations": list(answer.demonstrations),
             # The store keeps which seed tasks were shown; the prompt follows from them.
-            "prompt": alpaca.render(tasks) if whole and tasks else None,
+            "prompt": alpaca.render(tasks, language) if whole and tasks else None,
         }
 
     def _take_in(self) -> None:

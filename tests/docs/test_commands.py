@@ -30,7 +30,7 @@ from engine.models import NAMES
 from engine.seeds import bundled_seeds
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 MOST = 25
 """Accepted records that a command of the docs gets to ask for."""
 SERVED = "toy"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import InputError
-from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
+from engine.errors import ConfigError, InputError
+from engine.seeds import BUNDLED, KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 
 TASK = {
     "id": "one",
@@ -31,8 +31,14 @@ def written(folder: Path, *lines: str, encoding: str = "utf-8", end: str = "\n")
     return path
 
 
-def test_bundled_seeds_are_read() -> None:
-    assert len(read_seeds(bundled_seeds())) >= 175
+@pytest.mark.parametrize("language", BUNDLED)
+def test_bundled_seeds_are_read(language: str) -> None:
+    assert len(read_seeds(bundled_seeds(language))) >= 175
+
+
+def test_a_language_without_seed_tasks_needs_some() -> None:
+    with pytest.raises(ConfigError, match=r"no seed tasks in Thai .* name your own with --seeds"):
+        bundled_seeds("th")
 
 
 TASKS = [{**TASK, "id": f"id {i}", "instruction": f"Say {i} kind things."} for i in range(3)]

@@ -54,6 +54,8 @@ function showState(state) {
     ["failed", number(state.failed)], ["in flight", number(state.in_flight)],
     ["tokens per accepted row", number(state.tokens_per_accepted)],
   ];
+  const unread = state.not_compared_by_meaning;
+  if (unread) tiles.push(["not compared by meaning", number(unread)]);
   if (state.cost !== null) tiles.push(["cost", number(state.cost, 2)]);
   at("tiles").replaceChildren(...tiles.map(([name, value]) => {
     const pair = element("div");
