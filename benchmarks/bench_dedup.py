@@ -12,8 +12,8 @@ text in seven an edit of an earlier one. ``--file`` takes the texts of a dataset
 where the others have 10. The vectors are made from real embeddings of some thousand instructions:
 200,000 centres between them, five vectors around each, at cosines from 0.7 to 1. The peers decide
 the same stream; recall is against the exact decision at F > 0.7. Their thresholds: Jaccard 0.54,
-which is F 0.7 for texts of one length, and cosine 0.9. semhash embeds with the word vectors of MiniLM, as a
-static model.
+which is F 0.7 for texts of one length, and cosine 0.9. semhash embeds with the word vectors of
+MiniLM, as a static model.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def rouge(texts: list[str], quick: bool) -> dict[str, Any]:
 
 
 def chinese(texts: list[str], quick: bool) -> dict[str, Any]:
-    """A decision among 50,000 Chinese texts by characters, beside one among as many in English."""
+    """A decision among 50,000 Chinese texts by characters, beside one among English ones."""
     size = 10_000 if quick else 50_000
     some = texts[: size + 5_000]
     figures: dict[str, Any] = {}

@@ -91,6 +91,23 @@ def drawn(width: int = 110) -> str:
     return console.file.getvalue()
 
 
+def shown(state: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    console.print(block(state))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def test_rows_not_compared_by_meaning_are_shown() -> None:
+    """In the block and in the line, and only where there are some."""
+    now = progress()
+    assert "meaning" not in shown(told(now, pool(), Speed()))
+    assert "meaning" not in summary(told(now, pool(), Speed()))
+    now.unread = 1_200
+    assert "1,200 accepted rows not compared by it" in shown(told(now, pool(), Speed()))
+    assert "not compared by meaning 1,200" in summary(told(now, pool(), Speed()))
+
+
 async def test_rates_money_and_time_left_are_told() -> None:
     state = told(progress(200), pool(prices=Prices(prompt=1000)), measured(100))
     assert state["answers_per_s"] == 10.0
