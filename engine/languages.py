@@ -28,6 +28,8 @@ __all__ = [
     "has_tokens",
     "language_of",
     "measure",
+    "opening",
+    "spread",
     "stands_alone",
     "tokens_of",
 ]
@@ -203,6 +205,18 @@ def folded(text: str) -> str:
 def stands_alone(letter: str) -> bool:
     """Whether a folded character is of a script without spaces."""
     return _LETTER_ALONE.match(letter) is not None
+
+
+def spread(text: str) -> str:
+    """The text with spaces around letters of scripts without them, for what searches by words."""
+    return text if text.isascii() else _LETTER_ALONE.sub(r" \g<0> ", text)
+
+
+def opening(text: str, words: int) -> str:
+    """The first words of a text; where they do not stand apart, twice as many characters."""
+    if measure(text)[1] == "characters":
+        return "".join(text.split())[: 2 * words]
+    return " ".join(text.split()[:words]).lower()
 
 
 def measure(text: str) -> tuple[int, str]:

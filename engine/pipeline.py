@@ -530,14 +530,13 @@ class Pipeline:
             if reason is None:
                 progress.accepted += 1
                 progress.session_accepted += 1
+                progress.unread += self._pace.by_meaning
             else:
                 progress.reasons[reason] += 1
             self._thoughts = self._thoughts + 1 if reason == THOUGHTS_ONLY else 0
             if self._thoughts == THOUGHTS_IN_A_ROW:
                 self._display.note(self._thoughts_message())
-        if self._pace.by_meaning:
-            accepted = sum(reason is None for _, _, reason, _, _ in batch.rows.decisions)
-            progress.unread += accepted - len(batch.rows.vectors)
+        progress.unread -= len(batch.rows.vectors)
         self._undecided = batch.end
         progress.decided_answers = self._undecided
         if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:

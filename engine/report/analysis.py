@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.languages import ENGLISH, Language, has_tokens, language_of, measure
+from engine.languages import ENGLISH, Language, has_tokens, language_of, opening
 from engine.records import Decision
 from engine.report.bursts import Bursts
 from engine.report.figures import figures
@@ -34,7 +34,9 @@ PAUSE_S = 60.0
 SCORE_BINS = 50
 SPECIAL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|unk)>", re.I)
 DECLINED = re.compile(
-    r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable|not able)\b|\bi can(?:no|')t\b", re.I
+    r"\bas an ai\b|\bi(?:'m| am) (?:sorry|unable|not able)\b|\bi can(?:no|')t\b"
+    r"|作为(?:一[个名款])?(?:AI|人工智能|语言模型)|(?:很?抱歉|对不起)[，,]我|我(?:无法|不能|没有办法)",
+    re.I,
 )
 OPENINGS = 20
 MIN_DUPLICATE_CHARS = 40
@@ -172,7 +174,7 @@ class _Rows:
         for name, lengths in self._words.items():
             lengths.append(self._length(getattr(record, name)))
         if self._language.code != ENGLISH:
-            self._first[opening_of(record.instruction)] += 1
+            self._first[opening(record.instruction, 2)] += 1
             checks = self._checks
             checks["no word to compare by ROUGE-L"] += not has_tokens(
                 record.instruction, self._language.code
@@ -241,13 +243,6 @@ class _Rows:
             "checks": dict(self._checks),
             "bursts": self._bursts.found(),
         }
-
-
-def opening_of(text: str) -> str:
-    """The first two words of an instruction; where they do not stand apart, four characters."""
-    if measure(text)[1] == "characters":
-        return "".join(text.split())[:4]
-    return " ".join(text.split()[:2]).lower()
 
 
 def _id(decision: Decision) -> str:

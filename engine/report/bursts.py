@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from engine.dedup.rouge import tokenize
-from engine.languages import ENGLISH
+from engine.languages import ENGLISH, opening
 from engine.records import Record
 from engine.report.text import shorten
 
@@ -49,8 +49,8 @@ class Bursts:
         known = self._known
         words = tokenize(f"{record.instruction} {record.input}", self._language)
         self._words.append(tuple(known.setdefault(word, word) for word in words))
-        opening = " ".join(record.output.split()[:OPENING_WORDS]).lower()
-        self._openings.append(known.setdefault(opening, opening))
+        begins = opening(record.output, OPENING_WORDS)
+        self._openings.append(known.setdefault(begins, begins))
 
     def found(self) -> list[dict[str, Any]]:
         """The most suspicious phrases: those with a fixed answer first, then by rows."""

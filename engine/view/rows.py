@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
-from engine.languages import ENGLISH
+from engine.languages import ENGLISH, spread
 from engine.recipes import alpaca
 from engine.records import Answer, Decision, SeedTask
 from engine.report.figures import figures
@@ -180,7 +180,7 @@ class Rows:
                 self._index.execute(
                     "INSERT INTO text (rowid, instruction, input, output, detail)"
                     " VALUES (?, ?, ?, ?, ?)",
-                    (cursor.lastrowid, *map(_storable, texts), _storable(decision.detail)),
+                    (cursor.lastrowid, *map(_searchable, (*texts, decision.detail))),
                 )
                 self._last = (decision.index, decision.position)
             self._index.execute("COMMIT")
@@ -211,9 +211,12 @@ def _match(words: str) -> str | None:
     found = re.findall(r"\w+", words)[:MAX_WORDS]
     if not found:
         return None
-    quoted = [f'"{word}"' for word in found]
+    quoted = [f'"{spread(word).strip()}"' for word in found]
     return " ".join(quoted) + ("" if words[-1:].isspace() else "*")
 
 
-def _storable(text: str) -> str:
-    return text.encode(errors="replace").decode()
+def _searchable(text: str) -> str:
+    """The text as it is indexed: nothing but Unicode, and each letter a word where none are
+    apart.
+    """
+    return spread(text.encode(errors="replace").decode())

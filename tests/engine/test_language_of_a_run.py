@@ -67,6 +67,9 @@ async def test_a_chinese_run_from_the_bundled_seeds(tmp_path: Path) -> None:
         seeds = {task.id: task for task in read_seeds(bundled_seeds("zh"))}
         with closing(Rows(tmp_path / "zh", seeds)) as view:
             shown = view.row(first.index, first.position)
+            word = shown["instruction"][1:4]
+            found = [row["id"] for row in view.find(word)["rows"]]
+    assert shown["id"] in found
     assert len(rows) == 40
     assert all("\u4e00" <= row[0] <= "\u9fff" for row in rows)
     assert shown["prompt"].endswith("###\n4. 指令：")
