@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.export.split import COSINE_LINK, ROUGE_LINK, Split
+from engine.languages import ENGLISH, MIXED
 from engine.store import RunReader
 
 __all__ = ["card", "plain"]
@@ -34,13 +35,16 @@ def card(run: RunReader, sizes: Mapping[Any, int], split: Split | None) -> str:
         if decision.get("semantic")
         else "not compared"
     )
+    if decision.get("semantic") and (unread := counts.accepted - counts.vectors):
+        semantic += f"; {unread:,} records that the embedding model cannot read not compared"
+    language = plain(decision.get("language", ENGLISH))
     seeds = str(fixed.get("seeds", ""))[:16]
     return f"""\
 ---
 license: other
 license_name: terms-of-the-generating-model
 language:
-  - en
+  - {"multilingual" if language == MIXED else language}
 task_categories:
   - text-generation
 tags:

@@ -17,6 +17,7 @@ from engine.config import RunConfig, load_config
 from engine.decide import unreadable_note
 from engine.dedup.encoder import Precision
 from engine.errors import ConfigError
+from engine.export.card import card
 from engine.generate import generate
 from engine.report.analysis import analyse
 from engine.report.figures import figures
@@ -63,6 +64,7 @@ async def test_a_chinese_run_from_the_bundled_seeds(tmp_path: Path) -> None:
     with RunStore.read(tmp_path / "zh") as reader:
         rows = [d.record.instruction for d in reader.decisions(accepted=True) if d.record]
         analysis = analyse(reader)
+        assert "language:\n  - zh\n" in card(reader, {"train": 40}, None)
         first = next(iter(reader.decisions(accepted=True)))
         seeds = {task.id: task for task in read_seeds(bundled_seeds("zh"))}
         with closing(Rows(tmp_path / "zh", seeds)) as view:
@@ -204,6 +206,7 @@ async def test_rows_that_no_model_reads_are_counted(
     await redecide_run(tmp_path, None, {"semantic": True})
     with RunStore.read(tmp_path) as reader:
         assert figures(reader)["not_compared_by_meaning"] == 40
+        assert "40 records that the embedding model cannot read" in card(reader, {}, None)
         assert "not\\_compared\\_by\\_meaning | 40" in markdown(analyse(reader))
     with closing(Rows(tmp_path, {})) as view:
         assert view.state()["not_compared_by_meaning"] == 40
