@@ -164,7 +164,7 @@ def _with_language(config: RunConfig) -> tuple[RunConfig, list[SeedTask]]:
     what the seed tasks are written in; and these.
     """
     language = config.language
-    if language == AUTO and (config.out / "run.sqlite").is_file():
+    if language == AUTO and os.path.isfile(config.out / "run.sqlite"):
         with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
             language = earlier.manifest.decision.get("language", ENGLISH)
     if config.seeds is None:
