@@ -119,13 +119,17 @@ async def _attempt(
     finally:
         lease.release([o if isinstance(o, Completion) else o.verdict for o in outcomes])
     for prompt, outcome in zip(prompts, outcomes, strict=True):
-        if isinstance(outcome, Failure) and (error := _ends_the_run(prompt, outcome, pool)):
+        if isinstance(outcome, Failure) and (error := _ends_the_run(prompt, outcome, pool, lease)):
             raise error from outcome
     return outcomes
 
 
-def _ends_the_run(prompt: Prompt, failure: Failure, pool: Pool) -> WoolmillError | None:
+def _ends_the_run(
+    prompt: Prompt, failure: Failure, pool: Pool, lease: Lease
+) -> WoolmillError | None:
     verdict = failure.verdict
+    if verdict.reason == "quota" and pool.does_without(lease.backend, verdict.message):
+        return None  # another account goes on
     if verdict.kind == "settings" and not pool.doubts.believed(prompt.index, verdict.reason):
         return None
     return verdict.error

@@ -90,6 +90,8 @@ class Reply:
         self.usage: Any = None
         self.model = ""
         self.error: bytes | None = None
+        self.strange = False
+        """There was a choice that belongs to no prompt."""
         self.started = False
         """A token is here, be it a thought's."""
         self.done = False
@@ -140,17 +142,15 @@ class Reply:
             self.usage = usage
 
     def _add_choice(self, choice: Any, part: str) -> None:
-        index = choice.get("index", 0) if isinstance(choice, dict) else None
-        if index is None and isinstance(choice, dict):
-            index = 0
+        index = choice.get("index") if isinstance(choice, dict) else "?"
+        index = 0 if index is None else int(index) if index in ("0", "1", "2") else index
         if not isinstance(index, int) or not 0 <= index < len(self.texts):
-            raise Failure(
-                Verdict(kind="ambiguous", reason="bad_json", message="a choice out of range")
-            )
+            self.strange = True  # one more than was asked for, or of nobody knows what
+            return
         if choice.get("error"):
             self.error = as_json({"error": choice["error"]})
             return
-        message = choice.get(part)
+        message = choice.get(part) or choice.get("message")
         content = choice.get("text") if message is None else None
         if isinstance(message, dict):
             content = message.get("content")
@@ -186,6 +186,8 @@ class Reply:
         if finish is None and self.whole and not nothing:
             # One JSON value cannot have been cut: the host leaves the reason out.
             finish = LENGTH if usage.completion_tokens >= max_tokens else STOP
+        if finish is None and self.strange:
+            return _in_vain("bad_json", "a choice out of range")
         if finish is None and nothing and (self.done or self.whole):
             return _in_vain("no_choices", "no choice for the prompt")
         if finish is None:
@@ -359,6 +361,7 @@ class Events:
             raise Failure(Verdict(kind="ambiguous", reason="bad_stream", message=message))
 
     def _line(self, line: bytes) -> None:
+        line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.startswith(b"data:"):
             if self._begun and not line.strip():
                 self._dispatch()

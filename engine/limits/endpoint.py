@@ -268,6 +268,16 @@ class Endpoint:
         self._opened += 1
         self._open_until_s = now_s + wait_s * random.uniform(0.8, 1.0)
 
+    def retire(self, failure: str) -> None:
+        """Give it no more work in this session; an answer that still comes takes that back."""
+        log.warning("%s gets no more work: %s", self.backend.name, failure)
+        self.state, self.failure = "open", failure
+        self._open_until_s = float("inf")
+
+    @property
+    def retired(self) -> bool:
+        return self.state == "open" and self._open_until_s == float("inf")
+
     def _learn_quota(self, now_s: float) -> None:
         """Paces from the headers of real answers; what the user set is not overruled upwards."""
         if self.server is None or not self.server.quota:

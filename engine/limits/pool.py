@@ -194,6 +194,15 @@ class Pool:
         finally:
             self.calls_on_the_wire -= 1
 
+    def does_without(self, backend: Backend, failure: str) -> bool:
+        """Give ``backend``, which can never answer again, no more work; False where there is no
+        other.
+        """
+        if all(e.retired for e in self._endpoints if e.backend is not backend):
+            return False
+        next(e for e in self._endpoints if e.backend is backend).retire(failure)
+        return True
+
     async def rest(self, seconds: float) -> None:
         """Wait between two attempts. Raises StoppedError as soon as there will be no other."""
         try:

@@ -323,3 +323,20 @@ class TestAgainstTheServer:
             assert all(isinstance(d.outcome, Completion) for d in done)
             assert sum(d.attempts > 1 for d in done) <= 24
             await pool.aclose()
+
+
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL])
+async def test_one_account_out_of_credit_is_not_the_run_s_end_fault_024() -> None:
+    """Its endpoint gets no more work and the other goes on; where both are, the run stops."""
+    quota = verdict("fatal", error=StoppedError("out of credit"))
+    quota = replace(quota, reason="quota")
+    broke = failing(99, quota, name="broke")
+    pool = Pool([broke, ScriptedBackend(name="paid")])
+    for index in range(6):
+        (done,) = await run([prompt(index)], pool)
+        assert isinstance(done.outcome, Completion)
+        assert done.backend == "paid"
+    assert broke.calls.total() == 1
+    pool = Pool([failing(99, quota, name="broke"), failing(99, quota, name="broke too")])
+    with pytest.raises(StoppedError, match="out of credit"):
+        await run([prompt()], pool)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from engine.backends.base import Failure
@@ -432,3 +433,30 @@ def test_packing_that_nobody_asked_for_is_named(encoding: str) -> None:
     with pytest.raises(Failure, match=encoding.lower()) as failed:
         Unpacker(encoding, 100)
     assert failed.value.verdict.kind == "settings"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"index": "0", "text": "words", "finish_reason": "stop"}],
+        [{"index": 0, "text": "words", "finish_reason": "stop"}, {"index": 1, "text": "more"}],
+        [{"index": None, "message": {"content": "words"}, "finish_reason": "stop"}],
+    ],
+)
+def test_choices_that_are_numbered_in_odd_ways(choices: list[Any]) -> None:
+    """The choice that was asked for is read; one more than that does not cost it."""
+    (answer,) = Reply.of_whole({"choices": choices}, 1).completions([prompt()], 0.0)
+    assert isinstance(answer, Completion)
+    assert answer.text == "words"
+
+
+def test_a_stream_of_whole_messages_behind_a_byte_order_mark() -> None:
+    """``message`` stands for ``delta`` with some hosts, and a file's mark before the first event."""
+    reply = Reply(1)
+    events = Events(reply, 10_000)
+    choice = {"index": 0, "message": {"content": "words"}, "finish_reason": "stop"}
+    events.feed(b"\xef\xbb\xbfdata: " + orjson.dumps({"choices": [choice]}) + b"\n\n")
+    events.end()
+    (answer,) = reply.completions([prompt()], 0.0)
+    assert isinstance(answer, Completion)
+    assert answer.text == "words"
