@@ -177,8 +177,8 @@ def _unknown_shares(network: Any) -> Callable[[Sequence[str]], list[float]]:
     network's tokenizer does not know: a whole sentence in an unknown script may be one unknown
     token.
     """
-    tokenizer = getattr(network, "tokenizer", None)
-    fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    tokenizer: Any = getattr(network, "tokenizer", None)
+    fast: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     unknown = getattr(tokenizer, "unk_token", None) or getattr(
         getattr(fast, "model", None), "unk_token", None
     )
