@@ -125,7 +125,7 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "tokens_per_accepted": round(tokens / progress.accepted, 1) if progress.accepted else None,
         "cost": cost,
         "cost_at_end": round(cost / share, 4) if cost is not None and share else None,
-        "unread": progress.unread,
+        "not_compared_by_meaning": progress.unread,
         "refused": {visible(reason): n for reason, n in progress.reasons.most_common()},
         "first_answers": progress.session_answered == 0,
         "learning_context": progress.learning,
@@ -364,8 +364,8 @@ def block(state: dict[str, Any]) -> RenderableType:
             (f" · {endpoint['failure']}" if endpoint["failure"] else "", "red"),
         )
         body.add_row("", line)
-    if state["unread"]:
-        body.add_row("meaning", f"{state['unread']:,} accepted rows not compared by it")
+    if unread := state["not_compared_by_meaning"]:
+        body.add_row("meaning", f"{unread:,} accepted rows not compared by it")
     refused = sum(state["refused"].values())
     if refused:
         shown = list(state["refused"].items())[:REASONS]
@@ -396,8 +396,8 @@ def summary(state: dict[str, Any]) -> str:
     parts.append(f"held back by {_binds(state)}")
     if state["failed"]:
         parts.append(f"failed {state['failed']:,}")
-    if state["unread"]:
-        parts.append(f"not compared by meaning {state['unread']:,}")
+    if unread := state["not_compared_by_meaning"]:
+        parts.append(f"not compared by meaning {unread:,}")
     if state["cost"] is not None:
         parts.append(f"cost {state['cost']:,.2f}")
     if state["left_s"] is not None and not state["draining"]:

@@ -110,7 +110,7 @@ class SentenceEncoder:
         self.model = models.locate(model) if model else default_model()
         self.precision: Precision = "float32"
         network = _load(self.model)
-        self._unknown_shares = _unknown_shares(network.tokenizer)
+        self._unknown_shares = _unknown_shares(network)
         self._encode: _Runtime = _by_sentence_transformers(network)
         sample = self.encode(_SAMPLE)
         self.dimension = int(sample.shape[1])
@@ -172,19 +172,23 @@ def readable(encoder: Encoder, texts: Sequence[str]) -> Sequence[bool]:
     return [True] * len(texts)
 
 
-def _unknown_shares(tokenizer: Any) -> Callable[[Sequence[str]], list[float]]:
-    """Says of each text what share of its tokens, or of its characters if that is more, its
-    tokenizer does not know: a whole sentence in an unknown script may be one unknown token.
+def _unknown_shares(network: Any) -> Callable[[Sequence[str]], list[float]]:
+    """Says of each text what share of its tokens, or of its characters if that is more, the
+    network's tokenizer does not know: a whole sentence in an unknown script may be one unknown
+    token.
     """
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    unknown = tokenizer.unk_token
+    tokenizer: Any = getattr(network, "tokenizer", None)
+    fast: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    unknown = getattr(tokenizer, "unk_token", None) or getattr(
+        getattr(fast, "model", None), "unk_token", None
+    )
     if unknown is None:  # it spells out by bytes what it does not know
         return lambda texts: [0.0] * len(texts)
-    if fast is None:
+    if not hasattr(fast, "encode_batch"):  # one written in Python
 
         def share_of_tokens(text: str) -> float:
-            tokens = tokenizer.tokenize(text)
-            return float(tokens.count(unknown) / max(1, len(tokens)))
+            tokens: list[str] = fast.tokenize(text)
+            return tokens.count(unknown) / max(1, len(tokens))
 
         return lambda texts: [share_of_tokens(text) for text in texts]
     number = fast.token_to_id(unknown)

@@ -12,7 +12,7 @@ from engine.dedup.encoder import Encoder, readable
 from engine.dedup.long import LONG
 from engine.dedup.rouge import RougeIndex, tokenize
 from engine.dedup.semantic import SemanticIndex
-from engine.languages import ENGLISH
+from engine.languages import ENGLISH, language_of
 
 __all__ = ["explain_bands"]
 
@@ -39,7 +39,9 @@ def explain_bands(
         f"the first {len(rows):,} rows of {path}, each with the nearest row before it by {compared}"
     )
     if rouge_threshold is not None:
-        _show("ROUGE-L", _by_rouge(texts, language))
+        what = "words" if language_of(language).spaced else "characters"
+        pairs = _by_rouge(texts, language)
+        _show(f"ROUGE-L of {what}, refused above {rouge_threshold}", pairs)
     if encoder is not None:
         _show("meaning (cosine)", _by_meaning(texts, encoder))
 

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from engine.dedup import Candidate, Cascade, SentenceEncoder, encoder, tool
 from engine.dedup.encoder import Precision, default_model
@@ -130,6 +132,27 @@ def test_the_default_model_reads_english_code_and_a_foreign_name(minilm: Sentenc
 
 
 @pytest.mark.slow
+def test_tokenizers_of_any_kind_are_asked(minilm: SentenceEncoder) -> None:
+    """One of transformers, a bare one of tokenizers, one written in Python, and none at all."""
+    bare = Tokenizer.from_file(str(Path(default_model()) / "tokenizer.json"))
+
+    class Slow:
+        unk_token = "?"
+
+        def tokenize(self, text: str) -> list[str]:
+            return [word if word.isascii() else "?" for word in text.split()]
+
+    texts = ["写一首诗吧 now", "Name a colour", ""]
+    for tokenizer, expected in (
+        (bare, minilm.readable(texts)),
+        (Slow(), [False, True, True]),
+        (None, [True, True, True]),
+    ):
+        shares = encoder._unknown_shares(SimpleNamespace(tokenizer=tokenizer))(texts)
+        assert [share <= encoder.MOST_UNKNOWN for share in shares] == expected
+
+
+@pytest.mark.slow
 def test_padding_is_no_part_of_a_text(minilm: SentenceEncoder) -> None:
     """The verdict on one text does not depend on those beside it."""
     texts = ["写一首关于大海的诗", "word " * 200, "Name a colour 🙂 and 🎉", "Explain tides"]
@@ -169,6 +192,8 @@ def test_explain_shows_pairs_of_any_script(language: str, tmp_path: Path) -> Non
         shown = CliRunner().invoke(tool.dedup, command)
         assert shown.exit_code == 0
         assert all(row in shown.output for row in rows)
+        unit = "characters, refused above 0.75" if language in ("zh", "th") else "words, refused"
+        assert f"ROUGE-L of {unit}" in shown.output
 
 
 def test_every_two_sentences_here_are_distinct() -> None:
