@@ -451,7 +451,7 @@ def test_choices_that_are_numbered_in_odd_ways(choices: list[Any]) -> None:
 
 
 def test_a_stream_of_whole_messages_behind_a_byte_order_mark() -> None:
-    """``message`` stands for ``delta`` with some hosts, and a file's mark before the first event."""
+    """``message`` may stand for ``delta``, and a file's mark before the first event."""
     reply = Reply(1)
     events = Events(reply, 10_000)
     choice = {"index": 0, "message": {"content": "words"}, "finish_reason": "stop"}
