@@ -120,7 +120,7 @@ class Deciding:
             self._process = await start_async(
                 command, environment(*self._needs), stdin=PIPE, stdout=out
             )
-        except BaseException:
+        except BaseException:  # raised again, with no pipe left open
             os.close(end)
             raise
         finally:
