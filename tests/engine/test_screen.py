@@ -352,7 +352,7 @@ async def test_a_display_with_a_bug_is_left(
     display.refresh(Progress(target=1), pool)
     assert broken.calls == 1
     assert other.getvalue() == "woolmill: first\nwoolmill: second\n"
-    assert [record.message for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records] == [
         f"the display failed and is left, the run goes on ({type(error).__name__}: {error})"
     ]
 
