@@ -38,6 +38,8 @@ BARE = re.compile(
 )
 """Ends of thoughts whose opening tag a chat template writes, so that the answer lacks it."""
 OPENING = {closing: opening for opening, closing in TAGS.items()}
+SIGNS = ("think>", "THINK", "think▷")
+"""Each of the ends above has one of these."""
 NOT_BLANK = re.compile(r"\S")
 
 
@@ -48,7 +50,7 @@ def thoughts_apart(completion: Completion) -> Completion:
     in the length of the text.
     """
     text, start, thoughts = completion.text, 0, []
-    if "think" not in text and "THINK" not in text and text.lstrip()[:1] not in ("<", "[", "◁"):
+    if not any(sign in text for sign in SIGNS) and text.lstrip()[:1] not in ("<", "[", "◁"):
         return completion  # as nearly all: none of the tags can be there
     while (found := _leading_thought(text, start)) is not None:
         thought, start = found

@@ -69,6 +69,7 @@ CACHED = (
     "cached_tokens",
 )
 """Where hosts count prompt tokens that were cached; the next likewise tokens of thoughts."""
+PLAIN = frozenset(("prompt_tokens", "completion_tokens", "total_tokens"))
 THOUGHTS = (
     "completion_tokens_details.reasoning_tokens",
     "output_tokens_details.reasoning_tokens",
@@ -282,8 +283,9 @@ def _count(usage: dict[str, Any], *names: str) -> int | None:
 
 def _usage(usage: dict[str, Any], prompt: int, completion: int, cost: float | None) -> Usage:
     """One completion's tokens, in the words of OpenAI, DeepSeek, Anthropic, xAI or OpenRouter."""
-    cached = _count(usage, *CACHED) or 0
-    thoughts = _count(usage, *THOUGHTS) or 0
+    plain = usage.keys() <= PLAIN  # nothing to look for
+    cached = 0 if plain else _count(usage, *CACHED) or 0
+    thoughts = 0 if plain else _count(usage, *THOUGHTS) or 0
     if cached > prompt:
         prompt += cached  # Anthropic's own count is of what was not cached
     beside = (_count(usage, "total_tokens") or 0) - prompt - completion

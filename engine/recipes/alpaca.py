@@ -218,6 +218,8 @@ _ANY_LABEL = re.compile(
 )
 _ANY_SEPARATOR = re.compile("###|＃＃＃")
 _TO_ASCII = {ord(wide): str(digit) for digit, wide in enumerate("０１２３４５６７８９")}
+FEW_NUMBERS = 64
+"""Numbers whose labels have a pattern of their own."""
 MOST_LABELS_SHOWN = 12
 """Labels of a piece that its refusal names."""
 
@@ -250,7 +252,11 @@ def parse(
         if position == cut:
             pieces.append(Piece(position, None, ("cut_off", CUT[completion.finish_reason])))
             continue
-        fields, labels = _split(part, first + position, _LABEL if strict else _ANY_LABEL)
+        if strict and first + position <= FEW_NUMBERS:  # three times as fast
+            around = _labelled(first + position).split(part)
+            fields, labels = around[::2], around[1::2]
+        else:
+            fields, labels = _split(part, first + position, _LABEL if strict else _ANY_LABEL)
         if len(labels) != 3:
             shown = ", ".join(labels[:MOST_LABELS_SHOWN]) or "none"
             more = ", …" if len(labels) > MOST_LABELS_SHOWN else ""
@@ -268,10 +274,17 @@ def _continued(
     text: str, first: int, api: Literal["completions", "chat"], language: str = ENGLISH
 ) -> str:
     """The answer with its opening label, which the prompt ended with or the answer repeats."""
-    opening = (_OPENING if language == ENGLISH else _ANY_OPENING).match(text)
-    if api == "chat" and opening and opening.group(1).translate(_TO_ASCII) == str(first):
-        return text[opening.start(1) :]
+    if api == "chat":
+        opening = (_OPENING if language == ENGLISH else _ANY_OPENING).match(text)
+        if opening and opening.group(1).translate(_TO_ASCII) == str(first):
+            return text[opening.start(1) :]
     return f"{first}. Instruction:{text}"
+
+
+@lru_cache(maxsize=FEW_NUMBERS)
+def _labelled(number: int) -> re.Pattern[str]:
+    """The labels of piece ``number``, one of few: an answer can hold 250,000 pieces."""
+    return re.compile(rf"{number}\.\s++(Instruction|Input|Output):")
 
 
 def _split(part: str, number: int, pattern: re.Pattern[str]) -> tuple[list[str], list[str]]:
