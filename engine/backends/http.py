@@ -421,7 +421,7 @@ class HttpBackend:
         timeouts = self._timeouts
         first_s = timeouts.first_token_s if body.get("stream") else timeouts.total_s
         call = asyncio.timeout(None)
-        streamed = Reply(count)
+        streamed: list[Reply] = []
         try:
             async with call:
                 self._calls.set(call, began + min(first_s, timeouts.total_s))
@@ -432,12 +432,12 @@ class HttpBackend:
                     if response.status_code != 200:
                         raw = await self._whole(response)
                         return self._classified(response, raw), read_error(raw).text
-                    answer = await self._read(response, streamed, began, call)
+                    answer = await self._read(response, count, streamed, began, call)
                 finally:
                     await response.aclose()
         except Exception as exc:  # see above
-            if streamed.finished:
-                return streamed  # what went wrong came after it
+            if streamed and streamed[0].finished:
+                return streamed[0]  # what went wrong came after it
             if isinstance(exc, Failure):
                 raise
             if isinstance(exc, TimeoutError):
@@ -510,18 +510,26 @@ class HttpBackend:
         return Unpacker(encoding, self._max_response_bytes)
 
     async def _read(
-        self, response: httpx.Response, answer: Reply, began: float, call: asyncio.Timeout
+        self,
+        response: httpx.Response,
+        count: int,
+        streamed: list[Reply],
+        began: float,
+        call: asyncio.Timeout,
     ) -> Reply:
-        """The answer, whole or streamed as the server chose; a stream's goes into ``answer``."""
+        """The answer, whole or streamed as the server chose; a stream's is in ``streamed`` while it
+        comes.
+        """
         if "event-stream" in response.headers.get("content-type", ""):
-            return await self._read_stream(response, answer, began, call)
+            streamed.append(Reply(count))
+            return await self._read_stream(response, streamed[0], began, call)
         raw = await self._whole(response)
         if raw[:64].lstrip().startswith(b"data:"):  # a gateway has lost the content type
+            answer = Reply(count)
             events = Events(answer, self._max_response_bytes)
             events.feed(raw)
             events.end()
             return answer
-        count = len(answer.finish)
         return Reply.of_whole(parsed(raw, response, self.name, count), count)
 
     async def _read_stream(

@@ -144,7 +144,8 @@ class Reply:
 
     def _add_choice(self, choice: Any, part: str) -> None:
         index = choice.get("index") if isinstance(choice, dict) else "?"
-        index = 0 if index is None else int(index) if index in ("0", "1", "2") else index
+        if not isinstance(index, int):
+            index = 0 if index is None else int(index) if index in ("0", "1", "2") else index
         if not isinstance(index, int) or not 0 <= index < len(self.texts):
             self.strange = True  # one more than was asked for, or of nobody knows what
             return
@@ -166,7 +167,8 @@ class Reply:
         elif isinstance(content, str):
             self.texts[index].append(content)
             self.started |= bool(content)
-        self._note_usage(choice)
+        if "usage" in choice:
+            self._note_usage(choice)
         if choice.get("finish_reason"):  # "" is what some write while it goes on
             self.finish[index] = FINISH.get(str(choice["finish_reason"]).lower(), "unknown")
 
@@ -183,7 +185,7 @@ class Reply:
         self, i: int, usage: Usage, max_tokens: int, latency_s: float
     ) -> Completion | Failure:
         finish, text, reasoning = self.finish[i], "".join(self.texts[i]), "".join(self.thoughts[i])
-        nothing = not text.strip() and not reasoning.strip()
+        nothing = (not text or text.isspace()) and (not reasoning or reasoning.isspace())
         if finish is None and self.whole and not nothing:
             # One JSON value cannot have been cut: the host leaves the reason out.
             finish = LENGTH if usage.completion_tokens >= max_tokens else STOP
@@ -212,6 +214,8 @@ class Reply:
     def _usages(self, prompts: Sequence[Prompt]) -> list[Usage]:
         """Each prompt's share. A batch is billed as one sum, so its shares are estimates."""
         usage = self.usage if isinstance(self.usage, dict) else {}
+        if usage.keys() <= PLAIN and len(prompts) == 1 and (plain := _plain(usage)) is not None:
+            return [plain]
         p = _count(usage, "prompt_tokens", "input_tokens")
         c = _count(usage, "completion_tokens", "output_tokens")
         cost = _cost(usage.get("cost"))
@@ -281,11 +285,20 @@ def _count(usage: dict[str, Any], *names: str) -> int | None:
     return found
 
 
+def _plain(usage: dict[str, Any]) -> Usage | None:
+    """The usage that nearly all servers tell: two counts and their sum. None: look closer."""
+    p, c = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if type(p) is not int or type(c) is not int or not 0 <= p <= MOST_TOKENS >= c >= 0:
+        return None
+    return (
+        Usage(prompt_tokens=p, completion_tokens=c) if usage.get("total_tokens") == p + c else None
+    )
+
+
 def _usage(usage: dict[str, Any], prompt: int, completion: int, cost: float | None) -> Usage:
     """One completion's tokens, in the words of OpenAI, DeepSeek, Anthropic, xAI or OpenRouter."""
-    plain = usage.keys() <= PLAIN  # nothing to look for
-    cached = 0 if plain else _count(usage, *CACHED) or 0
-    thoughts = 0 if plain else _count(usage, *THOUGHTS) or 0
+    cached = _count(usage, *CACHED) or 0
+    thoughts = _count(usage, *THOUGHTS) or 0
     if cached > prompt:
         prompt += cached  # Anthropic's own count is of what was not cached
     beside = (_count(usage, "total_tokens") or 0) - prompt - completion
