@@ -435,7 +435,7 @@ class HttpBackend:
                     answer = await self._read(response, count, streamed, began, call)
                 finally:
                     await response.aclose()
-        except Exception as exc:  # see above
+        except Exception as exc:  # whatever fails while a server is read is a verdict
             if streamed and streamed[0].finished:
                 return streamed[0]  # what went wrong came after it
             if isinstance(exc, Failure):
