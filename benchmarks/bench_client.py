@@ -150,10 +150,10 @@ async def _openai_sdk(
 
 
 async def wire(port: int, requests: int, in_flight: int) -> None:
-    from engine.backends.http import HttpBackend
+    from engine.backends.openai.backend import HttpBackend
     from engine.limits import LimitSettings, Pool
     from engine.records import Completion, Prompt, Sampling
-    from engine.retry import RetryPolicy, deliver
+    from engine.run.deliver import RetryPolicy, deliver
 
     backend = HttpBackend(f"http://127.0.0.1:{port}", stream=False)
     pool = Pool([backend], LimitSettings(max_in_flight=in_flight))
@@ -172,9 +172,9 @@ async def wire(port: int, requests: int, in_flight: int) -> None:
 
 async def whole_engine(port: int, requests: int, in_flight: int) -> int:
     """A run with so large a target that it takes about ``requests``; how many answers it got."""
-    from engine.config import RunConfig
-    from engine.generate import generate
-    from engine.progress import SilentDisplay
+    from engine.run.display import SilentDisplay
+    from engine.run.generate import generate
+    from engine.settings import RunConfig
 
     with tempfile.TemporaryDirectory(prefix="woolmill-bench-") as folder:
         config = RunConfig(

@@ -24,7 +24,7 @@ from engine.view.rows import Rows
 
 WORDS = ("letter", "letter about", "a", "the sea", "zzz")
 ENGINE = (
-    "import resource, sys, time; from engine.cli import cli; began = time.monotonic()\n"
+    "import resource, sys, time; from engine.cli.main import cli; began = time.monotonic()\n"
     "cli(sys.argv[1:], standalone_mode=False)\n"
     "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
     "used = resource.getrusage(resource.RUSAGE_SELF)\n"

@@ -37,13 +37,13 @@ import uvloop
 
 from benchmarks.bench_client import raise_open_files
 from benchmarks.server import ODD_FAULTS, Behaviour, Server
-from engine.backends.http import HttpBackend, Timeouts
-from engine.config import RunConfig
-from engine.generate import generate
+from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.limits import Lease, LimitSettings, Pool
-from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt, Sampling
-from engine.retry import Delivery, RetryPolicy, deliver
+from engine.run.deliver import Delivery, RetryPolicy, deliver
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.settings import RunConfig
 from engine.store import RunStore
 
 MIXED = ("429", "429_bare", "500", "503", "cut", "reset", "reset_midway", "hang", "stall")

@@ -32,10 +32,10 @@ from benchmarks.capacity import Batching, TokenBucket
 from benchmarks.virtual_time import run
 from engine.backends.base import Failure, Verdict
 from engine.limits import Lease, LimitSettings, Pool
-from engine.limits.adaptive import Adaptive
 from engine.limits.controller import Controller, Ticket
+from engine.limits.finder.finder import Adaptive
 from engine.records import Completion, Prompt, Sampling, Usage
-from engine.retry import Delivery, RetryPolicy, deliver
+from engine.run.deliver import Delivery, RetryPolicy, deliver
 
 PROMPT_TOKENS = 700
 REFUSAL_S = 0.03

@@ -7,7 +7,7 @@
 * ``transformers``: our in-process backend.
 * ``llm-generate``: ``vllm.LLM.generate`` on all prompts at once.
 * ``vllm``: our backend with vLLM in a child process.
-* ``http``: our HTTP backend to a vLLM server that ``engine.backends.serve`` starts.
+* ``http``: our HTTP backend to a vLLM server that ``engine.backends.vllm.servers`` starts.
 
 Loading is not measured; each is warmed up with one short prompt. Prompts are sampled from the
 bundled seeds, answers at temperature 1 without the end-of-text token, so that all have the same
@@ -35,8 +35,8 @@ from typing import Any
 from engine import models
 from engine.backends.base import Backend
 from engine.recipes import alpaca
+from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import Completion, Prompt, Sampling
-from engine.seeds import bundled_seeds, read_seeds
 
 MODEL = "smollm2"
 VLLM_ARGUMENTS = {"dtype": "float32", "max_model_len": 4096, "max_num_seqs": 64}
@@ -139,7 +139,7 @@ async def run_backend(backend: Backend, prompts: Sequence[Prompt], in_flight: in
 
 def run_transformers(prompts: Sequence[Prompt], rows: int | None) -> Run:
     """Our in-process backend."""
-    from engine.backends.transformers import TransformersBackend
+    from engine.backends.local.backend import TransformersBackend
 
     backend = TransformersBackend(MODEL, max_in_flight=rows)
     return asyncio.run(run_backend(backend, prompts, backend.max_in_flight or 1))
@@ -147,7 +147,7 @@ def run_transformers(prompts: Sequence[Prompt], rows: int | None) -> Run:
 
 def run_vllm(prompts: Sequence[Prompt], python: Path) -> Run:
     """Our backend with vLLM in a child process."""
-    from engine.backends.vllm import VllmBackend
+    from engine.backends.vllm.backend import VllmBackend
 
     args = {name: str(value) for name, value in VLLM_ARGUMENTS.items()}
     in_flight = int(args.pop("max_num_seqs"))
@@ -158,8 +158,8 @@ def run_vllm(prompts: Sequence[Prompt], python: Path) -> Run:
 
 def run_http(prompts: Sequence[Prompt], python: Path) -> Run:
     """Our HTTP backend and a server."""
-    from engine.backends.http import HttpBackend
-    from engine.backends.serve import serving
+    from engine.backends.openai.backend import HttpBackend
+    from engine.backends.vllm.servers import serving
 
     args = {name: str(value) for name, value in VLLM_ARGUMENTS.items()}
     with serving(MODEL, python=python, args=args) as [server]:
@@ -170,7 +170,7 @@ def run_http(prompts: Sequence[Prompt], python: Path) -> Run:
 
 def run_llm_generate(prompts: Sequence[Prompt], python: Path) -> Run:
     """vLLM's own offline API."""
-    from engine.backends.vllm import child_environment, engine_arguments
+    from engine.backends.vllm.backend import child_environment, engine_arguments
 
     job = {
         "prompts": [prompt.text for prompt in prompts],

@@ -188,7 +188,7 @@ async def first_request(folder: Path) -> None:
 
     The first request is recorded, and could go out, before the index is restored.
     """
-    from engine.decide import restore_cascade
+    from engine.decide.decider import restore_cascade
     from engine.dedup.cascade import Cascade
 
     began = time.perf_counter()

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import uvloop
 
 from engine import models
-from engine.backends.http import HttpBackend
-from engine.backends.serve import serving
+from engine.backends.openai.backend import HttpBackend
+from engine.backends.vllm.servers import serving
 from engine.limits import Lease, LimitSettings, Pool
 from engine.records import Completion, Prompt, Sampling
-from engine.retry import RetryPolicy, deliver
+from engine.run.deliver import RetryPolicy, deliver
 
 MODEL = "smollm2"
 TEXT = "Come up with a task that nobody has thought of, then explain it in plain words. " * 3

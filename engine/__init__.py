@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.rows import OpenRun, open_run
+    from engine.api import OpenRun, open_run
 
 __all__ = ["OpenRun", "open_run"]
 
@@ -19,7 +19,7 @@ __all__ = ["OpenRun", "open_run"]
 def __getattr__(name: str) -> Any:
     """Load the public names when they are first asked for, so that importing stays fast."""
     if name in __all__:
-        from engine import rows
+        from engine import api
 
-        return getattr(rows, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """``python -m engine`` is ``woolmill``."""
 
-from engine.cli import main
+from engine.cli.main import main
 
 if __name__ == "__main__":
     main()

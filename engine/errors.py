@@ -111,4 +111,4 @@ class ConfigError(WoolmillError):
 
 
 class BackendError(WoolmillError):
-    """One request failed. Raised by backends only; ``engine.retry`` decides what follows."""
+    """One request failed. Raised by backends only; ``engine.run.deliver`` decides what follows."""

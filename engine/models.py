@@ -28,7 +28,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError, InputError, OutputError, UnavailableError
 from engine.pretrained import open_pretrained
-from engine.processes import environment, python_command, run
+from engine.processes.children import environment, python_command, run
 from engine.surroundings import cache_homes, writable_cache_home
 
 __all__ = ["NAMES", "fetch", "find", "home", "locate"]

@@ -1,8 +1,8 @@
 """The seam between the engine and whatever generates text.
 
 A backend makes **one attempt**: it knows nothing of limits, retries or other endpoints. Those
-belong to ``engine.limits`` and ``engine.retry``, so that every backend, the scripted one of the
-tests included, gets them alike.
+belong to ``engine.limits`` and ``engine.run.deliver``, so that every backend, the scripted one of
+the tests included, gets them alike.
 """
 
 from __future__ import annotations

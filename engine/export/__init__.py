@@ -25,7 +25,7 @@ from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.failpoints import failpoint
 from engine.files import cannot_write, check_output
-from engine.seeds import KEPT
+from engine.recipes.seeds import KEPT
 from engine.store import RunReader
 
 __all__ = ["OWN_FILES", "Export", "Format", "export", "export_dataset", "is_earlier"]

@@ -1,5 +1,5 @@
 """How many requests one endpoint may have in flight: what the pool asks and tells, and the keeper
-of a number that is given. ``engine.limits.adaptive`` finds one.
+of a number that is given. ``engine.limits.finder.finder`` finds one.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.limits.chance import Chance
+from engine.limits.finder.chance import Chance
 
 __all__ = ["Controller", "Fixed", "Ticket", "concerns_all"]
 

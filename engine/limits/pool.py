@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 from engine.backends.base import Backend, Verdict
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
-from engine.limits.adaptive import Adaptive
 from engine.limits.controller import Controller, Ticket
 from engine.limits.doubts import Doubts
 from engine.limits.endpoint import (
@@ -30,6 +29,7 @@ from engine.limits.endpoint import (
     LimitSettings,
     WatchedServer,
 )
+from engine.limits.finder.finder import Adaptive
 from engine.limits.quota import Spending
 from engine.money import Spent
 from engine.records import Completion
@@ -103,7 +103,7 @@ class Pool:
         self._last_failure = ""
         self._stopping = asyncio.Event()
 
-    # What the pipeline and ``engine.retry`` call
+    # What the pipeline and ``engine.run.deliver`` call
 
     async def start(self) -> None:
         """Start every backend. Those that do not answer are tried again when work is there.

@@ -20,8 +20,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal
 
-from engine.filters import Refusal
 from engine.languages import ENGLISH, MIXED, language_of
+from engine.recipes.filters import Refusal
 from engine.records import Completion, Record, Sampling, SeedTask
 
 __all__ = [

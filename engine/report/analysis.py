@@ -21,8 +21,8 @@ from engine.languages import ENGLISH, Language, has_tokens, language_of, opening
 from engine.records import Decision
 from engine.report.bursts import Bursts
 from engine.report.figures import figures
-from engine.report.text import shorten, visible
 from engine.store import RunReader
+from engine.text import shorten, visible
 
 __all__ = ["analyse"]
 

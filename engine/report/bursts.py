@@ -19,7 +19,7 @@ from typing import Any
 from engine.dedup.rouge import tokenize
 from engine.languages import ENGLISH, opening
 from engine.records import Record
-from engine.report.text import shorten
+from engine.text import shorten
 
 __all__ = ["Bursts"]
 

@@ -23,8 +23,8 @@ from engine.languages import ENGLISH
 from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
-from engine.report.text import visible
 from engine.store import RunReader
+from engine.text import visible
 
 __all__ = ["html", "policy", "style", "vega"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.report.text import visible
+from engine.text import visible
 
 __all__ = ["markdown", "table"]
 

@@ -27,8 +27,8 @@ from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
 from engine.languages import ENGLISH, language_of
 from engine.records import Decision
-from engine.report.text import shorten
 from engine.store import RunReader
+from engine.text import shorten
 
 __all__ = ["NEEDED", "rows_map", "verbs"]
 

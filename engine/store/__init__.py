@@ -7,8 +7,8 @@ rows, manifest ─▶ database ─▶ reader (RunReader) ─▶ run (RunStore)
 
 from engine.store.manifest import Manifest
 from engine.store.reader import InFlight, Resume, RunReader, Session
-from engine.store.rows import Counts, DecisionRows, Vector, decode, encode
 from engine.store.run import RunStore
+from engine.store.schema import Counts, DecisionRows, Vector, decode, encode
 
 __all__ = [
     "Counts",

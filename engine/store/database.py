@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from engine.errors import ConfigError, DiskError, InputError
 from engine.store.manifest import Manifest
-from engine.store.rows import APPLICATION_ID, FORMAT, PAGE_SIZE, Checksum, damaged, decode, encode
+from engine.store.schema import APPLICATION_ID, FORMAT, PAGE_SIZE, Checksum, damaged, decode, encode
 
 __all__ = [
     "check_header",

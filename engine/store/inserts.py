@@ -12,7 +12,7 @@ from engine.errors import DiskError, StoppedError
 from engine.failpoints import failpoint
 from engine.store.database import disk_errors, put_meta
 from engine.store.lock import RunLock
-from engine.store.rows import Checksum, Counts, DecisionRow, encode
+from engine.store.schema import Checksum, Counts, DecisionRow, encode
 from engine.store.space import Reserve
 from engine.store.writer import Work
 

@@ -26,7 +26,7 @@ from engine.store.database import (
     read_run_id,
 )
 from engine.store.manifest import Manifest
-from engine.store.rows import (
+from engine.store.schema import (
     Checksum,
     Counts,
     DecisionRows,

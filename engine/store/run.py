@@ -35,7 +35,7 @@ from engine.store.inserts import Inserts
 from engine.store.lock import RunLock
 from engine.store.manifest import Manifest
 from engine.store.reader import RunReader
-from engine.store.rows import (
+from engine.store.schema import (
     APPLICATION_ID,
     FORMAT,
     PAGE_SIZE,

@@ -27,7 +27,7 @@ from typing import Any
 from engine.errors import StoppedError, WoolmillError
 from engine.failpoints import failpoint
 from engine.records import Answer, Prompt
-from engine.store.rows import DecisionRows
+from engine.store.schema import DecisionRows
 
 __all__ = ["Work", "Writer"]
 

@@ -18,12 +18,12 @@ from typing import Any
 import anyio
 import click
 
-from engine.config import RunConfig
-from engine.decide import Decider, make_cascade
+from engine.decide.decider import Decider, make_cascade
 from engine.errors import ConfigError
-from engine.generate import make_manifest
+from engine.recipes.seeds import keep
 from engine.records import SeedTask
-from engine.seeds import keep
+from engine.run.generate import make_manifest
+from engine.settings import RunConfig
 from engine.store import Manifest, RunReader, RunStore
 from engine.upkeep.redecide import BATCH, decide_answers, decision_options, settings_of
 from engine.upkeep.salvage import new_run

@@ -17,13 +17,13 @@ from typing import Any
 import anyio
 import click
 
-from engine.config import RunConfig
-from engine.decide import Decider, make_cascade
+from engine.decide.decider import Decider, make_cascade
 from engine.errors import ConfigError
-from engine.generate import make_manifest
 from engine.languages import ENGLISH
+from engine.recipes.seeds import KEPT, kept_seeds
 from engine.records import SeedTask
-from engine.seeds import KEPT, kept_seeds
+from engine.run.generate import make_manifest
+from engine.settings import RunConfig
 from engine.store import Manifest, RunStore
 
 __all__ = [

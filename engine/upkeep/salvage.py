@@ -23,12 +23,12 @@ import click
 import numpy as np
 
 from engine.errors import InputError, OutputError
-from engine.seeds import keep, kept_seeds
+from engine.recipes.seeds import keep, kept_seeds
 from engine.store import Counts, Manifest, RunStore, Vector
 from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
 from engine.store.lock import RunLock, read_mark
-from engine.store.rows import Checksum, decode_answer, decode_counts, decode_decision
-from engine.store.scan import Row, scan
+from engine.store.raw import Row, scan
+from engine.store.schema import Checksum, decode_answer, decode_counts, decode_decision
 
 __all__ = ["Salvaged", "new_run", "salvage", "salvage_run"]
 

@@ -22,8 +22,8 @@ from engine.export.rows import rows
 from engine.store import Counts, RunReader
 from engine.store.database import check_header, connect, disk_errors, read_run_id
 from engine.store.lock import read_mark
-from engine.store.rows import Checksum, decode_answer, decode_counts, decode_decision
-from engine.store.scan import TABLES, Row, scan
+from engine.store.raw import TABLES, Row, scan
+from engine.store.schema import Checksum, decode_answer, decode_counts, decode_decision
 
 __all__ = ["damages", "problems", "verify"]
 

@@ -11,7 +11,7 @@ import anyio
 import click
 
 from engine.errors import ConfigError, UsageError
-from engine.seeds import kept_seeds
+from engine.recipes.seeds import kept_seeds
 from engine.store import RunStore
 
 __all__ = ["view"]

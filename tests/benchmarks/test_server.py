@@ -11,7 +11,7 @@ import pytest
 from benchmarks import virtual_time
 from benchmarks.capacity import Batching, TokenBucket
 from benchmarks.server import Behaviour, Server
-from engine.backends.transport import FastTransport
+from engine.backends.openai.wire import FastTransport
 
 pytestmark = pytest.mark.anyio
 

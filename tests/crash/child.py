@@ -28,12 +28,12 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import engine.generate  # noqa: F401  imported before the fork
+import engine.run.generate  # noqa: F401  imported before the fork
 from engine import failpoints
-from engine.cli import main
+from engine.cli.main import main
 from engine.records import Decision, Prompt
 from engine.store import DecisionRows, RunStore
-from engine.store.rows import decode_decision
+from engine.store.schema import decode_decision
 from engine.store.writer import Writer
 from tests.crash import mutants
 

@@ -27,9 +27,9 @@ from engine.store import (
     inserts,
     lock,
     reader,
-    rows,
     run,
 )
+from engine.store import schema as rows
 from engine.store.space import Reserve
 from engine.store.writer import Work, Writer
 
@@ -225,7 +225,7 @@ def decide_out_of_order() -> None:
 
 def accept_on_eof() -> None:
     """An answer that breaks off counts as whole."""
-    from engine.backends.reply import Reply
+    from engine.backends.openai.reply import Reply
 
     completion = Reply._completion
 
@@ -238,7 +238,7 @@ def accept_on_eof() -> None:
 
 def log_keys() -> None:
     """With --debug, a key is logged as it is read."""
-    from engine import generate
+    from engine.run import generate
 
     read_key = secrets.read_key
 

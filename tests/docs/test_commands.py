@@ -25,9 +25,9 @@ import httpx
 import pytest
 
 from benchmarks.server import Behaviour, Server
-from engine.cli import main
+from engine.cli.main import main
 from engine.models import NAMES
-from engine.seeds import bundled_seeds
+from engine.recipes.seeds import bundled_seeds
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,15 +12,15 @@ import anyio
 import httpx
 import orjson
 
-from engine.backends.http import HttpBackend
-from engine.budget import Budget
-from engine.deciding import Batch
+from engine.backends.openai.backend import HttpBackend
+from engine.decide.process import Batch
 from engine.limits import LimitSettings, Pool
-from engine.pipeline import Pipeline
+from engine.prompts.fit import Budget
+from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import Answer, Prompt
-from engine.retry import RetryPolicy
-from engine.seeds import bundled_seeds, read_seeds
-from engine.state import Pace, Progress, Stop
+from engine.run.deliver import RetryPolicy
+from engine.run.pipeline import Pipeline
+from engine.run.progress import Pace, Progress, Stop
 from engine.store import Counts, DecisionRows
 from engine.store.reader import Resume
 

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import generate as generate_module
 from engine.backends.scripted import ScriptedBackend
-from engine.config import RunConfig
 from engine.dedup import semantic
 from engine.dedup.encoder import Precision
 from engine.dedup.rouge import tokenize
-from engine.generate import generate
-from engine.progress import SilentDisplay
 from engine.records import Prompt, Record
+from engine.run import generate as generate_module
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.settings import RunConfig
 
 __all__ = ["BagEncoder", "records_text", "synthetic_run"]
 

@@ -15,12 +15,12 @@ import anyio
 import pytest
 
 from benchmarks.server import Behaviour, Server
-from engine.cli import main
-from engine.config import RunConfig
+from engine.cli.main import main
 from engine.errors import DiskError, StoppedError, WoolmillError
-from engine.generate import Result
 from engine.report.figures import figures
-from engine.state import Display, Progress, Stop
+from engine.run.generate import Result
+from engine.run.progress import Display, Progress, Stop
+from engine.settings import RunConfig
 from engine.store import RunStore
 
 ROOT = Path(__file__).parents[2]
@@ -239,7 +239,7 @@ def test_an_error_that_an_interrupt_brought_about_is_an_interrupt(
         finally:
             raise RuntimeError("Cannot close a running event loop")
 
-    monkeypatch.setattr("engine.generate.read_seeds", interrupted)
+    monkeypatch.setattr("engine.run.generate.read_seeds", interrupted)
     status, _, err = woolmill(capsys, *scripted(tmp_path))
     assert status == 130
     assert "Traceback" not in err
@@ -269,7 +269,7 @@ def test_what_ended_a_run_first_gives_its_status(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("engine.generate.generate", ended)
+    monkeypatch.setattr("engine.run.generate.generate", ended)
     monkeypatch.setattr("engine.store.RunStore.read", broken)
     got, out, err = woolmill(capsys, *scripted(tmp_path))
     assert got == status
@@ -286,7 +286,7 @@ def test_a_bug_is_status_70_with_a_traceback(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("engine.generate.read_seeds", broken)
+    monkeypatch.setattr("engine.run.generate.read_seeds", broken)
     status, _, err = woolmill(capsys, *scripted(tmp_path))
     assert status == 70
     assert "RuntimeError: boom" in err

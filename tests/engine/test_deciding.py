@@ -15,15 +15,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from engine import generate as generate_module
 from engine.backends.scripted import ScriptedBackend
-from engine.config import RunConfig
-from engine.deciding import Deciding
+from engine.decide.process import Deciding
 from engine.errors import InputError, InternalError, UnavailableError
-from engine.generate import Result, generate
 from engine.limits import Pool
-from engine.progress import SilentDisplay
-from engine.state import Progress
+from engine.run import generate as generate_module
+from engine.run.display import SilentDisplay
+from engine.run.generate import Result, generate
+from engine.run.progress import Progress
+from engine.settings import RunConfig
 from engine.store import RunReader
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
@@ -115,7 +115,7 @@ async def test_one_that_is_killed_is_replaced_and_nothing_changes(
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
 
-    monkeypatch.setattr("engine.pipeline.REFRESH_S", 0.002)
+    monkeypatch.setattr("engine.run.pipeline.REFRESH_S", 0.002)
     watcher = Watcher(kill)
     slow = ScriptedBackend(answer_of, delay_s=0.02, max_in_flight=8)
     result = await ran(tmp_path / "killed", monkeypatch, watcher, slow)
@@ -132,7 +132,7 @@ async def test_one_that_dies_again_and_again_ends_the_run_and_loses_nothing(
 ) -> None:
     code = """
         import os
-        from engine.decide import Decider
+        from engine.decide.decider import Decider
         Decider.decide = lambda self, answers, limit: os._exit(9)
     """
     with monkeypatch.context() as patched:
@@ -161,7 +161,7 @@ async def test_the_loop_and_the_requests_go_on_while_it_stands_still_fault_076(
             )
             answered.append(progress.answered)
 
-    monkeypatch.setattr("engine.pipeline.REFRESH_S", 0.002)
+    monkeypatch.setattr("engine.run.pipeline.REFRESH_S", 0.002)
     backend = ScriptedBackend(answer_of, delay_s=0.02, max_in_flight=4)
     result = await ran(tmp_path, monkeypatch, Watcher(stop_and_go), backend)
     assert result.stop.reached
@@ -181,7 +181,7 @@ async def test_who_wants_to_leave_at_once_does_not_wait_for_it(
                 asyncio.get_running_loop().call_later(wait_s, os.kill, os.getpid(), signal.SIGINT)
 
     stopped: list[int] = []
-    monkeypatch.setattr("engine.pipeline.REFRESH_S", 0.002)
+    monkeypatch.setattr("engine.run.pipeline.REFRESH_S", 0.002)
     backend = ScriptedBackend(answer_of, delay_s=0.02, max_in_flight=4)
     with anyio.fail_after(20):
         result = await ran(tmp_path, monkeypatch, Watcher(stop), backend)
@@ -216,7 +216,7 @@ async def test_fault_109_decisions_that_lag_hold_sending_back(
     """
     code = """
         import time
-        from engine.decide import Decider
+        from engine.decide.decider import Decider
         decide = Decider.decide
         def slow(self, answers, **options):
             time.sleep(0.05)
@@ -231,7 +231,7 @@ async def test_fault_109_decisions_that_lag_hold_sending_back(
             ahead.append(backend.calls.total() - seen[0].decided_answers)
         return answer_of(prompt)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("engine.pipeline.WINDOW", 40)
+    monkeypatch.setattr("engine.run.pipeline.WINDOW", 40)
     in_decisions(monkeypatch, tmp_path / "site", code)
     backend = ScriptedBackend(answer)
     result = await ran(tmp_path / "run", monkeypatch, Watcher(seen.append), backend)
@@ -253,7 +253,7 @@ async def test_what_makes_a_start_impossible_is_said_and_nothing_is_sent(
 async def test_a_bug_in_it_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run stops in order, with status 70 and the traceback of the other process."""
     code = """
-        from engine.decide import Decider
+        from engine.decide.decider import Decider
         Decider.decide = lambda self, answers, limit: 1 / 0
     """
     in_decisions(monkeypatch, tmp_path / "site", code)
@@ -267,8 +267,8 @@ def test_it_ends_with_its_parent_has_no_keys_and_is_deaf_to_the_terminal(tmp_pat
     """A run that is killed leaves no process behind; an interrupt reaches the run alone."""
     code = f"""
         import os, signal
-        from engine.cli import main
-        from engine.deciding import Deciding
+        from engine.cli.main import main
+        from engine.decide.process import Deciding
         tell = Deciding.tell
         def told(self, below):
             if below > 20:
@@ -303,7 +303,7 @@ async def test_a_module_of_the_folder_one_is_in_is_not_run(
 ) -> None:
     """A downloaded folder with a package ``engine`` or a module ``numpy`` in it."""
     (tmp_path / "engine").mkdir()
-    for name in ("engine/__init__.py", "engine/deciding.py", "numpy.py"):
+    for name in ("engine/__init__.py", "engine/decide/process.py", "numpy.py"):
         (tmp_path / name).write_text("open('run-by-mistake', 'w')")
     monkeypatch.chdir(tmp_path)
     result = await ran(tmp_path / "run", monkeypatch, Watcher(), target=10)

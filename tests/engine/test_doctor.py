@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine import doctor, models
-from engine.cli import cli
-from engine.doctor import EXTRAS, diagnose
+from engine import models
+from engine.cli import doctor
+from engine.cli.doctor import EXTRAS, diagnose
+from engine.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from engine import open_run
-from engine.cli import cli
+from engine.cli.main import cli
 from engine.dedup.rouge import rouge_l
 from engine.errors import ConfigError, DiskError, OutputError
 from engine.export import Format, export, export_dataset, ledger
@@ -216,7 +216,7 @@ def test_a_missing_folder_is_said(run_folder: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_rows(run_folder: Path, tmp_path: Path) -> None:
     """An export of 400 rows needs no more than an interpreter with its imports: under 300 MB."""
     code = (
-        "from engine.cli import cli\n"
+        "from engine.cli.main import cli\n"
         f"cli(['export', {str(run_folder)!r}, '--format', 'parquet', '--validation', '0.1', '-o',"
         f" {str(tmp_path / 'out')!r}], standalone_mode=False)\n"
         "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')])"

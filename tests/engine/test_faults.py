@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import generate as generate_module
 from engine.backends.scripted import ScriptedBackend
-from engine.config import RunConfig
-from engine.generate import Result, generate
-from engine.progress import SilentDisplay
 from engine.recipes import alpaca
 from engine.records import Decision, Prompt, SeedTask
+from engine.run import generate as generate_module
+from engine.run.display import SilentDisplay
+from engine.run.generate import Result, generate
+from engine.settings import RunConfig
 from engine.store import RunReader
 from engine.upkeep.verify import problems
 from tests.engine.synthetic import answer_of

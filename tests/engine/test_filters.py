@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.filters import ALPACA_FILTERS, Filters, FilterSettings, first_refusal
+from engine.recipes.filters import ALPACA_FILTERS, Filters, FilterSettings, first_refusal
 from engine.records import Record
 from tests.engine.sentences import CHANGED, OTHERS
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from engine.config import RunConfig
 from engine.export import Format, export
-from engine.generate import generate
-from engine.progress import SilentDisplay
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.settings import RunConfig
 from engine.store import RunStore
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import main
+from engine.cli.main import main
 from engine.store import RunStore
 from tests.engine.hosts.double import KEY, THOUGHT, Double
 from tests.engine.hosts.doubles import (

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engine.cli import cli
-from engine.config import EndpointConfig, RunConfig, load_config
+from engine.cli.init import template
+from engine.cli.main import cli
 from engine.errors import OutputError
-from engine.init import template
+from engine.settings import EndpointConfig, RunConfig, load_config
 
 SETTING = re.compile(r"# (\w+) = (.*)")
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import decide
-from engine.config import RunConfig, load_config
-from engine.decide import unreadable_note
+from engine.decide import decider as decide
+from engine.decide.decider import unreadable_note
 from engine.dedup.encoder import Precision
 from engine.errors import ConfigError
 from engine.export.card import card
-from engine.generate import generate
+from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.report.analysis import analyse
 from engine.report.figures import figures
 from engine.report.markdown import markdown
-from engine.seeds import bundled_seeds, read_seeds
+from engine.run.generate import generate
+from engine.settings import RunConfig, load_config
 from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
 from engine.view.rows import Rows
@@ -201,7 +201,7 @@ async def test_rows_that_no_model_reads_are_counted(
         manifest = reader.manifest
         assert figures(reader)["not_compared_by_meaning"] == 0
     monkeypatch.setattr("engine.dedup.semantic.SentenceEncoder", lambda *_a, **_k: ReadsLatin())
-    monkeypatch.setattr("engine.generate.uses_semantic", lambda _config: True)
+    monkeypatch.setattr("engine.run.generate.uses_semantic", lambda _config: True)
     assert manifest.decision["semantic"] is False
     await redecide_run(tmp_path, None, {"semantic": True})
     with RunStore.read(tmp_path) as reader:

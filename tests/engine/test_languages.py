@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engine.languages import detect, has_tokens, language_of, measure, tokens_of
-from engine.seeds import BUNDLED, bundled_seeds, read_seeds
+from engine.recipes.seeds import BUNDLED, bundled_seeds, read_seeds
 from tests.engine.sentences import CHANGED, OTHERS
 
 

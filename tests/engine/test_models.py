@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from engine import models
-from engine.cli import cli
+from engine.cli.main import cli
 from engine.errors import ConfigError, InputError, UnavailableError, WoolmillError
 
 

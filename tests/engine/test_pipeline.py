@@ -13,16 +13,16 @@ from pathlib import Path
 import anyio
 import pytest
 
-from engine import generate as generate_module
 from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
-from engine.config import RunConfig
 from engine.errors import AuthError, ConfigError, StoppedError
 from engine.export import export
-from engine.generate import Result, generate
 from engine.limits import Pool
 from engine.records import Prompt
-from engine.state import Progress
+from engine.run import generate as generate_module
+from engine.run.generate import Result, generate
+from engine.run.progress import Progress
+from engine.settings import RunConfig
 from engine.store import RunStore
 from engine.store.inserts import Inserts
 from engine.store.writer import Work

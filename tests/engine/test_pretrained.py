@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from engine import models
-from engine.backends.transformers import load
-from engine.budget import tokenizer_counter
+from engine.backends.local.backend import load
 from engine.dedup.encoder import SentenceEncoder
 from engine.errors import ConfigError
+from engine.prompts.fit import tokenizer_counter
 
 ROOT = Path(__file__).parents[2]
 AUTO_MAP = {

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import processes, secrets
-from engine.backends.address import read_headers
-from engine.backends.serve import Server, plan
-from engine.backends.vllm import VllmBackend
-from engine.config import RunConfig
-from engine.deciding import Deciding
-from engine.processes import environment, python_command
+from engine import secrets
+from engine.backends.openai.address import read_headers
+from engine.backends.vllm.backend import VllmBackend
+from engine.backends.vllm.servers import Server, plan
+from engine.decide.process import Deciding
+from engine.processes import children as processes
+from engine.processes.children import environment, python_command
+from engine.settings import RunConfig
 from engine.store import Manifest, RunStore
 from tests.engine.backends.test_vllm import child_pid
 
@@ -34,7 +35,7 @@ STARTS = re.compile(
     r"|(.*\.)?(create_subprocess_\w+|subprocess_(exec|shell)|open_process|run_process|Popen)"
     r"|(.*\.)?ProcessPoolExecutor"
 )
-ALONE = {ROOT / "engine/processes.py", ROOT / "engine/backends/tether.py"}
+ALONE = {ROOT / "engine/processes/children.py", ROOT / "engine/backends/vllm/tether.py"}
 """The second is a program of its own in a child whose environment is already the allowed one."""
 
 KEYS = {
@@ -225,7 +226,8 @@ def test_pip(
     """It gets what it needs to reach its index, and no key of a model's host."""
     url, came = silent_index
     monkeypatch.setitem(KEYS, "PIP_INDEX_URL", url)
-    code = "from engine import models, secrets\nfrom engine.backends.address import read_headers\n"
+    code = "from engine import models, secrets\n"
+    code += "from engine.backends.openai.address import read_headers\n"
     code += "secrets.read_key(env='MISTRAL')\nread_headers(['X-Org=env:ORG_OF_MINE'])\n"
     code += "models.fetch('minilm')"
     more = {"PIP_INDEX_URL": url, "PIP_RETRIES": "0", "WOOLMILL_HOME": str(tmp_path)}

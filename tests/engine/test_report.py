@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from engine.cli import cli
+from engine.cli.main import cli
 from engine.errors import OutputError
 from engine.records import Prompt, Record
 from engine.report.analysis import analyse
@@ -21,8 +21,8 @@ from engine.report.charts import charts
 from engine.report.html import page
 from engine.report.markdown import markdown
 from engine.report.pictures import rows_map, verbs
-from engine.report.text import shorten, visible
 from engine.store import RunReader, RunStore
+from engine.text import shorten, visible
 from tests.engine.browser import Chromium, canary
 from tests.engine.hostile import MARK, hostile_strings
 from tests.engine.store_rows import MANIFEST, answer, prompt

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.decide import restore_cascade
+from engine.decide.decider import restore_cascade
 from engine.dedup.cascade import Candidate, Cascade
 from engine.dedup.encoder import Precision
 from engine.store import RunStore

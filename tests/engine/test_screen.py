@@ -33,8 +33,8 @@ from benchmarks.server import Behaviour, Server
 from engine import screen
 from engine.backends.scripted import ScriptedBackend
 from engine.limits import Pool
-from engine.progress import Guarded, PlainDisplay
-from engine.state import Progress
+from engine.run.display import Guarded, PlainDisplay
+from engine.run.progress import Progress
 from engine.store import RunStore
 
 pytestmark = pytest.mark.anyio

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import pytest
 
-from engine.config import load_config
 from engine.errors import ConfigError
-from engine.generate import make_backends
+from engine.run.generate import make_backends
 from engine.secrets import DEFAULT_VARIABLE, Secret, keep_from_children, read_key, secret_field
+from engine.settings import load_config
 
 CANARY = "sk-CANARY0123456789abcdWXYZ"
 

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigError, InputError
-from engine.seeds import BUNDLED, KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
+from engine.recipes.seeds import (
+    BUNDLED,
+    KEPT,
+    bundled_seeds,
+    fingerprint,
+    keep,
+    kept_seeds,
+    read_seeds,
+)
 
 TASK = {
     "id": "one",

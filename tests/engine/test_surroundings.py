@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine import models
-from engine.config import load_config
 from engine.errors import ConfigError, OutputError
+from engine.settings import load_config
 from engine.surroundings import cache_homes, is_private, writable_cache_home
 from tests.engine.stranger import as_stranger
 

@@ -17,9 +17,9 @@ import orjson
 import pytest
 
 from benchmarks import virtual_time
-from engine.budget import Budget
 from engine.errors import InternalError, StoppedError
 from engine.limits import Pool
+from engine.prompts.fit import Budget
 from engine.records import Prompt
 from tests.engine.doubles import Notes, Wire, answer_to, run_on, whole
 

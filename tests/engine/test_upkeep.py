@@ -14,14 +14,14 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from engine import cli
-from engine.config import RunConfig
+from engine.cli import main as cli
 from engine.errors import ConfigError, OutputError, WoolmillError
 from engine.export import export
-from engine.generate import generate
-from engine.progress import SilentDisplay
+from engine.recipes.seeds import KEPT, bundled_seeds
 from engine.records import Decision, Usage
-from engine.seeds import KEPT, bundled_seeds
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.settings import RunConfig
 from engine.store import RunStore
 from engine.upkeep.merge import merge_runs
 from engine.upkeep.redecide import redecide_run

@@ -16,10 +16,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from engine.cli import cli, main
+from engine.cli.main import cli, main
 from engine.errors import ConfigError, InputError, UsageError
+from engine.recipes.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 from engine.records import Prompt
-from engine.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 from engine.store import RunReader
 from engine.view import app as app_module
 from engine.view import server as server_module

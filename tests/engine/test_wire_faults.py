@@ -10,13 +10,13 @@ import pytest
 
 from benchmarks.server import Behaviour, Server
 from engine.backends.base import Failure, Verdict
-from engine.backends.http import HttpBackend
-from engine.config import RunConfig
-from engine.generate import generate
+from engine.backends.openai.backend import HttpBackend
 from engine.limits import LimitSettings, Pool
-from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt
-from engine.retry import Delivery, RetryPolicy, deliver
+from engine.run.deliver import Delivery, RetryPolicy, deliver
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.settings import RunConfig
 from tests.engine.wire import http, prompt, raw_server
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from engine.backends.base import Failure, Verdict
-from engine.backends.http import HttpBackend
+from engine.backends.openai.backend import HttpBackend
 from engine.errors import AuthError
 from engine.records import Api, Completion
 from engine.secrets import Secret

@@ -20,9 +20,9 @@ import pytest
 
 from engine import models
 from engine.backends.base import Failure
-from engine.backends.http import HttpBackend
-from engine.backends.serve import Server, serving
-from engine.backends.vllm import VllmBackend
+from engine.backends.openai.backend import HttpBackend
+from engine.backends.vllm.backend import VllmBackend
+from engine.backends.vllm.servers import Server, serving
 from engine.errors import WoolmillError
 from engine.records import Completion, Prompt, Sampling
 from engine.store import RunStore

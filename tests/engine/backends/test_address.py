@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.backends.address import (
+from engine.backends.openai.address import (
     is_link_local,
     is_loopback,
     read_address,

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.backends.classify import classify, retry_after_s
-from engine.backends.error_body import clean
+from engine.backends.openai.error_body import clean
+from engine.backends.openai.verdicts import classify, retry_after_s
 from engine.errors import AuthError, ConfigError, StoppedError
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.backends.deadlines import Deadlines
+from engine.backends.openai.deadlines import Deadlines
 
 pytestmark = pytest.mark.anyio
 

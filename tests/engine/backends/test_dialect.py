@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from engine.backends.base import Verdict
-from engine.backends.classify import classify
-from engine.backends.dialect import OPTIONAL, Dialect
-from engine.backends.error_body import read_error
+from engine.backends.openai.dialect import OPTIONAL, Dialect
+from engine.backends.openai.error_body import read_error
+from engine.backends.openai.verdicts import classify
 from engine.records import Api
 
 ALL = {

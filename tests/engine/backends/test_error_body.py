@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.backends.classify import classify
-from engine.backends.error_body import ErrorBody, clean, read_error
+from engine.backends.openai.error_body import ErrorBody, clean, read_error
+from engine.backends.openai.verdicts import classify
 from engine.errors import AuthError, StoppedError
 
 VIOLATION = {"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [{}]}

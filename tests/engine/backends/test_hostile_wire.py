@@ -12,12 +12,12 @@ import orjson
 import pytest
 
 from engine.backends.base import Failure
-from engine.backends.classify import classify, retry_after_s
-from engine.backends.dialect import Dialect
-from engine.backends.error_body import clean, read_error
-from engine.backends.gauges import read_gauges
-from engine.backends.reply import Events, Reply, Unpacker, parsed
-from engine.backends.served import find_model, listed, read_models
+from engine.backends.openai.dialect import Dialect
+from engine.backends.openai.error_body import clean, read_error
+from engine.backends.openai.gauges import read_gauges
+from engine.backends.openai.reply import Events, Reply, Unpacker, parsed
+from engine.backends.openai.served import find_model, listed, read_models
+from engine.backends.openai.verdicts import classify, retry_after_s
 from engine.records import Completion, Usage
 from engine.thoughts import thoughts_apart
 from tests.engine.wire import prompt

@@ -15,9 +15,9 @@ import orjson
 import pytest
 
 from benchmarks.server import FAULTS, Behaviour, Server
-from engine.backends.address import read_address
 from engine.backends.base import Failure, Verdict
-from engine.backends.http import HttpBackend, Timeouts
+from engine.backends.openai.address import read_address
+from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.scripted import alpaca_text
 from engine.errors import AuthError, ConfigError, UnavailableError
 from engine.records import Completion

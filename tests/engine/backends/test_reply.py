@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from engine.backends.base import Failure
-from engine.backends.reply import FINISH, Events, Reply, Unpacker, parsed
+from engine.backends.openai.reply import FINISH, Events, Reply, Unpacker, parsed
 from engine.errors import ConfigError
 from engine.records import Completion, Usage
 from tests.engine.wire import prompt

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from engine.backends import serve as serve_module
 from engine.backends.base import Failure
-from engine.backends.serve import ServedBackend, Server, plan, serve, serving
-from engine.config import RunConfig, load_config
+from engine.backends.vllm import servers as serve_module
+from engine.backends.vllm.servers import ServedBackend, Server, plan, serve, serving
 from engine.errors import ConfigError, UnavailableError
-from engine.generate import generate
-from engine.progress import SilentDisplay
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.settings import RunConfig, load_config
 from engine.store import RunStore
 from tests.engine.backends.test_vllm import prompt, wait_for_end
 
@@ -70,7 +70,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(options["--port"])), Handler).
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An interpreter with which ``-m vllm.entrypoints.openai.api_server`` is the fake server."""
     monkeypatch.setattr(
-        "engine.backends.serve.engine_arguments", dict
+        "engine.backends.vllm.servers.engine_arguments", dict
     )  # eager mode is a flag alone
     monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path / "home"))
     program = tmp_path / "server.py"
@@ -172,7 +172,7 @@ def test_flags() -> None:
 def test_servers_end_with_the_command(python: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C, SIGTERM and kill -9 of ``woolmill serve`` leave no server behind."""
     program = (
-        "import sys; import engine.backends.serve as s; s.engine_arguments = dict; "
+        "import sys; import engine.backends.vllm.servers as s; s.engine_arguments = dict; "
         "s.serve.main(sys.argv[1:], standalone_mode=False)"
     )
     command = [sys.executable, "-c", program, str(tmp_path), "--vllm-python", str(python)]

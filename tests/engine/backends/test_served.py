@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.backends.served import Served, find_model, listed, read_models
+from engine.backends.openai.served import Served, find_model, listed, read_models
 
 LISTS: list[tuple[str, Any, list[Served]]] = [
     ("OpenAI", {"object": "list", "data": [{"id": "gpt-4o", "owned_by": "system"}]},

@@ -25,17 +25,17 @@ from safetensors import SafetensorError
 
 from engine import models
 from engine.backends.base import Failure, GivesUp, Making
-from engine.backends.continuous import ContinuousBatch, common_prefix
-from engine.backends.sampling import Draw, StopText, choose
-from engine.backends.transformers import Loaded, TransformersBackend, load
-from engine.config import RunConfig
+from engine.backends.local.backend import Loaded, TransformersBackend, load
+from engine.backends.local.batching import ContinuousBatch, common_prefix
+from engine.backends.local.sampling import Draw, StopText, choose
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
-from engine.generate import generate
 from engine.limits import Pool
-from engine.progress import SilentDisplay
 from engine.records import Completion, Prompt, Sampling
 from engine.report.figures import figures
-from engine.state import Progress
+from engine.run.display import SilentDisplay
+from engine.run.generate import generate
+from engine.run.progress import Progress
+from engine.settings import RunConfig
 from engine.store import RunStore
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
@@ -92,7 +92,7 @@ async def started(model: Path | str, **options: Any) -> AsyncIterator[Transforme
 @pytest.fixture
 def loaded_once(real: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backends of the embedded model share the loaded one."""
-    monkeypatch.setattr("engine.backends.transformers.load", lambda *_: real)
+    monkeypatch.setattr("engine.backends.local.backend.load", lambda *_: real)
 
 
 def whole(answers: Sequence[Completion | BaseException]) -> list[Completion]:
@@ -341,7 +341,7 @@ async def test_rows_wait_for_memory(tiny: Path) -> None:
         if len(results) == 6:
             loop.call_soon_threadsafe(done.set)
 
-    from engine.backends.continuous import Request
+    from engine.backends.local.batching import Request
 
     engine.start()
     for number in range(6):
@@ -446,7 +446,7 @@ async def test_no_memory_while_loading(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("engine.backends.transformers.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("engine.backends.local.backend.AutoModelForCausalLM.from_pretrained", fail)
     with pytest.raises(UnavailableError, match="choose a smaller model") as caught:
         await TransformersBackend(str(tiny), device="cpu").start()
     assert caught.value.exit_code == 69

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from benchmarks.server import Server
-from engine.backends import transport as transport_module
-from engine.backends.transport import KEEP_ALIVE_S, FastTransport, make_transport
+from engine.backends.openai import wire as transport_module
+from engine.backends.openai.wire import KEEP_ALIVE_S, FastTransport, make_transport
 from engine.errors import ConfigError
 from tests.engine.wire import http, raw_server
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from engine.backends.base import Failure
-from engine.backends.vllm import (
+from engine.backends.vllm.backend import (
     VllmBackend,
     child_environment,
     engine_arguments,
@@ -221,7 +221,7 @@ async def test_the_child_does_not_outlive_its_parent(python: Path, tmp_path: Pat
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from pathlib import Path
-from engine.backends.vllm import VllmBackend
+from engine.backends.vllm.backend import VllmBackend
 from tests.engine.backends.test_vllm import child_pid, holders
 async def main():
     backend = VllmBackend({str(tmp_path)!r}, python=Path({str(python)!r}))

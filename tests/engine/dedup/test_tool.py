@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engine import datasets
-from engine.dedup import tool
+from engine.dedup import command as tool
 from engine.errors import InputError, OutputError, UsageError, WoolmillError
 
 ROWS: list[dict[str, Any]] = [

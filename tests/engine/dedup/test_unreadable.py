@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from engine.dedup import Candidate, Cascade, SentenceEncoder, encoder, tool
+from engine.dedup import Candidate, Cascade, SentenceEncoder, encoder
+from engine.dedup import command as tool
 from engine.dedup.encoder import Precision, default_model
 from tests.engine.sentences import CHANGED, OTHERS
 

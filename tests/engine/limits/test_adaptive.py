@@ -14,9 +14,9 @@ import pytest
 from benchmarks.bench_limits import SCENARIOS, Scenario, Simulated, per_slot, scale_slots, simulate
 from benchmarks.capacity import TokenBucket
 from benchmarks.virtual_time import run
-from engine.limits.adaptive import Adaptive
 from engine.limits.controller import Fixed, Ticket
-from engine.limits.pace import Pace
+from engine.limits.finder.finder import Adaptive
+from engine.limits.finder.pace import Pace
 
 
 @pytest.mark.parametrize("share", [0.05, 0.18])

@@ -14,7 +14,7 @@ from engine.backends.base import Verdict
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, StoppedError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
-from engine.limits.adaptive import Adaptive
+from engine.limits.finder.finder import Adaptive
 from engine.money import Prices
 from engine.records import Completion, Usage
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.filters import ALPACA_FILTERS, BLOCKED_WORDS, first_refusal
 from engine.recipes import alpaca
+from engine.recipes.filters import ALPACA_FILTERS, BLOCKED_WORDS, first_refusal
 from engine.records import Completion, Record, SeedTask, Usage
 
 

@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 
 from engine.backends.scripted import alpaca_text
-from engine.filters import Filters
 from engine.recipes import alpaca
+from engine.recipes.filters import Filters
+from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import Completion, Record, SeedTask, Usage
-from engine.seeds import bundled_seeds, read_seeds
 
 TASKS = read_seeds(bundled_seeds("zh"))
 

@@ -1,0 +1,1 @@
+"""A model in this process: ``backend`` on transformers, with continuous ``batching``."""

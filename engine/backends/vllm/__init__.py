@@ -1,0 +1,1 @@
+"""vLLM: ``backend`` runs it in a child process (``child``), ``servers`` as replicas over HTTP."""

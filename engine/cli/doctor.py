@@ -1,0 +1,212 @@
+"""``woolmill doctor``: what is installed, what would run, and what the machine's limits are.
+
+It asks nothing over the network and loads no model; versions come from the packages' metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from engine import models
+from engine.decide.decider import uses_semantic
+from engine.errors import WoolmillError
+from engine.run.generate import LOCAL_IS_MISSING
+from engine.secrets import DEFAULT_VARIABLE, keep_from_children
+from engine.settings import EMBEDDED_MODEL, RunConfig, load_config
+from engine.store.space import RESERVE_BYTES, unsafe_filesystem
+from engine.surroundings import cache_homes, spelt_out
+
+__all__ = ["diagnose", "doctor"]
+
+EXTRAS = {
+    "local": ("transformers", "torch", "faiss-cpu", "onnxruntime", "gguf", "accelerate"),
+    "vllm": ("vllm",),
+    "train": ("torch", "transformers", "safetensors", "pyarrow"),
+    "report": ("vl-convert-python", "scikit-learn", "spacy"),
+    "view": ("starlette", "uvicorn"),
+    "parquet": ("pyarrow",),
+    "tiktoken": ("tiktoken",),
+}
+IN_PROCESS = ("torch", "transformers")
+"""Without these, nothing generates in this process."""
+FILES_WANTED = 4096
+"""Open files that a thousand connections beside the store need, with room."""
+
+
+def diagnose(config_file: Path | None = None) -> dict[str, Any]:
+    """Everything that is found out, as plain JSON values; ``problems`` is for the person."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    extras = {name: {p: _version(p) for p in packages} for name, packages in EXTRAS.items()}
+    run = _would_run(config_file)
+    out = Path(run["out"]) if "out" in run else Path()
+    where = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(where).free
+    found: dict[str, Any] = {
+        "woolmill": metadata.version("woolmill"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "gpus": sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*")),
+        "open_files": {"now": soft, "most": hard},
+        "disk_free_gib": round(free / 2**30, 1),
+        "extras": extras,
+        "models": {name: _state(name) for name in models.NAMES},
+        "run": run,
+    }
+    found["problems"] = list(_problems(found, free, where))
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _state(name: str) -> str:
+    """Whether a model that can be fetched is here, with every file as it must be."""
+    if models.find(name) is not None:
+        return "here"
+    places = (home / "models" / name for home in cache_homes())
+    return "damaged" if any(place.exists() for place in places) else "not here"
+
+
+def _memory_gib() -> float | None:
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+    return round(pages / 2**30, 1)
+
+
+def _would_run(config_file: Path | None) -> dict[str, Any]:
+    """What ``woolmill generate`` would do with these settings, or why it would not."""
+    try:
+        config = load_config(config_file, {})
+        endpoints = config.endpoints()
+        for endpoint in endpoints:
+            keep_from_children(endpoint.key_env)  # what is no name must not be shown as one
+        chosen = {
+            "backend": config.chosen_backend,
+            "model": config.model or (EMBEDDED_MODEL if not endpoints else "the model served"),
+            "endpoints": [endpoint.url for endpoint in endpoints],
+            "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
+            "semantic": uses_semantic(config),
+            "target": config.target,
+            "out": str(config.out),
+        }
+        if config.chosen_backend in ("transformers", "vllm"):
+            # Only the default is got by itself.
+            coming = config.model is None and models.find(EMBEDDED_MODEL) is None
+            chosen["model_at"] = (
+                "this machine, once it is downloaded"
+                if coming
+                else models.locate(config.model or EMBEDDED_MODEL)
+            )
+        chosen |= {"error": lack} if (lack := _lack(config)) else {}
+    except WoolmillError as exc:
+        return {"error": str(exc)}
+    return chosen
+
+
+def _lack(config: RunConfig) -> str | None:
+    """What the run needs and is not there, with how to get it."""
+    for endpoint in config.endpoints():
+        name = endpoint.key_env
+        if name != DEFAULT_VARIABLE and name not in os.environ and endpoint.key_file is None:
+            return f"the environment variable {name} is not set; set it to the key"
+    if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):
+        return "vllm is not installed here; see --vllm-python"
+    if config.chosen_backend == "transformers" and not all(map(find_spec, IN_PROCESS)):
+        return LOCAL_IS_MISSING
+    return None
+
+
+def _lacks_vllm(python: Path | None) -> bool:
+    """Whether vLLM cannot be started; of another environment only that its interpreter runs."""
+    return _version("vllm") is None if python is None else not os.access(python, os.X_OK)
+
+
+def _problems(found: Mapping[str, Any], free: int, where: Path) -> Iterator[str]:
+    if "error" in found["run"]:
+        yield str(found["run"]["error"])
+    for name, state in found["models"].items():
+        if state == "damaged":
+            yield f"the model {name} is damaged; get it again with: woolmill models fetch {name}"
+    if found["open_files"]["now"] < FILES_WANTED:
+        yield (
+            f"only {found['open_files']['now']} open files are allowed; for a thousand requests at"
+            f" once: ulimit -n {min(FILES_WANTED, found['open_files']['most'])}"
+        )
+    if free < 4 * RESERVE_BYTES:
+        yield f"{where}: only {free >> 20} MiB are free"
+    if warning := unsafe_filesystem(where):
+        yield warning
+    if not os.access(where, os.W_OK):
+        yield f"{where}: cannot be written"
+    if not os.access(tempfile.gettempdir(), os.W_OK):
+        yield f"{tempfile.gettempdir()}: cannot be written; set TMPDIR"
+
+
+@click.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False),
+              help="Settings of the run that is meant.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text",
+              show_default=True)  # fmt: skip
+def doctor(config_file: Path | None, format_: str) -> None:
+    """Say what is installed, what would run, and what the limits are. Ends with 1 on a problem.
+
+    \b
+    woolmill doctor
+    woolmill doctor --config woolmill.toml
+    """
+    found = diagnose(config_file)
+    if format_ == "json":
+        click.echo(orjson.dumps(spelt_out(found), option=orjson.OPT_INDENT_2))
+    else:
+        for line in _lines(found):
+            click.echo(line)
+    if found["problems"]:
+        raise SystemExit(1)
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"woolmill {found['woolmill']}, Python {found['python']}, {found['system']}"
+    files = found["open_files"]
+    yield (
+        f"{found['cpus']} CPUs, {found['memory_gib']} GiB memory, {len(found['gpus'])} GPUs,"
+        f" {found['disk_free_gib']} GiB disk free, {files['now']} open files (most {files['most']})"
+    )
+    for extra, packages in found["extras"].items():
+        missing = [name for name, version in packages.items() if version is None]
+        have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        state = f"install with: pip install 'woolmill[{extra}]'" if missing else have
+        yield f"  {'-' if missing else '+'} {extra:9} {state}"
+    for name, state in found["models"].items():
+        how = "" if state == "here" else f"; get it with: woolmill models fetch {name}"
+        yield f"  {'+' if state == 'here' else '-'} {name:14} {state}{how}"
+    run = found["run"]
+    if "error" not in run:
+        where = ", ".join(run["endpoints"]) or run.get("model_at", "this process")
+        yield f"would run: {run['backend']} with {run['model']} at {where}, {run['target']} records"
+        for name, is_set in run["keys"].items():
+            yield f"  key: {name} is {'set' if is_set else 'not set'}"
+        yield f"  near-duplicates by meaning: {'refused' if run['semantic'] else 'not looked for'}"
+    for problem in found["problems"]:
+        yield f"problem: {problem}"

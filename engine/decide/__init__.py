@@ -1,0 +1,1 @@
+"""Answers to decisions in plan order: ``decider`` is pure, ``process`` runs it in a child."""

@@ -1,0 +1,239 @@
+"""Answers in, decisions out, in plan order: parse, filter, compare, and stop at exactly the target.
+
+A pure function of the answers and of what was accepted before, so that deciding again (after a
+crash, or with other thresholds) gives the same. It blocks for milliseconds: call it from a worker
+thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+
+import numpy as np
+
+from engine.dedup.against import add_references
+from engine.dedup.cascade import Candidate, Cascade, Scope, compared_text
+from engine.errors import ConfigError
+from engine.recipes import alpaca
+from engine.recipes.filters import Filters, Refusal
+from engine.records import Answer, Api, Decision, Record, SeedTask
+from engine.settings import RunConfig
+from engine.store import RunReader, Vector
+from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
+
+__all__ = [
+    "Decider",
+    "fetch_encoder",
+    "make_cascade",
+    "restore_cascade",
+    "row_source",
+    "unreadable_note",
+    "uses_semantic",
+]
+
+ADD_BATCH = 1024
+FIELDS: dict[Scope, tuple[str, ...]] = {
+    "instruction": (),
+    "instruction+input": ("instruction", "input"),
+}
+"""What is compared of a dataset to stay clear of."""
+
+
+def row_source(index: int, position: int) -> str:
+    """How ``Neighbour.source`` names an accepted row."""
+    return f"row:{index}.{position}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One piece of an answer, parsed and filtered; a candidate where nothing refuses it yet."""
+
+    index: int
+    position: int
+    record: Record | None
+    refusal: Refusal | None
+
+
+class Decider:
+    """Decides answers in plan order; keeps the near-duplicate indexes.
+
+    Args:
+        cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far.
+        api: tells the parser how the answers were asked for.
+        filters: what is refused at sight, and the language that answers are parsed in.
+        after: (index, position) of the last decision taken earlier; None at the start of a run.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        *,
+        api: Api = "completions",
+        filters: Filters | None = None,
+        after: tuple[int, int] | None = None,
+    ) -> None:
+        self._cascade = cascade
+        self._api: Api = api
+        self._filters = filters or Filters()
+        self._after = after or (-1, 0)
+
+    def decide(
+        self, answers: Sequence[Answer], *, limit: int
+    ) -> tuple[list[Decision], list[Vector | None]]:
+        """Decide consecutive answers, until ``limit`` more records are accepted.
+
+        Returns:
+            The decisions, and for each the embedding (D,) of an accepted record or None. After the
+            ``limit``-th acceptance the rest is left undecided, for a run that goes on with a higher
+            target.
+        """
+        pieces = [
+            piece
+            for answer in answers
+            for piece in self._pieces(answer)
+            if (piece.index, piece.position) > self._after
+        ]
+        candidates = [
+            Candidate(
+                instruction=piece.record.instruction,
+                input=piece.record.input,
+                source=row_source(piece.index, piece.position),
+            )
+            for piece in pieces
+            if piece.refusal is None and piece.record is not None
+        ]
+        judgements = iter(self._cascade.judge(candidates, limit))
+        decisions: list[Decision] = []
+        vectors: list[Vector | None] = []
+        vector: Vector | None
+        for piece in pieces:
+            if limit == 0:
+                break
+            if piece.refusal is not None:
+                reason, detail = piece.refusal
+                decision = Decision(
+                    index=piece.index,
+                    position=piece.position,
+                    reason=reason,
+                    record=piece.record,
+                    detail=detail,
+                )
+                vector = None
+            else:
+                judgement = next(judgements)
+                vector = None if judgement.vector is None else judgement.vector.astype(np.float32)
+                decision = Decision(
+                    index=piece.index,
+                    position=piece.position,
+                    reason=judgement.reason,
+                    record=piece.record,
+                    detail=judgement.detail,
+                    nearest=judgement.nearest,
+                    most_similar=judgement.most_similar,
+                    mean_similarity=judgement.mean_similarity,
+                )
+                limit -= judgement.accepted
+            decisions.append(decision)
+            vectors.append(vector)
+        if decisions:
+            self._after = (decisions[-1].index, decisions[-1].position)
+        return decisions, vectors
+
+    def _pieces(self, answer: Answer) -> list[_Piece]:
+        """At least one for every answer: that it failed, or holds no record, is a decision too."""
+        if answer.completion is None:
+            return [_Piece(answer.index, 0, None, (f"failed:{answer.failure}", answer.message))]
+        completion = thoughts_apart(answer.completion)
+        if completion.finish_reason not in ("stop", *alpaca.CUT):
+            return [_Piece(answer.index, 0, None, (completion.finish_reason, ""))]
+        if is_thoughts_only(completion):
+            spent = f"{completion.usage.completion_tokens} tokens of thoughts, and no answer"
+            return [_Piece(answer.index, 0, None, (THOUGHTS_ONLY, spent))]
+        parsed = alpaca.parse(
+            completion,
+            demonstrations=len(answer.demonstrations),
+            api=completion.api or self._api,
+            language=self._filters.language,
+        )
+        return [
+            _Piece(
+                answer.index,
+                piece.position,
+                piece.record,
+                piece.refusal if piece.record is None else self._filters.refusal(piece.record),
+            )
+            for piece in parsed
+        ] or [_Piece(answer.index, 0, None, ("no_record", "the answer is blank"))]
+
+
+def uses_semantic(config: RunConfig) -> bool:
+    """Whether near-duplicates by meaning are refused: as set, else where the packages are there."""
+    installed = all(find_spec(name) for name in ("sentence_transformers", "faiss"))
+    if config.semantic and not installed:
+        raise ConfigError("--semantic needs more packages: pip install 'woolmill[local]'")
+    return installed if config.semantic is None else config.semantic
+
+
+def fetch_encoder(config: RunConfig) -> None:
+    """Have the default embedding model here before a run begins, where the run needs it.
+
+    Raises as ``models.fetch`` does.
+    """
+    if uses_semantic(config) and config.semantic_model is None:
+        from engine.dedup.encoder import default_model
+
+        default_model()
+
+
+def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
+    """The near-duplicate cascade with the seeds in it. Loads the embedding model: takes seconds."""
+    threshold, encoder = None, None
+    if uses_semantic(config):
+        from engine.dedup.semantic import SentenceEncoder
+
+        threshold = config.semantic_threshold
+        encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
+    cascade = Cascade(
+        config.rouge_threshold, threshold, encoder, config.scope, language=config.spoken
+    )
+    cascade.add_reference(
+        [compared_text(config.scope, task.instruction, task.input) for task in tasks],
+        [f"seed:{task.id}" for task in tasks],
+    )
+    for path in config.against:
+        add_references(cascade, path, FIELDS[config.scope])
+    return cascade
+
+
+def unreadable_note(unreadable: int, references: int) -> str:
+    """For the person: what is not compared by meaning, and the remedy."""
+    from engine.dedup.encoder import MULTILINGUAL
+
+    return (
+        f"the embedding model cannot read {unreadable:,} of the {references:,} texts to compare "
+        "with: they, and records like them, are not compared by meaning; give --semantic-model "
+        f"one that can, for example {MULTILINGUAL}"
+    )
+
+
+def restore_cascade(cascade: Cascade, store: RunReader) -> int:
+    """Add the rows that the store holds as accepted; how many had to be embedded again."""
+    rows = store.accepted(vectors=True)
+    missing = 0
+    while batch := list(islice(rows, ADD_BATCH)):
+        candidates, vectors = [], []
+        for decision, vector in batch:
+            if decision.record is not None:
+                candidates.append(
+                    Candidate(
+                        instruction=decision.record.instruction,
+                        input=decision.record.input,
+                        source=row_source(decision.index, decision.position),
+                    )
+                )
+                vectors.append(vector)
+        missing += cascade.restore(candidates, vectors)
+    return missing

@@ -1,0 +1,302 @@
+"""Decisions in a process of their own, since under one interpreter's lock they and the network take
+turns: on two cores a run does 1.4 times as much so.
+
+Nothing is lost with such a process. It reads answers from the run store, like every other reader,
+and all that it knows follows from what is committed there; where it dies, another goes on from
+that.
+
+A message is two lengths (4 bytes each, big-endian), so many bytes of JSON and so many of rows:
+
+    in   {"folder", "config", "tasks"}         first
+         {"below"}                             every request with a lower index has its answer
+    out  {"ready": true}                       may be told what is answered
+         {"first", "end", "rows"} and the rows' bodies
+         {"note"} · {"error", "message"} · {"bug"}
+
+End of input means that the parent is gone, and ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+import threading
+import traceback
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from engine import errors, models
+from engine.decide.decider import Decider, make_cascade, restore_cascade, unreadable_note
+from engine.errors import UnavailableError, WoolmillError
+from engine.processes.children import Need, environment, how_it_ended, python_command, start_async
+from engine.processes.garbage import seldom_collected
+from engine.records import SeedTask
+from engine.screen import sturdy_streams
+from engine.settings import RunConfig
+from engine.store import DecisionRows, RunReader, decode, encode
+
+__all__ = ["Batch", "Deciding", "DiedError"]
+
+BATCH = 256
+"""Answers that are decided, sent and committed together."""
+PIPE_BYTES = 1 << 20
+"""Room for a batch or two, where the system grants it: fewer turns to take in one."""
+MOST_AHEAD = 8
+"""Batches that may wait to be taken; then the process waits."""
+
+
+Message = tuple[dict[str, Any], bytes]
+
+
+class DiedError(Exception):
+    """The process has ended by itself; ``str`` says how."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Decisions on the answers ``first`` up to before ``end``; on the last perhaps only in part."""
+
+    first: int
+    end: int
+    rows: DecisionRows
+
+
+# The parent's side
+
+
+class Deciding:
+    """The process that decides one run's answers; start it with ``start``.
+
+    Args:
+        config: the run's settings.
+        tasks: its seed tasks.
+        note: shows a line to the person.
+    """
+
+    def __init__(
+        self, config: RunConfig, tasks: Sequence[SeedTask], note: Callable[[str], None]
+    ) -> None:
+        self._order = {  # not by argv, which others can read
+            "folder": str(config.out.absolute()),
+            "config": config.model_dump(mode="json"),
+            "tasks": [asdict(task) for task in tasks],
+        }
+        self._needs: tuple[Need, ...] = ("engine",)
+        model = config.semantic_model
+        if not (model is None or model in models.NAMES or Path(model).exists()):
+            self._needs = ("engine", "hub")
+        self._note = note
+        self._process: Process | None = None
+        self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._ahead = threading.Semaphore(MOST_AHEAD)
+
+    async def start(self) -> None:
+        """Start a process, or one in the place of another that died. It decides from what is
+        committed, so nothing may be under way to the store.
+
+        Raises UnavailableError where the machine has no room for another process.
+        """
+        try:
+            await self._start()
+        except OSError as error:
+            raise UnavailableError(
+                f"the process that decides cannot be started ({error}); is `ulimit -n` or the "
+                "memory too small?"
+            ) from error
+
+    async def _start(self) -> None:
+        end, out = os.pipe()
+        with suppress(AttributeError, OSError):  # Linux
+            fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            # Its folder stays ours: settings name files by paths from here.
+            command = python_command("-m", "engine.decide.process")
+            self._process = await start_async(
+                command, environment(*self._needs), stdin=PIPE, stdout=out
+            )
+        except BaseException:  # raised again, with no pipe left open
+            os.close(end)
+            raise
+        finally:
+            os.close(out)
+        # Not by the loop: under load its turns take a tenth of a second, and a pipe holds little.
+        source, loop = os.fdopen(end, "rb"), asyncio.get_running_loop()
+        threading.Thread(target=self._listen, args=(source, loop), daemon=True).start()
+        self._send(self._order)
+
+    async def ready(self) -> None:
+        """Wait until models are loaded and the seeds compared with.
+
+        Raises WoolmillError for what makes that impossible.
+        """
+        try:
+            await self._receive()
+        except DiedError as error:
+            raise UnavailableError(f"{error} before it began; is there memory enough?") from error
+
+    def tell(self, below: int) -> None:
+        """Every request with an index lower than ``below`` has its answer in the store."""
+        self._send({"below": below})
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """Decisions in plan order, up to the target. Raises WoolmillError, DiedError."""
+        while True:
+            head, body = await self._receive()
+            rows = DecisionRows.unpack(head["rows"], body)
+            yield Batch(first=head["first"], end=head["end"], rows=rows)
+
+    async def aclose(self) -> None:
+        """End the process, whatever it does: it has nothing of its own."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        self._ahead.release(1 << 20)  # whoever listens comes to the end
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process is not None
+        pipe = self._process.stdin
+        assert pipe is not None
+        if not pipe.is_closing():  # else it died, and whoever receives is told
+            pipe.write(b"".join(_frame(message)))
+
+    def _listen(self, source: BinaryIO, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread of its own: take in what one process says, to its end."""
+        with source, suppress(RuntimeError):  # the loop is closed: nobody waits
+            while message := _read(source):
+                self._ahead.acquire()
+                loop.call_soon_threadsafe(self._inbox.put_nowait, message)
+            loop.call_soon_threadsafe(self._inbox.put_nowait, None)
+
+    async def _receive(self) -> Message:
+        """The next message that is not for the person."""
+        assert self._process is not None
+        while (message := await self._inbox.get()) is not None:
+            self._ahead.release()
+            head = message[0]
+            if "error" in head:
+                raise getattr(errors, head["error"])(head["message"])
+            if "bug" in head:
+                raise RuntimeError(f"in the process that decides:\n{head['bug']}")
+            if "note" not in head:
+                return message
+            self._note(head["note"])
+        how = how_it_ended(await self._process.wait())
+        raise DiedError(f"the process that decides ended {how}")
+
+
+def _frame(head: dict[str, Any], body: Sequence[bytes] = ()) -> Iterator[bytes]:
+    encoded = encode(head)
+    yield len(encoded).to_bytes(4, "big") + sum(map(len, body)).to_bytes(4, "big")
+    yield encoded
+    yield from body
+
+
+def _read(source: BinaryIO) -> Message | None:
+    """The next message; None at the end, in the middle of one too."""
+    lengths = source.read(8)
+    head_size, body_size = int.from_bytes(lengths[:4], "big"), int.from_bytes(lengths[4:], "big")
+    head, body = source.read(head_size), source.read(body_size)
+    if len(lengths) < 8 or len(head) < head_size or len(body) < body_size:
+        return None
+    return decode(head), body
+
+
+# The process's side
+
+
+class _Answered:
+    """How far answers are there, as the parent says in another thread."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._below = 0
+        self._changed = threading.Condition()
+
+    def listen(self) -> NoReturn:
+        """Take in what the parent says, and end with it."""
+        try:
+            while message := _read(self._source):
+                with self._changed:
+                    self._below = message[0]["below"]
+                    self._changed.notify()
+        finally:
+            os._exit(0)
+
+    def wait_beyond(self, first: int) -> int:
+        """Wait for the answer ``first``; every request below the returned index has one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._below > first)
+            return self._below
+
+
+def _work(source: BinaryIO, send: Callable[..., None]) -> None:
+    """Decide what the parent says is answered, until the target."""
+    first_message = _read(source)
+    if first_message is None:
+        return
+    order = first_message[0]
+    config = RunConfig.model_validate(order["config"])
+    tasks = [SeedTask(**task) for task in order["tasks"]]
+    store = RunReader(Path(order["folder"]), snapshot=False)
+    counts = store.counts()
+    answered = _Answered(source)
+    threading.Thread(target=answered.listen, daemon=True).start()
+    cascade = make_cascade(config, tasks)
+    if cascade.unreadable:
+        send({"note": unreadable_note(cascade.unreadable, len(cascade))})
+    send({"ready": True})
+    missing = restore_cascade(cascade, store)
+    if missing and counts.accepted:
+        send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
+    decider = Decider(
+        cascade, api=config.asked_api, filters=config.checks(), after=counts.last_decided
+    )
+    # The answer of the last decision is parsed again: the target may have fallen inside it.
+    first = counts.last_decided[0] if counts.last_decided else 0
+    left = config.target - counts.accepted
+    with seldom_collected():
+        while left > 0:
+            count = min(BATCH, answered.wait_beyond(first) - first)
+            answers = store.answers(first, count)
+            decisions, vectors = decider.decide(answers, limit=left)
+            left -= sum(decision.accepted for decision in decisions)
+            end = answers[-1].index + 1
+            packed, bodies = store.rows_of(decisions, vectors).pack()
+            send({"first": first, "end": end, "rows": packed}, bodies)
+            first = end
+    threading.Event().wait()  # for the end of input
+
+
+def main() -> NoReturn:
+    """Keep the pipes to ourselves and work."""
+    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what libraries print
+
+    def send(message: dict[str, Any], body: Sequence[bytes] = ()) -> None:
+        out.writelines(_frame(message, body))
+        out.flush()
+
+    with sturdy_streams():
+        sys.stdout = sys.stderr  # a library's words must not fail on a terminal that is gone
+        try:
+            _work(source, send)
+        except WoolmillError as error:
+            send({"error": type(error).__name__, "message": str(error)})
+        except BrokenPipeError:
+            pass  # the parent is gone
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent must know
+            send({"bug": traceback.format_exc()})
+    os._exit(0)  # without waiting for the thread that listens
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Other processes: how they are started, what they inherit, how they end."""

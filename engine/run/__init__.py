@@ -1,0 +1,1 @@
+"""One run: ``generate`` puts its parts together, ``pipeline`` sends, keeps and stops."""

@@ -1,0 +1,604 @@
+"""The run: one producer, a task for each call in flight, another process that decides. All tasks
+start here.
+
+    producer ──▶ store ──▶ call, call, call … ──▶ store ──▶ decisions ──▶ store
+    (plan order) (sent)    (any order)          (answered) (plan order)  (decided)
+
+* The producer records what it has a slot for, and a call goes out when that is committed. Its task
+  is free for the next as soon as its answers are handed to the store. So a task wakes twice for a
+  request, when it may go out and when its answer is here; the commits only call back.
+* What decides is told up to where answers are complete, and reads them from the store.
+* How much is outstanding (sent and not yet decided) is bounded by what the yield so far says is
+  still needed; near the target the number in flight shrinks by itself, and few answers are paid in
+  vain.
+* Stopping is one thing, whatever the cause: nothing new is sent, calls in flight come home and are
+  committed within ``drain_timeout_s``, and what can be decided is decided.
+
+The price of plan order: an answer that is late holds back the *decisions* behind it, never the
+sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+import anyio.abc
+
+from engine.backends.base import GivesUp, Making
+from engine.decide.process import Batch, Deciding, DiedError
+from engine.errors import (
+    ConfigError,
+    DiskError,
+    InternalError,
+    StoppedError,
+    UnavailableError,
+    WoolmillError,
+)
+from engine.failpoints import failpoint
+from engine.limits import Lease, Pool
+from engine.prompts.fit import Budget
+from engine.records import Answer, Completion, Prompt
+from engine.run.deliver import RetryPolicy, deliver, most_tokens
+from engine.run.progress import Display, Pace, Progress, Stop
+from engine.store import RunStore
+from engine.thoughts import THOUGHTS_ONLY
+
+__all__ = ["Pipeline"]
+
+WINDOW = 100_000
+"""Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
+MOST_COMMITTING = 8
+"""Batches of decisions that may wait for their commit; then no more are taken."""
+REFRESH_S = 0.25
+MOST_HELD = 64
+"""Calls that wait, without a slot, until they may go alone; then no more prompts are made."""
+STUCK_S = 30
+"""Seconds with slots held and nobody asked, after which that is a bug of ours."""
+THOUGHTS_IN_A_ROW = 10
+"""Answers that were thoughts alone, after which the person is told the likely cause."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """What a call is made of, for the task that waits to make it."""
+
+    recorded: asyncio.Future[None]
+    prompts: Sequence[Prompt] = ()
+    """None of them: there will be no other call."""
+    lease: Lease | None = None
+    alone: bool = False
+    """A scout: no other call that goes alone may go before it has come to its end."""
+
+
+class Changed:
+    """Wakes whoever waits for something to change; costs nothing while nobody does."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def set(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await self.wait()
+
+
+class Pipeline:
+    """One run from where its store stands to its target.
+
+    Args:
+        store: open for writing; says what earlier sessions sent, got and decided.
+        pool: the backends behind their limits, started.
+        budget: makes prompts.
+        deciding: started; knows the store's decisions.
+        policy: what is tried again.
+        pace: when to stop.
+        display: shows progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RunStore,
+        pool: Pool,
+        budget: Budget,
+        deciding: Deciding,
+        policy: RetryPolicy,
+        pace: Pace,
+        display: Display,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._budget = budget
+        self._deciding = deciding
+        self._policy = policy
+        self._pace = pace
+        self._display = display
+        self._changed = Changed()
+        self._stop: Stop | None = None
+        self._sending = anyio.CancelScope()
+        self._abandoning = anyio.Event()
+        self._drained_at_s: float | None = None
+        """Until when the calls in flight are waited for, after a stop."""
+        self._in_flight = 0
+        self._held: list[Sequence[Prompt]] = []
+        """Calls that must go alone and wait for their turn; they hold no slot."""
+        self._scouting = False
+        """A call that goes alone is under way."""
+        self._thoughts = 0
+        """Answers in a row that were thoughts alone."""
+        self._keeping = 0
+        """Of those in flight, the calls whose answers wait for their commit."""
+        self._resting: list[Turn] = []
+        """Tasks whose call is over and that wait for the next."""
+        resume = store.resume()
+        counts = resume.counts
+        self._answered = set(resume.answered_beyond)
+        self._answered_below = resume.answered_below
+        """Every request below has its answer; ``_answered`` holds those above."""
+        in_flight = [request.index for request in resume.in_flight]
+        self._next_index = 1 + max(resume.answered_below - 1, *self._answered, *in_flight, -1)
+        # First in line: what was in flight, and what was never sent though later requests were.
+        self._again = deque(
+            index
+            for index in range(resume.answered_below, self._next_index)
+            if index not in self._answered
+        )
+        self._told = 0
+        """Up to where ``_deciding`` was told that answers are there."""
+        self._committing = 0
+        """Batches of decisions that wait for their commit."""
+        self._no_decisions = False
+        """There will be no more of them."""
+        # The last one may be decided in part: the target may have fallen inside it.
+        self._undecided = resume.last_decided[0] if resume.last_decided else 0
+        self._barren = 0
+        self.progress = Progress(
+            target=pace.target,
+            accepted=counts.accepted,
+            sent=self._next_index - len(self._again),
+            answered=counts.answered,
+            decided_answers=self._undecided,
+            failed=counts.failed,
+            reasons=Counter(counts.reasons),
+            unread=counts.accepted - counts.vectors if pace.by_meaning else 0,
+            paid=pace.paid,
+        )
+        self.progress.begin_with(counts)
+
+    async def run(self) -> Stop:
+        """Run to the target, a stop or a fault; everything that arrived is committed on return."""
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._listen)
+            background.start_soon(self._show)
+            background.start_soon(self._watch)
+            background.start_soon(self._decide)
+            async with anyio.create_task_group() as calls:
+                background.start_soon(self._drain, calls.cancel_scope)
+                calls.start_soon(self._end)
+                self._tell()
+                await self._produce(calls)
+            await self._changed.until(lambda: self._keeping == 0)
+            if not isinstance(self._stop and self._stop.error, DiskError):
+                await self._changed.until(self._all_decided)  # what came home while draining
+            background.cancel_scope.cancel()
+        assert self._stop is not None
+        return self._stop
+
+    async def _end(self) -> None:
+        """Stop at the target, or when no more will come."""
+        progress = self.progress
+        await self._changed.until(
+            lambda: self._stop is not None or progress.accepted >= progress.target or self._idle()
+        )
+        if progress.accepted >= progress.target:
+            self._halt(Stop())
+        elif self._stop is None:
+            self._halt(Stop(error=self._at_cap()))
+
+    # -- stopping ---------------------------------------------------------------------------------
+
+    def _halt(self, stop: Stop) -> None:
+        """Send nothing more; the first cause stands."""
+        if self._stop is None:
+            self._stop = stop
+            self.progress.draining = not stop.reached
+            self._sending.cancel()
+            self._pool.stop()
+            self._changed.set()
+
+    def _halt_by(self, error: Exception) -> None:
+        """Stop for ``error``; one that is none of the run's is a bug of ours."""
+        if not isinstance(error, WoolmillError):
+            error = InternalError.of(error)
+        self._halt(Stop(error=error))
+
+    async def _watch(self) -> None:
+        """Watch the servers, and for what must never be: slots held while nobody is asked."""
+        try:
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(self._pool.run)
+                stuck_s = 0
+                while stuck_s < STUCK_S:
+                    await anyio.sleep(1)
+                    idle = not self._pool.calls_on_the_wire and not self._store.waiting
+                    stuck_s = stuck_s + 1 if self._pool.in_flight and idle else 0
+                message = f"{self._pool.in_flight} slots held and nothing asked for {STUCK_S} s"
+                raise InternalError.of(RuntimeError(message))
+        except* Exception as errors:  # noqa: BLE001 - see _halt_by
+            self._halt_by(errors.exceptions[0])
+
+    async def _listen(self) -> None:
+        """Drain at a signal that ends; a second one of a person leaves at once.
+
+        A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so
+        only SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and
+        stays so. SIGUSR1 and SIGUSR2 would end the process unasked: they only bring a line.
+        """
+        stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            stopping.remove(signal.SIGHUP)
+        asked = 0
+        try:
+            with anyio.open_signal_receiver(*stopping, signal.SIGUSR1, signal.SIGUSR2) as signals:
+                async for signum in signals:
+                    if signum not in stopping:
+                        self._display.note(
+                            f"{signum.name}: going on; accepted {self.progress.accepted:,} of"
+                            f" {self.progress.target:,}, {self._in_flight} calls in flight"
+                        )
+                        continue
+                    asked += signum in (signal.SIGINT, signal.SIGTERM)
+                    if asked > 1:
+                        self._display.note("leaving now; what arrived is committed")
+                        self._abandoning.set()
+                        self._changed.set()
+                    elif asked or self._stop is None:
+                        self._halted_by(signum)
+        finally:
+            if self._stop is not None and self._stop.signum == signal.SIGHUP:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the next must not cut the end short
+
+    def _halted_by(self, signum: signal.Signals) -> None:
+        how = "stopping already" if self._stop is not None else "sending nothing more"
+        self._halt(Stop(signum=signum))
+        if not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
+            how += (
+                f", waiting up to {self._pace.drain_timeout_s:g} s for {self._in_flight} calls in"
+                " flight"
+            )
+        self._display.note(f"{signum.name}: {how} (once more to leave at once)")
+
+    async def _drain(self, calls: anyio.CancelScope) -> None:
+        """After a stop, give the calls in flight their time, then cancel those that are left.
+
+        Answers that cost nothing are given up at once where that time would not do. At the target
+        none of them is needed.
+        """
+        await self._changed.until(lambda: self._stop is not None)
+        assert self._stop is not None
+        wait = self._pace.paid or not self._stop.reached
+        wait_s = self._pace.drain_timeout_s if wait else 0.0
+        if wait and not self._pace.paid:
+            self._give_up(wait_s)
+        self._drained_at_s = anyio.current_time() + wait_s
+        with anyio.move_on_after(wait_s):
+            await self._abandoning.wait()
+        calls.cancel()
+
+    def _give_up(self, within_s: float) -> None:
+        """Drop the answers that could not be finished in time, and say so."""
+        backends = [backend for backend in self._pool.backends if isinstance(backend, GivesUp)]
+        told = [backend.give_up(within_s) for backend in backends]
+        if dropped := sum(count for count, _ in told):
+            others_s = max(seconds for _, seconds in told)
+            others = f"; finishing the others within {others_s:.0f} s" if others_s else ""
+            self._display.note(
+                f"giving up {dropped} unfinished answers (they cost nothing){others}"
+            )
+
+    # -- sending ----------------------------------------------------------------------------------
+
+    def _wanted(self) -> int:
+        """How many requests more the yield so far calls for, within window and cap."""
+        progress = self.progress
+        missing = progress.target - progress.accepted
+        needed = math.ceil(missing / progress.records_per_answer)
+        if missing > 0:
+            known = progress.decided_answers if self._pace.paid else 0
+            needed = max(needed, self._pace.at_least - known)
+        outstanding = self._next_index - len(self._again) - progress.decided_answers
+        wanted = min(needed, WINDOW) - outstanding
+        if self._pace.max_requests is not None:
+            unsent = max(0, self._pace.max_requests - self._next_index) + len(self._again)
+            wanted = min(wanted, unsent)
+        return wanted
+
+    def _take(self, count: int) -> list[int]:
+        """The next ``count`` indexes of the plan; those sent before a restart come first."""
+        indexes = []
+        for _ in range(count):
+            if self._again:
+                indexes.append(self._again.popleft())
+            else:
+                indexes.append(self._next_index)
+                self._next_index += 1
+        return indexes
+
+    def _next(self) -> Sequence[Prompt] | None:
+        """The prompts of the next call; None where none may go out now.
+
+        A call that would go alone while another does is put aside: it takes a slot when it may use
+        it, and meanwhile those go that need not go alone.
+        """
+        for at, prompts in enumerate(self._held):
+            if self._may_go(prompts):
+                return self._held.pop(at)
+        while len(self._held) < MOST_HELD and (wanted := self._wanted()) > 0:
+            indexes = self._take(min(wanted, self._pace.request_batch_size))
+            prompts = [self._budget.prompt(index) for index in indexes]
+            if self._may_go(prompts):
+                return prompts
+            self._held.append(prompts)
+        return None
+
+    def _may_go(self, prompts: Sequence[Prompt]) -> bool:
+        return not (self._scouting and self._budget.goes_alone(prompts))
+
+    async def _produce(self, calls: anyio.abc.TaskGroup) -> None:
+        with self._sending:
+            try:
+                while self._stop is None:
+                    if prompts := self._next():
+                        await self._send(prompts, calls)
+                    else:
+                        await self._changed.wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, those in flight come home
+                self._halt_by(error)
+        for resting in self._resting:
+            if not resting.recorded.done():  # cancelled
+                resting.recorded.set_result(None)
+
+    async def _send(self, prompts: Sequence[Prompt], calls: anyio.abc.TaskGroup) -> None:
+        """Wait for a slot, and let one of the tasks make the call."""
+        alone = self._budget.goes_alone(prompts)
+        self._scouting |= alone
+        lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
+        if self._wanted() < 0 or self._stop is not None:
+            # While this waited for a slot, decisions made it needless.
+            lease.release()
+            self._again.extendleft(prompt.index for prompt in reversed(prompts))
+            if alone:
+                self._scouting = False
+            return
+        if self._resting:
+            turn = self._resting.pop()
+        else:
+            turn = Turn(asyncio.get_running_loop().create_future())
+            calls.start_soon(self._caller, turn)
+        turn.alone = alone
+        self._record(turn, prompts, lease)
+
+    def _record(self, turn: Turn, prompts: Sequence[Prompt], lease: Lease) -> None:
+        """Record what is about to be sent; then it is the turn of whoever waits to send it."""
+        self._in_flight += 1
+        turn.prompts = [self._budget.current(prompt) for prompt in prompts]
+        turn.lease = lease
+        self._store.sent(turn.prompts, lease.backend.model, turn.recorded)
+
+    async def _caller(self, turn: Turn) -> None:
+        """One call after another until sending ends: a task for each costs some 5 % more CPU."""
+        while await self._call(turn) and self._stop is None:
+            turn = Turn(asyncio.get_running_loop().create_future())
+            self._resting.append(turn)
+
+    async def _call(self, turn: Turn) -> bool:
+        """One call, from its record to its answers in the store's hands. False: there was none."""
+        try:
+            await turn.recorded
+            if turn.lease is None:
+                return False
+            failpoint("request.recorded")
+            self.progress.sent += len(turn.prompts)
+            deliveries = await deliver(
+                turn.prompts, self._pool, self._policy, turn.lease, self._budget.refit
+            )
+        except BaseException as error:  # the run's, a bug, or cancelled
+            if turn.lease is not None:
+                turn.lease.release()
+                self._back(turn)
+                self._over(error)
+            if isinstance(error, Exception):
+                return False
+            raise
+        for delivery in deliveries:
+            if isinstance(delivery.outcome, Completion):
+                self._budget.fitted(delivery.prompt)
+        self._back(turn)
+        answers = [delivery.answer() for delivery in deliveries]
+        self._keeping += 1
+        self._store.answered(answers).add_done_callback(partial(self._kept, answers))
+        return True
+
+    def _back(self, turn: Turn) -> None:
+        """A call is over; where it went alone, the next that must may go."""
+        if turn.alone:
+            self._scouting = False
+            self._changed.set()
+
+    def _kept(self, answers: Sequence[Answer], kept: asyncio.Future[None]) -> None:
+        self._keeping -= 1
+        error = kept.exception()
+        if error is None:
+            failpoint("answer.kept")
+            self._count(answers)
+        self._over(error)
+
+    def _over(self, error: BaseException | None = None) -> None:
+        """A call has come to its end, by a fault of the run's if there is an ``error``."""
+        self._in_flight -= 1
+        if isinstance(error, Exception):
+            self._halt_by(error)
+        self._changed.set()
+
+    def _count(self, answers: Sequence[Answer]) -> None:
+        progress = self.progress
+        for answer in answers:
+            progress.answered += 1
+            progress.session_answered += 1
+            self._answered.add(answer.index)
+            if answer.completion is None:
+                progress.failed += 1
+            else:
+                progress.add(answer.completion.usage)
+                progress.session_completion_tokens += answer.completion.usage.completion_tokens
+        if self._told == self._answered_below and self._told in self._answered:
+            asyncio.get_running_loop().call_soon(self._tell)  # of all that the commit brought
+        while self._answered_below in self._answered:
+            self._answered.remove(self._answered_below)
+            self._answered_below += 1
+
+    # -- deciding ---------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        self._told = self._answered_below
+        self._deciding.tell(self._told)
+
+    async def _decide(self) -> None:
+        """Hand decisions to the store as they come, and replace a process that dies."""
+        died = False
+        try:
+            while True:
+                try:
+                    async for batch in self._deciding.batches():
+                        died = False
+                        self._committing += 1
+                        kept = self._store.decided_rows(batch.rows)
+                        kept.add_done_callback(partial(self._decided, batch))
+                        await self._changed.until(lambda: self._committing < MOST_COMMITTING)
+                except DiedError as error:
+                    await self._changed.until(lambda: self._committing == 0)
+                    if died:
+                        raise UnavailableError(
+                            f"{error}, and another too; resume the run"
+                        ) from None
+                    died = True
+                    self._display.note(f"{error}; starting another")
+                    await self._deciding.start()
+                    await self._deciding.ready()
+                    self._tell()
+        except Exception as error:  # noqa: BLE001 - a bug too: what is in flight comes home
+            self._halt_by(error)
+        finally:
+            self._no_decisions = True
+            self._changed.set()
+
+    def _decided(self, batch: Batch, kept: asyncio.Future[None]) -> None:
+        """The decisions of ``batch`` are committed, or could not be."""
+        self._committing -= 1
+        error = kept.exception()
+        if error is None:
+            failpoint("decision.kept")
+            self._count_decisions(batch)
+        elif isinstance(error, Exception):
+            self._no_decisions = True
+            self._halt_by(error)
+        self._changed.set()
+
+    def _count_decisions(self, batch: Batch) -> None:
+        progress = self.progress
+        # Behind the target the last answer may be decided in part; a higher target goes on there.
+        fruitful = {index for index, _, reason, _, _ in batch.rows.decisions if reason is None}
+        for index in range(batch.first, batch.end):
+            self._barren = 0 if index in fruitful else self._barren + 1
+        for _, _, reason, _, _ in batch.rows.decisions:
+            if reason is None:
+                progress.accepted += 1
+                progress.session_accepted += 1
+                progress.unread += self._pace.by_meaning
+            else:
+                progress.reasons[reason] += 1
+            self._thoughts = self._thoughts + 1 if reason == THOUGHTS_ONLY else 0
+            if self._thoughts == THOUGHTS_IN_A_ROW:
+                self._display.note(self._thoughts_message())
+        progress.unread -= len(batch.rows.vectors)
+        self._undecided = batch.end
+        progress.decided_answers = self._undecided
+        if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
+            self._halt(Stop(error=StoppedError(self._barren_message())))
+        elif self._thoughts >= self._pace.max_refusals_in_a_row:
+            self._halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
+
+    def _all_decided(self) -> bool:
+        """All that can be, or all that the person waits for."""
+        return (
+            self._undecided >= self._answered_below
+            or self.progress.accepted >= self.progress.target
+            or self._no_decisions
+            or self._abandoning.is_set()
+        )
+
+    def _idle(self) -> bool:
+        """Nothing is under way and nothing more may be sent."""
+        return self._in_flight == 0 and self._undecided >= self._next_index and self._wanted() <= 0
+
+    def _at_cap(self) -> StoppedError:
+        p = self.progress
+        return StoppedError(
+            f"asked all {self._pace.max_requests} requests of --max-requests and accepted"
+            f" {p.accepted} of {p.target} records; go on with a higher --max-requests"
+        )
+
+    def _barren_message(self) -> str:
+        p = self.progress
+        reasons = ", ".join(f"{reason} {count}" for reason, count in p.reasons.most_common(4))
+        return (
+            f"the last {self._barren} answers gave no acceptable record"
+            f" (accepted {p.accepted} of {p.target}; refused: {reasons});"
+            " try other seeds, model or sampling, or allow more with --max-barren-requests"
+        )
+
+    def _thoughts_message(self) -> str:
+        return (
+            f"the last {self._thoughts} answers were thoughts and nothing else: the model spends"
+            f" all of its {self._budget.max_tokens} tokens on them; raise --max-tokens"
+        )
+
+    # -- showing ----------------------------------------------------------------------------------
+
+    async def _show(self) -> None:
+        progress, decided, since_s = self.progress, -1, anyio.current_time()
+        while True:
+            now_s = anyio.current_time()
+            to_decide = max(0, self._answered_below - self._undecided)
+            if not to_decide or not progress.to_decide or self._undecided != decided:
+                since_s = now_s
+            decided = self._undecided
+            progress.to_decide, progress.deciding_s = to_decide, now_s - since_s
+            progress.calls = self._in_flight
+            progress.calls_at_disk = self._store.waiting
+            progress.learning = self._scouting
+            progress.tokens_in_the_making = sum(
+                backend.tokens_in_the_making
+                for backend in self._pool.backends
+                if isinstance(backend, Making)
+            )
+            if self._drained_at_s is not None:
+                progress.drain_left_s = max(0.0, self._drained_at_s - now_s)
+            self._display.refresh(progress, self._pool)
+            await anyio.sleep(REFRESH_S)
