@@ -3,7 +3,7 @@
 >>> from engine import open_run
 >>> with open_run("runs/alpaca") as run:
 ...     for record in run:
-...         print(record.instruction, record.output)
+...         print(record["instruction"], record["output"])
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 
 __all__ = [
+    "EVERY",
     "Answer",
     "Api",
     "Completion",
@@ -29,6 +30,12 @@ __all__ = [
 ]
 
 Api = Literal["completions", "chat"]
+EVERY = 2**62
+"""As a run's target: a decision on every input row, however many are accepted."""
+Record = dict[str, Any]
+"""One row: the fields that its recipe declares, with JSON values. Alpaca's are ``instruction``,
+``input`` and ``output``.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +75,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Request ``index`` of the plan: a pure function of seeds, settings and index."""
+    """Request ``index`` of the plan: a pure function of recipe, settings, input row and index."""
 
     index: int
     text: str = ""
@@ -77,8 +84,10 @@ class Prompt:
     """Or the turns of a chat; then ``text`` is empty and ``api`` is ``chat``."""
     api: Api
     sampling: Sampling
+    row: Record | None = field(default=None, hash=False)
+    """The input row that it was made of; None where the run has no input."""
     demonstrations: tuple[str, ...] = ()
-    """Ids of the seed tasks shown, in order."""
+    """Sources of the parts shown, in order; ids of seed tasks without a prefix."""
     tokens: int | None = None
     """Prompt tokens as counted before sending; None where nothing can count."""
     truncated: bool = False
@@ -97,8 +106,8 @@ class Prompt:
     def key(self, model: str) -> bytes:
         """Hash of what is sent: model, text or turns, api, sampling and index. 32 bytes.
 
-        What came later than the first runs (turns, ``extra``) counts only where it is used, so that
-        the keys of those runs hold.
+        What came later than the first runs (turns, ``extra``, input rows) counts only where it is
+        used, so that the keys of those runs hold.
         """
         s = self.sampling
         sent: list[Any] = [model, self.index, self.api, self.text]
@@ -106,6 +115,8 @@ class Prompt:
         if self.messages or s.extra:
             sent.append([[turn.role, turn.content] for turn in self.messages])
             sent.append(s.extra)
+        if self.row is not None:
+            sent.append(self.row)
         return hashlib.sha256(orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)).digest()
 
 
@@ -160,15 +171,8 @@ class Answer:
     truncated: bool = False
     attempts: int = 1
     backend: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One instruction record, as parsed from an answer."""
-
-    instruction: str
-    input: str
-    output: str
+    row: Record | None = None
+    """The input row that was asked about, so that it can be parsed again without the input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ the plan or the decisions and is compared with what the run store remembers.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,18 +17,30 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from engine.errors import ConfigError
 from engine.languages import ENGLISH, language_of
 from engine.prompts.fit import FitStep
+from engine.recipes.alpaca import Scope, Seeded
+from engine.recipes.base import Recipe
 from engine.recipes.filters import Filters, FilterSettings, FirstCharacter
+from engine.recipes.load import load_recipe
+from engine.records import EVERY, SeedTask
 from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
 from engine.surroundings import spelt_out
 
-__all__ = ["AUTO", "EMBEDDED_MODEL", "EndpointConfig", "FiltersConfig", "RunConfig", "load_config"]
+__all__ = [
+    "AUTO",
+    "EMBEDDED_MODEL",
+    "EVERY",
+    "EndpointConfig",
+    "FiltersConfig",
+    "RunConfig",
+    "load_config",
+]
 
 EMBEDDED_MODEL = "smollm2"
 """The model that ``woolmill models fetch`` can get without a model hub."""
 # At Alpaca's own sampling a model of this size loses the format at once, and it repeats itself the
 # longer it writes: benchmarks/README.md has what was tried.
 EMBEDDED_SAMPLING = {"max_tokens": 192, "temperature": 0.85, "top_p": 0.9}
-ALPACA_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
+DEFAULT_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
@@ -84,14 +97,21 @@ class FiltersConfig(_Strict):
 class RunConfig(_Strict):
     """Everything ``woolmill generate`` can be told. Names are those of the flags."""
 
-    recipe: Literal["alpaca"] = "alpaca"
+    recipe: Annotated[str, Field(min_length=1)] = "alpaca"
+    """A built-in recipe, FILE.toml, FILE.py:CLASS or package.module:CLASS."""
+    recipe_options: dict[str, Any] = {}
+    """Values for the options that the recipe's file declares."""
+    rows: Path | None = None
+    """Input rows: a file, a folder or another run."""
+    samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Requests for each input row; None: as the recipe says, else one."""
     seeds: Path | None = None
     """Seed tasks; None: the bundled ones."""
     language: Annotated[str, AfterValidator(_language)] = AUTO
     """ISO 639 code of what records are written in; auto: as the seeds are."""
     filters: FiltersConfig = FiltersConfig()
     target: Positive = 100
-    """Accepted records wanted."""
+    """Accepted rows wanted; where it is not given and there are input rows, ``EVERY``."""
     out: Path = Path("runs/alpaca")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_demonstrations: Annotated[int, Field(ge=1, le=18)] = 3
@@ -123,7 +143,7 @@ class RunConfig(_Strict):
     semantic_threshold: Fraction = 0.9
     semantic_model: str | None = None
     semantic_precision: Literal["float32", "bfloat16"] = "float32"
-    scope: Literal["instruction", "instruction+input"] = "instruction"
+    scope: Scope = "instruction"
     against: tuple[Path, ...] = ()
     """Datasets to stay clear of: compared with, never exported."""
 
@@ -236,6 +256,17 @@ class RunConfig(_Strict):
         """The filters of the run."""
         return Filters(self.spoken, FilterSettings(**self.filters.model_dump()))
 
+    def make_recipe(self, tasks: Sequence[SeedTask]) -> Recipe:
+        """The recipe, with Alpaca's seed tasks. Settled settings only. Raises ConfigError."""
+        seeded = Seeded(
+            tasks=tasks,
+            demonstrations=self.num_demonstrations,
+            language=self.spoken,
+            filters=self.checks(),
+            scope=self.scope,
+        )
+        return load_recipe(self.recipe, seeded, self.recipe_options)
+
     @property
     def asked_api(self) -> Literal["completions", "chat"]:
         """The API that prompts are made for; ``auto`` is settled before, where it can be."""
@@ -245,7 +276,7 @@ class RunConfig(_Strict):
         """``max_tokens``, ``temperature`` and ``top_p`` as given, else the model's defaults."""
         here = self.chosen_backend in ("transformers", "vllm")
         embedded = here and self.model in (None, EMBEDDED_MODEL)
-        defaults = EMBEDDED_SAMPLING if embedded else ALPACA_SAMPLING
+        defaults = EMBEDDED_SAMPLING if embedded else DEFAULT_SAMPLING
         given = self.model_dump(include=set(defaults), exclude_none=True)
         return {**defaults, **given}
 
@@ -268,10 +299,10 @@ FREE = frozenset(
     " request_batch_size requests_per_min tokens_per_min max_requests max_attempts max_outage_s"
     " max_tokens_total max_cost price_prompt price_completion max_barren_requests drain_timeout_s"
     " vllm_python vllm_arg serve replicas tokenizer header query proxy transport first_token_s"
-    " idle_s attempt_s max_refusals_in_a_row price_cached".split()
+    " idle_s attempt_s max_refusals_in_a_row price_cached rows".split()
 )
 """Settings that may differ when a run goes on: they change when and where, never what."""
-LATER = frozenset("extra_body without language filters".split())
+LATER = frozenset("extra_body without language filters recipe_options samples recipe_asks".split())
 """Settings that the first runs did not have: kept only where they are used, so that those runs go
 on.
 """

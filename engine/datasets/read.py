@@ -367,9 +367,9 @@ def _run(folder: Path) -> Iterator[Row]:
             record = decision.record
             if record is not None:
                 values = {
-                    "instruction": record.instruction,
-                    "input": record.input,
-                    "output": record.output,
+                    "instruction": record["instruction"],
+                    "input": record["input"],
+                    "output": record["output"],
                 }
                 yield Row(folder, number, values)
 

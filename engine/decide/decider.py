@@ -7,19 +7,19 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
 
 from engine.dedup.against import add_references
-from engine.dedup.cascade import Candidate, Cascade, Scope, compared_text
+from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.errors import ConfigError
-from engine.recipes import alpaca
-from engine.recipes.filters import Filters, Refusal
-from engine.records import Answer, Api, Decision, Record, SeedTask
+from engine.recipes.base import CUT, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
+from engine.recipes.guard import RecipeFault, compared_text, parsed
+from engine.records import Answer, Api, Decision, Record
 from engine.settings import RunConfig
 from engine.store import RunReader, Vector
 from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ADD_BATCH = 1024
-FIELDS: dict[Scope, tuple[str, ...]] = {
+FIELDS: dict[str, tuple[str, ...]] = {
     "instruction": (),
     "instruction+input": ("instruction", "input"),
 }
@@ -55,29 +55,37 @@ class _Piece:
     position: int
     record: Record | None
     refusal: Refusal | None
+    text: str | None = None
+    """What is compared; None: nothing."""
 
 
 class Decider:
     """Decides answers in plan order; keeps the near-duplicate indexes.
 
     Args:
+        recipe: parses answers, filters rows, and says what of them is compared.
         cascade: holds the seeds, the sets to stay clear of, and the rows accepted so far.
-        api: tells the parser how the answers were asked for.
-        filters: what is refused at sight, and the language that answers are parsed in.
+        seed: the run's, for what a recipe draws.
+        samples: requests for each input row.
+        api: how the answers were asked for, where they do not say so themselves.
         after: (index, position) of the last decision taken earlier; None at the start of a run.
     """
 
     def __init__(
         self,
+        recipe: Recipe,
         cascade: Cascade,
         *,
+        seed: int = 0,
+        samples: int = 1,
         api: Api = "completions",
-        filters: Filters | None = None,
         after: tuple[int, int] | None = None,
     ) -> None:
+        self._recipe = recipe
         self._cascade = cascade
+        self._seed = seed
+        self._samples = samples
         self._api: Api = api
-        self._filters = filters or Filters()
         self._after = after or (-1, 0)
 
     def decide(
@@ -97,76 +105,83 @@ class Decider:
             if (piece.index, piece.position) > self._after
         ]
         candidates = [
-            Candidate(
-                instruction=piece.record.instruction,
-                input=piece.record.input,
-                source=row_source(piece.index, piece.position),
-            )
+            Candidate(text=piece.text, source=row_source(piece.index, piece.position))
             for piece in pieces
-            if piece.refusal is None and piece.record is not None
+            if piece.text is not None
         ]
         judgements = iter(self._cascade.judge(candidates, limit))
         decisions: list[Decision] = []
         vectors: list[Vector | None] = []
-        vector: Vector | None
         for piece in pieces:
             if limit == 0:
                 break
-            if piece.refusal is not None:
-                reason, detail = piece.refusal
-                decision = Decision(
-                    index=piece.index,
-                    position=piece.position,
-                    reason=reason,
-                    record=piece.record,
-                    detail=detail,
-                )
-                vector = None
-            else:
-                judgement = next(judgements)
-                vector = None if judgement.vector is None else judgement.vector.astype(np.float32)
-                decision = Decision(
-                    index=piece.index,
-                    position=piece.position,
-                    reason=judgement.reason,
-                    record=piece.record,
-                    detail=judgement.detail,
-                    nearest=judgement.nearest,
-                    most_similar=judgement.most_similar,
-                    mean_similarity=judgement.mean_similarity,
-                )
-                limit -= judgement.accepted
+            decision, vector = self._decision(piece, judgements)
+            limit -= decision.accepted
             decisions.append(decision)
             vectors.append(vector)
         if decisions:
             self._after = (decisions[-1].index, decisions[-1].position)
         return decisions, vectors
 
+    def _decision(
+        self, piece: _Piece, judgements: Iterator[Judgement]
+    ) -> tuple[Decision, Vector | None]:
+        if piece.refusal is not None or piece.text is None:
+            reason, detail = piece.refusal or (None, "")
+            decision = Decision(
+                index=piece.index,
+                position=piece.position,
+                reason=reason,
+                record=piece.record,
+                detail=detail,
+            )
+            return decision, None
+        judgement = next(judgements)
+        decision = Decision(
+            index=piece.index,
+            position=piece.position,
+            reason=judgement.reason,
+            record=piece.record,
+            detail=judgement.detail,
+            nearest=judgement.nearest,
+            most_similar=judgement.most_similar,
+            mean_similarity=judgement.mean_similarity,
+        )
+        vector = judgement.vector
+        return decision, None if vector is None else vector.astype(np.float32)
+
     def _pieces(self, answer: Answer) -> list[_Piece]:
         """At least one for every answer: that it failed, or holds no record, is a decision too."""
+        index = answer.index
         if answer.completion is None:
-            return [_Piece(answer.index, 0, None, (f"failed:{answer.failure}", answer.message))]
+            own = answer.failure == RECIPE_ERROR
+            reason = RECIPE_ERROR if own else f"failed:{answer.failure}"
+            return [_Piece(index, 0, None, (reason, answer.message))]
         completion = thoughts_apart(answer.completion)
-        if completion.finish_reason not in ("stop", *alpaca.CUT):
-            return [_Piece(answer.index, 0, None, (completion.finish_reason, ""))]
+        if completion.finish_reason not in ("stop", *CUT):
+            return [_Piece(index, 0, None, (completion.finish_reason, ""))]
         if is_thoughts_only(completion):
             spent = f"{completion.usage.completion_tokens} tokens of thoughts, and no answer"
-            return [_Piece(answer.index, 0, None, (THOUGHTS_ONLY, spent))]
-        parsed = alpaca.parse(
-            completion,
-            demonstrations=len(answer.demonstrations),
-            api=completion.api or self._api,
-            language=self._filters.language,
+            return [_Piece(index, 0, None, (THOUGHTS_ONLY, spent))]
+        if completion.api is None and self._api == "chat":
+            completion = replace(completion, api=self._api)
+        ask = Ask(
+            index=index,
+            seed=self._seed,
+            row=answer.row,
+            sample=index % self._samples,
+            shown=answer.demonstrations,
         )
-        return [
-            _Piece(
-                answer.index,
-                piece.position,
-                piece.record,
-                piece.refusal if piece.record is None else self._filters.refusal(piece.record),
-            )
-            for piece in parsed
-        ] or [_Piece(answer.index, 0, None, ("no_record", "the answer is blank"))]
+        return [self._piece(index, piece) for piece in parsed(self._recipe, ask, completion)]
+
+    def _piece(self, index: int, piece: Piece) -> _Piece:
+        refusal, text = piece.refusal, None
+        if refusal is None and piece.record is not None:
+            try:
+                text = compared_text(self._recipe, piece.record)
+            except RecipeFault as error:
+                refusal = (RECIPE_ERROR, str(error))
+        return _Piece(index, piece.position, piece.record, refusal, text)
 
 
 def uses_semantic(config: RunConfig) -> bool:
@@ -188,21 +203,19 @@ def fetch_encoder(config: RunConfig) -> None:
         default_model()
 
 
-def make_cascade(config: RunConfig, tasks: Sequence[SeedTask]) -> Cascade:
-    """The near-duplicate cascade with the seeds in it. Loads the embedding model: takes seconds."""
+def make_cascade(config: RunConfig, recipe: Recipe) -> Cascade:
+    """The near-duplicate cascade with what the recipe compares with from the start. Loads the
+    embedding model: takes seconds.
+    """
     threshold, encoder = None, None
     if uses_semantic(config):
         from engine.dedup.semantic import SentenceEncoder
 
         threshold = config.semantic_threshold
         encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
-    cascade = Cascade(
-        config.rouge_threshold, threshold, encoder, config.scope, language=config.spoken
-    )
-    cascade.add_reference(
-        [compared_text(config.scope, task.instruction, task.input) for task in tasks],
-        [f"seed:{task.id}" for task in tasks],
-    )
+    cascade = Cascade(config.rouge_threshold, threshold, encoder, language=config.spoken)
+    references = list(recipe.references())
+    cascade.add_reference([text for text, _ in references], [source for _, source in references])
     for path in config.against:
         add_references(cascade, path, FIELDS[config.scope])
     return cascade
@@ -219,21 +232,17 @@ def unreadable_note(unreadable: int, references: int) -> str:
     )
 
 
-def restore_cascade(cascade: Cascade, store: RunReader) -> int:
+def restore_cascade(cascade: Cascade, store: RunReader, recipe: Recipe) -> int:
     """Add the rows that the store holds as accepted; how many had to be embedded again."""
     rows = store.accepted(vectors=True)
     missing = 0
     while batch := list(islice(rows, ADD_BATCH)):
         candidates, vectors = [], []
         for decision, vector in batch:
-            if decision.record is not None:
-                candidates.append(
-                    Candidate(
-                        instruction=decision.record.instruction,
-                        input=decision.record.input,
-                        source=row_source(decision.index, decision.position),
-                    )
-                )
+            text = None if decision.record is None else compared_text(recipe, decision.record)
+            if text is not None:
+                source = row_source(decision.index, decision.position)
+                candidates.append(Candidate(text=text, source=source))
                 vectors.append(vector)
         missing += cascade.restore(candidates, vectors)
     return missing

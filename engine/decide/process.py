@@ -249,15 +249,21 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     counts = store.counts()
     answered = _Answered(source)
     threading.Thread(target=answered.listen, daemon=True).start()
-    cascade = make_cascade(config, tasks)
+    recipe = config.make_recipe(tasks)
+    cascade = make_cascade(config, recipe)
     if cascade.unreadable:
         send({"note": unreadable_note(cascade.unreadable, len(cascade))})
     send({"ready": True})
-    missing = restore_cascade(cascade, store)
+    missing = restore_cascade(cascade, store, recipe)
     if missing and counts.accepted:
         send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
     decider = Decider(
-        cascade, api=config.asked_api, filters=config.checks(), after=counts.last_decided
+        recipe,
+        cascade,
+        seed=config.seed,
+        samples=config.samples or 1,
+        api=config.asked_api,
+        after=counts.last_decided,
     )
     # The answer of the last decision is parsed again: the target may have fallen inside it.
     first = counts.last_decided[0] if counts.last_decided else 0

@@ -1,6 +1,6 @@
 """Near-duplicate rejection by exact text, ROUGE-L and meaning: each by itself, or as a cascade."""
 
-from engine.dedup.cascade import Candidate, Cascade, Judgement, compared_text
+from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.dedup.encoder import Encoder, SentenceEncoder
 from engine.dedup.exact import ExactIndex, normalise
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l, tokenize
@@ -17,7 +17,6 @@ __all__ = [
     "RougeIndex",
     "SemanticIndex",
     "SentenceEncoder",
-    "compared_text",
     "normalise",
     "rouge_l",
     "tokenize",

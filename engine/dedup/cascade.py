@@ -34,9 +34,8 @@ from engine.dedup.semantic import SemanticIndex
 from engine.languages import ENGLISH, MIXED, has_tokens
 from engine.records import Neighbour
 
-__all__ = ["Candidate", "Cascade", "Judgement", "Reason", "Scope", "compared_text"]
+__all__ = ["Candidate", "Cascade", "Judgement", "Reason"]
 
-Scope = Literal["instruction", "instruction+input"]
 Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "embed_invalid"]
 
 NOISE = {"float32": 1e-3, "bfloat16": 1e-2}
@@ -50,10 +49,9 @@ SIGN_NOISE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One record to judge."""
+    """One text to judge."""
 
-    instruction: str
-    input: str = ""
+    text: str
     source: str
     """Where it comes from, as ``Neighbour.source`` names it."""
 
@@ -84,11 +82,6 @@ class Judgement:
         return self.reason is None
 
 
-def compared_text(scope: Scope, instruction: str, input: str) -> str:
-    """What is compared of a record: its instruction, or instruction and input on two lines."""
-    return f"{instruction}\n{input}" if scope == "instruction+input" and input else instruction
-
-
 class Cascade:
     """References and accepted candidates, and the decision on the next ones.
 
@@ -96,7 +89,6 @@ class Cascade:
         rouge_threshold: refuse above this F; None leaves ROUGE-L out.
         semantic_threshold: refuse above this cosine; None leaves meaning out and needs no encoder.
         encoder: turns texts into vectors.
-        scope: what of a record is compared.
         neighbours: how many nearest texts an accepted candidate is given; 0 saves the time.
         margin: how far below the threshold the nearest by meaning is told; costs an embedding or
             two each.
@@ -113,7 +105,6 @@ class Cascade:
         rouge_threshold: float | None = 0.7,
         semantic_threshold: float | None = None,
         encoder: Encoder | None = None,
-        scope: Scope = "instruction",
         neighbours: int = 10,
         margin: float = 0.0,
         directory: Path | None = None,
@@ -121,7 +112,6 @@ class Cascade:
     ) -> None:
         if semantic_threshold is not None and encoder is None:
             raise ValueError("a semantic threshold needs an encoder")
-        self.scope: Scope = scope
         self.neighbours = neighbours
         self._margin = margin
         self._exact = ExactIndex()
@@ -141,7 +131,7 @@ class Cascade:
         return len(self._texts)
 
     def add_reference(self, texts: Sequence[str], sources: Sequence[str]) -> None:
-        """Add texts to compare against, unjudged; ``compared_text`` makes them from records."""
+        """Add texts to compare against, unjudged."""
         vectors: dict[int, NDArray[np.float32]] = {}
         if self._semantic is not None:
             vectors = self._embed_readable(texts, range(len(texts)))
@@ -157,7 +147,7 @@ class Cascade:
         A vector that is missing or cannot be compared is made anew; returns how many were. That of
         a text which the embedding model cannot read is not used.
         """
-        texts = [self._text(candidate) for candidate in accepted]
+        texts = [candidate.text for candidate in accepted]
         kept: dict[int, NDArray[np.generic]] = {}
         fresh: dict[int, NDArray[np.float32]] = {}
         if self._semantic is not None:
@@ -180,7 +170,7 @@ class Cascade:
         """
         if limit is not None and limit <= 0:
             return []
-        texts = [self._text(candidate) for candidate in candidates]
+        texts = [candidate.text for candidate in candidates]
         sources = [candidate.source for candidate in candidates]
         first = len(self)
         if self._rouge is not None and self._semantic is None:
@@ -239,9 +229,6 @@ class Cascade:
                 if limit == 0:
                     break
         return judgements
-
-    def _text(self, candidate: Candidate) -> str:
-        return compared_text(self.scope, candidate.instruction, candidate.input)
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (N, D); in float32 their signs do not depend on what else is in the batch."""

@@ -147,7 +147,7 @@ def _decide(
             if keep is None and output is not None:
                 keep = stack.enter_context(writer(output, dataset.form, dataset.path))
             candidates = [
-                Candidate(instruction=text, source=f"row:{index + i}")
+                Candidate(text=text, source=f"row:{index + i}")
                 for i, text in enumerate(texts)
                 if text
             ]

@@ -75,7 +75,11 @@ def writer(format: Format, file: BinaryIO, with_similarity: bool = False) -> Ite
 
 def question(record: Record) -> str:
     """What the person asks in a chat: the instruction, and the input below it."""
-    return f"{record.instruction}\n\n{record.input}" if record.input else record.instruction
+    return (
+        f"{record['instruction']}\n\n{record['input']}"
+        if record["input"]
+        else record["instruction"]
+    )
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -99,9 +103,9 @@ def _list(file: BinaryIO, shape: Callable[[Row], Any]) -> Iterator[Write]:
 def _alpaca(row: Row) -> dict[str, Any]:
     record = row.record
     return {
-        "instruction": record.instruction,
-        "input": record.input,
-        "output": record.output,
+        "instruction": record["instruction"],
+        "input": record["input"],
+        "output": record["output"],
     }
 
 
@@ -117,7 +121,7 @@ def _sharegpt(row: Row) -> dict[str, Any]:
         "id": row.id,
         "conversations": [
             {"from": "human", "value": question(row.record)},
-            {"from": "gpt", "value": row.record.output},
+            {"from": "gpt", "value": row.record["output"]},
         ],
     }
 
@@ -126,7 +130,7 @@ def _messages(row: Row) -> dict[str, Any]:
     return {
         "messages": [
             {"role": "user", "content": question(row.record)},
-            {"role": "assistant", "content": row.record.output},
+            {"role": "assistant", "content": row.record["output"]},
         ]
     }
 
@@ -177,9 +181,7 @@ def _csv(file: BinaryIO) -> Write:
         text.truncate()
 
     put(["instruction", "input", "output"])
-    return lambda row: put(
-        [inert(cell) for cell in (row.record.instruction, row.record.input, row.record.output)]
-    )
+    return lambda row: put([inert(row.record[name]) for name in ("instruction", "input", "output")])
 
 
 @contextmanager

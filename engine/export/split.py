@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
-from engine.dedup.cascade import Scope, compared_text
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
+from engine.kept import recipe_of
 from engine.languages import ENGLISH
 from engine.store import RunReader
 
@@ -150,12 +150,12 @@ def _read(run: RunReader) -> tuple[_Links, list[int], list[int]]:
 
 def _texts(run: RunReader) -> Iterator[tuple[str, dict[str, float]]]:
     """What was compared of each accepted row, and what it was found to be close to."""
-    scope: Scope = run.manifest.decision.get("scope", "instruction")
+    recipe = recipe_of(run)
     for decision in run.decisions(accepted=True):
         record = decision.record
         assert record is not None
-        text = compared_text(scope, record.instruction, record.input)
-        yield text, decision.most_similar
+        text = recipe.compared(record) if recipe is not None else None
+        yield text or "", decision.most_similar
 
 
 def _digest(text: str) -> bytes:

@@ -14,37 +14,24 @@ of any language here, full-width digits, dots and colons, and ``＃＃＃``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, Literal
 
 from engine.languages import ENGLISH, MIXED, language_of
-from engine.recipes.filters import Refusal
-from engine.records import Completion, Record, Sampling, SeedTask
+from engine.recipes.base import CUT, Ask, Part, Piece, Recipe, Reference, Refusal
+from engine.recipes.filters import Filters
+from engine.records import Completion, Record, SeedTask
 
-__all__ = [
-    "CUT",
-    "Piece",
-    "demonstration",
-    "header",
-    "parse",
-    "render",
-    "sample",
-    "sampling",
-    "tail",
-]
+__all__ = ["Alpaca", "Scope", "Seeded", "compared_text", "demonstration", "header", "parse", "tail"]
 
 LAST_NUMBER = 20
 MOST_RECORDS = LAST_NUMBER - 1
 """Records that one answer can hold at most; paces the first requests."""
 STOP = (f"\n{LAST_NUMBER}", f"{LAST_NUMBER}.")
-CUT = {
-    "length": "the answer ended at its token limit",
-    "unknown": "the host gives a reason for the answer's end that nobody knows",
-}
-"""Finish reasons after which the last piece may be cut; the pieces before it are whole, and paid."""
+SAMPLING = {"stop": STOP, "forbid_eos": True}
+Scope = Literal["instruction", "instruction+input"]
 
 _HEADER = """\
 Write a varied list of 20 tasks for a text-only assistant. Someone will hand each task to the assistant and \
@@ -113,57 +100,86 @@ _NO_INPUT = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part ``position`` of an answer: a record, or why it is none."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seeded:
+    """What the recipe is made with.
 
-    position: int
-    record: Record | None
-    refusal: Refusal | None = None
-
-
-def sample(tasks: Sequence[SeedTask], count: int, *, seed: int, index: int) -> list[SeedTask]:
-    """The demonstrations of request ``index``: drawn without replacement, a function of the
-    arguments.
-
-    A hash, not a generator: seeding one costs more than all the draws. The bias of taking a 64-bit
-    number modulo the number of tasks is below 1e-13.
+    Attributes:
+        tasks: seed tasks, of which each prompt shows some.
+        demonstrations: how many it shows.
+        language: what prompts are written in, and answers parsed as.
+        filters: what is refused at sight; None: as the language has it.
+        scope: what of a row is compared.
     """
-    drawn: list[int] = []
-    for place in range(count):
-        at = _draw(seed, index, place) % (len(tasks) - place)
-        # The at-th of those not drawn yet.
-        for taken in sorted(drawn):
-            at += taken <= at
-        drawn.append(at)
-    return [tasks[at] for at in drawn]
+
+    tasks: Sequence[SeedTask]
+    demonstrations: int = 3
+    language: str = ENGLISH
+    filters: Filters | None = None
+    scope: Scope = "instruction"
 
 
-def sampling(
-    *,
-    seed: int | None,
-    index: int,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    extra: Mapping[str, Any] | None = None,
-) -> Sampling:
-    """Sampling of request ``index``. ``seed`` None leaves the choice of a seed to the server."""
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        stop=STOP,
-        # Each request its own, so that two prompts alike do not get the same answer.
-        seed=None if seed is None else _draw(seed, index, -1) >> 33,
-        forbid_eos=True,
-        extra=extra or {},
-    )
+class Alpaca(Recipe):
+    """Demonstrations in, a longer list out; see the head of this file."""
+
+    name = "alpaca"
+    fields = ("instruction", "input", "output")
+    asks = "any"
+    most = MOST_RECORDS
+    builtin = True
+
+    def __init__(self, seeded: Seeded) -> None:
+        self._seeded = seeded
+        self._filters = seeded.filters or Filters(seeded.language)
+        self._shown: dict[tuple[int, str], Part] = {}
+        language = seeded.language
+        self._header = Part(header(language))
+        self._tail = Part(lambda left: tail(left, language))
+
+    def prompt(self, ask: Ask) -> list[Part]:
+        tasks = ask.choose(self._seeded.tasks, self._seeded.demonstrations)
+        shown = [self._demonstration(number, task) for number, task in enumerate(tasks, 1)]
+        return [self._header, *shown, self._tail]
+
+    def _demonstration(self, number: int, task: SeedTask) -> Part:
+        part = self._shown.get((number, task.id))
+        if part is None:
+            part = self._shown[number, task.id] = demonstration(number, task, self._seeded.language)
+        return part
+
+    def recurring(self) -> Iterable[str]:
+        yield self._header.render(0)
+        for left in range(1, self._seeded.demonstrations + 1):
+            yield self._tail.render(left)
+            for task in self._seeded.tasks:
+                yield self._demonstration(left, task).render(left)
+
+    def sampling(self, ask: Ask) -> Mapping[str, Any]:
+        return SAMPLING
+
+    def parse(self, ask: Ask, answer: Completion) -> list[Piece]:
+        return parse(
+            answer,
+            demonstrations=len(ask.shown),
+            api=answer.api or "completions",
+            language=self._seeded.language,
+        )
+
+    def refuse(self, row: Record) -> Refusal | None:
+        return self._filters.refusal(row)
+
+    def compared(self, row: Record) -> str:
+        return compared_text(self._seeded.scope, row["instruction"], row["input"])
+
+    def references(self) -> Iterator[Reference]:
+        for task in self._seeded.tasks:
+            text = compared_text(self._seeded.scope, task.instruction, task.input)
+            yield text, f"seed:{task.id}"
 
 
-def _draw(seed: int, index: int, place: int) -> int:
-    """64 random bits, a function of the arguments."""
-    return int.from_bytes(blake2b(b"%d %d %d" % (seed, index, place), digest_size=8).digest())
+def compared_text(scope: Scope, instruction: str, input: str) -> str:
+    """What is compared of a record: its instruction, or instruction and input on two lines."""
+    return f"{instruction}\n{input}" if scope == "instruction+input" and input else instruction
 
 
 def header(language: str = ENGLISH) -> str:
@@ -181,29 +197,21 @@ def header(language: str = ENGLISH) -> str:
     return _HEADER.replace("Everything is in English", wanted)
 
 
-@lru_cache(maxsize=4096)
-def demonstration(number: int, task: SeedTask, language: str = ENGLISH) -> str:
-    """One task as an entry of the list."""
+def demonstration(number: int, task: SeedTask, language: str = ENGLISH) -> Part:
+    """One task as an entry of the list; its input may be shortened."""
     labels = _LABELS.get(language, _ENGLISH)
     colons = ":" if labels is _ENGLISH else ":："
     instruction = re.sub(r"\s+", " ", task.instruction).strip().rstrip(colons)
     space = " " if labels is _ENGLISH else ""
-    return (
-        f"###\n{number}. {labels.instruction}{space}{instruction}\n"
-        f"{number}. {labels.input}\n{task.input or labels.nothing}\n"
-        f"{number}. {labels.output}\n{task.output}\n"
-    )
+    before = f"###\n{number}. {labels.instruction}{space}{instruction}\n{number}. {labels.input}\n"
+    text = f"{before}{task.input or labels.nothing}\n{number}. {labels.output}\n{task.output}\n"
+    core = (len(before), len(before) + len(task.input)) if task.input else None
+    return Part(text, "drop", source=task.id, core=core)
 
 
 def tail(demonstrations: int, language: str = ENGLISH) -> str:
     """What the prompt ends with, and the model goes on from."""
     return f"###\n{demonstrations + 1}. {_LABELS.get(language, _ENGLISH).instruction}"
-
-
-def render(tasks: Sequence[SeedTask], language: str = ENGLISH) -> str:
-    """The whole prompt for these demonstrations, in their order."""
-    entries = (demonstration(number, task, language) for number, task in enumerate(tasks, 1))
-    return f"{header(language)}{''.join(entries)}{tail(len(tasks), language)}"
 
 
 _OPENING = re.compile(r"\s*+(?:###)?+\s*+([0-9]+)\.\s++Instruction:")

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Literal
 
 from engine.languages import ENGLISH, WORD_LETTER, language_of, measure, stands_alone
+from engine.recipes.base import Refusal
 from engine.records import Record
 
 __all__ = [
@@ -27,12 +28,9 @@ __all__ = [
     "FilterSettings",
     "Filters",
     "FirstCharacter",
-    "Refusal",
     "first_refusal",
 ]
 
-Refusal = tuple[str, str]
-"""(reason, detail): the reason is a stable name, the detail is for the person."""
 FirstCharacter = Literal["ascii", "letter", "any"]
 """What an instruction may begin with: ASCII but no punctuation; no punctuation but an opening
 quote or bracket; anything."""
@@ -85,7 +83,7 @@ class FilterSettings:
 class Filters:
     """The checks for records in one language, under a person's settings.
 
-    >>> Filters("zh").refusal(Record(instruction="写诗", input="", output="…"))
+    >>> Filters("zh").refusal({"instruction": "写诗", "input": "", "output": "…"})
     ('too_short', '2 characters')
     """
 
@@ -152,7 +150,7 @@ class Filters:
         )
 
     def _length(self, record: Record) -> Refusal | None:
-        text = record.instruction
+        text = record["instruction"]
         length, unit = (len(text.split()), "words")
         if self.language != ENGLISH:
             length, unit = measure(text)
@@ -163,14 +161,14 @@ class Filters:
         return ("too_long", f"{length} {unit}") if length > most else None
 
     def _opening(self, record: Record) -> Refusal | None:
-        refused = record.instruction.startswith(self.blocked_openings)
+        refused = record["instruction"].startswith(self.blocked_openings)
         return ("write_a_program", "") if refused else None
 
     def _first_character(self, record: Record) -> Refusal | None:
         rule = self.first_character
         if rule == "ascii":
             return first_character(record)
-        first = record.instruction.lstrip()[0]
+        first = record["instruction"].lstrip()[0]
         kind = unicodedata.category(first)
         opening = kind in ("Ps", "Pi") or first in "¿¡"
         if rule == "letter" and kind.startswith("P") and not opening:
@@ -188,7 +186,7 @@ def _blocked_word(words: tuple[str, ...]) -> Callable[[Record], Refusal | None]:
     pattern = re.compile("|".join(map(_standing, longest_first)), re.IGNORECASE)
 
     def check(record: Record) -> Refusal | None:
-        found = pattern.search(record.instruction)
+        found = pattern.search(record["instruction"])
         return ("blocked_word", found.group().lower()) if found else None
 
     return check
@@ -208,7 +206,7 @@ _BLOCKED = re.compile(rf"\b({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
 
 def word_count(record: Record) -> Refusal | None:
     """At most 3 or more than 150 words, split at white space."""
-    words = len(record.instruction.split())
+    words = len(record["instruction"].split())
     if words < MIN_WORDS:
         return "too_short", f"{words} words"
     return ("too_long", f"{words} words") if words > MAX_WORDS else None
@@ -216,21 +214,21 @@ def word_count(record: Record) -> Refusal | None:
 
 def blocked_word(record: Record) -> Refusal | None:
     """Asks for something that text cannot be."""
-    lower = record.instruction.lower()
+    lower = record["instruction"].lower()
     if lower.isascii() and not any(stem in lower for stem in _STEMS):
         return None
-    found = _BLOCKED.search(record.instruction)
+    found = _BLOCKED.search(record["instruction"])
     return ("blocked_word", found.group(1).lower()) if found else None
 
 
 def write_a_program(record: Record) -> Refusal | None:
     """The model puts these words before existing instructions; they say nothing of the program."""
-    return ("write_a_program", "") if record.instruction.startswith("Write a program") else None
+    return ("write_a_program", "") if record["instruction"].startswith("Write a program") else None
 
 
 def first_character(record: Record) -> Refusal | None:
     """Starts with ASCII punctuation or outside ASCII. Runs behind ``word_count``: never empty."""
-    first = record.instruction[0]
+    first = record["instruction"][0]
     if first in string.punctuation:
         return "punctuation_start", first
     return None if first.isascii() else ("not_ascii_start", first)
@@ -240,7 +238,7 @@ def token_count(record: Record) -> Refusal | None:
     """More than ``MAX_TOKENS`` tokens: up to 32 letters or digits in a row, or one other visible
     character. So the bound is one on the length as well.
     """
-    text = record.instruction
+    text = record["instruction"]
     if len(text) <= MAX_TOKENS:
         return None
     more = next(islice(_TOKEN.finditer(text), MAX_TOKENS, None), None)

@@ -174,23 +174,23 @@ class _Rows:
         for name, lengths in self._words.items():
             lengths.append(self._length(getattr(record, name)))
         if self._language.code != ENGLISH:
-            self._first[opening(record.instruction, 2)] += 1
+            self._first[opening(record["instruction"], 2)] += 1
             checks = self._checks
             checks["no word to compare by ROUGE-L"] += not has_tokens(
-                record.instruction, self._language.code
+                record["instruction"], self._language.code
             )
-        self._with_input += bool(record.input)
+        self._with_input += bool(record["input"])
         self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
         self._bursts.add(record)
-        output = record.output
+        output = record["output"]
         checks = self._checks
         checks["without an output"] += not output.strip()
-        checks["output repeats the instruction"] += output.strip() == record.instruction.strip()
+        checks["output repeats the instruction"] += output.strip() == record["instruction"].strip()
         checks["output declines the task"] += DECLINED.search(output[:200]) is not None
         checks["output may be cut off: ends in a letter or comma"] += bool(
             self._length(output) > 20 and (output[-1].isalpha() or output[-1] in ",，、")
         )
-        whole = f"{record.instruction}\n{record.input}\n{output}"
+        whole = f"{record['instruction']}\n{record['input']}\n{output}"
         checks["text that looks like a special token"] += SPECIAL_TOKEN.search(whole) is not None
         checks["invisible or control characters"] += visible(whole) != whole
         if len(output) >= MIN_DUPLICATE_CHARS:
@@ -253,7 +253,7 @@ def _example(decision: Decision) -> dict[str, Any]:
     record, nearest = decision.record, decision.nearest
     return {
         "id": _id(decision),
-        "instruction": shorten(record.instruction, 200) if record else None,
+        "instruction": shorten(record["instruction"], 200) if record else None,
         "detail": shorten(decision.detail, 120),
         "nearest": None
         if nearest is None

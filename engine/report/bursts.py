@@ -47,9 +47,9 @@ class Bursts:
 
     def add(self, record: Record) -> None:
         known = self._known
-        words = tokenize(f"{record.instruction} {record.input}", self._language)
+        words = tokenize(f"{record['instruction']} {record['input']}", self._language)
         self._words.append(tuple(known.setdefault(word, word) for word in words))
-        begins = opening(record.output, OPENING_WORDS)
+        begins = opening(record["output"], OPENING_WORDS)
         self._openings.append(known.setdefault(begins, begins))
 
     def found(self) -> list[dict[str, Any]]:

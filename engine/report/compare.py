@@ -54,11 +54,11 @@ def _overlap(of: RunReader, within: RunReader) -> float | None:
     index = RougeIndex(decided_by.get("rouge_threshold"), decided_by.get("language", ENGLISH))
     for decision in within.decisions(accepted=True):
         if decision.record is not None:
-            index.add(decision.record.instruction)
+            index.add(decision.record["instruction"])
     step = max(1, total // SAMPLE)
     looked_at = near = 0
     for decision in islice(of.decisions(accepted=True), 0, SAMPLE * step, step):
         looked_at += 1
-        text = decision.record.instruction if decision.record is not None else ""
+        text = decision.record["instruction"] if decision.record is not None else ""
         near += index.find(text) is not None
     return round(near / looked_at, 4)

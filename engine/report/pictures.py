@@ -74,7 +74,7 @@ def rows_map(run: RunReader) -> dict[str, Any]:
         space = _by_words(rows, language)
     groups = KMeans(min(GROUPS, len(rows)), n_init=2, random_state=0).fit_predict(space)
     places = PCA(2, random_state=0).fit_transform(space)
-    texts = [d.record.instruction if d.record else "" for d in rows]
+    texts = [d.record["instruction"] if d.record else "" for d in rows]
     names = _telling_words(texts, groups, language)
     return {
         "by": by,
@@ -106,7 +106,7 @@ def _by_words(rows: Sequence[Decision], language: str) -> NDArray[np.float32]:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    texts = [d.record.instruction if d.record else "" for d in rows]
+    texts = [d.record["instruction"] if d.record else "" for d in rows]
     if language == ENGLISH:
         counted = HashingVectorizer(n_features=2**13, stop_words="english", alternate_sign=False)
     else:
@@ -154,7 +154,7 @@ def verbs(run: RunReader) -> dict[str, Any]:
     parser = spacy.load(models.fetch(PARSER), exclude=["ner", "senter"])
     step = max(1, run.counts().accepted // SENTENCES)
     rows = islice(run.decisions(accepted=True), 0, SENTENCES * step, step)
-    texts = [d.record.instruction[:MAX_CHARS] for d in rows if d.record]
+    texts = [d.record["instruction"][:MAX_CHARS] for d in rows if d.record]
     pairs: Counter[tuple[str, str]] = Counter()
     for parsed in parser.pipe(texts, batch_size=128):
         root = next((token for token in parsed if token.head == token), None)

@@ -62,6 +62,7 @@ class Delivery:
             truncated=prompt.truncated,
             attempts=self.attempts,
             backend=self.backend,
+            row=prompt.row,
         )
 
 

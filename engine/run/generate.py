@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from engine import models
 from engine.backends.base import Backend
@@ -22,32 +18,32 @@ from engine.backends.openai.wire import make_transport
 from engine.backends.scripted import ScriptedBackend
 from engine.decide.decider import fetch_encoder, uses_semantic
 from engine.decide.process import Deciding
-from engine.errors import ConfigError, WoolmillError
-from engine.languages import ENGLISH, detect, language_of
+from engine.errors import ConfigError
+from engine.kept import keep_recipe
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
 from engine.processes.garbage import seldom_collected
-from engine.prompts.fit import Budget, tokenizer_counter
-from engine.recipes.filters import FilterSettings
-from engine.recipes.seeds import bundled_seeds, fingerprint, keep, read_seeds
-from engine.records import Record, SeedTask
+from engine.prompts.fit import Prompts
+from engine.prompts.tokens import tokenizer_counter
+from engine.recipes.base import Recipe
+from engine.recipes.guard import RecipeFault
+from engine.recipes.seeds import keep
 from engine.run.deliver import RetryPolicy
 from engine.run.display import Guarded
+from engine.run.manifest import make_manifest
 from engine.run.pipeline import Pipeline
 from engine.run.progress import Display, Pace, Progress, Stop
+from engine.run.settle import Settled, about_language, settle
 from engine.secrets import keep_from_children, read_key
-from engine.settings import AUTO, EMBEDDED_MODEL, FREE, LATER, EndpointConfig, RunConfig
-from engine.store import Manifest, RunStore
-from engine.surroundings import spelt_out
+from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
+from engine.store import RunStore
 
-__all__ = ["Result", "generate", "make_backends", "make_manifest"]
+__all__ = ["Result", "generate", "make_backends"]
 
 LOCAL_IS_MISSING = (
     "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
     "server with --base-url"
 )
-SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
-DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against", "language", "filters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +66,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
     """
     began = time.monotonic()
     display = Guarded(display)
-    config, any_api = _with_api(config)
-    config, tasks = _with_language(config)
+    settled = settle(config)
+    config, recipe, tasks = settled.config, settled.recipe, settled.tasks
     backends = make_backends(config)
     fetch_encoder(config)
     async with AsyncExitStack() as stack:
@@ -80,16 +76,20 @@ async def generate(config: RunConfig, display: Display) -> Result:
         unnamed = not backends[0].model
         if unnamed:
             await pool.start()  # the server knows which model it serves, and asking is free
-        store = RunStore.open(config.out, make_manifest(config, tasks, backends[0].model))
+        manifest = make_manifest(config, recipe, tasks, backends[0].model)
+        store = RunStore.open(config.out, manifest)
         stack.push_async_callback(store.aclose)
         with suppress(OSError):  # a disk in trouble stops the store, and says so there
             keep(tasks, config.out)
-        _learn_with(store, backends, display, any_api=any_api)
+            keep_recipe(config.recipe, config.out)
+        _learn_with(store, backends, display, any_api=settled.any_api)
         resume = store.resume()
         if resume.counts.accepted >= config.target:
             done = Progress(target=config.target, accepted=resume.counts.accepted)
             seconds = time.monotonic() - began
             return Result(stop=Stop(), progress=done, folder=config.out, seconds=seconds)
+        if settled.rows is not None and not settled.same_rows:
+            settled.rows.check(store, config.samples or 1)
         if resume.in_flight:
             keys = ", ".join(request.key[:12] for request in resume.in_flight[:8])
             display.note(
@@ -99,6 +99,8 @@ async def generate(config: RunConfig, display: Display) -> Result:
             )
         for line in about_language(config, tasks):
             display.note(line)
+        prompts = _prompts(settled)
+        _try_out(prompts, recipe)
         deciding = Deciding(config, tasks, display.note)
         stack.push_async_callback(deciding.aclose)
         await deciding.start()
@@ -108,15 +110,16 @@ async def generate(config: RunConfig, display: Display) -> Result:
             await pool.start()
             display.note(f"started after {time.monotonic() - loading:.1f} s")
         pool.spent(resume.counts)
-        budget = _budget(config, tasks, backends)
+        known = [b.context_length for b in backends if b.context_length is not None]
+        prompts.context_length = config.context_length or min(known, default=None)
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
-        await budget.count_parts(counter or backends[0].count_tokens)
+        await prompts.count(counter or backends[0].count_tokens)
         await deciding.ready()
         paid = config.chosen_backend not in ("transformers", "vllm")
         pipeline = Pipeline(
             store=store,
             pool=pool,
-            budget=budget,
+            prompts=prompts,
             deciding=deciding,
             policy=RetryPolicy(max_attempts=config.max_attempts),
             pace=Pace(
@@ -128,6 +131,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 drain_timeout_s=config.drain_timeout_s,
                 at_least=8 if paid else 16,
                 by_meaning=uses_semantic(config),
+                most_records=recipe.most,
                 paid=paid,
             ),
             display=display,
@@ -143,61 +147,21 @@ async def generate(config: RunConfig, display: Display) -> Result:
     )
 
 
-def _with_api(config: RunConfig) -> tuple[RunConfig, bool]:
-    """The settings with an ``api`` in the place of ``auto``, and whether requests may use another:
-    that of the run which goes on, else what the address tells.
-    """
-    if config.api != "auto":
-        return config, False
-    api: Any = "completions"
-    if config.chosen_backend == "http":
-        endpoints = config.endpoints()
-        api = read_address(endpoints[0].url).api
-    if os.path.isfile(config.out / "run.sqlite"):
-        with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
-            api = earlier.manifest.fixed.get("api", api)
-    return config.model_copy(update={"api": api}), True
+TRIED = 3
+"""Requests that are made before anything is paid, to see whether the recipe can make one."""
 
 
-def _with_language(config: RunConfig) -> tuple[RunConfig, list[SeedTask]]:
-    """The settings with a language in the place of ``auto``: that of the run which goes on, else
-    what the seed tasks are written in; and these.
-    """
-    language = config.language
-    if language == AUTO and os.path.isfile(config.out / "run.sqlite"):
-        with suppress(WoolmillError), RunStore.read(config.out) as earlier:  # open says it
-            language = earlier.manifest.decision.get("language", ENGLISH)
-    if config.seeds is None:
-        path = bundled_seeds(ENGLISH if language == AUTO else language)
-    else:
-        path = config.seeds
-    tasks = read_seeds(path, at_least=config.num_demonstrations)
-    if language == AUTO:
-        language = detect(f"{task.instruction}\n{task.input}" for task in tasks)
-    settled: dict[str, Any] = {"language": language}
-    if "rouge_threshold" not in config.model_fields_set:
-        settled["rouge_threshold"] = language_of(language).rouge_threshold
-    return config.model_copy(update=settled), tasks
-
-
-MOST_REFUSED = 0.2
-"""Of the seed tasks; where the filters refuse more, they hardly suit what will be written."""
-
-
-def about_language(config: RunConfig, tasks: Sequence[SeedTask]) -> Iterator[str]:
-    """What a person should know of language and filters before anything is paid; mostly nothing."""
-    filters = config.checks()
-    if config.spoken != ENGLISH or filters.settings != FilterSettings():
-        yield f"language {config.spoken} ({language_of(config.spoken).name}); filters: {filters}"
-    records = [Record(instruction=t.instruction, input=t.input, output=t.output) for t in tasks]
-    refusals = [filters.refusal(record) for record in records]
-    reasons = Counter(refusal[0] for refusal in refusals if refusal)
-    if (refused := reasons.total()) > MOST_REFUSED * len(tasks):
-        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
-        yield (
-            f"the filters refuse {refused:,} of the {len(tasks):,} seed tasks themselves ({told}),"
-            " and will refuse such records too; see --language and the table [filters]"
-        )
+def _try_out(prompts: Prompts, recipe: Recipe) -> None:
+    """Raises ConfigError where none of the first requests can be made; no input row is none."""
+    fault = None
+    for index in range(TRIED):
+        try:
+            prompts.prompt(index)
+        except RecipeFault as error:
+            fault = fault or error
+        else:
+            return
+    raise ConfigError(f"recipe {recipe.name} makes no prompt: {fault}")
 
 
 def _learn_with(
@@ -311,43 +275,17 @@ def _pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
     return Pool(backends, settings, own)
 
 
-def _budget(config: RunConfig, tasks: Sequence[SeedTask], backends: Sequence[Backend]) -> Budget:
-    known = [b.context_length for b in backends if b.context_length is not None]
-    return Budget(
-        tasks,
+def _prompts(settled: Settled) -> Prompts:
+    config = settled.config
+    given = config.model_dump(include={"max_tokens", "temperature", "top_p"}, exclude_none=True)
+    return Prompts(
+        settled.recipe,
         seed=config.seed,
         api=config.asked_api,
-        demonstrations=config.num_demonstrations,
-        **config.sampling(),
+        sampling=config.sampling(),
+        given={**given, **config.extra_body},
         send_seed=config.send_seed,
-        extra=config.extra_body,
         fit=config.fit,
-        context_length=config.context_length or (min(known) if known else None),
-        language=config.spoken,
-    )
-
-
-def make_manifest(config: RunConfig, tasks: Sequence[SeedTask], model: str) -> Manifest:
-    """What the run store remembers of the settings. No key is ever among them."""
-    values: dict[str, Any] = spelt_out(config.model_dump(mode="json"))
-    values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
-    values |= {"backend": config.chosen_backend, **config.sampling()}
-    values["language"] = None if config.spoken == ENGLISH else config.spoken
-    values["filters"] = config.filters.model_dump(mode="json", exclude_none=True)
-    decision = {
-        name: values[name] for name in (*DECISION, "semantic") if name not in LATER or values[name]
-    }
-    if not decision["semantic"]:
-        decision |= dict.fromkeys(SEMANTIC)
-    if decision["semantic_precision"] != "bfloat16":
-        del decision["semantic_precision"]  # as in runs made before there was a choice
-    return Manifest(
-        fixed={
-            name: value
-            for name, value in values.items()
-            if name not in FREE and name not in decision and (value or name not in LATER)
-        },
-        decision=decision,
-        free={n: v for n, v in values.items() if n in FREE},
-        engine_version=metadata.version("woolmill"),
+        rows=settled.rows,
+        samples=config.samples or 1,
     )

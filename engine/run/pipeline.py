@@ -43,10 +43,12 @@ from engine.errors import (
 )
 from engine.failpoints import failpoint
 from engine.limits import Lease, Pool
-from engine.prompts.fit import Budget
-from engine.records import Answer, Completion, Prompt
+from engine.prompts.fit import Prompts
+from engine.recipes.base import RECIPE_ERROR
+from engine.recipes.guard import RecipeFault
+from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run.deliver import RetryPolicy, deliver, most_tokens
-from engine.run.progress import Display, Pace, Progress, Stop
+from engine.run.progress import Display, Pace, Progress, Stop, of_target
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
 
@@ -104,7 +106,7 @@ class Pipeline:
     Args:
         store: open for writing; says what earlier sessions sent, got and decided.
         pool: the backends behind their limits, started.
-        budget: makes prompts.
+        prompts: makes them.
         deciding: started; knows the store's decisions.
         policy: what is tried again.
         pace: when to stop.
@@ -116,7 +118,7 @@ class Pipeline:
         *,
         store: RunStore,
         pool: Pool,
-        budget: Budget,
+        prompts: Prompts,
         deciding: Deciding,
         policy: RetryPolicy,
         pace: Pace,
@@ -124,7 +126,7 @@ class Pipeline:
     ) -> None:
         self._store = store
         self._pool = pool
-        self._budget = budget
+        self._prompts = prompts
         self._deciding = deciding
         self._policy = policy
         self._pace = pace
@@ -159,6 +161,8 @@ class Pipeline:
             for index in range(resume.answered_below, self._next_index)
             if index not in self._answered
         )
+        self._plan_end: int | None = None
+        """The first request without an input row; None: not known, or there is no input."""
         self._told = 0
         """Up to where ``_deciding`` was told that answers are there."""
         self._committing = 0
@@ -170,6 +174,7 @@ class Pipeline:
         self._barren = 0
         self.progress = Progress(
             target=pace.target,
+            most_records=pace.most_records,
             accepted=counts.accepted,
             sent=self._next_index - len(self._again),
             answered=counts.answered,
@@ -209,7 +214,11 @@ class Pipeline:
         if progress.accepted >= progress.target:
             self._halt(Stop())
         elif self._stop is None:
-            self._halt(Stop(error=self._at_cap()))
+            at_end = self._plan_end is not None and self._undecided >= self._plan_end
+            if at_end and progress.target == EVERY:
+                self._halt(Stop())
+            else:
+                self._halt(Stop(error=self._at_end_of_rows() if at_end else self._at_cap()))
 
     # -- stopping ---------------------------------------------------------------------------------
 
@@ -259,8 +268,8 @@ class Pipeline:
                 async for signum in signals:
                     if signum not in stopping:
                         self._display.note(
-                            f"{signum.name}: going on; accepted {self.progress.accepted:,} of"
-                            f" {self.progress.target:,}, {self._in_flight} calls in flight"
+                            f"{signum.name}: going on; accepted {self.progress.accepted:,}"
+                            f"{of_target(self.progress.target)}, {self._in_flight} calls in flight"
                         )
                         continue
                     asked += signum in (signal.SIGINT, signal.SIGTERM)
@@ -324,8 +333,9 @@ class Pipeline:
             needed = max(needed, self._pace.at_least - known)
         outstanding = self._next_index - len(self._again) - progress.decided_answers
         wanted = min(needed, WINDOW) - outstanding
-        if self._pace.max_requests is not None:
-            unsent = max(0, self._pace.max_requests - self._next_index) + len(self._again)
+        caps = [cap for cap in (self._pace.max_requests, self._plan_end) if cap is not None]
+        if caps:
+            unsent = max(0, min(caps) - self._next_index) + len(self._again)
             wanted = min(wanted, unsent)
         return wanted
 
@@ -351,14 +361,50 @@ class Pipeline:
                 return self._held.pop(at)
         while len(self._held) < MOST_HELD and (wanted := self._wanted()) > 0:
             indexes = self._take(min(wanted, self._pace.request_batch_size))
-            prompts = [self._budget.prompt(index) for index in indexes]
-            if self._may_go(prompts):
+            prompts = self._made(indexes)
+            if prompts and self._may_go(prompts):
                 return prompts
-            self._held.append(prompts)
+            if prompts:
+                self._held.append(prompts)
         return None
 
+    def _made(self, indexes: Sequence[int]) -> list[Prompt]:
+        """The prompts of these requests; without those that the recipe fails at, which are kept as
+        failed, and those behind the last input row.
+        """
+        prompts = []
+        for index in indexes:
+            try:
+                prompt = self._prompts.prompt(index)
+            except RecipeFault as fault:
+                self._not_asked(index, str(fault))
+                continue
+            if prompt is not None:
+                prompts.append(prompt)
+            elif self._plan_end is None or index < self._plan_end:
+                self._plan_end = index
+                self._next_index = min(self._next_index, index)
+                self._changed.set()
+        return prompts
+
+    def _not_asked(self, index: int, fault: str) -> None:
+        """Keep that no prompt could be made for a request."""
+        row = self._prompts.ask(index).row
+        answer = Answer(
+            index=index,
+            demonstrations=(),
+            completion=None,
+            failure=RECIPE_ERROR,
+            message=fault,
+            attempts=0,
+            row=row,
+        )
+        self._in_flight += 1
+        self._keeping += 1
+        self._store.answered([answer]).add_done_callback(partial(self._kept, [answer]))
+
     def _may_go(self, prompts: Sequence[Prompt]) -> bool:
-        return not (self._scouting and self._budget.goes_alone(prompts))
+        return not (self._scouting and self._prompts.goes_alone(prompts))
 
     async def _produce(self, calls: anyio.abc.TaskGroup) -> None:
         with self._sending:
@@ -376,7 +422,7 @@ class Pipeline:
 
     async def _send(self, prompts: Sequence[Prompt], calls: anyio.abc.TaskGroup) -> None:
         """Wait for a slot, and let one of the tasks make the call."""
-        alone = self._budget.goes_alone(prompts)
+        alone = self._prompts.goes_alone(prompts)
         self._scouting |= alone
         lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
         if self._wanted() < 0 or self._stop is not None:
@@ -397,7 +443,7 @@ class Pipeline:
     def _record(self, turn: Turn, prompts: Sequence[Prompt], lease: Lease) -> None:
         """Record what is about to be sent; then it is the turn of whoever waits to send it."""
         self._in_flight += 1
-        turn.prompts = [self._budget.current(prompt) for prompt in prompts]
+        turn.prompts = [self._prompts.current(prompt) for prompt in prompts]
         turn.lease = lease
         self._store.sent(turn.prompts, lease.backend.model, turn.recorded)
 
@@ -416,7 +462,7 @@ class Pipeline:
             failpoint("request.recorded")
             self.progress.sent += len(turn.prompts)
             deliveries = await deliver(
-                turn.prompts, self._pool, self._policy, turn.lease, self._budget.refit
+                turn.prompts, self._pool, self._policy, turn.lease, self._prompts.refit
             )
         except BaseException as error:  # the run's, a bug, or cancelled
             if turn.lease is not None:
@@ -428,7 +474,7 @@ class Pipeline:
             raise
         for delivery in deliveries:
             if isinstance(delivery.outcome, Completion):
-                self._budget.fitted(delivery.prompt)
+                self._prompts.fitted(delivery.prompt)
         self._back(turn)
         answers = [delivery.answer() for delivery in deliveries]
         self._keeping += 1
@@ -561,7 +607,15 @@ class Pipeline:
         p = self.progress
         return StoppedError(
             f"asked all {self._pace.max_requests} requests of --max-requests and accepted"
-            f" {p.accepted} of {p.target} records; go on with a higher --max-requests"
+            f" {p.accepted}{of_target(p.target)} records; go on with a higher --max-requests"
+        )
+
+    def _at_end_of_rows(self) -> StoppedError:
+        p = self.progress
+        return StoppedError(
+            f"asked about all input rows ({self._plan_end:,} requests) and accepted"
+            f" {p.accepted:,} of {p.target:,}; give more rows, or more requests for each with"
+            " --samples in a new run"
         )
 
     def _barren_message(self) -> str:
@@ -569,14 +623,14 @@ class Pipeline:
         reasons = ", ".join(f"{reason} {count}" for reason, count in p.reasons.most_common(4))
         return (
             f"the last {self._barren} answers gave no acceptable record"
-            f" (accepted {p.accepted} of {p.target}; refused: {reasons});"
+            f" (accepted {p.accepted}{of_target(p.target)}; refused: {reasons});"
             " try other seeds, model or sampling, or allow more with --max-barren-requests"
         )
 
     def _thoughts_message(self) -> str:
         return (
             f"the last {self._thoughts} answers were thoughts and nothing else: the model spends"
-            f" all of its {self._budget.max_tokens} tokens on them; raise --max-tokens"
+            f" all of its {self._prompts.max_tokens} tokens on them; raise --max-tokens"
         )
 
     # -- showing ----------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from typing import Protocol
 from engine.errors import WoolmillError
 from engine.limits import Pool
 from engine.money import Spent
-from engine.recipes import alpaca
+from engine.records import EVERY
 
-__all__ = ["Display", "Pace", "Progress", "Stop"]
+__all__ = ["Display", "Pace", "Progress", "Stop", "of_target"]
 
 PRIOR_ANSWERS = 1.0
 """Weight, in answers, of the most that an answer can hold against what they held so far. An
@@ -39,6 +39,8 @@ class Progress(Spent):
     """
 
     target: int
+    most_records: int = 19
+    """That one answer can hold."""
     accepted: int = 0
     sent: int = 0
     answered: int = 0
@@ -72,8 +74,13 @@ class Progress(Spent):
     @property
     def records_per_answer(self) -> float:
         """Accepted records an answer, estimated from above."""
-        seen = self.accepted + alpaca.MOST_RECORDS * PRIOR_ANSWERS
+        seen = self.accepted + self.most_records * PRIOR_ANSWERS
         return seen / (self.decided_answers + PRIOR_ANSWERS)
+
+
+def of_target(target: int) -> str:
+    """For a line that names how many were accepted: of how many."""
+    return "" if target == EVERY else f" of {target:,}"
 
 
 class Display(Protocol):
@@ -96,6 +103,8 @@ class Pace:
     max_refusals_in_a_row: int = 20
     """Answers without any text that end the run: its settings cannot be right."""
     drain_timeout_s: float = 120.0
+    most_records: int = 19
+    """That one answer can hold; paces the first requests."""
     at_least: int = 8
     """Requests to have outstanding before any decision says how many are needed."""
     by_meaning: bool = False

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from engine.money import Spent
-from engine.records import Answer, Completion, Decision, Neighbour, Record, Usage
+from engine.records import Answer, Completion, Decision, Neighbour, Usage
 
 __all__ = [
     "APPLICATION_ID",
@@ -41,9 +41,10 @@ Vector = NDArray[np.float32]
 
 APPLICATION_ID = 0x574F4F4C
 """``WOOL``, in the database's header."""
-FORMAT = 2
+FORMAT = 3
 """``user_version`` in the header. A store of a higher format is refused; a lower one is read, and
 gets this number when a run goes on with it. 2: answers with thoughts, cached tokens and costs.
+3: answers with their input rows, records of any fields.
 """
 
 PAGE_SIZE = 8192
@@ -244,8 +245,6 @@ def decode_decision(body: bytes) -> Decision:
     """Raises InputError for JSON of another shape."""
     try:
         fields = decode(body)
-        if fields["record"] is not None:
-            fields["record"] = Record(**fields["record"])
         if fields["nearest"] is not None:
             fields["nearest"] = Neighbour(**fields["nearest"])
         return Decision(**fields)

@@ -18,19 +18,22 @@ from typing import Any
 import anyio
 import click
 
-from engine.decide.decider import Decider, make_cascade
+from engine.decide.stored import decide_stored
 from engine.errors import ConfigError
+from engine.kept import keep_recipe, settings_of
 from engine.recipes.seeds import keep
-from engine.records import SeedTask
-from engine.run.generate import make_manifest
+from engine.records import EVERY, SeedTask
+from engine.run.manifest import make_manifest
 from engine.settings import RunConfig
 from engine.store import Manifest, RunReader, RunStore
-from engine.upkeep.redecide import BATCH, decide_answers, decision_options, settings_of
+from engine.upkeep.redecide import decision_options
 from engine.upkeep.salvage import new_run
 
 __all__ = ["merge", "merge_runs"]
 
-SHARED = ("recipe", "api", "seeds")
+BATCH = 256
+
+SHARED = ("recipe", "recipe_version", "api", "seeds", "samples")
 """Fixed settings in which merged runs must agree: how answers are parsed and what records are
 compared with.
 """
@@ -67,16 +70,16 @@ async def merge_runs(
     with ExitStack() as stack:
         runs = [stack.enter_context(RunStore.read(folder)) for folder in folders]
         manifest, config, tasks = _settings(runs, seeds, changes)
-        cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
         store = RunStore.open(output, manifest)
         keep(tasks, output)
+        keep_recipe(config.recipe, output)
         try:
             index = 0
             for run in runs:
                 index = await _copy(run, store, index)
-            target = config.target if "target" in changes else 2**62
-            decider = Decider(cascade, api=config.asked_api, filters=config.checks())
-            return await decide_answers(store, decider, target)
+            target = config.target if "target" in changes else EVERY
+            config = config.model_copy(update={"out": output, "target": target})
+            return await decide_stored(store, config, tasks)
         finally:
             await store.aclose()
 
@@ -97,7 +100,9 @@ def _settings(
     if len({run.run_id for run in runs}) < len(runs):
         raise ConfigError("the same run is named twice, or is a copy of another one named")
     config, tasks = settings_of(first.folder, first.manifest, seeds, changes)
-    wanted = make_manifest(config, tasks, str(first.manifest.fixed["model"]))
+    wanted = make_manifest(
+        config, config.make_recipe(tasks), tasks, str(first.manifest.fixed["model"])
+    )
     merged = [{"run": run.run_id, "model": run.manifest.fixed.get("model")} for run in runs]
     manifest = Manifest(
         fixed={**first.manifest.fixed, "merged": merged},

@@ -8,34 +8,21 @@ decisions come back with the old settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import click
 
-from engine.decide.decider import Decider, make_cascade
-from engine.errors import ConfigError
-from engine.languages import ENGLISH
-from engine.recipes.seeds import KEPT, kept_seeds
-from engine.records import SeedTask
-from engine.run.generate import make_manifest
-from engine.settings import RunConfig
+from engine.decide.stored import decide_stored
+from engine.kept import keep_recipe, settings_of
+from engine.run.manifest import make_manifest
+from engine.run.progress import of_target
 from engine.store import Manifest, RunStore
 
-__all__ = [
-    "Redecided",
-    "decide_answers",
-    "decision_options",
-    "redecide",
-    "redecide_run",
-    "settings_of",
-]
-
-BATCH = 256
+__all__ = ["Redecided", "decision_options", "redecide", "redecide_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +38,7 @@ class Redecided:
 def decision_options(command: Any) -> Any:
     """The settings that decisions follow from, as flags."""
     for option in (
+        click.option("--recipe", help="The recipe with a mended parser or other filters."),
         click.option("--seeds", type=click.Path(path_type=Path, dir_okay=False),
                      help="The run's seed tasks. [those that it kept, or the bundled ones]"),
         click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
@@ -78,7 +66,7 @@ def redecide(folder: Path, seeds: Path | None, **changes: Any) -> None:
     given = {name: value for name, value in changes.items() if value is not None}
     done = anyio.run(redecide_run, folder, seeds, given)
     click.echo(
-        f"accepted {done.accepted} of {done.target} from {done.answers} answers "
+        f"accepted {done.accepted}{of_target(done.target)} from {done.answers} answers "
         f"(before: {done.accepted_before})  {folder}"
     )
     click.echo(f"write the dataset with: woolmill export {folder} -o {folder}/alpaca_data.json")
@@ -93,8 +81,9 @@ async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, A
     with RunStore.read(folder) as reader:
         stored = reader.manifest
     config, tasks = settings_of(folder, stored, seeds, changes)
-    wanted = make_manifest(config, tasks, str(stored.fixed["model"]))
-    cascade = await anyio.to_thread.run_sync(make_cascade, config, tasks)
+    config = config.model_copy(update={"out": folder})
+    recipe = config.make_recipe(tasks)
+    wanted = make_manifest(config, recipe, tasks, str(stored.fixed["model"]))
     store = RunStore.open(
         folder,
         Manifest(
@@ -107,9 +96,8 @@ async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, A
     try:
         before = store.counts()
         store.forget_decisions(wanted.decision)
-        accepted = await decide_answers(
-            store, Decider(cascade, api=config.asked_api, filters=config.checks()), config.target
-        )
+        keep_recipe(config.recipe, folder)
+        accepted = await decide_stored(store, config, tasks)
     finally:
         await store.aclose()
     return Redecided(
@@ -118,48 +106,3 @@ async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, A
         accepted_before=before.accepted,
         target=config.target,
     )
-
-
-async def decide_answers(store: RunStore, decider: Decider, target: int) -> int:
-    """Decide the stored answers from the first on, up to ``target`` accepted records; how many."""
-    accepted, index = 0, 0
-    while accepted < target:
-        answers = await anyio.to_thread.run_sync(store.answers, index, BATCH)
-        if not answers:
-            break
-        limit = target - accepted
-        decisions, vectors = await anyio.to_thread.run_sync(
-            partial(decider.decide, answers, limit=limit)
-        )
-        await store.decided(decisions, vectors)
-        accepted += sum(decision.accepted for decision in decisions)
-        index = answers[-1].index + 1
-    return accepted
-
-
-def settings_of(
-    folder: Path, stored: Manifest, seeds: Path | None, changes: Mapping[str, Any]
-) -> tuple[RunConfig, Sequence[SeedTask]]:
-    """A run's settings as its store has them, with ``changes``, and its seed tasks.
-
-    Raises ConfigError where a setting is wrong, or where neither ``seeds`` nor what the run's
-    folder keeps are its seed tasks.
-    """
-    tasks = kept_seeds(folder, stored.fixed.get("seeds"), seeds)
-    if not tasks:
-        raise ConfigError(
-            f"{seeds or folder / KEPT}: not the seed tasks of the run, which its records are "
-            "compared with; name those with --seeds"
-        )
-    known = {"language": ENGLISH, **stored.free, **stored.fixed, **stored.decision, "seeds": seeds}
-    values = {
-        name: value
-        for name, value in known.items()
-        # A merged run's list of runs is no setting. What was off has no value; a flag of now gives
-        # it its default.
-        if name in RunConfig.model_fields and not (name.startswith("semantic_") and value is None)
-    }
-    try:
-        return RunConfig.model_validate(values | dict(changes)), tasks
-    except ValueError as exc:
-        raise ConfigError(f"the settings do not fit together: {exc}") from exc

@@ -11,7 +11,7 @@ import anyio
 import click
 
 from engine.errors import ConfigError, UsageError
-from engine.recipes.seeds import kept_seeds
+from engine.kept import recipe_of
 from engine.store import RunStore
 
 __all__ = ["view"]
@@ -56,9 +56,9 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
     except ImportError as exc:
         raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
     with RunStore.read(folder) as run:
-        tasks = kept_seeds(folder, run.manifest.fixed.get("seeds"), seeds)
-    if not tasks:
-        click.echo("the run has other seed tasks: prompts are not shown (see --seeds)", err=True)
+        recipe = recipe_of(run, seeds)
+    if recipe is None:
+        click.echo("the run's recipe is not here: prompts are not shown (see --seeds)", err=True)
     listener, other_port = bind(host, port)
     bound = listener.getsockname()[1]
     if other_port:
@@ -71,7 +71,7 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
         cookie=f"woolmill-{bound}",
     )
     os.nice(10)  # a run on this machine comes first
-    rows = Rows(folder, {task.id: task for task in tasks})
+    rows = Rows(folder, recipe)
     try:
         click.echo(f"http://{shown}:{bound}/enter?token={token}")
         server = make_server(make_app(rows, folder, access))

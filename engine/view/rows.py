@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
-from engine.languages import ENGLISH, spread
-from engine.recipes import alpaca
-from engine.records import Answer, Decision, SeedTask
+from engine.languages import spread
+from engine.prompts.fit import join
+from engine.recipes.base import Ask, Recipe
+from engine.recipes.guard import RecipeFault, parts_of
+from engine.records import Answer, Decision
 from engine.report.figures import figures
 from engine.store import RunReader
 
@@ -45,12 +47,12 @@ class Rows:
     """Answers questions about the run in ``folder``; methods may be called from any thread.
 
     Args:
-        seeds: the run's seed tasks by id, where they are known, to show what a prompt was.
+        recipe: the run's, where it is known, to show what a prompt was.
     """
 
-    def __init__(self, folder: Path, seeds: Mapping[str, SeedTask]) -> None:
+    def __init__(self, folder: Path, recipe: Recipe | None) -> None:
         self._folder = folder
-        self._seeds = seeds
+        self._recipe = recipe
         self._lock = threading.Lock()
         self._last = (-1, -1)
         self._temporary = tempfile.TemporaryDirectory(prefix="woolmill-view-")
@@ -125,30 +127,24 @@ class Rows:
             decision = _decision(run, request, position)
             answers = run.answers(request, 1)
             settings = run.manifest.fixed
-            language = run.manifest.decision.get("language", ENGLISH)
         answer = answers[0] if answers else None
         record, nearest = decision.record, decision.nearest
         told: dict[str, Any] = {
             "id": f"{request}.{position}",
             "reason": decision.reason,
             "detail": decision.detail,
-            "instruction": record.instruction if record else None,
-            "input": record.input if record else None,
-            "output": record.output if record else None,
+            "instruction": record["instruction"] if record else None,
+            "input": record["input"] if record else None,
+            "output": record["output"] if record else None,
             "nearest": nearest
             and {"text": nearest.text, "score": nearest.score, "source": nearest.source},
             "most_similar": [[text, score] for text, score in decision.most_similar.items()],
             "mean_similarity": decision.mean_similarity,
         }
-        return told | self._provenance(answer, settings, language) if answer is not None else told
+        return told | self._provenance(answer, settings) if answer is not None else told
 
-    def _provenance(
-        self, answer: Answer, settings: Mapping[str, Any], language: str
-    ) -> dict[str, Any]:
+    def _provenance(self, answer: Answer, settings: Mapping[str, Any]) -> dict[str, Any]:
         completion = answer.completion
-        shown = [self._seeds.get(name) for name in answer.demonstrations]
-        tasks = [task for task in shown if task is not None]
-        whole = len(tasks) == len(shown) and not answer.truncated
         return {
             "answer": completion.text if completion else None,
             "failure": answer.failure,
@@ -162,9 +158,24 @@ class Rows:
             "backend": answer.backend,
             "truncated": answer.truncated,
             "demonstrations": list(answer.demonstrations),
-            # The store keeps which seed tasks were shown; the prompt follows from them.
-            "prompt": alpaca.render(tasks, language) if whole and tasks else None,
+            "row": answer.row,
+            "prompt": None if answer.truncated else self._prompt(answer, settings),
         }
+
+    def _prompt(self, answer: Answer, settings: Mapping[str, Any]) -> str | None:
+        """The store keeps what a prompt was made of; the prompt follows from it."""
+        if self._recipe is None:
+            return None
+        seed, samples = int(settings.get("seed", 0)), int(settings.get("samples") or 1)
+        ask = Ask(index=answer.index, seed=seed, row=answer.row, sample=answer.index % samples)
+        try:
+            parts = parts_of(self._recipe, ask)
+        except RecipeFault:
+            return None
+        if answer.demonstrations != tuple(part.source for part in parts if part.source):
+            return None
+        text, messages = join(parts)
+        return text or "\n\n".join(f"{turn.role}: {turn.content}" for turn in messages)
 
     def _take_in(self) -> None:
         """Index what was decided since the last question."""
@@ -176,7 +187,11 @@ class Rows:
                     "INSERT INTO row (request, position, reason) VALUES (?, ?, ?)",
                     (decision.index, decision.position, decision.reason),
                 )
-                texts = (record.instruction, record.input, record.output) if record else ("",) * 3
+                texts = (
+                    (record["instruction"], record["input"], record["output"])
+                    if record
+                    else ("",) * 3
+                )
                 self._index.execute(
                     "INSERT INTO text (rowid, instruction, input, output, detail)"
                     " VALUES (?, ?, ?, ?, ?)",
@@ -199,9 +214,9 @@ def _brief(decision: Decision) -> dict[str, Any]:
         "id": f"{decision.index}.{decision.position}",
         "reason": decision.reason,
         "detail": decision.detail[:SHORT],
-        "instruction": record.instruction[:SHORT] if record else None,
-        "input": record.input[:SHORT] if record else None,
-        "output": record.output[:SHORT] if record else None,
+        "instruction": record["instruction"][:SHORT] if record else None,
+        "input": record["input"][:SHORT] if record else None,
+        "output": record["output"][:SHORT] if record else None,
         "score": nearest.score if nearest else None,
     }
 

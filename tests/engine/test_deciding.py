@@ -302,7 +302,7 @@ async def test_a_module_of_the_folder_one_is_in_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A downloaded folder with a package ``engine`` or a module ``numpy`` in it."""
-    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "decide").mkdir(parents=True)
     for name in ("engine/__init__.py", "engine/decide/process.py", "numpy.py"):
         (tmp_path / name).write_text("open('run-by-mistake', 'w')")
     monkeypatch.chdir(tmp_path)

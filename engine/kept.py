@@ -1,0 +1,104 @@
+"""What a run's folder keeps to be understood by later: its settings, its seeds, its recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError, DiskError, OutputError, WoolmillError
+from engine.files import replace_file
+from engine.languages import ENGLISH
+from engine.recipes.base import Recipe
+from engine.recipes.load import ALPACA
+from engine.recipes.seeds import KEPT, kept_seeds
+from engine.records import EVERY, SeedTask
+from engine.settings import RunConfig
+from engine.store import Manifest, RunReader
+
+__all__ = ["keep_recipe", "recipe_of", "settings_of"]
+
+SUFFIXES = (".toml", ".py")
+
+
+def keep_recipe(spec: str, folder: Path) -> None:
+    """Copy the file of a recipe into the run's folder, so that the run can be read without it.
+
+    Where that fails nothing is raised: the file itself is used then.
+    """
+    file = Path(_file_of(spec))
+    if file.suffix in SUFFIXES and file.is_file():
+        with suppress(OSError, OutputError, DiskError):
+            kept, text = folder / f"recipe{file.suffix}", file.read_bytes()
+            if not kept.is_file() or kept.read_bytes() != text:
+                replace_file(kept, lambda file: file.write(text))
+
+
+def settings_of(
+    folder: Path, stored: Manifest, seeds: Path | None = None, changes: Mapping[str, Any] = {}
+) -> tuple[RunConfig, list[SeedTask]]:
+    """A run's settings as its store has them, with ``changes``, and its seed tasks.
+
+    Raises ConfigError where a setting is wrong, or where neither ``seeds`` nor what the run's
+    folder keeps are its seed tasks.
+    """
+    tasks = []
+    if stored.fixed.get("recipe") == ALPACA:
+        tasks = kept_seeds(folder, stored.fixed.get("seeds"), seeds)
+        if not tasks:
+            raise ConfigError(
+                f"{seeds or folder / KEPT}: not the seed tasks of the run, which its records are "
+                "compared with; name those with --seeds"
+            )
+    return stored_config(folder, stored, {**changes, "seeds": seeds}), tasks
+
+
+def stored_config(folder: Path, stored: Manifest, changes: Mapping[str, Any] = {}) -> RunConfig:
+    """A run's settings as its store has them, with ``changes``. Raises ConfigError."""
+    known = {"language": ENGLISH, **stored.free, **stored.fixed, **stored.decision, "seeds": None}
+    known["target"] = known.get("target") or EVERY
+    if stored.fixed.get("recipe") != ALPACA:
+        known["recipe"] = _spec(folder, str(stored.free.get("recipe_spec", known["recipe"])))
+    values = {
+        name: value
+        for name, value in known.items()
+        # A merged run's list of runs is no setting. What was off has no value; a flag of now gives
+        # it its default.
+        if name in RunConfig.model_fields and not (name.startswith("semantic_") and value is None)
+    }
+    try:
+        return RunConfig.model_validate(values | dict(changes))
+    except ValueError as exc:
+        raise ConfigError(f"the settings do not fit together: {exc}") from exc
+
+
+def recipe_of(run: RunReader, seeds: Path | None = None) -> Recipe | None:
+    """The recipe of a stored run; None where it cannot be had any more: rows are then shown and
+    exported by their fields alone.
+
+    Raises InputError where ``seeds`` are given and cannot be read.
+    """
+    stored = run.manifest
+    try:
+        config = stored_config(run.folder, stored)
+        return config.make_recipe(kept_seeds(run.folder, stored.fixed.get("seeds"), seeds))
+    except WoolmillError:
+        if seeds is not None:
+            raise
+        return None
+
+
+def _spec(folder: Path, spec: str) -> str:
+    """Where the recipe is now: its own file, else the copy in the run's folder."""
+    file = _file_of(spec)
+    if Path(file).suffix in SUFFIXES and not os.path.isfile(file):
+        kept = folder / f"recipe{Path(file).suffix}"
+        if kept.is_file():
+            return f"{kept}{spec[len(file) :]}"
+    return spec
+
+
+def _file_of(spec: str) -> str:
+    return spec.rpartition(":")[0] if ".py:" in spec else spec

@@ -1,0 +1,224 @@
+"""The seam between the engine and what it is asked to make: a recipe, in four pure functions.
+
+    Ask ──prompt──▶ Parts ──(fitted, sent, answered)──▶ Completion ──parse──▶ Pieces ──refuse──▶ rows
+                                                                         └──compared──▶ near-duplicates
+
+A recipe sees no clock, no network and no disk while it runs, and its only randomness is
+``Ask.draw``: so the same request is made again after a crash, and stored answers can be parsed
+again by a mended parser without asking anybody.
+
+The code of a recipe is trusted as the settings are. Its mistakes are not: what it raises, and what
+takes it too long, becomes the refusal ``recipe_error`` of one request and never ends a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from engine.records import Completion, Record
+
+__all__ = [
+    "CUT",
+    "MOST_PIECES",
+    "RECIPE_ERROR",
+    "Ask",
+    "Part",
+    "Piece",
+    "Recipe",
+    "Reference",
+    "Refusal",
+    "Role",
+    "drawn",
+]
+
+Refusal = tuple[str, str]
+"""The reason that reports count, and a detail for the person."""
+Reference = tuple[str, str]
+"""A text that rows are compared with, and its source as ``Neighbour.source`` names it."""
+Role = Literal["system", "user", "assistant"]
+T = TypeVar("T")
+
+CUT = {
+    "length": "the answer ended at its token limit",
+    "unknown": "the host gives a reason for the answer's end that nobody knows",
+}
+"""Finish reasons after which the end of an answer may be missing; what stands before it is whole,
+and paid.
+"""
+RECIPE_ERROR = "recipe_error"
+"""The reason of what a recipe's own code failed at."""
+MOST_PIECES = 1_000_000
+"""Pieces that are taken of one answer: a bound for parsers that never end."""
+
+
+def drawn(*keys: int | str) -> int:
+    """64 random bits, a function of the keys. A hash, not a generator: seeding one costs more."""
+    text = " ".join(map(str, keys)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=8).digest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What request ``index`` of a run is about."""
+
+    index: int
+    seed: int = 0
+    """The run's seed."""
+    row: Record | None = None
+    """The input row; None where the run has none."""
+    sample: int = 0
+    """Which of several requests for the same row this is, from 0."""
+    shown: tuple[str, ...] = ()
+    """For ``parse``: the sources of the parts that the request showed, in order."""
+
+    def draw(self, *keys: int | str) -> int:
+        """64 random bits, a function of the run's seed, the index and the keys."""
+        return drawn(self.seed, self.index, *keys)
+
+    def choose(self, items: Sequence[T], count: int, *keys: int | str) -> list[T]:
+        """``count`` of the items, or as many as there are: without replacement, in drawn order.
+
+        The bias of taking a 64-bit number modulo the number of items is below 1e-13.
+        """
+        taken: list[int] = []
+        for place in range(min(count, len(items))):
+            at = self.draw(*keys, place) % (len(items) - place)
+            for earlier in sorted(taken):  # the at-th of those that are left
+                at += earlier <= at
+            taken.append(at)
+        return [items[at] for at in taken]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a prompt. Neighbours of the same role become one message."""
+
+    text: str | Callable[[int], str]
+    """Or a function of how many droppable parts are left, as for the number of the next item."""
+    gives_way: Literal["never", "drop", "shorten"] = "never"
+    """Where the context is too short: parts to ``drop`` go from the last to the first, and one of
+    them stays; then what may be shortened is.
+    """
+    source: str = ""
+    """Where it comes from, as ``seed:ID``; kept with the answer."""
+    role: Role = "user"
+    core: tuple[int, int] | None = None
+    """The stretch of ``text`` that is shortened; None: all of a part that gives way by it."""
+
+    def render(self, left: int) -> str:
+        """The text, with ``left`` droppable parts in the prompt."""
+        return self.text if isinstance(self.text, str) else self.text(left)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a parser found at ``position`` of an answer: a row, or why there is none."""
+
+    position: int
+    record: Record | None
+    refusal: Refusal | None = None
+
+
+class Recipe:
+    """How to ask, and what to make of the answer. Subclass it and override what differs.
+
+    Attributes:
+        name: as reports and the manifest have it.
+        version: raise it whenever a prompt changes. A run only goes on with the same one.
+        fields: of a row, in order.
+        asks: the API that prompts are made for: ``chat``, raw ``completions``, or ``any`` of them.
+        most: rows that one answer can hold at most; paces the first requests of a run.
+        needs_rows: there is a request for each input row, and none without one.
+        rows_path: input rows that it names itself, where the person names none.
+        samples: requests for each input row, where the person does not say.
+        builtin: its code is this package's, which needs no time limit and no checks.
+        source_sha256: of the file that it was loaded from; decisions follow from it.
+        asks_sha256: of what its prompts follow from, where that can be told apart.
+    """
+
+    name: str = ""
+    version: str = "1"
+    fields: tuple[str, ...] = ()
+    asks: Literal["any", "chat", "completions"] = "chat"
+    most: int = 1
+    needs_rows: bool = False
+    rows_path: Path | None = None
+    samples: int = 1
+    builtin: ClassVar[bool] = False
+    source_sha256: str = ""
+    asks_sha256: str = ""
+
+    def prompt(self, ask: Ask) -> Sequence[Part]:
+        """The parts of a request's prompt, in order. Raises whatever it likes: see ``parse``."""
+        raise NotImplementedError
+
+    def parse(self, ask: Ask, answer: Completion) -> Iterable[Record | Refusal | Piece]:
+        """Rows, and reasons for what is none, in the order of the answer.
+
+        ``answer`` has its thoughts apart (``reasoning``) and ended by ``stop``, or as ``CUT`` says.
+        What it raises becomes the refusal ``recipe_error`` with the line that raised it.
+        """
+        raise NotImplementedError
+
+    def refuse(self, row: Record) -> Refusal | None:
+        """Why a row is not wanted; None: it is."""
+        return None
+
+    def compared(self, row: Record) -> str | None:
+        """The text by which near-duplicates are told; None: the row is not compared."""
+        return None
+
+    @property
+    def compares(self) -> bool:
+        """Whether any row is compared."""
+        return type(self).compared is not Recipe.compared
+
+    def references(self) -> Iterable[Reference]:
+        """Texts that the first row is compared with already, such as seeds."""
+        return ()
+
+    def sampling(self, ask: Ask) -> Mapping[str, Any]:
+        """Fields of the request's body, under the user's own: ``max_tokens``, ``temperature``,
+        ``top_p``, ``stop`` (a tuple), ``forbid_eos``, and any others as the host documents them.
+        """
+        return {}
+
+    def recurring(self) -> Iterable[str]:
+        """Texts of parts that come again and again: their tokens are counted once, exactly."""
+        return ()
+
+    def messages(self, row: Record) -> list[dict[str, str]] | None:
+        """A row as the turns of a chat to train on, ``role`` and ``content`` each; None: it is none.
+
+        Here: what the names of its fields say.
+        """
+        return chat_of(row)
+
+
+QUESTIONS = ("instruction", "question", "prompt", "problem", "query")
+ANSWERS = ("output", "answer", "response", "completion", "solution")
+
+
+def chat_of(row: Record) -> list[dict[str, str]] | None:
+    """The turns that a row's usual field names make; None where they make none."""
+    turns = row.get("messages")
+    if isinstance(turns, list) and turns:
+        return turns
+    asked = next((name for name in QUESTIONS if isinstance(row.get(name), str)), None)
+    answered = next((name for name in ANSWERS if isinstance(row.get(name), str)), None)
+    if asked is None or answered is None:
+        return None
+    question, given = row[asked], row.get("input")
+    if isinstance(given, str) and given:
+        question = f"{question}\n\n{given}"
+    system = row.get("system")
+    before = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
+    return [
+        *before,
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": row[answered]},
+    ]

@@ -1,0 +1,224 @@
+"""Calls into a recipe's own code: bounded in time, checked, and with any mistake turned into words.
+
+A recipe may be a user's Python or a template over strangers' rows. What it raises is one request's
+fault, told with the line that raised it; what takes it too long is ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import orjson
+
+from engine.recipes.base import MOST_PIECES, RECIPE_ERROR, Ask, Part, Piece, Recipe, Refusal
+from engine.records import Completion, Record
+
+__all__ = ["RecipeFault", "compared_text", "parsed", "parts_of", "time_limit"]
+
+LIMIT_S = 10.0
+"""For one prompt or one answer; those of real recipes take microseconds."""
+MOST_WORDS = 500
+"""Characters of an exception's text that are told."""
+
+
+class RecipeFault(Exception):
+    """What a recipe's own code failed at; ``str`` is one line for the person."""
+
+
+class _TimeUp(BaseException):
+    """Raised within code that takes too long; no ``except Exception`` there holds it up."""
+
+
+@contextmanager
+def time_limit(seconds: float = LIMIT_S) -> Iterator[None]:
+    """End what runs within after ``seconds``, by a RecipeFault.
+
+    In the main thread by a timer signal, which also ends sleeps and regular expressions; in others
+    by an exception that takes effect at the next bytecode. It fires again until it is heeded.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    try:
+        if main:
+            previous = signal.signal(signal.SIGALRM, _ring)
+            signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, previous)
+        else:
+            _watchdog.begin(seconds)
+            try:
+                yield
+            finally:
+                _watchdog.end()
+    except _TimeUp:
+        raise RecipeFault(f"it took more than {seconds:g} s") from None
+
+
+def _ring(_signum: int, _frame: FrameType | None) -> None:
+    raise _TimeUp
+
+
+class _Watchdog:
+    """Ends calls in threads other than the main one."""
+
+    def __init__(self) -> None:
+        self._until: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, seconds: float) -> None:
+        with self._lock:
+            self._until[threading.get_ident()] = time.monotonic() + seconds
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, daemon=True)
+                self._thread.start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._until.pop(threading.get_ident(), None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.5)
+            with self._lock:
+                for thread, until in self._until.items():
+                    if time.monotonic() > until:
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                            ctypes.c_ulong(thread), ctypes.py_object(_TimeUp)
+                        )
+
+
+_watchdog = _Watchdog()
+
+
+def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
+    """What ``recipe.prompt`` gives. Raises RecipeFault."""
+    try:
+        if recipe.builtin:
+            return list(recipe.prompt(ask))
+        with time_limit():
+            parts = list(recipe.prompt(ask))
+    except RecipeFault:
+        raise
+    except Exception as error:
+        raise RecipeFault(_line(error)) from error
+    if not parts or not all(isinstance(part, Part) for part in parts):
+        raise RecipeFault(f"prompt() gave {_kind(parts)} where a list of Part is meant")
+    return parts
+
+
+def parsed(recipe: Recipe, ask: Ask, answer: Completion) -> list[Piece]:
+    """What ``recipe.parse`` finds, each piece a row, already filtered, or a reason; never raises.
+
+    An answer that nothing was found in gives one piece that says so.
+    """
+    pieces: list[Piece] = []
+    try:
+        if recipe.builtin:
+            pieces = [_filtered(recipe, piece) for piece in recipe.parse(ask, answer)]
+        else:
+            with time_limit():
+                for found in recipe.parse(ask, answer):
+                    if len(pieces) == MOST_PIECES:
+                        raise RecipeFault(f"parse() gave more than {MOST_PIECES:,} pieces")
+                    pieces.append(_filtered(recipe, _piece(recipe, found, len(pieces), pieces)))
+    except RecipeFault as error:
+        pieces.append(Piece(_next(pieces), None, (RECIPE_ERROR, str(error))))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this answer's
+        pieces.append(Piece(_next(pieces), None, (RECIPE_ERROR, _line(error))))
+    return pieces or [Piece(0, None, ("no_record", "the answer is blank"))]
+
+
+def compared_text(recipe: Recipe, row: Record) -> str | None:
+    """What ``recipe.compared`` gives. Raises RecipeFault."""
+    if recipe.builtin:
+        return recipe.compared(row)
+    try:
+        with time_limit():
+            text = recipe.compared(row)
+    except RecipeFault:
+        raise
+    except Exception as error:
+        raise RecipeFault(_line(error)) from error
+    if text is not None and not isinstance(text, str):
+        raise RecipeFault(f"compared() gave {_kind(text)} where a text or None is meant")
+    return text
+
+
+def _filtered(recipe: Recipe, piece: Any) -> Piece:
+    """The piece with what the recipe's filters say of its row."""
+    if piece.record is None or piece.refusal is not None:
+        return piece  # type: ignore[no-any-return]
+    refusal = recipe.refuse(piece.record)
+    if refusal is None:
+        return piece  # type: ignore[no-any-return]
+    if not _is_refusal(refusal):
+        raise RecipeFault(f"refuse() gave {_kind(refusal)} where a reason and a detail are meant")
+    return Piece(piece.position, piece.record, (refusal[0], refusal[1]))
+
+
+def _piece(recipe: Recipe, found: object, position: int, before: Sequence[Piece]) -> Piece:
+    """What a parser gave, as a piece. Raises RecipeFault for what is none."""
+    refusal: Refusal | None = None
+    record: object = found
+    if isinstance(found, Piece):
+        position, record, refusal = found.position, found.record, found.refusal
+        if before and position <= before[-1].position:
+            raise RecipeFault("parse() gave pieces whose positions do not rise")
+    elif _is_refusal(found):
+        record, refusal = None, (found[0], found[1])  # type: ignore[index]
+    if record is None:
+        if not _is_refusal(refusal):
+            raise RecipeFault(f"parse() gave {_kind(found)} where a row or a refusal is meant")
+        return Piece(position, None, refusal)
+    if not isinstance(record, dict):
+        raise RecipeFault(f"parse() gave {_kind(found)} where a row or a refusal is meant")
+    if record.keys() != set(recipe.fields):
+        raise RecipeFault(
+            f"parse() gave a row of {', '.join(map(str, record)) or 'no fields'}; "
+            f"the recipe's fields are {', '.join(recipe.fields)}"
+        )
+    row = {name: record[name] for name in recipe.fields}
+    try:
+        orjson.dumps(row)
+    except TypeError as error:
+        if "surrogates" not in str(error):
+            raise RecipeFault(f"a row's value is none that JSON has: {error}") from error
+    return Piece(position, row, refusal)
+
+
+def _is_refusal(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(text, str) for text in value)
+    )
+
+
+def _next(pieces: Sequence[Piece]) -> int:
+    return pieces[-1].position + 1 if pieces else 0
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _line(error: BaseException) -> str:
+    """What was raised, and the innermost line of the recipe's own that did."""
+    words = f"{type(error).__name__}: {error}".replace("\n", " ")[:MOST_WORDS]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/engine/recipes/guard.py" not in frame.filename]
+    if not own:
+        return words
+    last = own[-1]
+    return f"{words} ({last.filename.rsplit('/', 1)[-1]}:{last.lineno})"

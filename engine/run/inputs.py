@@ -1,0 +1,88 @@
+"""Input rows by number: read as a stream, in the order of the input, and checked on resume."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from engine.datasets import Dataset
+from engine.errors import ConfigError
+from engine.records import Record
+from engine.store import RunReader
+
+__all__ = ["InputRows", "identity"]
+
+KEPT = 8192
+"""Rows that were read last and may be asked for again; earlier ones are read anew."""
+
+
+class InputRows:
+    """The rows of a file, a folder or another run, whatever their form.
+
+    Raises InputError where the input cannot be read, naming path and line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: Iterator[Record] = iter(())
+        self._next = 0
+        self._kept: OrderedDict[int, Record] = OrderedDict()
+        self.count: int | None = None
+        """How many there are; None until the last one has been read."""
+        self._restart()
+
+    def _restart(self) -> None:
+        self._rows = (_plain(row.values) for row in Dataset(self.path))
+        self._next = 0
+
+    def row(self, number: int) -> Record | None:
+        """Row ``number`` from 0; None: there are not so many."""
+        if (row := self._kept.get(number)) is not None:
+            return row
+        if self.count is not None and number >= self.count:
+            return None
+        if number < self._next:
+            self._restart()
+        for row in self._rows:
+            self._kept[self._next] = row
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            self._next += 1
+            if self._next > number:
+                return row
+        self.count = self._next
+        return None
+
+    def check(self, store: RunReader, samples: int) -> None:
+        """Compare with what the run asked about earlier. Raises ConfigError naming the first row
+        that is another one now.
+        """
+        for answer, _ in store.all_answers():
+            number = answer.index // samples
+            if self.row(number) != answer.row:
+                raise ConfigError(
+                    f"{self.path}: row {number + 1} is not what the run was started with; resume "
+                    "with the same rows, or start a new run"
+                )
+
+
+def identity(path: Path) -> list[int] | None:
+    """What tells at a glance that a file is as it was; None where nothing does."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino] if path.is_file() else None
+
+
+def _plain(values: dict[str, Any]) -> Record:
+    """The row with values that JSON has, as it reads when it comes back from the store."""
+    try:
+        return orjson.loads(orjson.dumps(values, default=str))  # type: ignore[no-any-return]
+    except TypeError:  # half of a surrogate pair, or an integer of any size
+        return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+"""What the run store remembers of the settings. No key is ever among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from engine.decide.decider import uses_semantic
+from engine.languages import ENGLISH
+from engine.recipes.base import Recipe
+from engine.recipes.load import ALPACA
+from engine.recipes.seeds import fingerprint
+from engine.records import EVERY, SeedTask
+from engine.run.inputs import identity
+from engine.settings import FREE, LATER, RunConfig
+from engine.store import Manifest
+from engine.surroundings import spelt_out
+
+__all__ = ["make_manifest"]
+
+SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
+DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against", "language", "filters")
+
+
+def make_manifest(
+    config: RunConfig, recipe: Recipe, tasks: Sequence[SeedTask], model: str
+) -> Manifest:
+    """The manifest of settled settings."""
+    values: dict[str, Any] = spelt_out(config.model_dump(mode="json"))
+    values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
+    values |= {"backend": config.chosen_backend, **config.sampling()}
+    values["language"] = None if config.spoken == ENGLISH else config.spoken
+    values["filters"] = config.filters.model_dump(mode="json", exclude_none=True)
+    values["target"] = None if config.target == EVERY else config.target
+    values["samples"] = None if config.samples == 1 else config.samples
+    decision = {
+        name: values[name] for name in (*DECISION, "semantic") if name not in LATER or values[name]
+    }
+    if not decision["semantic"]:
+        decision |= dict.fromkeys(SEMANTIC)
+    if decision["semantic_precision"] != "bfloat16":
+        del decision["semantic_precision"]  # as in runs made before there was a choice
+    free = {name: value for name, value in values.items() if name in FREE}
+    if config.recipe != ALPACA:
+        values |= {"recipe": recipe.name, "recipe_version": recipe.version, "seeds": None}
+        values["recipe_asks"] = recipe.asks_sha256 or None
+        decision["recipe_source"] = recipe.source_sha256 or None
+        free["recipe_spec"] = _absolute(config.recipe)
+    if config.rows is not None:
+        free["rows_identity"] = identity(config.rows)
+    return Manifest(
+        fixed={
+            name: value
+            for name, value in values.items()
+            if name not in FREE and name not in decision and (value or name not in LATER)
+        },
+        decision=decision,
+        free=free,
+        engine_version=metadata.version("woolmill"),
+    )
+
+
+def _absolute(spec: str) -> str:
+    """A file's name as it holds from any folder; other names as they are."""
+    file, colon, name = spec.partition(":") if ".py:" in spec else (spec, "", "")
+    return os.path.abspath(file) + colon + name if os.path.isfile(file) else spec

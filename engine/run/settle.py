@@ -1,0 +1,165 @@
+"""What a run's settings leave open, settled before it starts: recipe, language, API, target.
+
+A run that goes on keeps what it was started with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.backends.openai.address import read_address
+from engine.errors import ConfigError, WoolmillError
+from engine.languages import ENGLISH, MIXED, detect, language_of
+from engine.recipes.base import Recipe
+from engine.recipes.filters import FilterSettings
+from engine.recipes.load import ALPACA
+from engine.recipes.seeds import bundled_seeds, read_seeds
+from engine.records import EVERY, SeedTask
+from engine.run.inputs import InputRows, identity
+from engine.settings import AUTO, RunConfig
+from engine.store import Manifest, RunStore
+
+__all__ = ["Settled", "about_language", "earlier_manifest", "settle"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A run's settings with nothing left open."""
+
+    config: RunConfig
+    recipe: Recipe
+    tasks: Sequence[SeedTask]
+    """Alpaca's seed tasks; other recipes have none."""
+    rows: InputRows | None
+    any_api: bool
+    """Requests may be asked by the other API where a host has only that."""
+    same_rows: bool = False
+    """The input is the file that the run was started with, untouched."""
+
+
+def settle(config: RunConfig) -> Settled:
+    """Raises WoolmillError for what makes a start impossible."""
+    earlier = earlier_manifest(config.out)
+    if config.recipe == ALPACA:
+        config, tasks = _with_language(config, earlier)
+        recipe = config.make_recipe(tasks)
+    else:
+        tasks = []
+        recipe = config.make_recipe(tasks)
+        config = _for_recipe(config, recipe)
+    config, any_api = _with_api(config, recipe, earlier)
+    rows = None
+    if config.rows is not None:
+        rows = InputRows(config.rows)
+        if "target" not in config.model_fields_set:
+            config = config.model_copy(update={"target": EVERY})
+    elif recipe.needs_rows:
+        raise ConfigError(f"recipe {recipe.name} needs input rows; name them with --rows")
+    same = config.rows is not None and earlier is not None
+    return Settled(
+        config=config,
+        recipe=recipe,
+        tasks=tasks,
+        rows=rows,
+        any_api=any_api,
+        same_rows=same and earlier.free.get("rows_identity") == identity(config.rows),  # type: ignore[union-attr, arg-type]
+    )
+
+
+def earlier_manifest(folder: Path) -> Manifest | None:
+    """That of the run in ``folder``, if there is one that can be read; opening it says why not."""
+    if os.path.isfile(folder / "run.sqlite"):
+        with suppress(WoolmillError), RunStore.read(folder) as run:
+            return run.manifest
+    return None
+
+
+def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
+    """What another recipe than Alpaca's says itself, where the person does not."""
+    given = config.model_fields_set
+    settled: dict[str, Any] = {}
+    if config.seeds is not None or config.filters.model_fields_set:
+        raise ConfigError(f"seeds and filters are Alpaca's; recipe {recipe.name} has its own")
+    if config.language == AUTO:
+        settled["language"] = MIXED
+    if "rouge_threshold" not in given:
+        language = settled.get("language", config.language)
+        settled["rouge_threshold"] = language_of(language).rouge_threshold
+    if not recipe.compares:
+        settled |= {"semantic": False, "rouge_threshold": None}
+    if config.rows is None and recipe.rows_path is not None:
+        settled["rows"] = recipe.rows_path
+    if config.samples is None:
+        settled["samples"] = recipe.samples
+    return config.model_copy(update=settled)
+
+
+def _with_api(
+    config: RunConfig, recipe: Recipe, earlier: Manifest | None
+) -> tuple[RunConfig, bool]:
+    """The settings with an ``api`` in the place of ``auto``, and whether requests may use another:
+    that of the run which goes on, else what the address tells.
+    """
+    if recipe.asks != "any":
+        if config.api not in (AUTO, recipe.asks):
+            raise ConfigError(f"recipe {recipe.name} asks by {recipe.asks}, not by {config.api}")
+        return config.model_copy(update={"api": recipe.asks}), False
+    if config.api != AUTO:
+        return config, False
+    api: Literal["completions", "chat"] = "completions"
+    if config.chosen_backend == "http":
+        api = read_address(config.endpoints()[0].url).api
+    if earlier is not None:
+        api = earlier.fixed.get("api", api)
+    return config.model_copy(update={"api": api}), True
+
+
+def _with_language(config: RunConfig, earlier: Manifest | None) -> tuple[RunConfig, list[SeedTask]]:
+    """The settings with a language in the place of ``auto``: that of the run which goes on, else
+    what the seed tasks are written in; and these.
+    """
+    language = config.language
+    if language == AUTO and earlier is not None:
+        language = earlier.decision.get("language", ENGLISH)
+    if config.seeds is None:
+        path = bundled_seeds(ENGLISH if language == AUTO else language)
+    else:
+        path = config.seeds
+    tasks = read_seeds(path, at_least=config.num_demonstrations)
+    if language == AUTO:
+        language = detect(f"{task.instruction}\n{task.input}" for task in tasks)
+    settled: dict[str, Any] = {"language": language}
+    if "rouge_threshold" not in config.model_fields_set:
+        settled["rouge_threshold"] = language_of(language).rouge_threshold
+    return config.model_copy(update=settled), tasks
+
+
+MOST_REFUSED = 0.2
+"""Of the seed tasks; where the filters refuse more, they hardly suit what will be written."""
+
+
+def about_language(config: RunConfig, tasks: Sequence[SeedTask]) -> Iterator[str]:
+    """What a person should know of language and filters before anything is paid; mostly nothing."""
+    if not tasks:
+        return
+    filters = config.checks()
+    if config.spoken != ENGLISH or filters.settings != FilterSettings():
+        yield f"language {config.spoken} ({language_of(config.spoken).name}); filters: {filters}"
+    records = [
+        {"instruction": task.instruction, "input": task.input, "output": task.output}
+        for task in tasks
+    ]
+    refusals = [filters.refusal(record) for record in records]
+    reasons = Counter(refusal[0] for refusal in refusals if refusal)
+    if (refused := reasons.total()) > MOST_REFUSED * len(tasks):
+        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
+        yield (
+            f"the filters refuse {refused:,} of the {len(tasks):,} seed tasks themselves ({told}),"
+            " and will refuse such records too; see --language and the table [filters]"
+        )
