@@ -38,14 +38,14 @@ class _TimeUp(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float | None = None) -> Iterator[None]:
-    """End what runs within after ``seconds`` (None: ``LIMIT_S``), by a RecipeFault.
+def time_limit() -> Iterator[None]:
+    """End what runs within after ``LIMIT_S``, by a RecipeFault.
 
     In the main thread by a timer signal, which also ends sleeps and regular expressions; in others
     by an exception that takes effect at the next bytecode. It fires again until it is heeded. A
     timer that the program had set goes on afterwards.
     """
-    seconds = LIMIT_S if seconds is None else seconds
+    seconds = LIMIT_S
     main = threading.current_thread() is threading.main_thread()
     watch: _Alarm | _Watchdog = _Alarm() if main else _watchdog
     try:
