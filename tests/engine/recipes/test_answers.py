@@ -126,7 +126,7 @@ def test_numbered_entries_have_all_labels_or_are_refused() -> None:
     assert found(form, text) == rows
     assert found(form, text, cut=True) == [rows[0], OFF]
     assert found(form, "1. Question: Why?\n2. Question: How?\n2. Full answer: So.") == [
-        ("bad_format", "entry 1 has no full answer"),
+        ("bad_format", "entry 1 has no Full answer"),
         {"question": "How?", "full_answer": "So."},
     ]
     assert found(form, "words") == [("bad_format", "there is no label such as 1. Question:")]
