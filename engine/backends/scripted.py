@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from engine.backends.base import Failure, Verdict
+from engine.backends.constraint import CONSTRAINT, schema_of
+from engine.backends.made_up import made_up_json, sentences
 from engine.languages import measure
 from engine.records import Completion, Prompt, Usage
 
-__all__ = ["ScriptedBackend", "alpaca_text"]
+__all__ = ["ScriptedBackend", "alpaca_text", "fitting_text"]
 
 Answer = Callable[[Prompt], str]
 Delay = Callable[[Prompt], float]
@@ -73,6 +75,7 @@ TAILS = (
 ).split()
 POPULAR = 1500
 """So many ideas come again and again, in one record of eight, as they do from a real model."""
+ANY_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}}
 OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
 
 # The same for Chinese prompts; their records come in the labels that the prompt ends with.
@@ -163,8 +166,19 @@ def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
     return words, bits
 
 
-def _alpaca(prompt: Prompt) -> str:
-    return alpaca_text(prompt.text, seed=prompt.sampling.seed)
+def fitting_text(prompt: Prompt) -> str:
+    """What a willing model might answer: JSON where a schema asks for it, a longer list where
+    Alpaca's prompt begins one, else plain sentences. A pure function.
+    """
+    seed, extra = prompt.sampling.seed, prompt.sampling.extra
+    asked = "\n".join(turn.content for turn in prompt.chat)
+    if (schema := schema_of(extra)) is not None:
+        return made_up_json(schema, seed, asked)
+    if isinstance(wanted := extra.get(CONSTRAINT), dict) and wanted.get("type") == "json_object":
+        return made_up_json(ANY_OBJECT, seed, asked)
+    if OPEN_NUMBER.search(asked[-64:]):
+        return alpaca_text(asked, seed=seed)
+    return sentences(seed, asked)
 
 
 class ScriptedBackend:
@@ -175,7 +189,7 @@ class ScriptedBackend:
 
     def __init__(
         self,
-        answer: Answer = _alpaca,
+        answer: Answer = fitting_text,
         *,
         name: str = "scripted",
         model: str = "scripted",
@@ -212,7 +226,10 @@ class ScriptedBackend:
         return Completion(
             text=text,
             finish_reason="stop",
-            usage=Usage(prompt_tokens=_count(prompt.text), completion_tokens=_count(text)),
+            usage=Usage(
+                prompt_tokens=sum(_count(turn.content) for turn in prompt.chat),
+                completion_tokens=_count(text),
+            ),
             model=self.model,
             latency_s=latency_s,
         )
