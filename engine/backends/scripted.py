@@ -75,6 +75,9 @@ TAILS = (
 ).split()
 POPULAR = 1500
 """So many ideas come again and again, in one record of eight, as they do from a real model."""
+TAG = re.compile(r"<(\w{1,40})>[^<]{0,40}</\1>")
+"""A form of answer that a prompt names: ``<name>…</name>``."""
+LABEL = re.compile(r"[Bb]egin your answer with \"([^\"\n]{1,40})\"")
 ANY_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}}
 OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
 
@@ -168,7 +171,8 @@ def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
 
 def fitting_text(prompt: Prompt) -> str:
     """What a willing model might answer: JSON where a schema asks for it, a longer list where
-    Alpaca's prompt begins one, else plain sentences. A pure function.
+    Alpaca's prompt begins one, tags that the prompt names, else plain sentences behind the label
+    that it asks for. A pure function.
     """
     seed, extra = prompt.sampling.seed, prompt.sampling.extra
     asked = "\n".join(turn.content for turn in prompt.chat)
@@ -178,7 +182,10 @@ def fitting_text(prompt: Prompt) -> str:
         return made_up_json(ANY_OBJECT, seed, asked)
     if OPEN_NUMBER.search(asked[-64:]):
         return alpaca_text(asked, seed=seed)
-    return sentences(seed, asked)
+    if tags := [name for name in TAG.findall(asked) if name]:
+        return "".join(f"<{n}>{sentences(seed, asked, n)}</{n}>\n" for n in dict.fromkeys(tags))
+    label = LABEL.search(asked)
+    return f"{label[1]} {sentences(seed, asked)}" if label else sentences(seed, asked)
 
 
 class ScriptedBackend:

@@ -250,7 +250,7 @@ class TemplateFile(_Table):
     """All of a file."""
 
     recipe: RecipeTable
-    options: dict[OwnName, Option | Any] = {}
+    options: dict[OwnName, Annotated[Option | Any, Field(union_mode="left_to_right")]] = {}
     rows: Rows | None = None
     vary: dict[OwnName, Examples | Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
