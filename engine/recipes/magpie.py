@@ -31,7 +31,7 @@ import orjson
 
 from engine import models
 from engine.errors import WoolmillError
-from engine.recipes.base import CUT, Ask, Part, Recipe, Refusal
+from engine.recipes.base import CUT, Ask, Part, Piece, Recipe, Refusal
 from engine.recipes.guard import RecipeFault
 from engine.records import Completion, Record
 
@@ -156,13 +156,13 @@ class Magpie(Recipe):
             sampling["stop_token_ids"] = list(opening.stop_ids)
         return sampling
 
-    def parse(self, ask: Ask, answer: Completion) -> Iterator[Record | Refusal]:
+    def parse(self, ask: Ask, answer: Completion) -> Iterator[Piece]:
         text = NEXT_TURN.split(answer.text, maxsplit=1)[0]
         whole = len(text) < len(answer.text) or answer.finish_reason not in CUT
         if not whole:
-            yield "cut_off", CUT[answer.finish_reason]
+            yield Piece(0, None, ("cut_off", CUT[answer.finish_reason]))
         elif text := text.strip():
-            yield {"instruction": text}
+            yield Piece(0, {"instruction": text})
 
     def refuse(self, row: Record) -> Refusal | None:
         if row["instruction"].endswith((":", "：")):

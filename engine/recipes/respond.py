@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from engine.recipes.base import CUT, QUESTIONS, Ask, Part, Recipe, Refusal, Role
+from engine.recipes.base import CUT, QUESTIONS, Ask, Part, Piece, Recipe, Role
 from engine.recipes.guard import RecipeFault
 from engine.records import Completion, Record
 
@@ -55,21 +55,23 @@ class Respond(Recipe):
     def prompt(self, ask: Ask) -> list[Part]:
         return [Part(content, role=role) for role, content in self._turns(ask)]
 
-    def parse(self, ask: Ask, answer: Completion) -> Iterator[Record | Refusal]:
+    def parse(self, ask: Ask, answer: Completion) -> Iterator[Piece]:
         if answer.finish_reason in CUT:
-            yield "cut_off", CUT[answer.finish_reason]
+            yield Piece(0, None, ("cut_off", CUT[answer.finish_reason]))
         elif text := answer.text.strip():
-            turns = [*self._turns(ask), ("assistant", text)]
-            row = ask.row or {}
+            row, asked = ask.row or {}, self._turns(ask)
             alone = not isinstance(_chat(row), list)
-            given = _input(row) if alone else ""
-            yield {
-                "instruction": _question(row) if alone else turns[-2][1],
-                "input": given,
+            record = {
+                "instruction": _question(row) if alone else asked[-1][1],
+                "input": _input(row) if alone else "",
                 "output": text,
                 "reasoning": answer.reasoning,
-                "messages": [{"role": role, "content": content} for role, content in turns],
+                "messages": [
+                    {"role": role, "content": content}
+                    for role, content in [*asked, ("assistant", text)]
+                ],
             }
+            yield Piece(0, record)
 
     def _turns(self, ask: Ask) -> list[Turn]:
         """The chat that is answered. Raises RecipeFault where the row has none."""

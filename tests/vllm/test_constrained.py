@@ -65,9 +65,7 @@ async def test_a_server_and_its_witness(server: Server) -> None:
     backend = HttpBackend(server.base_url, "smollm2")
     await backend.start()
     try:
-        held = await ask(
-            backend, [contradicting(n, response_format=FORMAT) for n in range(ASKED)]
-        )
+        held = await ask(backend, [contradicting(n, response_format=FORMAT) for n in range(ASKED)])
         free = await ask(backend, [contradicting(n) for n in range(3)])
         (paris,) = await backend.complete([begun()])
     finally:
@@ -93,10 +91,7 @@ async def test_a_child_and_its_witness(python: Path) -> None:
     try:
         held = await ask(
             backend,
-            [
-                contradicting(n, response_format=FORMAT, top_k=40, min_p=0.01)
-                for n in range(ASKED)
-            ],
+            [contradicting(n, response_format=FORMAT, top_k=40, min_p=0.01) for n in range(ASKED)],
         )
         (paris,) = await backend.complete([begun()])
         (unknown,) = await backend.complete([contradicting(0, top_kk=4)])
