@@ -382,7 +382,7 @@ class Pipeline:
             if prompt is not None:
                 prompts.append(prompt)
             elif self._plan_end is None or index < self._plan_end:
-                self._plan_end = index
+                self._plan_end = self.progress.requests = index
                 self._next_index = min(self._next_index, index)
                 self._changed.set()
         return prompts
