@@ -18,7 +18,11 @@ from engine.recipes.base import Recipe
 __all__ = ["ALPACA", "CODED", "load_recipe"]
 
 ALPACA = "alpaca"
-CODED = (ALPACA, "magpie", "respond")
+CODED = {
+    ALPACA: "seed tasks in, new instruction records out",
+    "magpie": "what users would say, from a chat model's own template",
+    "respond": "answers to instructions, questions and chats",
+}
 """Built-in recipes that are code; the others are files in ``builtin``."""
 
 

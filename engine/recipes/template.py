@@ -84,8 +84,8 @@ def load_template(spec: str, options: Mapping[str, Any]) -> Template:
         near = get_close_matches(spec, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         raise ConfigError(
-            f"--recipe {spec}: there is no such recipe; {hint} A recipe of your own is FILE.toml "
-            "or FILE.py:CLASS"
+            f"--recipe {spec}: there is no such recipe; {hint}; a recipe of your own is "
+            "FILE.toml or FILE.py:CLASS"
         )
     content = read_file(known[spec].read_bytes(), spec)
     return Template(content, options, where=spec, folder=Path(str(known[spec])).parent)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -250,7 +249,7 @@ class TemplateFile(_Table):
     """All of a file."""
 
     recipe: RecipeTable
-    options: dict[OwnName, Annotated[Option | Any, Field(union_mode="left_to_right")]] = {}
+    options: dict[OwnName, Option | bool | int | float | str | list[Any]] = {}
     rows: Rows | None = None
     vary: dict[OwnName, Examples | Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
@@ -287,21 +286,10 @@ def read_file(data: bytes, where: str) -> TemplateFile:
         values = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML: {error}") from error
-    for name, value in (
-        list(values.get("options", {}).items()) if _is_table(values, "options") else ()
-    ):
-        if isinstance(value, dict) and not {"default", "choices"} <= value.keys():
-            raise ConfigError(
-                f"{where}: options.{name}: write a value, or a table with default and choices"
-            )
     try:
         return TemplateFile.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error)}") from error
-
-
-def _is_table(values: Mapping[str, Any], name: str) -> bool:
-    return isinstance(values.get(name), dict)
 
 
 def _explain(error: ValidationError) -> str:
@@ -324,5 +312,5 @@ def _explain(error: ValidationError) -> str:
     return f"{shown}: {message}" if shown else message
 
 
-KINDS = frozenset(("Examples", "Option", "tuple", "any"))
+KINDS = frozenset(("Examples", "Option", "bool", "int", "float", "str", "list"))
 """Parts of a place that pydantic names after types."""
