@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import anyio
 
@@ -169,23 +170,32 @@ def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
     return words, bits
 
 
-def fitting_text(prompt: Prompt) -> str:
+def fitting_text(asked: str, *, seed: int | None = None, form: Any = None, records: int = 3) -> str:
     """What a willing model might answer: JSON where a schema asks for it, a longer list where
     Alpaca's prompt begins one, tags that the prompt names, else plain sentences behind the label
     that it asks for. A pure function.
+
+    Args:
+        asked: the prompt, all of its turns.
+        form: the request's ``response_format``.
+        records: of Alpaca's list.
     """
-    seed, extra = prompt.sampling.seed, prompt.sampling.extra
-    asked = "\n".join(turn.content for turn in prompt.chat)
-    if (schema := schema_of(extra)) is not None:
+    if (schema := schema_of({CONSTRAINT: form})) is not None:
         return made_up_json(schema, seed, asked)
-    if isinstance(wanted := extra.get(CONSTRAINT), dict) and wanted.get("type") == "json_object":
+    if isinstance(form, dict) and form.get("type") == "json_object":
         return made_up_json(ANY_OBJECT, seed, asked)
     if OPEN_NUMBER.search(asked[-64:]):
-        return alpaca_text(asked, seed=seed)
-    if tags := [name for name in TAG.findall(asked) if name]:
-        return "".join(f"<{n}>{sentences(seed, asked, n)}</{n}>\n" for n in dict.fromkeys(tags))
+        return alpaca_text(asked, seed=seed, records=records)
+    if tags := dict.fromkeys(TAG.findall(asked)):
+        return "".join(f"<{name}>{sentences(seed, asked, name)}</{name}>\n" for name in tags)
     label = LABEL.search(asked)
     return f"{label[1]} {sentences(seed, asked)}" if label else sentences(seed, asked)
+
+
+def _fitting(prompt: Prompt) -> str:
+    asked = "\n".join(turn.content for turn in prompt.chat)
+    sampling = prompt.sampling
+    return fitting_text(asked, seed=sampling.seed, form=sampling.extra.get(CONSTRAINT))
 
 
 class ScriptedBackend:
@@ -196,7 +206,7 @@ class ScriptedBackend:
 
     def __init__(
         self,
-        answer: Answer = fitting_text,
+        answer: Answer = _fitting,
         *,
         name: str = "scripted",
         model: str = "scripted",

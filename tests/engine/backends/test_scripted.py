@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jsonschema_rs
@@ -49,38 +50,53 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def prompt(text: str, *, seed: int = 0, schema: dict[str, Any] | None = None) -> Prompt:
-    """A chat of two turns, with a schema for its answer."""
-    extra = {}
-    if schema is not None:
-        inner = {"name": "answer", "schema": schema}
-        extra["response_format"] = {"type": "json_schema", "json_schema": inner}
-    return Prompt(
-        index=0,
-        api="chat",
-        messages=(Message(role="system", content="Be brief."), Message(role="user", content=text)),
-        sampling=Sampling(max_tokens=99, seed=seed, extra=extra),
-    )
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 @given(seed=st.integers(0, 2**31))
 def test_a_schema_gets_json_that_it_allows(name: str, seed: int) -> None:
     schema = SCHEMAS[name]
-    answer = orjson.loads(fitting_text(prompt("Ask.", seed=seed, schema=schema)))
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    answer = orjson.loads(fitting_text("Ask.", seed=seed, form=form))
     jsonschema_rs.validate(schema, answer)
 
 
 def test_answers_are_told_apart_by_their_prompts_alone() -> None:
     """The same prompt has the same answer in every process; others have others."""
-    texts = [fitting_text(prompt(f"Question {n}?")) for n in range(200)]
-    assert texts == [fitting_text(prompt(f"Question {n}?")) for n in range(200)]
+    texts = [fitting_text(f"Question {n}?") for n in range(200)]
+    assert texts == [fitting_text(f"Question {n}?") for n in range(200)]
     assert len(set(texts)) == 200
     assert all(text.count(".") >= 2 for text in texts)
 
 
+def test_the_form_that_a_prompt_names_is_kept_to() -> None:
+    tagged = fitting_text("Write <question>…</question> and <answer>…</answer> for it.")
+    assert re.fullmatch(r"<question>[^<]+</question>\n<answer>[^<]+</answer>\n", tagged)
+    labelled = fitting_text('Begin your answer with "Title:" and the title.')
+    assert labelled.startswith("Title: ")
+    assert "1. Instruction: " not in fitting_text("Instruction:")
+    assert "5. Input:" in fitting_text("…\n###\n5. Instruction:")
+    any_object = orjson.loads(fitting_text("JSON, please.", form={"type": "json_object"}))
+    assert list(any_object) == ["text"]
+
+
 @pytest.mark.anyio
-async def test_tokens_of_all_turns_are_counted() -> None:
-    (answer,) = await ScriptedBackend().complete([prompt("One two three.")])
-    assert isinstance(answer, Completion)
-    assert answer.usage.prompt_tokens == 5
+async def test_a_chat_is_answered_by_all_its_turns() -> None:
+    """Also its form, and its tokens are counted."""
+    form = {"type": "json_schema", "json_schema": {"schema": ADDRESS}}
+    prompts = [
+        Prompt(
+            index=0,
+            api="chat",
+            messages=(
+                Message(role="system", content=system),
+                Message(role="user", content="One two three."),
+            ),
+            sampling=Sampling(max_tokens=99, seed=1, extra={"response_format": form}),
+        )
+        for system in ("Be brief.", "Be kind.")
+    ]
+    one, other = await ScriptedBackend().complete(prompts)
+    assert isinstance(one, Completion)
+    assert isinstance(other, Completion)
+    assert one.text != other.text
+    assert jsonschema_rs.is_valid(ADDRESS, orjson.loads(one.text))
+    assert one.usage.prompt_tokens == 5
