@@ -73,7 +73,7 @@ class TextAnswer:
 
 # A number is at most six digits, and only a line feed ends a line: pieces of an item keep the rest.
 _ITEM = re.compile(
-    r"^([ \t]*+)(?:\*\*)?(?:(?:(\()?\d{1,6}+(?:[.)](?=\s|\*)|[、．）](?!\d)))|([-*•])(?=[ \t]))[ \t]*+"
+    r"^([ \t]*+)(?:\*\*)?(?:(?:(\()?\d{1,6}+(?:[.)](?=\s|\*|$)|[、．）](?!\d)))|([-*•])(?=[ \t]|$))[ \t]*+"
 )
 _BLANK_LINES = re.compile(r"\n[ \t]*+\n")
 
@@ -250,7 +250,7 @@ class NumberedAnswer:
         self.names: tuple[str, ...] | None = tuple(self._labels.values())
         parts = "|".join(map(re.escape, labels))
         self._label = re.compile(
-            rf"^[#*\s]*?(\d{{1,6}}+)[.)][ \t*]*+({parts})[ \t*]*+[:：]",
+            rf"^[#* \t]*+(\d{{1,6}}+)[.)][ \t*]*+({parts})[ \t*]*+[:：]",
             re.MULTILINE | re.IGNORECASE,
         )
 
@@ -270,7 +270,7 @@ class NumberedAnswer:
                 entries.append((number, {}))
             entries[-1][1][name] = text[match.end() : end].strip().strip("#").strip()
         for place, (number, entry) in enumerate(entries, 1):
-            missing = [label for key, label in self._labels.items() if label not in entry]
+            missing = [label for label in self._written if name_of(label) not in entry]
             if cut and place == len(entries):
                 yield "cut_off", cut
             elif missing:

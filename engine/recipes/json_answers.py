@@ -283,7 +283,7 @@ def _repaired(text: str) -> Any | None:
         orjson.dumps(value)
     except (ValueError, TypeError, RecursionError):
         return None
-    if not isinstance(value, dict | list) or not value:
+    if not isinstance(value, dict if text[0] == "{" else list) or not value:
         return None
     return value if all(_stands_in(text, each) for each in _leaves(value)) else None
 
