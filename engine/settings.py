@@ -263,7 +263,9 @@ class RunConfig(_Strict):
             filters=self.checks(),
             scope=self.scope,
         )
-        return load_recipe(self.recipe, seeded, self.recipe_options)
+        here = self.chosen_backend in ("transformers", "vllm")
+        model = self.model or (EMBEDDED_MODEL if here else "")
+        return load_recipe(self.recipe, seeded, self.recipe_options, model)
 
     @property
     def asked_api(self) -> Literal["completions", "chat"]:

@@ -15,23 +15,34 @@ from engine.errors import ConfigError
 from engine.recipes.alpaca import Alpaca, Seeded
 from engine.recipes.base import Recipe
 
-__all__ = ["ALPACA", "load_recipe"]
+__all__ = ["ALPACA", "CODED", "load_recipe"]
 
 ALPACA = "alpaca"
+CODED = {
+    ALPACA: "seed tasks in, new instruction records out",
+    "magpie": "what users would say, from a chat model's own template",
+    "respond": "answers to instructions, questions and chats",
+}
+"""Built-in recipes that are code; the others are files in ``builtin``."""
 
 
-def load_recipe(spec: str, seeded: Seeded, options: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    spec: str, seeded: Seeded, options: Mapping[str, Any] | None = None, model: str = ""
+) -> Recipe:
     """The recipe that ``spec`` names: ``alpaca`` or another built-in one, ``FILE.toml``,
     ``FILE.py:CLASS`` or ``package.module:CLASS``.
 
     Args:
         seeded: what Alpaca's is made with; the others do not need it.
-        options: values for the options that a template declares.
+        options: values for the options that the recipe declares.
+        model: what is asked, as the run names it.
 
     Raises ConfigError with the remedy where there is no such recipe or it cannot be loaded.
     """
     if spec == ALPACA:
         return Alpaca(seeded)
+    if spec in CODED:
+        return _coded(spec, options or {}, model)
     where, colon, name = spec.rpartition(":")
     if colon and where and not spec.endswith(".toml"):
         if options:
@@ -40,6 +51,16 @@ def load_recipe(spec: str, seeded: Seeded, options: Mapping[str, Any] | None = N
     from engine.recipes.template import load_template
 
     return load_template(spec, options or {})
+
+
+def _coded(name: str, options: Mapping[str, Any], model: str) -> Recipe:
+    from engine.recipes.magpie import Magpie
+    from engine.recipes.respond import Respond
+    from engine.recipes.template import settle_options
+
+    kind = Respond if name == Respond.name else Magpie
+    values = settle_options(kind.OPTIONS, options, name)
+    return Respond(**values) if kind is Respond else Magpie(model, **values)
 
 
 def _of_class(where: str, name: str, spec: str) -> Recipe:

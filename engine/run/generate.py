@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from engine import models
-from engine.backends.base import Backend
+from engine.backends.base import Backend, Tells
 from engine.backends.openai.address import read_address, read_headers
 from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
@@ -177,13 +177,20 @@ def _try_out(prompts: Prompts, recipe: Recipe) -> None:
 def _learn_with(
     store: RunStore, backends: Sequence[Backend], display: Display, *, any_api: bool
 ) -> None:
-    """Let backends go on from what earlier sessions learnt about their hosts, and keep what they
-    learn. ``any_api``: requests for completions may be asked by chat.
+    """Let backends go on from what earlier sessions learnt about their hosts, and tell and keep
+    what they learn. ``any_api``: requests for completions may be asked by chat.
     """
     servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
 
+    def tell(backend: Backend, lesson: str) -> None:
+        display.note(f"{backend.name}: {lesson}")
+
+    for backend in backends:
+        if isinstance(backend, Tells):
+            backend.on_lesson = partial(tell, backend)
+
     def keep_lesson(server: HttpBackend, lesson: str) -> None:
-        display.note(f"{server.name}: {lesson}")
+        tell(server, lesson)
         learnt = {each.name: each.dialect.learnt for each in servers if each.dialect.learnt}
         store.learnt(learnt)
 
