@@ -70,7 +70,11 @@ def _is_as_made(recipe: Recipe) -> bool:
 def _place_of(recipe: Recipe) -> tuple[ModuleType, str] | None:
     """A module with the object at its top level, and its name there."""
     modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    for module in sorted(modules, key=lambda module: module.__name__ == MAIN):
+
+    def unlikely(module: ModuleType) -> tuple[bool, bool]:
+        return module.__name__ != type(recipe).__module__, module.__name__ == MAIN
+
+    for module in sorted(modules, key=unlikely):
         for name, value in list(vars(module).items()):
             if value is recipe:
                 return module, name

@@ -105,6 +105,8 @@ def _lines(rows: Iterable[Any]) -> Iterator[bytes]:
     for number, row in enumerate(_each(rows), 1):
         if not isinstance(row, Mapping):
             raise ConfigError(f"rows: row {number:,} is a {type(row).__name__}, not a mapping")
+        if not all(isinstance(name, str) for name in row):
+            raise ConfigError(f"rows: row {number:,} has a field whose name is no text")
         yield _line(row if isinstance(row, dict) else dict(row), number)
 
 
