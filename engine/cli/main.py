@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import orjson
 
-from engine.errors import DONE_WITH_DEAD_LETTERS, InternalError, UsageError, WoolmillError
+from engine.errors import (
+    DONE_WITH_DEAD_LETTERS,
+    InternalError,
+    UsageError,
+    WoolmillError,
+    first_known,
+)
 from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
@@ -398,7 +404,7 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         # click's own way out of a closed pipe is 1, which no command of ours uses.
         return 143 if exc.code == 1 else exc.code
     except (WoolmillError, BaseExceptionGroup) as exc:
-        known = _first_known(exc)
+        known = first_known(exc)
         if debug or known is None:
             traceback.print_exception(exc)
         if known is None:
@@ -421,13 +427,6 @@ def _follows_interrupt(exc: BaseException | None) -> bool:
     while exc is not None and not isinstance(exc, KeyboardInterrupt):
         exc = exc.__context__
     return exc is not None
-
-
-def _first_known(exc: BaseException) -> WoolmillError | None:
-    if isinstance(exc, WoolmillError):
-        return exc
-    inner = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
-    return next((known for known in map(_first_known, inner) if known), None)
 
 
 def _say_error(error: WoolmillError) -> None:
