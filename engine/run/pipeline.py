@@ -124,7 +124,7 @@ class Pipeline:
         policy: RetryPolicy,
         pace: Pace,
         display: Display,
-        owner: Owner,
+        owner: Owner | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -133,7 +133,7 @@ class Pipeline:
         self._policy = policy
         self._pace = pace
         self._display = display
-        self._owner = owner
+        self._owner = owner or Owner()
         self._changed = Changed()
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
