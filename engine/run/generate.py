@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import anyio
+
 from engine import models
-from engine.backends.base import Backend
+from engine.backends.base import Backend, Tells
 from engine.backends.openai.address import read_address, read_headers
 from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
@@ -32,7 +34,7 @@ from engine.run.deliver import RetryPolicy
 from engine.run.display import Guarded
 from engine.run.manifest import make_manifest
 from engine.run.pipeline import Pipeline
-from engine.run.progress import Display, Pace, Progress, Stop
+from engine.run.progress import Display, Owner, Pace, Progress, Stop
 from engine.run.settle import Settled, about_language, settle
 from engine.secrets import keep_from_children, read_key
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
@@ -58,38 +60,39 @@ class Result:
     """Requests that an earlier session had sent and got no answer to."""
 
 
-async def generate(config: RunConfig, display: Display) -> Result:
+async def generate(config: RunConfig, display: Display, owner: Owner | None = None) -> Result:
     """Run to the target, a stop or a fault; go on where an earlier run in the folder stopped.
 
     Raises:
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
-    display = Guarded(display)
+    display, owner = Guarded(display), owner or Owner()
     settled = settle(config)
     config, recipe, tasks = settled.config, settled.recipe, settled.tasks
     backends = make_backends(config)
     fetch_encoder(config)
     async with AsyncExitStack() as stack:
         pool = _pool(config, backends)
-        stack.push_async_callback(pool.aclose)
+        stack.push_async_callback(_surely, pool.aclose)
         unnamed = not backends[0].model
         if unnamed:
             await pool.start()  # the server knows which model it serves, and asking is free
         manifest = make_manifest(config, recipe, tasks, backends[0].model)
         store = RunStore.open(config.out, manifest)
-        stack.push_async_callback(store.aclose)
+        stack.push_async_callback(_surely, store.aclose)
         with suppress(OSError):  # a disk in trouble stops the store, and says so there
             keep(tasks, config.out)
             keep_recipe(config.recipe, config.out)
         _learn_with(store, backends, display, any_api=settled.any_api)
+        if settled.rows is not None and not settled.same_rows:
+            settled.rows.check(store, config.samples or 1)
+        owner.opened(config.target)
         resume = store.resume()
         if resume.counts.accepted >= config.target:
             done = Progress(target=config.target, accepted=resume.counts.accepted)
             seconds = time.monotonic() - began
             return Result(stop=Stop(), progress=done, folder=config.out, seconds=seconds)
-        if settled.rows is not None and not settled.same_rows:
-            settled.rows.check(store, config.samples or 1)
         if resume.in_flight:
             keys = ", ".join(request.key[:12] for request in resume.in_flight[:8])
             display.note(
@@ -102,7 +105,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         prompts = make_prompts(settled)
         _try_out(prompts, recipe)
         deciding = Deciding(config, tasks, display.note)
-        stack.push_async_callback(deciding.aclose)
+        stack.push_async_callback(_surely, deciding.aclose)
         await deciding.start()
         if not unnamed:
             display.note(f"starting {config.chosen_backend} with {backends[0].model}")
@@ -114,6 +117,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         prompts.context_length = config.context_length or min(known, default=None)
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
         await prompts.count(counter or backends[0].count_tokens)
+        _try_out(prompts, recipe)
         await deciding.ready()
         paid = config.chosen_backend not in ("transformers", "vllm")
         pipeline = Pipeline(
@@ -135,7 +139,9 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 paid=paid,
             ),
             display=display,
+            owner=owner,
         )
+        owner.running(pipeline.stop)
         with seldom_collected():
             stop = await pipeline.run()
     return Result(
@@ -147,33 +153,55 @@ async def generate(config: RunConfig, display: Display) -> Result:
     )
 
 
+async def _surely(close: Callable[[], Awaitable[None]]) -> None:
+    """Close to the end, also where the run is cancelled before it begins."""
+    with anyio.CancelScope(shield=True):
+        await close()
+
+
 TRIED = 3
 """Requests that are made before anything is paid, to see whether the recipe can make one."""
 
 
 def _try_out(prompts: Prompts, recipe: Recipe) -> None:
-    """Raises ConfigError where none of the first requests can be made; no input row is none."""
-    fault = None
+    """Raises ConfigError where none of the first requests can be made, or fits the context as far
+    as it is known; an input without rows has none.
+    """
+    faults = []
     for index in range(TRIED):
         try:
-            prompts.prompt(index)
+            prompt = prompts.prompt(index)
         except RecipeFault as error:
-            fault = fault or error
-        else:
+            faults.append(f"recipe {recipe.name} makes no prompt: {error}")
+            continue
+        context, tokens = prompts.context_length, prompt.tokens if prompt is not None else None
+        if context is None or tokens is None or tokens < context:
             return
-    raise ConfigError(f"recipe {recipe.name} makes no prompt: {fault}")
+        faults.append(
+            f"the shortest prompt of recipe {recipe.name} takes some {tokens} of the {context}"
+            " tokens of the context, which leaves none to answer; use a model with a longer one,"
+            " or correct --context-length"
+        )
+    raise ConfigError(faults[0])
 
 
 def _learn_with(
     store: RunStore, backends: Sequence[Backend], display: Display, *, any_api: bool
 ) -> None:
-    """Let backends go on from what earlier sessions learnt about their hosts, and keep what they
-    learn. ``any_api``: requests for completions may be asked by chat.
+    """Let backends go on from what earlier sessions learnt about their hosts, and tell and keep
+    what they learn. ``any_api``: requests for completions may be asked by chat.
     """
     servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
 
+    def tell(backend: Backend, lesson: str) -> None:
+        display.note(f"{backend.name}: {lesson}")
+
+    for backend in backends:
+        if isinstance(backend, Tells):
+            backend.on_lesson = partial(tell, backend)
+
     def keep_lesson(server: HttpBackend, lesson: str) -> None:
-        display.note(f"{server.name}: {lesson}")
+        tell(server, lesson)
         learnt = {each.name: each.dialect.learnt for each in servers if each.dialect.learnt}
         store.learnt(learnt)
 
