@@ -18,7 +18,7 @@ from engine.records import EVERY, SeedTask
 from engine.settings import RunConfig
 from engine.store import Manifest, RunReader
 
-__all__ = ["keep_recipe", "recipe_of", "settings_of"]
+__all__ = ["copy_recipe", "keep_recipe", "recipe_of", "settings_of"]
 
 SUFFIXES = (".toml", ".py")
 
@@ -34,6 +34,12 @@ def keep_recipe(spec: str, folder: Path) -> None:
             kept, text = folder / f"recipe{file.suffix}", file.read_bytes()
             if not kept.is_file() or kept.read_bytes() != text:
                 replace_file(kept, lambda file: file.write(text))
+
+
+def copy_recipe(folder: Path, stored: Manifest, output: Path) -> None:
+    """Keep in ``output`` the recipe of the run in ``folder``, as far as it is still there."""
+    if stored.fixed.get("recipe") != ALPACA:
+        keep_recipe(_spec(folder, str(stored.free.get("recipe_spec", ""))), output)
 
 
 def settings_of(

@@ -7,10 +7,10 @@ the plan or the decisions and is compared with what the run store remembers.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +32,7 @@ __all__ = [
     "EndpointConfig",
     "FiltersConfig",
     "RunConfig",
+    "config_of",
     "load_config",
 ]
 
@@ -333,6 +334,26 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values | given)
     except ValidationError as exc:
         raise ConfigError(_explain(exc, path, given)) from exc
+
+
+def config_of(settings: Mapping[str, Any]) -> RunConfig:
+    """Settings that a program gives by their names. One value stands for a list of one.
+
+    Raises ConfigError as ``load_config`` does.
+    """
+    values = {
+        name: (value,) if _is_list(name) and isinstance(value, str | Path) else value
+        for name, value in settings.items()
+    }
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError(_explain(exc, None, {})) from exc
+
+
+def _is_list(name: str) -> bool:
+    field = RunConfig.model_fields.get(name)
+    return field is not None and get_origin(field.annotation) is tuple
 
 
 FLAGS = {"max_outage_s": "max_outage", "drain_timeout_s": "drain_timeout"}

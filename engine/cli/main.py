@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import orjson
 
-from engine.errors import DONE_WITH_DEAD_LETTERS, InternalError, UsageError, WoolmillError
+from engine.errors import (
+    DONE_WITH_DEAD_LETTERS,
+    InternalError,
+    UsageError,
+    WoolmillError,
+    first_known,
+)
+from engine.records import EVERY
 from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
@@ -242,7 +249,7 @@ def generate(
     """
     import anyio
 
-    from engine.export import export
+    from engine.export import dataset_of, export
     from engine.run.display import Guarded
     from engine.run.generate import generate as run
     from engine.run.textfile import MetricsFile
@@ -259,17 +266,20 @@ def generate(
             metrics = MetricsFile(display, metrics_file, config.out)
             display = stack.enter_context(Guarded(metrics, display))
         result = anyio.run(run, config, display, backend_options=uvloop)
-    dataset = config.out / "alpaca_data.json"
+    dataset, samples = config.out, 1
     failed: WoolmillError | None = None
-    if result.progress.accepted:
-        try:
-            with RunStore.read(config.out) as store:
-                export(store, "alpaca", dataset)
-        except WoolmillError as error:
-            failed = error
-        except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
-            failed = InternalError.of(error)
-    _say_end(result, dataset, failed)
+    try:
+        with RunStore.read(config.out) as store:
+            samples = store.manifest.fixed.get("samples") or 1
+            format, name = dataset_of(store.manifest)
+            dataset = config.out / name
+            if result.progress.accepted:
+                export(store, format, dataset)
+    except WoolmillError as error:
+        failed = error
+    except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
+        failed = InternalError.of(error)
+    _say_end(result, dataset, failed, samples)
 
 
 def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
@@ -318,13 +328,13 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _say_end(result: Result, dataset: Path, failed: WoolmillError | None) -> NoReturn:
+def _say_end(result: Result, dataset: Path, failed: WoolmillError | None, samples: int) -> NoReturn:
     """Say how the run ended, and leave with the code of what ended it; ``failed`` says why there is
-    no dataset, which comes second.
+    no dataset, which comes second. ``samples``: requests for each input row, where there are any.
     """
     progress, stop = result.progress, result.stop
     drain()  # the live block is gone before lines come where it stood
-    _say(f"accepted {progress.accepted} of {progress.target} in {result.seconds:.0f} s")
+    _say(f"{_came_to(result, samples)} in {result.seconds:.0f} s")
     if progress.accepted and failed is None:
         _say(f"dataset  {dataset}")
     _say(f"store    {result.folder / 'run.sqlite'}")
@@ -341,6 +351,16 @@ def _say_end(result: Result, dataset: Path, failed: WoolmillError | None) -> NoR
         sys.exit(DONE_WITH_DEAD_LETTERS if progress.failed else 0)
     click.echo(f"{'go on' if stop.reached else 'resume'} with: {_command()}", err=True)
     sys.exit(first.exit_code if first else 130 if stop.signum == 2 else 143)
+
+
+def _came_to(result: Result, samples: int) -> str:
+    """How many rows were accepted, of how many wanted; or of how many input rows, each decided."""
+    progress = result.progress
+    if progress.target != EVERY:
+        return f"accepted {progress.accepted} of {progress.target}"
+    rows = progress.decided_answers // samples
+    decided = f"decided {'all ' if result.stop.reached else ''}{rows} input rows"
+    return f"{decided}{'' if result.stop.reached else ' so far'}, accepted {progress.accepted}"
 
 
 def _lost(dropped: int, result: Result) -> str:
@@ -398,7 +418,7 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         # click's own way out of a closed pipe is 1, which no command of ours uses.
         return 143 if exc.code == 1 else exc.code
     except (WoolmillError, BaseExceptionGroup) as exc:
-        known = _first_known(exc)
+        known = first_known(exc)
         if debug or known is None:
             traceback.print_exception(exc)
         if known is None:
@@ -421,13 +441,6 @@ def _follows_interrupt(exc: BaseException | None) -> bool:
     while exc is not None and not isinstance(exc, KeyboardInterrupt):
         exc = exc.__context__
     return exc is not None
-
-
-def _first_known(exc: BaseException) -> WoolmillError | None:
-    if isinstance(exc, WoolmillError):
-        return exc
-    inner = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
-    return next((known for known in map(_first_known, inner) if known), None)
 
 
 def _say_error(error: WoolmillError) -> None:

@@ -113,6 +113,9 @@ class _Watchdog:
         while True:
             time.sleep(0.5)
             with self._lock:
+                if not self._until:  # it is started again where it is needed
+                    self._thread = None
+                    return
                 for thread, until in self._until.items():
                     if time.monotonic() > until:
                         ctypes.pythonapi.PyThreadState_SetAsyncExc(
