@@ -365,7 +365,7 @@ def _run(folder: Path) -> Iterator[Row]:
     with RunStore.read(folder) as run:
         for number, decision in enumerate(run.decisions(accepted=True), 1):
             if decision.record is not None:
-                yield Row(folder, number, dict(decision.record))
+                yield Row(folder, number, decision.record)
 
 
 def _data_files(folder: Path) -> list[Path]:

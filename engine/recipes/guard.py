@@ -38,12 +38,13 @@ class _TimeUp(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float = LIMIT_S) -> Iterator[None]:
-    """End what runs within after ``seconds``, by a RecipeFault.
+def time_limit() -> Iterator[None]:
+    """End what runs within after ``LIMIT_S``, by a RecipeFault.
 
     In the main thread by a timer signal, which also ends sleeps and regular expressions; in others
     by an exception that takes effect at the next bytecode. It fires again until it is heeded.
     """
+    seconds = LIMIT_S
     main = threading.current_thread() is threading.main_thread()
     try:
         if main:

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.limits import Pool
+from engine.records import EVERY
 from engine.run.progress import Display, Progress
 from engine.text import shorten, visible
 
@@ -98,17 +99,35 @@ class Speed:
         return a, b, c, d
 
 
+def _way(
+    progress: Progress, answers_per_s: float, accepted_per_s: float
+) -> tuple[float | None, float | None]:
+    """The share of the way that is done and the seconds that are left; None where nobody knows:
+    an input that has not been read to its end may hold any number of rows.
+    """
+    if progress.target == EVERY:
+        done, goal, per_s = progress.decided_answers, progress.requests, answers_per_s
+    else:
+        done, goal, per_s = progress.accepted, progress.target, accepted_per_s
+    if goal is None:
+        return None, None
+    left_s = round(max(0, goal - done) / per_s, 1) if per_s else None
+    return done / goal if goal else 1.0, left_s
+
+
 def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
     """The state of a run as plain JSON values; all displays show these."""
     answers, accepted, prompt_tokens, completion_tokens = speed.per_s()
-    missing = max(0, progress.target - progress.accepted)
+    share, left_s = _way(progress, answers, accepted)
     tokens = progress.prompt_tokens + progress.completion_tokens
     cost = _cost(progress, pool)
-    share = progress.accepted / progress.target if progress.target else 1.0
     return {
         "accepted": progress.accepted,
-        "target": progress.target,
-        "left_s": round(missing / accepted, 1) if accepted else None,
+        "target": None if progress.target == EVERY else progress.target,
+        "decided": progress.decided_answers,
+        "requests": progress.requests,
+        "share": share,
+        "left_s": left_s,
         "sent": progress.sent,
         "answered": progress.answered,
         "failed": progress.failed,
@@ -332,13 +351,13 @@ class LiveDisplay:
 def block(state: dict[str, Any]) -> RenderableType:
     """The live block: progress, endpoints, tokens and money, refusals."""
     head = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=state["target"], completed=state["accepted"], width=32)
+    bar = ProgressBar(total=1.0, completed=state["share"] or 0.0, width=32)
     left = "" if state["left_s"] is None else f"{clock(state['left_s'])} left"
-    share = state["accepted"] / state["target"] if state["target"] else 1.0
-    accepted = f"{state['accepted']:,} / {state['target']:,} accepted  {share:.0%}"
+    share = "" if state["share"] is None else f"  {state['share']:.0%}"
     head.add_row(
-        bar, Text(accepted, style="bold"), Text(left), Text("draining" * state["draining"])
-    )
+        bar, Text(_reached(state) + share, style="bold"), Text(left),
+        Text("draining" * state["draining"]),
+    )  # fmt: skip
     body = Table.grid(padding=(0, 2))
     body.add_column(style="dim", justify="right")
     body.add_column()
@@ -373,6 +392,14 @@ def block(state: dict[str, Any]) -> RenderableType:
     return Group(head, body)
 
 
+def _reached(state: dict[str, Any]) -> str:
+    """How far the run is, by what it is to reach."""
+    if state["target"] is not None:
+        return f"accepted {state['accepted']:,}/{state['target']:,}"
+    rows = "" if state["requests"] is None else f"/{state['requests']:,}"
+    return f"decided {state['decided']:,}{rows} · accepted {state['accepted']:,}"
+
+
 def _tokens(state: dict[str, Any]) -> str:
     line = f"{state['prompt_tokens_per_s']:,.0f} in · {state['completion_tokens_per_s']:,.0f} out"
     if state["tokens_in_the_making"]:
@@ -386,7 +413,7 @@ def summary(state: dict[str, Any]) -> str:
     in_flight = sum(endpoint["in_flight"] for endpoint in state["endpoints"])
     limit = sum(endpoint["limit"] for endpoint in state["endpoints"])
     parts = [
-        f"accepted {state['accepted']:,}/{state['target']:,}",
+        _reached(state),
         f"answers {state['answered']:,}",
         f"in flight {in_flight}/{limit}",
         f"{state['completion_tokens_per_s']:,.0f} tokens/s",

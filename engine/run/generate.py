@@ -114,6 +114,7 @@ async def generate(config: RunConfig, display: Display) -> Result:
         prompts.context_length = config.context_length or min(known, default=None)
         counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
         await prompts.count(counter or backends[0].count_tokens)
+        _try_out(prompts, recipe)
         await deciding.ready()
         paid = config.chosen_backend not in ("transformers", "vllm")
         pipeline = Pipeline(
@@ -152,16 +153,25 @@ TRIED = 3
 
 
 def _try_out(prompts: Prompts, recipe: Recipe) -> None:
-    """Raises ConfigError where none of the first requests can be made; no input row is none."""
-    fault = None
+    """Raises ConfigError where none of the first requests can be made, or fits the context as far
+    as it is known; an input without rows has none.
+    """
+    faults = []
     for index in range(TRIED):
         try:
-            prompts.prompt(index)
+            prompt = prompts.prompt(index)
         except RecipeFault as error:
-            fault = fault or error
-        else:
+            faults.append(f"recipe {recipe.name} makes no prompt: {error}")
+            continue
+        context, tokens = prompts.context_length, prompt.tokens if prompt is not None else None
+        if context is None or tokens is None or tokens < context:
             return
-    raise ConfigError(f"recipe {recipe.name} makes no prompt: {fault}")
+        faults.append(
+            f"the shortest prompt of recipe {recipe.name} takes some {tokens} of the {context}"
+            " tokens of the context, which leaves none to answer; use a model with a longer one,"
+            " or correct --context-length"
+        )
+    raise ConfigError(faults[0])
 
 
 def _learn_with(

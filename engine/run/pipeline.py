@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,14 +48,13 @@ from engine.recipes.base import RECIPE_ERROR
 from engine.recipes.guard import RecipeFault
 from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run.deliver import RetryPolicy, deliver, most_tokens
+from engine.run.plan import Plan
 from engine.run.progress import Display, Pace, Progress, Stop, of_target
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
 
 __all__ = ["Pipeline"]
 
-WINDOW = 100_000
-"""Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
 MOST_COMMITTING = 8
 """Batches of decisions that may wait for their commit; then no more are taken."""
 REFRESH_S = 0.25
@@ -150,35 +149,27 @@ class Pipeline:
         """Tasks whose call is over and that wait for the next."""
         resume = store.resume()
         counts = resume.counts
-        self._answered = set(resume.answered_beyond)
-        self._answered_below = resume.answered_below
-        """Every request below has its answer; ``_answered`` holds those above."""
-        in_flight = [request.index for request in resume.in_flight]
-        self._next_index = 1 + max(resume.answered_below - 1, *self._answered, *in_flight, -1)
-        # First in line: what was in flight, and what was never sent though later requests were.
-        self._again = deque(
-            index
-            for index in range(resume.answered_below, self._next_index)
-            if index not in self._answered
+        self._plan = Plan(
+            answered_below=resume.answered_below,
+            answered_beyond=resume.answered_beyond,
+            in_flight=[request.index for request in resume.in_flight],
+            # The last one may be decided in part: the target may have fallen inside it.
+            undecided=resume.last_decided[0] if resume.last_decided else 0,
         )
-        self._plan_end: int | None = None
-        """The first request without an input row; None: not known, or there is no input."""
-        self._told = 0
-        """Up to where ``_deciding`` was told that answers are there."""
+        self._telling = False
+        """What decides will be told, before long, how far answers are there."""
         self._committing = 0
         """Batches of decisions that wait for their commit."""
         self._no_decisions = False
         """There will be no more of them."""
-        # The last one may be decided in part: the target may have fallen inside it.
-        self._undecided = resume.last_decided[0] if resume.last_decided else 0
         self._barren = 0
         self.progress = Progress(
             target=pace.target,
             most_records=pace.most_records,
             accepted=counts.accepted,
-            sent=self._next_index - len(self._again),
+            sent=self._plan.sent,
             answered=counts.answered,
-            decided_answers=self._undecided,
+            decided_answers=self._plan.undecided,
             failed=counts.failed,
             reasons=Counter(counts.reasons),
             unread=counts.accepted - counts.vectors if pace.by_meaning else 0,
@@ -214,7 +205,7 @@ class Pipeline:
         if progress.accepted >= progress.target:
             self._halt(Stop())
         elif self._stop is None:
-            at_end = self._plan_end is not None and self._undecided >= self._plan_end
+            at_end = self._plan.is_complete
             if at_end and progress.target == EVERY:
                 self._halt(Stop())
             else:
@@ -331,24 +322,7 @@ class Pipeline:
         if missing > 0:
             known = progress.decided_answers if self._pace.paid else 0
             needed = max(needed, self._pace.at_least - known)
-        outstanding = self._next_index - len(self._again) - progress.decided_answers
-        wanted = min(needed, WINDOW) - outstanding
-        caps = [cap for cap in (self._pace.max_requests, self._plan_end) if cap is not None]
-        if caps:
-            unsent = max(0, min(caps) - self._next_index) + len(self._again)
-            wanted = min(wanted, unsent)
-        return wanted
-
-    def _take(self, count: int) -> list[int]:
-        """The next ``count`` indexes of the plan; those sent before a restart come first."""
-        indexes = []
-        for _ in range(count):
-            if self._again:
-                indexes.append(self._again.popleft())
-            else:
-                indexes.append(self._next_index)
-                self._next_index += 1
-        return indexes
+        return self._plan.wanted(needed, self._pace.max_requests)
 
     def _next(self) -> Sequence[Prompt] | None:
         """The prompts of the next call; None where none may go out now.
@@ -360,7 +334,7 @@ class Pipeline:
             if self._may_go(prompts):
                 return self._held.pop(at)
         while len(self._held) < MOST_HELD and (wanted := self._wanted()) > 0:
-            indexes = self._take(min(wanted, self._pace.request_batch_size))
+            indexes = self._plan.take(min(wanted, self._pace.request_batch_size))
             prompts = self._made(indexes)
             if prompts and self._may_go(prompts):
                 return prompts
@@ -381,9 +355,9 @@ class Pipeline:
                 continue
             if prompt is not None:
                 prompts.append(prompt)
-            elif self._plan_end is None or index < self._plan_end:
-                self._plan_end = index
-                self._next_index = min(self._next_index, index)
+            else:
+                self._plan.ends_before(index)
+                self.progress.requests = self._plan.end
                 self._changed.set()
         return prompts
 
@@ -428,7 +402,7 @@ class Pipeline:
         if self._wanted() < 0 or self._stop is not None:
             # While this waited for a slot, decisions made it needless.
             lease.release()
-            self._again.extendleft(prompt.index for prompt in reversed(prompts))
+            self._plan.put_back(prompt.index for prompt in prompts)
             if alone:
                 self._scouting = False
             return
@@ -503,27 +477,25 @@ class Pipeline:
         self._changed.set()
 
     def _count(self, answers: Sequence[Answer]) -> None:
-        progress = self.progress
+        progress, further = self.progress, False
         for answer in answers:
             progress.answered += 1
             progress.session_answered += 1
-            self._answered.add(answer.index)
+            further |= self._plan.answered(answer.index)
             if answer.completion is None:
                 progress.failed += 1
             else:
                 progress.add(answer.completion.usage)
                 progress.session_completion_tokens += answer.completion.usage.completion_tokens
-        if self._told == self._answered_below and self._told in self._answered:
+        if further and not self._telling:
+            self._telling = True
             asyncio.get_running_loop().call_soon(self._tell)  # of all that the commit brought
-        while self._answered_below in self._answered:
-            self._answered.remove(self._answered_below)
-            self._answered_below += 1
 
     # -- deciding ---------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        self._told = self._answered_below
-        self._deciding.tell(self._told)
+        self._telling = False
+        self._deciding.tell(self._plan.answered_below)
 
     async def _decide(self) -> None:
         """Hand decisions to the store as they come, and replace a process that dies."""
@@ -583,8 +555,7 @@ class Pipeline:
             if self._thoughts == THOUGHTS_IN_A_ROW:
                 self._display.note(self._thoughts_message())
         progress.unread -= len(batch.rows.vectors)
-        self._undecided = batch.end
-        progress.decided_answers = self._undecided
+        self._plan.undecided = progress.decided_answers = batch.end
         if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
             self._halt(Stop(error=StoppedError(self._barren_message())))
         elif self._thoughts >= self._pace.max_refusals_in_a_row:
@@ -593,7 +564,7 @@ class Pipeline:
     def _all_decided(self) -> bool:
         """All that can be, or all that the person waits for."""
         return (
-            self._undecided >= self._answered_below
+            not self._plan.to_decide
             or self.progress.accepted >= self.progress.target
             or self._no_decisions
             or self._abandoning.is_set()
@@ -601,7 +572,7 @@ class Pipeline:
 
     def _idle(self) -> bool:
         """Nothing is under way and nothing more may be sent."""
-        return self._in_flight == 0 and self._undecided >= self._next_index and self._wanted() <= 0
+        return self._in_flight == 0 and self._plan.is_decided and self._wanted() <= 0
 
     def _at_cap(self) -> StoppedError:
         p = self.progress
@@ -613,7 +584,7 @@ class Pipeline:
     def _at_end_of_rows(self) -> StoppedError:
         p = self.progress
         return StoppedError(
-            f"asked about all input rows ({self._plan_end:,} requests) and accepted"
+            f"asked about all input rows ({self._plan.end:,} requests) and accepted"
             f" {p.accepted:,} of {p.target:,}; give more rows, or more requests for each with"
             " --samples in a new run"
         )
@@ -639,10 +610,10 @@ class Pipeline:
         progress, decided, since_s = self.progress, -1, anyio.current_time()
         while True:
             now_s = anyio.current_time()
-            to_decide = max(0, self._answered_below - self._undecided)
-            if not to_decide or not progress.to_decide or self._undecided != decided:
+            to_decide, undecided = self._plan.to_decide, self._plan.undecided
+            if not to_decide or not progress.to_decide or undecided != decided:
                 since_s = now_s
-            decided = self._undecided
+            decided = undecided
             progress.to_decide, progress.deciding_s = to_decide, now_s - since_s
             progress.calls = self._in_flight
             progress.calls_at_disk = self._store.waiting

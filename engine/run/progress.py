@@ -41,6 +41,8 @@ class Progress(Spent):
     target: int
     most_records: int = 19
     """That one answer can hold."""
+    requests: int | None = None
+    """Of the whole input; None: it has not been read to its end, or there is none."""
     accepted: int = 0
     sent: int = 0
     answered: int = 0
