@@ -90,7 +90,7 @@ def recipe_of(run: RunReader, seeds: Path | None = None) -> Recipe | None:
     try:
         config = stored_config(run.folder, stored)
         return config.make_recipe(kept_seeds(run.folder, stored.fixed.get("seeds"), seeds))
-    except WoolmillError:
+    except (WoolmillError, OSError):
         if seeds is not None:
             raise
         return None

@@ -27,6 +27,8 @@ from engine.text import shorten, visible
 
 __all__ = ["analyse"]
 
+ALPACA_S = frozenset(("scope", "num_demonstrations", "seeds", "filters"))
+"""Settings that say nothing of runs of other recipes."""
 EXAMPLES = 6
 """Refused pieces shown for each reason, spread over the run."""
 TIME_BINS = 60
@@ -58,7 +60,12 @@ def analyse(run: RunReader) -> dict[str, Any]:
         "figures": {**figures(run, exact=False), "parsed": rows.parsed},
         "told_by": shape.noun,
         "settings": {
-            part: dict(getattr(run.manifest, part)) for part in ("fixed", "decision", "free")
+            part: {
+                name: value
+                for name, value in getattr(run.manifest, part).items()
+                if shape.alpaca or name not in ALPACA_S
+            }
+            for part in ("fixed", "decision", "free")
         },
         "over_time": times.bins(),
         "latency_s": times.latency(),

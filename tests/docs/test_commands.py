@@ -75,6 +75,7 @@ def test_the_commands_of_a_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed_tasks.jsonl").write_bytes(bundled_seeds().read_bytes())
+    (tmp_path / "people.csv").write_text("name,job\nAda,beekeeper\nGrace,train driver\n")
     listed = steps(page)
     assert listed
     if any("runs/demo" in line for _, line in listed):
@@ -194,4 +195,5 @@ def test_the_pages_are_few_and_short() -> None:
     assert 0 < len(pages) <= 8
     lengths = {page.stem: len(page.read_text().splitlines()) for page in pages}
     assert lengths.pop("training") < 250  # a program of its own, with tables of what it takes
+    assert lengths.pop("writing-recipes") < 160  # with whole files to copy
     assert max(lengths.values()) < 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,10 +80,12 @@ def answer_to(prompt: Prompt) -> str:
     n = prompt.index
     if n % 7 == 6:
         return "Sorry, no."
-    word = "".join(chr(ord("a") + int(digit)) for digit in f"{n * 7919 % 100_003:05}")
+    words = random.Random(n).choices("abcdefghijklmnopqrst", k=48)
+    said = " ".join("".join(words[at : at + 6]) for at in range(0, 48, 6))
+    word = said[:6]
     row = {
         "id": n,
-        "question": f"What does {word} mean to {word[::-1]} in verse {word[2:]}{word[:2]}?",
+        "question": f"What means {said}?",
         "answer": f"=It means {n} to those who know {word}, whoever may ask",
         "score": n % 5,
         "tags": ["a", word][: n % 3],

@@ -297,16 +297,16 @@ def test_sorting_holds_numbers_and_no_texts(free: Path) -> None:
 
 def test_generate_leaves_json_lines_and_says_what_was_decided(tmp_path: Path) -> None:
     any_run(tmp_path / "first")
+    config, more = tmp_path / "run.toml", tmp_path / "rows.toml"
     recipe = f"{tmp_path / 'quiz.py'}:Quiz"
-    command = ("generate", "--backend", "scripted", "--no-semantic", "--recipe", recipe)
-    config = tmp_path / "run.toml"
-    config.write_text(f"rows = {str(topics(tmp_path))!r}\nsamples = 2\nrecipe = {recipe!r}\n")
+    config.write_text(f'recipe = "{recipe}"\nbackend = "scripted"\n')
+    more.write_text(f'rows = "{topics(tmp_path)}"\nsamples = 2\n{config.read_text()}')
     with answering():
-        free = ran(*command, "--target", 12, "--out", tmp_path / "free")
-        mapped = ran(
-            "generate", "--config", config, "--backend", "scripted", "--no-semantic",
-            "--out", tmp_path / "mapped",
+        free = ran(
+            "generate", "--config", config, "--no-semantic", "--target", 12,
+            "--out", tmp_path / "free",
         )  # fmt: skip
+        mapped = ran("generate", "--config", more, "--no-semantic", "--out", tmp_path / "mapped")
     assert "accepted 12 of 12 in" in free.output
     assert len(lines(tmp_path / "free" / "dataset.jsonl")) == 12
     accepted = len(records(tmp_path / "mapped"))
@@ -328,7 +328,7 @@ def test_verify_knows_the_dataset_of_any_recipe(mapped: Path, tmp_path: Path) ->
         assert done.exit_code == 0
         assert "is older than the store" in done.output
         assert exported(run, run / "dataset.jsonl").read_bytes() == whole
-    for other in (whole[:-1], whole[: len(whole) // 2], whole.replace(b"verse", b"worse", 1)):
+    for other in (whole[:-1], whole[: len(whole) // 2], whole.replace(b"means", b"meant", 1)):
         (run / "dataset.jsonl").write_bytes(other)
         assert "dataset.jsonl: is not what the" in " ".join(problems(run))
         (run / "exports.json").unlink(missing_ok=True)
@@ -358,7 +358,7 @@ def test_a_merged_run_keeps_each_row_s_place(mapped: Path, tmp_path: Path) -> No
     also where a run ended in the middle of an input row.
     """
     part = any_run(
-        tmp_path / "part", lambda prompt: answer_to(prompt).replace("mean", "signify"),
+        tmp_path / "part", lambda prompt: answer_to(prompt).replace("means", "signifies"),
         rows=topics(tmp_path), samples=2, target=5,
     )  # fmt: skip
     with RunReader(part) as run:
@@ -386,8 +386,8 @@ def test_runs_are_read_and_compared_as_datasets(free: Path, mapped: Path, tmp_pa
     assert compared.exit_code == 0, compared.exception
     assert "near-duplicates of the other run" in compared.output
     told = json.loads(ran("compare", free, mapped, "--format", "json").output)
-    # The answers depend on the request's number alone: what both runs asked is in both.
-    assert told["overlap"][0] == 1.0
+    # The answers follow from the request's number alone: the first 40 are in both runs.
+    assert told["overlap"][1] == 1.0
     assert told["figures"]["parsed"][0] > told["figures"]["accepted"][0]
 
 
@@ -400,13 +400,13 @@ def test_a_report_tells_of_any_fields(free: Path) -> None:
         analysis = analyse(run)
         refused = list(run.decisions(accepted=False))
     assert list(analysis["words"]) == ["question", "answer"]
-    assert analysis["words"]["question"]["median"] == 8
+    assert analysis["words"]["question"]["median"] == len("Whatmeans?") + 48
     empty = sum(row["source"] is None for row in records(free))
     assert analysis["checks"]["source is empty"] == empty
     assert analysis["checks"]["score is empty"] == 0
     told = analysis["rejected"]
     assert told["no_json"]["examples"][0]["detail"] == "begins with 'Sorry, n'"
-    assert told["too_easy"]["examples"][0]["text"].startswith("What does")
+    assert told["too_easy"]["examples"][0]["text"].startswith("What means")
     parsed = [decision for decision in refused if decision.record is not None]
     assert analysis["figures"]["parsed"] == 30 + len(parsed)
     text = markdown(analysis)
@@ -423,9 +423,7 @@ def test_the_page_of_a_report_draws_any_fields(
     assert not seen.console
     for name in ("words-question", "words-answer", "reasons", "rouge", "map"):
         place = seen.dom.index(f'id="{name}"')
-        assert (
-            "<svg" in seen.dom[place : place + 4000] or "<canvas" in seen.dom[place : place + 4000]
-        )
+        assert re.search("<svg|<canvas", seen.dom[place : place + 4000])
     body = seen.dom[seen.dom.index("<body") : seen.dom.index('id="charts"')]
     assert "nstruction" not in body
     assert "A map of the texts" in body
@@ -461,7 +459,7 @@ def test_a_row_shows_its_input_and_its_thoughts(mapped: Path) -> None:
     assert told["place"] == "input row 1, sample 1"
     assert told["reasoning"] == "about 3"
     assert told["prompt"] == "system: You write quizzes.\n\nuser: Ask about topic 1, take 3."
-    assert brief["text"].startswith("What does")
+    assert brief["text"].startswith("What means")
     assert [name for name, _ in brief["others"]] == ["id", "score", "tags", "source"]
 
 
@@ -482,8 +480,7 @@ def hostile(tmp_path: Path) -> Path:
 def test_the_browser_shows_a_row_of_any_fields(hostile: Path, chromium: Chromium) -> None:
     """All its fields, JSON readable, the input row folded; nothing in it acts or hides."""
     with served(hostile) as page:
-        chromium.open(page.link)
-        seen = chromium.open(f"{page.url}/#3.0")
+        seen = chromium.open(f"{page.link}#3.0")
     assert not seen.console
     dom = seen.dom
     for title in ("question", "answer", "score", "tags", "source", "input row 1, sample 1"):
