@@ -34,7 +34,8 @@ from typing import Any
 
 from engine import models
 from engine.backends.base import Backend
-from engine.recipes import alpaca
+from engine.prompts.fit import Prompts
+from engine.recipes.alpaca import Alpaca, Seeded
 from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import Completion, Prompt, Sampling
 
@@ -59,18 +60,10 @@ class Run:
 
 def make_prompts(count: int, max_tokens: int) -> list[Prompt]:
     """The first ``count`` prompts of a run with seed 0."""
-    tasks = read_seeds(bundled_seeds())
-    return [
-        Prompt(
-            index=index,
-            text=alpaca.render(alpaca.sample(tasks, 3, seed=0, index=index)),
-            api="completions",
-            sampling=alpaca.sampling(
-                seed=0, index=index, max_tokens=max_tokens, temperature=1.0, top_p=1.0
-            ),
-        )
-        for index in range(count)
-    ]
+    recipe = Alpaca(Seeded(tasks=read_seeds(bundled_seeds())))
+    sampling = {"max_tokens": max_tokens, "temperature": 1.0, "top_p": 1.0}
+    made = Prompts(recipe, seed=0, api="completions", sampling=sampling)
+    return [prompt for index in range(count) if (prompt := made.prompt(index)) is not None]
 
 
 def run_generate(prompts: Sequence[Prompt], batch_size: int) -> Run:

@@ -190,6 +190,7 @@ async def first_request(folder: Path) -> None:
     """
     from engine.decide.decider import restore_cascade
     from engine.dedup.cascade import Cascade
+    from engine.recipes.alpaca import Alpaca, Seeded
 
     began = time.perf_counter()
     store = RunStore.open(folder, MANIFEST)
@@ -197,7 +198,7 @@ async def first_request(folder: Path) -> None:
     await store.sent(again.prompts, "toy")
     sent = time.perf_counter()
     print(time.time(), flush=True)
-    restore_cascade(Cascade(0.7), store)
+    restore_cascade(Cascade(0.7), store, Alpaca(Seeded(tasks=[])))
     figures = {"open_and_send_s": sent - began, "index_s": time.perf_counter() - sent}
     await store.aclose()
     print(orjson.dumps(figures).decode())

@@ -21,7 +21,7 @@ from engine.recipes.alpaca import Scope, Seeded
 from engine.recipes.base import Recipe
 from engine.recipes.filters import Filters, FilterSettings, FirstCharacter
 from engine.recipes.load import load_recipe
-from engine.records import EVERY, SeedTask
+from engine.records import EVERY, RESERVED, SeedTask
 from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
 from engine.surroundings import spelt_out
 
@@ -48,8 +48,6 @@ Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
-"""Fields of a request's body that the engine itself must fill."""
 SENT = (
     *("stop", "seed", "temperature", "top_p", "stream", "stream_options", "ignore_eos"),
     *("max_tokens", "max_completion_tokens"),

@@ -364,14 +364,8 @@ def _run(folder: Path) -> Iterator[Row]:
 
     with RunStore.read(folder) as run:
         for number, decision in enumerate(run.decisions(accepted=True), 1):
-            record = decision.record
-            if record is not None:
-                values = {
-                    "instruction": record["instruction"],
-                    "input": record["input"],
-                    "output": record["output"],
-                }
-                yield Row(folder, number, values)
+            if decision.record is not None:
+                yield Row(folder, number, decision.record)
 
 
 def _data_files(folder: Path) -> list[Path]:

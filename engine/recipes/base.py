@@ -135,6 +135,7 @@ class Recipe:
         needs_rows: there is a request for each input row, and none without one.
         rows_path: input rows that it names itself, where the person names none.
         samples: requests for each input row, where the person does not say.
+        language: ISO 639 code of its rows, where it says; empty: several.
         builtin: its code is this package's, which needs no time limit and no checks.
         source_sha256: of the file that it was loaded from; decisions follow from it.
         asks_sha256: of what its prompts follow from, where that can be told apart.
@@ -148,6 +149,7 @@ class Recipe:
     needs_rows: bool = False
     rows_path: Path | None = None
     samples: int = 1
+    language: str = ""
     builtin: ClassVar[bool] = False
     source_sha256: str = ""
     asks_sha256: str = ""

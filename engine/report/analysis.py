@@ -172,7 +172,7 @@ class _Rows:
         if record is None:
             return
         for name, lengths in self._words.items():
-            lengths.append(self._length(getattr(record, name)))
+            lengths.append(self._length(record[name]))
         if self._language.code != ENGLISH:
             self._first[opening(record["instruction"], 2)] += 1
             checks = self._checks

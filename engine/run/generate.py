@@ -40,7 +40,7 @@ from engine.secrets import keep_from_children, read_key
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
 from engine.store import RunStore
 
-__all__ = ["Result", "generate", "make_backends"]
+__all__ = ["Result", "generate", "make_backends", "make_prompts"]
 
 LOCAL_IS_MISSING = (
     "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
@@ -102,7 +102,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             )
         for line in about_language(config, tasks):
             display.note(line)
-        prompts = _prompts(settled)
+        prompts = make_prompts(settled)
         _try_out(prompts, recipe)
         deciding = Deciding(config, tasks, display.note)
         stack.push_async_callback(_surely, deciding.aclose)
@@ -286,7 +286,8 @@ def _pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
     return Pool(backends, settings, own)
 
 
-def _prompts(settled: Settled) -> Prompts:
+def make_prompts(settled: Settled) -> Prompts:
+    """What makes the prompts of a run with these settings."""
     config = settled.config
     given = config.model_dump(include={"max_tokens", "temperature", "top_p"}, exclude_none=True)
     return Prompts(

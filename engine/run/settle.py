@@ -87,7 +87,7 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     if config.seeds is not None or config.filters.model_fields_set:
         raise ConfigError(f"seeds and filters are Alpaca's; recipe {recipe.name} has its own")
     if config.language == AUTO:
-        settled["language"] = MIXED
+        settled["language"] = recipe.language or MIXED
     if "rouge_threshold" not in given:
         language = settled.get("language", config.language)
         settled["rouge_threshold"] = language_of(language).rouge_threshold

@@ -57,7 +57,7 @@ def accepted(rows: DecisionRows) -> list[Decision]:
 def digest(decision: Decision) -> str:
     record = decision.record
     assert record is not None
-    text = json.dumps([record.instruction, record.input, record.output])
+    text = json.dumps([record["instruction"], record["input"], record["output"]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -15,7 +15,6 @@ import orjson
 from engine.backends.openai.backend import HttpBackend
 from engine.decide.process import Batch
 from engine.limits import LimitSettings, Pool
-from engine.prompts.fit import Budget
 from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import Answer, Prompt
 from engine.run.deliver import RetryPolicy
@@ -23,6 +22,7 @@ from engine.run.pipeline import Pipeline
 from engine.run.progress import Pace, Progress, Stop
 from engine.store import Counts, DecisionRows
 from engine.store.reader import Resume
+from tests.engine.asked import alpaca_prompts
 
 __all__ = ["MemoryStore", "Notes", "Wire", "run_on", "whole"]
 
@@ -178,15 +178,12 @@ async def run_on(
     backend = HttpBackend("http://localhost", transport=wire)
     pool = Pool([backend], LimitSettings(max_in_flight=in_flight))
     await pool.start()
-    budget = Budget(
-        TASKS, seed=0, api="completions", demonstrations=3, max_tokens=64, temperature=1.0,
-        top_p=1.0, context_length=context_length,
-    )  # fmt: skip
-    await budget.count_parts(backend.count_tokens)
+    prompts = alpaca_prompts(TASKS, max_tokens=64, context_length=context_length)
+    await prompts.count(backend.count_tokens)
     store: Any = MemoryStore()
     deciding: Any = HereDeciding(store, target)
     pipeline = Pipeline(
-        store=store, pool=pool, budget=budget, deciding=deciding, policy=policy or RetryPolicy(),
+        store=store, pool=pool, prompts=prompts, deciding=deciding, policy=policy or RetryPolicy(),
         pace=Pace(target=target), display=display or Notes(),
     )  # fmt: skip
     try:

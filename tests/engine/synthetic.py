@@ -141,8 +141,8 @@ def records_text(records: Sequence[Record], first: int) -> str:
     for number, record in enumerate(records, first):
         head = "" if number == first else f"{number}. Instruction:"
         entries.append(
-            f"{head} {record.instruction}\n{number}. Input:\n{record.input or '<noinput>'}\n"
-            f"{number}. Output:\n{record.output}\n###\n"
+            f"{head} {record['instruction']}\n{number}. Input:\n{record['input'] or '<noinput>'}\n"
+            f"{number}. Output:\n{record['output']}\n###\n"
         )
     return "".join(entries)
 

@@ -239,7 +239,7 @@ def test_an_error_that_an_interrupt_brought_about_is_an_interrupt(
         finally:
             raise RuntimeError("Cannot close a running event loop")
 
-    monkeypatch.setattr("engine.run.generate.read_seeds", interrupted)
+    monkeypatch.setattr("engine.run.settle.read_seeds", interrupted)
     status, _, err = woolmill(capsys, *scripted(tmp_path))
     assert status == 130
     assert "Traceback" not in err
@@ -286,7 +286,7 @@ def test_a_bug_is_status_70_with_a_traceback(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("engine.run.generate.read_seeds", broken)
+    monkeypatch.setattr("engine.run.settle.read_seeds", broken)
     status, _, err = woolmill(capsys, *scripted(tmp_path))
     assert status == 70
     assert "RuntimeError: boom" in err

@@ -8,16 +8,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from engine.decide import decider as decide
 from engine.decide.decider import unreadable_note
-from engine.dedup.encoder import Precision
 from engine.errors import ConfigError
 from engine.export.card import card
-from engine.recipes.seeds import bundled_seeds, read_seeds
+from engine.kept import recipe_of
+from engine.recipes.seeds import bundled_seeds
 from engine.report.analysis import analyse
 from engine.report.figures import figures
 from engine.report.markdown import markdown
@@ -62,12 +59,11 @@ async def test_a_chinese_run_from_the_bundled_seeds(tmp_path: Path) -> None:
     assert (decision["language"], decision["rouge_threshold"]) == ("zh", 0.75)
     assert "filters" not in decision
     with RunStore.read(tmp_path / "zh") as reader:
-        rows = [d.record.instruction for d in reader.decisions(accepted=True) if d.record]
+        rows = [d.record["instruction"] for d in reader.decisions(accepted=True) if d.record]
         analysis = analyse(reader)
         assert "language:\n  - zh\n" in card(reader, {"train": 40}, None)
         first = next(iter(reader.decisions(accepted=True)))
-        seeds = {task.id: task for task in read_seeds(bundled_seeds("zh"))}
-        with closing(Rows(tmp_path / "zh", seeds)) as view:
+        with closing(Rows(tmp_path / "zh", recipe_of(reader))) as view:
             shown = view.row(first.index, first.position)
             word = shown["instruction"][1:4]
             found = [row["id"] for row in view.find(word)["rows"]]
@@ -130,7 +126,7 @@ async def test_filters_are_settings_that_decisions_follow_from(tmp_path: Path) -
     notes = await run(tmp_path / "run", language="zh", filters=filters.model_dump())
     assert any("4 to 20 characters, 1 blocked words" in note for note in notes)
     with RunStore.read(tmp_path / "run") as reader:
-        rows = [d.record.instruction for d in reader.decisions(accepted=True) if d.record]
+        rows = [d.record["instruction"] for d in reader.decisions(accepted=True) if d.record]
         reasons = reader.counts().reasons
     assert all(len(row) <= 20 and "诗" not in row for row in rows)
     assert reasons["too_long"] > 10
@@ -177,37 +173,18 @@ async def run_in(folder: Path) -> None:
     await run(folder, language="ja")
 
 
-class ReadsLatin:
-    """An encoder for which every text means the same, and that reads nothing but ASCII."""
-
-    dimension = 8
-    precision: Precision = "float32"
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        assert all(map(str.isascii, texts)), texts
-        return np.full((len(texts), 8), 8**-0.5, np.float32)
-
-    def readable(self, texts: Sequence[str]) -> list[bool]:
-        return [text.isascii() for text in texts]
-
-
-async def test_rows_that_no_model_reads_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rows_that_no_model_reads_are_counted(tmp_path: Path) -> None:
     """They are accepted without a look at their meaning; figures, report and view have them."""
     await run(tmp_path, language="zh")
-    monkeypatch.setattr(decide, "uses_semantic", lambda _config: True)
     with RunStore.read(tmp_path) as reader:
         manifest = reader.manifest
         assert figures(reader)["not_compared_by_meaning"] == 0
-    monkeypatch.setattr("engine.dedup.semantic.SentenceEncoder", lambda *_a, **_k: ReadsLatin())
-    monkeypatch.setattr("engine.run.generate.uses_semantic", lambda _config: True)
     assert manifest.decision["semantic"] is False
     await redecide_run(tmp_path, None, {"semantic": True})
     with RunStore.read(tmp_path) as reader:
         assert figures(reader)["not_compared_by_meaning"] == 40
         assert "40 records that the embedding model cannot read" in card(reader, {}, None)
         assert "not\\_compared\\_by\\_meaning | 40" in markdown(analyse(reader))
-    with closing(Rows(tmp_path, {})) as view:
+    with closing(Rows(tmp_path, None)) as view:
         assert view.state()["not_compared_by_meaning"] == 40
     assert "cannot read 3 of the 200 texts" in unreadable_note(3, 200)

@@ -18,7 +18,7 @@ from engine import models
 from engine.backends.local.backend import load
 from engine.dedup.encoder import SentenceEncoder
 from engine.errors import ConfigError
-from engine.prompts.fit import tokenizer_counter
+from engine.prompts.tokens import tokenizer_counter
 
 ROOT = Path(__file__).parents[2]
 AUTO_MAP = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine.decide.decider import restore_cascade
 from engine.dedup.cascade import Candidate, Cascade
 from engine.dedup.encoder import Precision
+from engine.recipes.alpaca import Alpaca, Seeded
 from engine.store import RunStore
 from tests.engine.store_rows import MANIFEST, answer, decision
 
@@ -41,16 +42,16 @@ async def test_missing_vectors_are_embedded_again_and_counted_fault_099_fault_10
     encoder = Letters()
     store = RunStore.open(tmp_path / "run", MANIFEST)
     decisions = [decision(i, 0) for i in range(10)]
-    texts = [d.record.instruction for d in decisions if d.record]
+    texts = [d.record["instruction"] for d in decisions if d.record]
     vectors = encoder.encode(texts)
     await store.answered([answer(i) for i in range(10)])
     await store.decided(decisions, [vectors[i] if i < 6 else None for i in range(10)])
     encoder.asked = 0
     cascade = Cascade(None, 0.999, encoder)
-    assert restore_cascade(cascade, store) == 4
+    assert restore_cascade(cascade, store, Alpaca(Seeded(tasks=[]))) == 4
     assert encoder.asked == 4
     assert len(cascade) == 10
     for text in texts:
-        (judgement,) = cascade.judge([Candidate(instruction=text, source="row:99.0")])
+        (judgement,) = cascade.judge([Candidate(text=text, source="row:99.0")])
         assert judgement.reason == "duplicate_exact"
     await store.aclose()

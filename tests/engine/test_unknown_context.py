@@ -19,7 +19,7 @@ import pytest
 from benchmarks import virtual_time
 from engine.errors import InternalError, StoppedError
 from engine.limits import Pool
-from engine.prompts.fit import Budget
+from engine.prompts.fit import Prompts
 from engine.records import Prompt
 from tests.engine.doubles import Notes, Wire, answer_to, run_on, whole
 
@@ -287,7 +287,7 @@ def test_a_bug_in_one_call_loses_no_other_answer() -> None:
         raise ZeroDivisionError("a bug")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Budget, "refit", refit)
+        patched.setattr(Prompts, "refit", refit)
         wire = Wire({20: KEEPS_ALL["fault_031 overflow"]})
         stop, pipeline, store = run(wire, in_flight=8)
     assert isinstance(stop.error, InternalError)

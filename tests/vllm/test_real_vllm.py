@@ -154,7 +154,7 @@ def command(python: Path, out: Path, *more: str) -> list[str]:
 def instructions(out: Path) -> list[str]:
     """Those of the accepted rows, in order."""
     with RunStore.read(out) as store:
-        return [row.record.instruction for row, _ in store.accepted() if row.record]
+        return [row.record["instruction"] for row, _ in store.accepted() if row.record]
 
 
 def test_generate_on_a_server_of_its_own(python: Path, tmp_path: Path) -> None:

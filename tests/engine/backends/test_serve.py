@@ -212,7 +212,7 @@ async def test_a_run_on_servers_of_its_own(python: Path, tmp_path: Path) -> None
     result = await generate(config, SilentDisplay())
     assert result.stop.reached
     with RunStore.read(config.out) as store:
-        assert len({row.record.instruction for row, _ in store.accepted() if row.record}) == 12
+        assert len({row.record["instruction"] for row, _ in store.accepted() if row.record}) == 12
     logs = sorted(config.out.glob("vllm-*.log"))
     asked = [re.findall(r"POST .*completions", log.read_text()) for log in logs]
     assert len(asked) == 2

@@ -257,7 +257,7 @@ def woolmill(python: Path, model: Path, out: Path) -> subprocess.Popen[str]:
 def accepted_rows(out: Path) -> list[str]:
     """The instructions that the run's store holds as accepted, in order."""
     with RunStore.read(out) as store:
-        return [row.record.instruction for row, _ in store.accepted() if row.record]
+        return [row.record["instruction"] for row, _ in store.accepted() if row.record]
 
 
 def in_the_middle(run: subprocess.Popen[str], model: Path, out: Path) -> tuple[int, int]:

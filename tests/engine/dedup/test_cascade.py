@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.dedup import Candidate, Cascade, Judgement, compared_text
+from engine.dedup import Candidate, Cascade, Judgement
 from engine.dedup.encoder import Precision
 
 D = 64
@@ -53,7 +53,7 @@ def cascade(**settings: object) -> Cascade:
 
 
 def plan(texts: Sequence[str]) -> list[Candidate]:
-    return [Candidate(instruction=text, source=f"row:{i}.0") for i, text in enumerate(texts)]
+    return [Candidate(text=text, source=f"row:{i}.0") for i, text in enumerate(texts)]
 
 
 def judge_in(sizes: Sequence[int], texts: Sequence[str], **settings: object) -> list[Judgement]:
@@ -220,19 +220,6 @@ def test_stages_can_be_left_out() -> None:
     assert [j.reason for j in by_rouge] == [None, "duplicate_rouge", None, "duplicate_exact"]
     with pytest.raises(ValueError, match="encoder"):
         Cascade(semantic_threshold=0.9)
-
-
-def test_scope_takes_the_input_in() -> None:
-    """Two records that share an instruction are one by the instruction, two with their inputs."""
-    candidates = [
-        Candidate(instruction="Translate to German.", input=text, source=f"row:{i}.0")
-        for i, text in enumerate(["Good morning to all of you", "Where is the station, please?"])
-    ]
-    narrow = cascade(semantic_threshold=None).judge(candidates)
-    wide = cascade(semantic_threshold=None, scope="instruction+input").judge(candidates)
-    assert [j.reason for j in narrow] == [None, "duplicate_exact"]
-    assert [j.reason for j in wide] == [None, None]
-    assert compared_text("instruction+input", "a", "") == "a"
 
 
 def test_margin_tells_what_was_nearly_refused() -> None:

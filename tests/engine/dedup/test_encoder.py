@@ -65,7 +65,7 @@ def test_cascade_decides_alike_for_any_batches_and_threads(minilm: SentenceEncod
     )
     texts = [f"{verb} {thing}{end}" for thing in things for verb in verbs for end in (" now", "!")]
     texts += meanings
-    candidates = [Candidate(instruction=t, source=f"row:{i}.0") for i, t in enumerate(texts)]
+    candidates = [Candidate(text=t, source=f"row:{i}.0") for i, t in enumerate(texts)]
     outcomes = []
     for size, network in ((1, minilm), (5, SentenceEncoder(threads=2)), (32, minilm)):
         cascade = Cascade(0.7, 0.9, network)
@@ -89,7 +89,7 @@ def test_bfloat16_stays_close_and_decides_on_float32(minilm: SentenceEncoder) ->
     assert cosines.max() < 1 - 1e-7
     for text in TEXTS:
         assert np.array_equal(halved.encode([text]), minilm.encode([text]))
-    plan = [Candidate(instruction=text, source="") for text in TEXTS]
+    plan = [Candidate(text=text, source="") for text in TEXTS]
     outcomes = [
         [(j.reason, j.nearest) for j in Cascade(None, 0.9, network).judge(plan)]
         for network in (minilm, halved)

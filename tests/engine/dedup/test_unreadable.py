@@ -37,7 +37,7 @@ class ReadsLatin:
 
 
 def plan(texts: Sequence[str]) -> list[Candidate]:
-    return [Candidate(instruction=text, source=f"row:{i}.0") for i, text in enumerate(texts)]
+    return [Candidate(text=text, source=f"row:{i}.0") for i, text in enumerate(texts)]
 
 
 def test_unreadable_candidates_are_accepted_without_a_vector() -> None:

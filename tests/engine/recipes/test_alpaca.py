@@ -16,8 +16,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.recipes import alpaca
+from engine.recipes.alpaca import Alpaca, Seeded
+from engine.recipes.base import Ask, Piece
 from engine.recipes.filters import ALPACA_FILTERS, BLOCKED_WORDS, first_refusal
 from engine.records import Completion, Record, SeedTask, Usage
+from tests.engine.asked import alpaca_prompts, rendered, shown
 
 
 def completion(text: str, finish_reason: str = "stop") -> Completion:
@@ -28,7 +31,10 @@ def completion(text: str, finish_reason: str = "stop") -> Completion:
 def kept(text: str, finish_reason: str = "stop", demonstrations: int = 3) -> list[dict[str, str]]:
     pieces = alpaca.parse(completion(text, finish_reason), demonstrations=demonstrations)
     records = [p.record for p in pieces if p.record and first_refusal(p.record) is None]
-    return [{"instruction": r.instruction, "input": r.input, "output": r.output} for r in records]
+    return [
+        {"instruction": r["instruction"], "input": r["input"], "output": r["output"]}
+        for r in records
+    ]
 
 
 def reference(text: str, finish_reason: str, demonstrations: int) -> list[dict[str, str]]:
@@ -155,7 +161,7 @@ def task(number: int, instruction: str = "", given: str = "") -> SeedTask:
 def test_prompt_format() -> None:
     """Demonstrations as the reference writes them, behind our own header."""
     tasks = [task(1, instruction="  Sort\n these:  "), task(2, given="b a")]
-    prompt = alpaca.render(tasks)
+    prompt = rendered(tasks)
     assert prompt.removeprefix(alpaca.header()) == (
         "###\n1. Instruction: Sort these\n1. Input:\n<noinput>\n1. Output:\nDone 1\n"
         "###\n2. Instruction: Do thing 2\n2. Input:\nb a\n2. Output:\nDone 2\n"
@@ -165,8 +171,8 @@ def test_prompt_format() -> None:
 
 def test_a_demonstration_survives_its_own_codec() -> None:
     """What the prompt shows, the parser would read back."""
-    shown = alpaca.demonstration(4, task(4, given="given")).removeprefix("###\n4. Instruction:")
-    (piece,) = alpaca.parse(completion(shown), demonstrations=3)
+    entry = shown(4, task(4, given="given")).removeprefix("###\n4. Instruction:")
+    (piece,) = alpaca.parse(completion(entry), demonstrations=3)
     assert piece.record == Record(instruction="Do thing 4", input="given", output="Done 4")
 
 
@@ -174,7 +180,7 @@ def test_sampling_is_a_function_of_seed_and_index() -> None:
     tasks = [task(number) for number in range(20)]
 
     def draws(seed: int) -> list[list[str]]:
-        picked = (alpaca.sample(tasks, 3, seed=seed, index=index) for index in range(50))
+        picked = (Ask(index=index, seed=seed).choose(tasks, 3) for index in range(50))
         return [[task.id for task in three] for three in picked]
 
     assert draws(1) == draws(1)
@@ -183,16 +189,35 @@ def test_sampling_is_a_function_of_seed_and_index() -> None:
     assert len({tuple(three) for three in draws(1)}) > 45
 
 
+def test_scope_takes_the_input_in() -> None:
+    """Two records that share an instruction are one by the instruction, two with their inputs."""
+    rows = [
+        {"instruction": "Translate to German.", "input": given, "output": ""}
+        for given in ("Good morning to all of you", "Where is the station, please?", "")
+    ]
+    narrow, wide = (
+        Alpaca(Seeded(tasks=[], scope="instruction")),
+        Alpaca(Seeded(tasks=[], scope="instruction+input")),
+    )
+    assert [narrow.compared(row) for row in rows] == ["Translate to German."] * 3
+    assert [wide.compared(row) for row in rows] == [
+        "Translate to German.\nGood morning to all of you",
+        "Translate to German.\nWhere is the station, please?",
+        "Translate to German.",
+    ]
+
+
 def test_requests_have_seeds_of_their_own() -> None:
-    def seed(index: int, seed: int | None = 7) -> int | None:
-        made = alpaca.sampling(seed=seed, index=index, max_tokens=9, temperature=1, top_p=1)
-        return made.seed
+    def seed(index: int, **more: Any) -> int | None:
+        prompt = alpaca_prompts([task(n) for n in range(9)], max_tokens=9, **more).prompt(index)
+        assert prompt is not None
+        return prompt.sampling.seed
 
     assert seed(1) == seed(1) != seed(2)
-    assert seed(1, None) is None
+    assert seed(1, send_seed=False) is None
 
 
-def old_parse(text: str, finish_reason: str, api: str, demonstrations: int) -> list[alpaca.Piece]:
+def old_parse(text: str, finish_reason: str, api: str, demonstrations: int) -> list[Piece]:
     """The patterns that the parser had when it took a quadratic time, word for word."""
     first = demonstrations + 1
     repeated = api == "chat" and re.match(rf"\s*(?:###)?\s*(?={first}\.\s+Instruction:)", text)
@@ -204,19 +229,19 @@ def old_parse(text: str, finish_reason: str, api: str, demonstrations: int) -> l
             continue
         if finish_reason == "length" and position == len(parts) - 1:
             refusal = ("cut_off", "the answer ended at its token limit")
-            pieces.append(alpaca.Piece(position, None, refusal))
+            pieces.append(Piece(position, None, refusal))
             continue
         fields = re.split(rf"{first + position}\.\s+(Instruction|Input|Output):", part)
         if len(fields) != 7:
             labels = ", ".join(fields[1::2]) or "none"
             refusal = ("bad_format", f"labels numbered {first + position}: {labels}")
-            pieces.append(alpaca.Piece(position, None, refusal))
+            pieces.append(Piece(position, None, refusal))
             continue
         instruction, given_input, output = (fields[at].strip() for at in (2, 4, 6))
         if given_input.lower() == "<noinput>":
             given_input = ""
         record = Record(instruction=instruction, input=given_input, output=output)
-        pieces.append(alpaca.Piece(position, record))
+        pieces.append(Piece(position, record))
     return pieces
 
 

@@ -12,6 +12,7 @@ from engine.recipes import alpaca
 from engine.recipes.filters import Filters
 from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import Completion, Record, SeedTask, Usage
+from tests.engine.asked import rendered, shown
 
 TASKS = read_seeds(bundled_seeds("zh"))
 
@@ -74,15 +75,15 @@ def test_in_english_only_alpacas_own_labels_are_read() -> None:
 def test_labels_with_another_number_are_text() -> None:
     text = "解释清单\n4. 输入：\n3. 输出：这是正文\n4. 输出：\n好"
     (record,) = records(text)
-    assert record.input == "3. 输出：这是正文"
+    assert record["input"] == "3. 输出：这是正文"
 
 
 def test_every_chinese_task_comes_back_from_its_demonstration() -> None:
     """The prompt teaches a form that the parser reads."""
     for task in TASKS:
-        shown = alpaca.demonstration(4, task, "zh").removeprefix("###\n4. 指令：")
-        (record,) = records(shown)
-        assert (record.instruction, record.input, record.output) == (
+        entry = shown(4, task, "zh").removeprefix("###\n4. 指令：")
+        (record,) = records(entry)
+        assert tuple(record.values()) == (
             task.instruction.rstrip("："),
             task.input,
             task.output,
@@ -90,7 +91,7 @@ def test_every_chinese_task_comes_back_from_its_demonstration() -> None:
 
 
 def test_the_chinese_prompt() -> None:
-    prompt = alpaca.render(TASKS[:3], "zh")
+    prompt = rendered(TASKS[:3], "zh")
     assert prompt.startswith(alpaca.header("zh"))
     assert prompt.endswith("###\n4. 指令：")
     body = prompt.removeprefix(alpaca.header("zh"))
@@ -100,11 +101,11 @@ def test_the_chinese_prompt() -> None:
 
 def test_the_scripted_backend_goes_on_in_the_prompts_language() -> None:
     """Its records pass the Chinese filters, and the parser reads them all."""
-    answer = alpaca_text(alpaca.render(TASKS[:3], "zh"), seed=1, records=5)
+    answer = alpaca_text(rendered(TASKS[:3], "zh"), seed=1, records=5)
     found = records(answer)
     assert len(found) == 5
     assert all(Filters("zh").refusal(record) is None for record in found)
-    english = alpaca_text(alpaca.render(TASKS[:3]), seed=1)
+    english = alpaca_text(rendered(TASKS[:3]), seed=1)
     assert "指令" not in english
 
 

@@ -1,0 +1,316 @@
+"""Whole runs of recipes that this package does not know: every row decided once, in plan order, the
+same whatever the concurrency, a crash or a mended parser.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from engine.errors import ConfigError, StoppedError
+from engine.run.display import SilentDisplay
+from engine.run.generate import Result, generate
+from engine.settings import RunConfig
+from engine.store import RunStore
+from engine.upkeep.merge import merge_runs
+from engine.upkeep.redecide import redecide_run
+from engine.upkeep.salvage import salvage_run
+from engine.upkeep.verify import problems
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+RECIPE = '''
+"""Questions about rows, answered between tags; the scripted backend's words stand for a model's."""
+from engine.recipes.base import Part, Recipe
+
+
+class Tagged(Recipe):
+    name = "tagged"
+    fields = ("id", "topic", "answer", "words")
+    asks = "any"
+    needs_rows = True
+
+    def prompt(self, ask):
+        return [
+            Part("Be brief.\\n", role="user"),
+            Part(ask.row["topic"], "shorten"),
+            Part(f"\\nVariant {ask.draw('variant') % 7}, sample {ask.sample}."),
+        ]
+
+    def parse(self, ask, answer):
+        words = answer.text.split()
+        if not words:
+            yield ("bad_format", "no words")
+            return
+        yield {
+            "id": ask.row["id"],
+            "topic": ask.row["topic"],
+            "answer": " ".join(words[:MOST]),
+            "words": len(words),
+        }
+
+    def refuse(self, row):
+        return ("odd", "an odd number of words") if row["words"] % 2 else None
+
+    def compared(self, row):
+        return f"{row['topic']} {row['answer']}" if row["id"] % 3 else None
+
+
+MOST = 40
+'''
+COUNT = 120
+
+
+def recipe_file(folder: Path, text: str = RECIPE) -> str:
+    path = folder / "own.py"
+    path.write_text(text)
+    return f"{path}:Tagged"
+
+
+def input_rows(folder: Path, count: int = COUNT) -> Path:
+    path = folder / "rows.jsonl"
+    topics = ("rain", "glass", "bees", "salt", "clocks", "harbours", "moss")
+    path.write_text(
+        "".join(
+            json.dumps({"id": n, "topic": f"{topics[n % 7]} {n} of {topics[n % 5]}"}) + "\n"
+            for n in range(count)
+        )
+    )
+    return path
+
+
+async def ran(folder: Path, **more: Any) -> Result:
+    settings = {"backend": "scripted", "semantic": False, "out": folder, "seed": 3} | more
+    return await generate(RunConfig.model_validate(settings), SilentDisplay())
+
+
+def dump(folder: Path) -> list[Any]:
+    """All decisions, as the store has them."""
+    with RunStore.read(folder) as run:
+        return [
+            (d.index, d.position, d.reason, d.record, d.detail, d.nearest) for d in run.decisions()
+        ]
+
+
+async def test_every_row_is_decided_once_whatever_the_concurrency(tmp_path: Path) -> None:
+    """N rows in, N decisions out, the same for 1 and 64 in flight."""
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path)
+    one = await ran(tmp_path / "1", recipe=recipe, rows=rows, max_in_flight=1)
+    many = await ran(tmp_path / "64", recipe=recipe, rows=rows, max_in_flight=64)
+    assert one.stop.reached
+    assert many.stop.reached
+    assert dump(tmp_path / "1") == dump(tmp_path / "64")
+    decided = dump(tmp_path / "64")
+    assert [index for index, *_ in decided] == list(range(COUNT))
+    reasons = {reason for _, _, reason, *_ in decided}
+    assert {None, "odd"} <= reasons
+    assert all(record["id"] == index for index, _, _, record, *_ in decided)
+
+
+async def test_several_requests_for_each_row(tmp_path: Path) -> None:
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 20)
+    result = await ran(tmp_path / "run", recipe=recipe, rows=rows, samples=3)
+    assert result.stop.reached
+    decided = dump(tmp_path / "run")
+    assert [record["id"] for _, _, _, record, *_ in decided] == [n // 3 for n in range(60)]
+
+
+async def test_a_target_stops_exactly_and_more_rows_are_not_there(tmp_path: Path) -> None:
+    """Exactly N are accepted; where the rows do not suffice, that is said."""
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path)
+    result = await ran(tmp_path / "few", recipe=recipe, rows=rows, target=10)
+    assert result.stop.reached
+    assert sum(reason is None for _, _, reason, *_ in dump(tmp_path / "few")) == 10
+    result = await ran(tmp_path / "few", recipe=recipe, rows=rows, target=COUNT)
+    assert isinstance(result.stop.error, StoppedError)
+    assert "all input rows" in str(result.stop.error)
+    assert len(dump(tmp_path / "few")) == COUNT
+
+
+async def test_a_changed_row_is_refused_by_its_number(tmp_path: Path) -> None:
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path)
+    await ran(tmp_path / "run", recipe=recipe, rows=rows, target=10)
+    lines = rows.read_text().splitlines()
+    lines[4] = json.dumps({"id": 4, "topic": "another"})
+    rows.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigError, match="row 5 is not what the run was started with"):
+        await ran(tmp_path / "run", recipe=recipe, rows=rows, target=20)
+
+
+async def test_a_mended_parser_decides_again_and_asks_nobody(tmp_path: Path) -> None:
+    """Going on with another parser is refused; ``redecide`` takes it, and then the run goes on."""
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path)
+    await ran(tmp_path / "run", recipe=recipe, rows=rows, target=30)
+    before = dump(tmp_path / "run")
+    mended = RECIPE.replace("MOST = 40", "MOST = 5").replace('"odd", "an odd', '"uneven", "an odd')
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    recipe_file(tmp_path, mended)
+    sys.modules.pop(next(name for name in sys.modules if name.startswith("woolmill_recipe")), None)
+    with pytest.raises(ConfigError, match="recipe_source"):
+        await ran(tmp_path / "run", recipe=recipe, rows=rows, target=40)
+    with RunStore.read(tmp_path / "run") as run:
+        sent = run.counts().sent
+    done = await redecide_run(tmp_path / "run", None, {"target": 30})
+    assert done.accepted == 30
+    with RunStore.read(tmp_path / "run") as run:
+        assert run.counts().sent == sent
+    after = dump(tmp_path / "run")
+    assert after != before
+    assert any(reason == "uneven" for _, _, reason, *_ in after)
+    assert all(len(record["answer"].split()) <= 5 for _, _, _, record, *_ in after)
+    await ran(tmp_path / "run", recipe=recipe, rows=rows)
+    await ran(fresh / "run", recipe=recipe, rows=rows)
+    assert dump(tmp_path / "run") == dump(fresh / "run")
+
+
+async def test_a_run_is_merged_verified_and_salvaged(tmp_path: Path) -> None:
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path)
+    await ran(tmp_path / "a", recipe=recipe, rows=rows)
+    other = tmp_path / "other"
+    other.mkdir()
+    await ran(tmp_path / "b", recipe=recipe, rows=input_rows(other, 30), seed=4)
+    merged = await merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", None, {})
+    decided = dump(tmp_path / "ab")
+    assert len(decided) == COUNT + 30
+    assert merged == sum(reason is None for _, _, reason, *_ in decided)
+    for folder in ("a", "b", "ab"):
+        assert list(problems(tmp_path / folder)) == []
+    salvaged = await anyio.to_thread.run_sync(salvage_run, tmp_path / "a", tmp_path / "saved")
+    assert (salvaged.answers, salvaged.lost_answers) == (COUNT, 0)
+    assert dump(tmp_path / "saved") == dump(tmp_path / "a")
+
+
+async def test_a_run_s_accepted_rows_are_another_run_s_input(tmp_path: Path) -> None:
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path)
+    await ran(tmp_path / "a", recipe=recipe, rows=rows)
+    result = await ran(tmp_path / "b", recipe=recipe, rows=tmp_path / "a")
+    assert result.stop.reached
+    accepted = [record["id"] for _, _, reason, record, *_ in dump(tmp_path / "a") if reason is None]
+    assert [record["id"] for _, _, _, record, *_ in dump(tmp_path / "b")] == accepted
+
+
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    """kill -9 again and again, then to the end: the same decisions as undisturbed."""
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 3000)
+
+    def command(out: str) -> list[str]:
+        config = tmp_path / f"{out}.toml"
+        names = {"recipe": recipe, "rows": str(rows), "out": str(tmp_path / out)}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in names.items()]
+        config.write_text("\n".join([*lines, 'backend = "scripted"', "seed = 3"]))
+        flags = ["--config", str(config), "--no-semantic", "--no-progress"]
+        return [sys.executable, "-m", "engine", "generate", *flags]
+
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    whole = subprocess.run(
+        command("whole"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert whole.returncode == 0, whole.stderr
+    draw, killed = random.Random(5), 0
+    while killed < 20:
+        run = subprocess.Popen(
+            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(0.9 + draw.random())
+        if run.poll() is not None:
+            break
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        killed += 1
+    assert killed >= 3
+    last = subprocess.run(
+        command("killed"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert last.returncode == 0, last.stderr
+    assert dump(tmp_path / "killed") == dump(tmp_path / "whole")
+
+
+FAULTS = {
+    "raises": ("words = answer.text.split()", "words = 1 / 0", "ZeroDivisionError"),
+    "sleeps": ("words = answer.text.split()", "import time; time.sleep(1e9)", "more than"),
+    "never ends": ("words = answer.text.split()", "while True: pass", "more than"),
+    "no row": ('"words": len(words),', '"other": len(words),', "the recipe's fields are"),
+    "no JSON": ('"words": len(words),', '"words": object(),', "none that JSON has"),
+    "nonsense": ('yield ("bad_format", "no words")', "yield 7", "a row or a refusal is meant"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_parser_s_fault_is_a_refusal(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never the end of a run, never a stall: the answers of the other rows are decided."""
+    was, now, said = FAULTS[fault]
+    text = RECIPE.replace(was, now)
+    if fault == "nonsense":
+        text = text.replace("if not words:", "if True:")
+    # One row in eight goes wrong.
+    text = text.replace(
+        "    def parse(self, ask, answer):\n",
+        "    def parse(self, ask, answer):\n"
+        "        if ask.index % 8:\n"
+        "            return [{'id': ask.row['id'], 'topic': '', 'answer': '', 'words': 2}]\n"
+        "        return self.odd(ask, answer)\n\n"
+        "    def odd(self, ask, answer):\n",
+    ).replace(
+        "return f\"{row['topic']} {row['answer']}\" if row[\"id\"] % 3 else None", "return None"
+    )
+    text = "from engine.recipes import guard\nguard.LIMIT_S = 0.3\n" + text
+    recipe, rows = recipe_file(tmp_path, text), input_rows(tmp_path, 24)
+    result = await ran(tmp_path / "run", recipe=recipe, rows=rows)
+    assert result.stop.reached
+    for index, _, reason, _, detail, _ in dump(tmp_path / "run"):
+        assert reason == (None if index % 8 else "recipe_error"), detail
+        assert index % 8 or said in detail
+        assert index % 8 or fault != "raises" or "own.py:" in detail
+
+
+async def test_a_prompt_s_fault_is_a_refusal_or_said_at_the_start(tmp_path: Path) -> None:
+    """Where no first prompt can be made the run does not begin; one bad row is one refusal."""
+    rows = input_rows(tmp_path, 20)
+    recipe = recipe_file(tmp_path, RECIPE.replace('ask.row["topic"]', 'ask.row["theme"]'))
+    with pytest.raises(ConfigError, match=r"makes no prompt: KeyError: 'theme' \(own.py:"):
+        await ran(tmp_path / "none", recipe=recipe, rows=rows)
+    assert not dump(tmp_path / "none")
+    lines = rows.read_text().splitlines()
+    lines[7] = json.dumps({"id": 7})
+    rows.write_text("\n".join(lines) + "\n")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    result = await ran(tmp_path / "one", recipe=recipe_file(folder), rows=rows)
+    assert result.stop.reached
+    decided = dump(tmp_path / "one")
+    assert [index for index, *_ in decided] == list(range(20))
+    assert [index for index, _, reason, *_ in decided if reason == "recipe_error"] == [7]
+    with RunStore.read(tmp_path / "one") as run:
+        assert run.counts().sent == 19
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def broken(:", "cannot be loaded: SyntaxError"),
+        ("import no_such_module", "cannot be loaded: ModuleNotFoundError"),
+        ("class Other: pass", "there is no Tagged"),
+        ("class Tagged: pass", "is no Recipe"),
+        (RECIPE.replace("    fields", "    gields"), "has no fields"),
+        (RECIPE.replace("def parse", "def pasre"), "has no method parse"),
+    ],
+)
+async def test_what_is_no_recipe_is_one_line_at_the_start(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        await ran(tmp_path / "run", recipe=recipe_file(tmp_path, text), rows=input_rows(tmp_path))
