@@ -1,25 +1,65 @@
-"""Woolmill: a few seed tasks in, N accepted unique instruction records out.
+"""Woolmill: any data that a model can write, with exactly N rows and a reason for each refused one.
 
->>> from engine import open_run
->>> with open_run("runs/alpaca") as run:
-...     for record in run:
-...         print(record["instruction"], record["output"])
+>>> import engine
+>>> for row in engine.generate("alpaca", target=100, out="runs/alpaca", base_url="http://…/v1"):
+...     print(row["instruction"], row["output"])
+>>> with engine.open_run("runs/alpaca") as run:
+...     print(len(run))
 """
 
 from __future__ import annotations
 
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.api import OpenRun, open_run
+    from engine.api import OpenRun, agenerate, generate, open_run
+    from engine.dedup.rouge import RougeIndex
+    from engine.dedup.semantic import SemanticIndex
+    from engine.errors import WoolmillError
+    from engine.recipes.base import Ask, Part, Piece, Recipe
+    from engine.records import Completion, Decision, Message, Record
 
-__all__ = ["OpenRun", "open_run"]
+    __version__: str
+
+__all__ = [
+    "Ask",
+    "Completion",
+    "Decision",
+    "Message",
+    "OpenRun",
+    "Part",
+    "Piece",
+    "Recipe",
+    "Record",
+    "RougeIndex",
+    "SemanticIndex",
+    "WoolmillError",
+    "__version__",
+    "agenerate",
+    "generate",
+    "open_run",
+]
+
+_HOME = {
+    "engine.api": ("OpenRun", "agenerate", "generate", "open_run"),
+    "engine.dedup.rouge": ("RougeIndex",),
+    "engine.dedup.semantic": ("SemanticIndex",),
+    "engine.errors": ("WoolmillError",),
+    "engine.recipes.base": ("Ask", "Part", "Piece", "Recipe"),
+    "engine.records": ("Completion", "Decision", "Message", "Record"),
+}
+"""Where the public names are: loaded when they are first asked for, so that importing is fast."""
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are first asked for, so that importing stays fast."""
-    if name in __all__:
-        from engine import api
-
-        return getattr(api, name)
+    if name == "__version__":
+        return metadata.version("woolmill")
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

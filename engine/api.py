@@ -1,17 +1,205 @@
-"""A run's records in Python: ``with open_run("runs/alpaca") as run: for record in run: ...``."""
+"""Woolmill in Python: rows as they are committed, a look before anything is paid, finished runs.
+
+>>> import engine
+>>> for row in engine.generate("alpaca", target=1000, out="runs/x", base_url="http://…/v1"):
+...     print(row["instruction"])
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from engine.errors import InputError
+from engine.recipes.base import Recipe
+from engine.recipes.load import not_while_loading
+from engine.recipes.named import spec_of
 from engine.records import Decision, Record
+from engine.settings import config_of
 from engine.store import Counts, Manifest, RunReader
 
-__all__ = ["OpenRun", "open_run"]
+if TYPE_CHECKING:
+    from engine.run.background import BackgroundRun
+
+__all__ = ["OpenRun", "agenerate", "generate", "open_run"]
+
+AnyRecipe = str | Recipe | type[Recipe]
+"""A name or file as ``--recipe`` takes it, a class, or an object."""
+Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+"""A file or folder, or the rows themselves: any iterable of mappings, or a data frame."""
+URLs = str | Iterable[str] | None
+
+
+@overload
+def generate(
+    recipe: AnyRecipe,
+    *,
+    out: str | os.PathLike[str],
+    rows: Rows | None = ...,
+    target: int | None = ...,
+    base_url: URLs = ...,
+    model: str | None = ...,
+    backend: str | None = ...,
+    decisions: Literal[False] = ...,
+    progress: bool = ...,
+    **settings: Any,
+) -> Generator[Record]: ...
+
+
+@overload
+def generate(
+    recipe: AnyRecipe,
+    *,
+    out: str | os.PathLike[str],
+    rows: Rows | None = ...,
+    target: int | None = ...,
+    base_url: URLs = ...,
+    model: str | None = ...,
+    backend: str | None = ...,
+    decisions: Literal[True],
+    progress: bool = ...,
+    **settings: Any,
+) -> Generator[Decision]: ...
+
+
+def generate(
+    recipe: AnyRecipe,
+    *,
+    out: str | os.PathLike[str],
+    rows: Rows | None = None,
+    target: int | None = None,
+    base_url: URLs = None,
+    model: str | None = None,
+    backend: str | None = None,
+    decisions: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> Generator[Record] | Generator[Decision]:
+    """Generate rows into the folder ``out`` and yield each, in plan order, once it is on the disk.
+
+    The same call again first yields the rows that are there, which cost nothing, and goes on. The
+    run begins with the first row that is asked for, in a thread of its own, and does not wait for
+    the caller. Leaving the loop (``break``, an exception, Ctrl-C, ``close()``) sends nothing more
+    and keeps what is in flight, for at most ``drain_timeout_s``; Ctrl-C again leaves at once.
+
+    Args:
+        recipe: ``"alpaca"`` or another built-in name, ``"FILE.toml"``, ``"FILE.py:NAME"``,
+            ``"package.module:NAME"``, or a class or object that other processes can import.
+        out: the run's folder.
+        rows: input rows. What is no file is written to ``rows.jsonl`` in ``out`` first, to its end;
+            on the next call it must have the same rows, perhaps with others behind them.
+        target: accepted rows wanted; None: with input rows a decision on each of them, else 100.
+        base_url: of one or several OpenAI-compatible servers.
+        decisions: yield a ``Decision`` for each piece of each answer, refused ones included.
+        progress: show plain lines of progress on standard error.
+        settings: any other of ``RunConfig``, by the names of ``woolmill generate``'s flags with
+            underscores. A key is read from ``key_env`` or ``key_file``.
+
+    Raises:
+        ConfigError: at once, for a setting or a recipe that cannot be right.
+        WoolmillError: from the generator, behind the last row, what ended the run early.
+    """
+    run = _prepared(
+        recipe, out, rows, progress, target=target, base_url=base_url, model=model,
+        backend=backend, **settings,
+    )  # fmt: skip
+    return _decisions(run) if decisions else _records(run)
+
+
+def agenerate(
+    recipe: AnyRecipe,
+    *,
+    out: str | os.PathLike[str],
+    rows: Rows | None = None,
+    target: int | None = None,
+    base_url: URLs = None,
+    model: str | None = None,
+    backend: str | None = None,
+    decisions: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> AsyncGenerator[Any]:
+    """``generate`` for asynchronous callers: an asynchronous generator of the same rows.
+
+    Cancelling whoever iterates drains and keeps, too; cancelled again it leaves at once. After a
+    ``break`` that happens when the generator is closed: put it into ``contextlib.aclosing`` to have
+    it there and then.
+    """
+    run = _prepared(
+        recipe, out, rows, progress, target=target, base_url=base_url, model=model,
+        backend=backend, **settings,
+    )  # fmt: skip
+    return _asynchronous(run, decisions)
+
+
+def _prepared(
+    recipe: AnyRecipe,
+    out: str | os.PathLike[str],
+    rows: Rows | None,
+    progress: bool,
+    **settings: Any,
+) -> BackgroundRun:
+    """A run that has not begun. ``settings`` that are None were not given."""
+    from engine.run.background import BackgroundRun
+
+    not_while_loading()
+    given = {name: value for name, value in settings.items() if value is not None}
+    given |= {"recipe": spec_of(recipe), "out": Path(out).absolute()}
+    if isinstance(rows, str | os.PathLike):
+        given["rows"], rows = Path(rows).absolute(), None
+    return BackgroundRun(config_of(given), rows, progress=progress)
+
+
+def _decisions(run: BackgroundRun) -> Generator[Decision]:
+    with run:
+        for chunk in run.chunks(refused=True):
+            yield from chunk
+
+
+def _records(run: BackgroundRun) -> Generator[Record]:
+    with run:
+        for chunk in run.chunks(refused=False):
+            yield from map(_record, chunk)
+
+
+async def _asynchronous(run: BackgroundRun, decisions: bool) -> AsyncGenerator[Any]:
+    import anyio
+    from anyio import to_thread
+
+    # Its own threads: those that others share may all be taken by others that wait.
+    in_thread = partial(to_thread.run_sync, limiter=anyio.CapacityLimiter(3))
+    chunks = run.chunks(refused=decisions)
+    cancels = 0
+    try:
+        await in_thread(run.start)
+        # A thread that is left alone when this is cancelled ends with the run.
+        while chunk := await in_thread(next, chunks, None, abandon_on_cancel=True):
+            for decision in chunk:
+                yield decision if decisions else _record(decision)
+    except anyio.get_cancelled_exc_class():
+        cancels += 1
+        raise
+    finally:
+        again = None
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await in_thread(run.close, abandon_on_cancel=True)
+                break
+            except anyio.get_cancelled_exc_class() as cancelled:  # asyncio's own, through a shield
+                again, cancels = cancelled, cancels + 1
+                if cancels > 1:
+                    run.stop()
+        if again is not None:
+            raise again
+
+
+def _record(decision: Decision) -> Record:
+    assert decision.record is not None
+    return decision.record
 
 
 class OpenRun:

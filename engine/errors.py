@@ -34,6 +34,7 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "WoolmillError",
+    "first_known",
 ]
 
 DONE_WITH_DEAD_LETTERS = 3
@@ -112,3 +113,11 @@ class ConfigError(WoolmillError):
 
 class BackendError(WoolmillError):
     """One request failed. Raised by backends only; ``engine.run.deliver`` decides what follows."""
+
+
+def first_known(exc: BaseException) -> WoolmillError | None:
+    """The error of ours that ``exc`` is, or the first of those in a group; None: there is none."""
+    if isinstance(exc, WoolmillError):
+        return exc
+    inner = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+    return next((known for known in map(first_known, inner) if known), None)

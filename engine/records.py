@@ -16,6 +16,7 @@ import orjson
 
 __all__ = [
     "EVERY",
+    "RESERVED",
     "Answer",
     "Api",
     "Completion",
@@ -32,6 +33,8 @@ __all__ = [
 Api = Literal["completions", "chat"]
 EVERY = 2**62
 """As a run's target: a decision on every input row, however many are accepted."""
+RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
+"""Fields of a request's body that the engine itself must fill."""
 Record = dict[str, Any]
 """One row: the fields that its recipe declares, with JSON values. Alpaca's are ``instruction``,
 ``input`` and ``output``.
@@ -97,6 +100,11 @@ class Prompt:
     def chat(self) -> tuple[Message, ...]:
         """The turns of a chat that asks this."""
         return self.messages or (Message(role="user", content=self.text),)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the chat ends in an assistant's turn, which the model then goes on with."""
+        return bool(self.messages) and self.messages[-1].role == "assistant"
 
     @property
     def size_bytes(self) -> int:

@@ -7,10 +7,10 @@ the plan or the decisions and is compared with what the run store remembers.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,7 +21,7 @@ from engine.recipes.alpaca import Scope, Seeded
 from engine.recipes.base import Recipe
 from engine.recipes.filters import Filters, FilterSettings, FirstCharacter
 from engine.recipes.load import load_recipe
-from engine.records import EVERY, SeedTask
+from engine.records import EVERY, RESERVED, SeedTask
 from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
 from engine.surroundings import spelt_out
 
@@ -32,6 +32,7 @@ __all__ = [
     "EndpointConfig",
     "FiltersConfig",
     "RunConfig",
+    "config_of",
     "load_config",
 ]
 
@@ -47,8 +48,6 @@ Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
-"""Fields of a request's body that the engine itself must fill."""
 SENT = (
     *("stop", "seed", "temperature", "top_p", "stream", "stream_options", "ignore_eos"),
     *("max_tokens", "max_completion_tokens"),
@@ -265,7 +264,9 @@ class RunConfig(_Strict):
             filters=self.checks(),
             scope=self.scope,
         )
-        return load_recipe(self.recipe, seeded, self.recipe_options)
+        here = self.chosen_backend in ("transformers", "vllm")
+        model = self.model or (EMBEDDED_MODEL if here else "")
+        return load_recipe(self.recipe, seeded, self.recipe_options, model)
 
     @property
     def asked_api(self) -> Literal["completions", "chat"]:
@@ -333,6 +334,26 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values | given)
     except ValidationError as exc:
         raise ConfigError(_explain(exc, path, given)) from exc
+
+
+def config_of(settings: Mapping[str, Any]) -> RunConfig:
+    """Settings that a program gives by their names. One value stands for a list of one.
+
+    Raises ConfigError as ``load_config`` does.
+    """
+    values = {
+        name: (value,) if _is_list(name) and isinstance(value, str | Path) else value
+        for name, value in settings.items()
+    }
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError(_explain(exc, None, {})) from exc
+
+
+def _is_list(name: str) -> bool:
+    field = RunConfig.model_fields.get(name)
+    return field is not None and get_origin(field.annotation) is tuple
 
 
 FLAGS = {"max_outage_s": "max_outage", "drain_timeout_s": "drain_timeout"}

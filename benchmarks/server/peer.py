@@ -13,7 +13,7 @@ import orjson
 
 from benchmarks.server.behaviour import EARLY_FAULTS, ODD_FAULTS
 from benchmarks.server.generation import Generation
-from engine.backends.scripted import alpaca_text
+from engine.backends.scripted import fitting_text
 
 if TYPE_CHECKING:
     from benchmarks.server.server import Server
@@ -96,7 +96,7 @@ class Peer(asyncio.Protocol):
         server, behaviour = self._server, self._server.behaviour
         ledger = server.ledger
         if chat:
-            prompts = [asked["messages"][-1]["content"]]
+            prompts = ["\n".join(turn["content"] for turn in asked["messages"])]
         else:
             prompts = [asked["prompt"]] if isinstance(asked["prompt"], str) else asked["prompt"]
         keys = [_key(prompt, asked.get("seed")) for prompt in prompts]
@@ -128,7 +128,12 @@ class Peer(asyncio.Protocol):
         texts = [
             behaviour.text
             if behaviour.text is not None
-            else alpaca_text(prompt, seed=asked.get("seed"), records=behaviour.records)
+            else fitting_text(
+                prompt,
+                seed=asked.get("seed"),
+                form=asked.get("response_format"),
+                records=behaviour.records,
+            )
             for prompt in prompts
         ]
         generation = Generation(self, server, asked, chat, keys, texts, prompt_tokens, fault)

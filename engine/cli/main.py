@@ -20,13 +20,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import orjson
 
-from engine.errors import DONE_WITH_DEAD_LETTERS, InternalError, UsageError, WoolmillError
+from engine.errors import (
+    DONE_WITH_DEAD_LETTERS,
+    InternalError,
+    UsageError,
+    WoolmillError,
+    first_known,
+)
 from engine.records import EVERY
 from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
     from engine.run.generate import Result
     from engine.run.progress import Display
+    from engine.settings import RunConfig
 
 __all__ = ["cli", "main"]
 
@@ -38,6 +45,8 @@ ELSEWHERE = {
     "export": "engine.export.command:export",
     "init": "engine.cli.init:init",
     "merge": "engine.upkeep.merge:merge",
+    "preview": "engine.cli.recipe:preview",
+    "recipe": "engine.cli.recipe:recipe",
     "redecide": "engine.upkeep.redecide:redecide",
     "report": "engine.report.command:report",
     "salvage": "engine.upkeep.salvage:salvage",
@@ -96,6 +105,8 @@ class _ToStandardError(logging.Handler):
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+ROWS = click.Path(path_type=Path)
+PAIRS = "NAME=VALUE"
 
 
 class _IntOrAuto(click.ParamType[int | str]):
@@ -119,9 +130,14 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 # Every option is None where it was not given, so that a config file's value stands.
-_GENERATE = _options(
+generate_options = _options(
     click.option("--config", "config_file", type=FILE, help="Settings in TOML; flags go first."),
-    click.option("--recipe", type=click.Choice(["alpaca"]), help="Prompt format and parser."),
+    click.option("--recipe", metavar="RECIPE",
+                 help="Built-in name, FILE.toml, FILE.py:CLASS or package.module:CLASS. [alpaca]"),
+    click.option("--rows", type=ROWS, help="Input rows: a file, a folder or another run."),
+    click.option("--samples", type=int, help="Requests for each input row. [1]"),
+    click.option("--set", "recipe_options", multiple=True, metavar=PAIRS,
+                 help="Value for an option of the recipe's file; again for several."),
     click.option("--seeds", "--seed_tasks_path", "seeds", type=FILE,
                  help="Seed tasks, JSON Lines. [bundled]"),
     click.option("--language", metavar="CODE",
@@ -212,7 +228,7 @@ _GENERATE = _options(
 
 
 @cli.command()
-@_GENERATE
+@generate_options
 @click.option("--no-progress", is_flag=True, help="Plain lines instead of the live block.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
               help="json: progress, notes and logs as JSON Lines.")  # fmt: skip
@@ -237,18 +253,12 @@ def generate(
     from engine.run.display import Guarded
     from engine.run.generate import generate as run
     from engine.run.textfile import MetricsFile
-    from engine.settings import load_config
     from engine.store import RunStore
 
     # What is loaded by now stays; to look through it again and again costs a tenth of a request.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    flags["vllm_arg"] = _pairs(flags["vllm_arg"])
-    flags["extra_body"] = _json_object(flags["extra_body"])
-    flags["without"] = tuple(
-        name for option in flags["without"] for name in option.split(",") if name
-    )
-    config = load_config(config_file, flags)
+    config = settings(config_file, flags)
     uvloop = {"use_uvloop": sys.platform != "win32"}
     with ExitStack() as stack:
         display = _display(log_format, no_progress, stack)
@@ -284,11 +294,24 @@ def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
     return stack.enter_context(Guarded(LiveDisplay(), PlainDisplay()))
 
 
-def _pairs(options: tuple[str, ...]) -> dict[str, str] | None:
-    """``KEY=VALUE`` options as a mapping; None where none was given."""
+def settings(config_file: Path | None, flags: dict[str, Any]) -> RunConfig:
+    """What ``generate_options`` and a file of settings say. Raises WoolmillError."""
+    from engine.settings import load_config
+
+    flags["vllm_arg"] = pairs(flags["vllm_arg"], "--vllm-arg")
+    flags["recipe_options"] = pairs(flags["recipe_options"], "--set")
+    flags["extra_body"] = _json_object(flags["extra_body"])
+    flags["without"] = tuple(
+        name for option in flags["without"] for name in option.split(",") if name
+    )
+    return load_config(config_file, flags)
+
+
+def pairs(options: tuple[str, ...], flag: str) -> dict[str, str] | None:
+    """``NAME=VALUE`` options as a mapping; None where none was given."""
     for option in options:
         if "=" not in option:
-            raise UsageError(f"--vllm-arg {option}: write KEY=VALUE")
+            raise UsageError(f"{flag} {option}: write NAME=VALUE")
     return dict(option.split("=", 1) for option in options) or None
 
 
@@ -395,7 +418,7 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         # click's own way out of a closed pipe is 1, which no command of ours uses.
         return 143 if exc.code == 1 else exc.code
     except (WoolmillError, BaseExceptionGroup) as exc:
-        known = _first_known(exc)
+        known = first_known(exc)
         if debug or known is None:
             traceback.print_exception(exc)
         if known is None:
@@ -418,13 +441,6 @@ def _follows_interrupt(exc: BaseException | None) -> bool:
     while exc is not None and not isinstance(exc, KeyboardInterrupt):
         exc = exc.__context__
     return exc is not None
-
-
-def _first_known(exc: BaseException) -> WoolmillError | None:
-    if isinstance(exc, WoolmillError):
-        return exc
-    inner = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
-    return next((known for known in map(_first_known, inner) if known), None)
 
 
 def _say_error(error: WoolmillError) -> None:

@@ -7,7 +7,7 @@ that.
 
 A message is two lengths (4 bytes each, big-endian), so many bytes of JSON and so many of rows:
 
-    in   {"folder", "config", "tasks"}         first
+    in   {"folder", "config", "tasks", "path"} first
          {"below"}                             every request with a lower index has its answer
     out  {"ready": true}                       may be told what is answered
          {"first", "end", "rows"} and the rows' bodies
@@ -36,6 +36,7 @@ from engine.decide.decider import Decider, make_cascade, restore_cascade, unread
 from engine.errors import UnavailableError, WoolmillError
 from engine.processes.children import Need, environment, how_it_ended, python_command, start_async
 from engine.processes.garbage import seldom_collected
+from engine.recipes.load import module_folders
 from engine.records import SeedTask
 from engine.screen import sturdy_streams
 from engine.settings import RunConfig
@@ -86,6 +87,7 @@ class Deciding:
             "folder": str(config.out.absolute()),
             "config": config.model_dump(mode="json"),
             "tasks": [asdict(task) for task in tasks],
+            "path": module_folders(config.recipe),
         }
         self._needs: tuple[Need, ...] = ("engine",)
         model = config.semantic_model
@@ -245,6 +247,9 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     order = first_message[0]
     config = RunConfig.model_validate(order["config"])
     tasks = [SeedTask(**task) for task in order["tasks"]]
+    # What a recipe can be imported from there, it can be here; last, so that nothing comes before
+    # what is installed.
+    sys.path += [entry for entry in order["path"] if entry not in sys.path]
     store = RunReader(Path(order["folder"]), snapshot=False)
     counts = store.counts()
     answered = _Answered(source)

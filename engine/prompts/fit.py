@@ -291,6 +291,8 @@ def join(parts: Sequence[Part]) -> tuple[str, tuple[Message, ...]]:
     turns: list[Message] = []
     for part in parts:
         content = part.render(left)
+        if part.role == "system" and not content.strip():
+            continue  # hosts refuse a system turn without a word
         if turns and turns[-1].role == part.role:
             turns[-1] = Message(role=part.role, content=turns[-1].content + content)
         else:

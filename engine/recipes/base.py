@@ -131,10 +131,13 @@ class Recipe:
         version: raise it whenever a prompt changes. A run only goes on with the same one.
         fields: of a row, in order.
         asks: the API that prompts are made for: ``chat``, raw ``completions``, or ``any`` of them.
+        raw: prompts are a model's own chat template, begun by hand: only engines that continue a
+            text as it stands can be asked.
         most: rows that one answer can hold at most; paces the first requests of a run.
         needs_rows: there is a request for each input row, and none without one.
         rows_path: input rows that it names itself, where the person names none.
         samples: requests for each input row, where the person does not say.
+        language: ISO 639 code of its rows, where it says; empty: several.
         builtin: its code is this package's, which needs no time limit and no checks.
         source_sha256: of the file that it was loaded from; decisions follow from it.
         asks_sha256: of what its prompts follow from, where that can be told apart.
@@ -144,10 +147,12 @@ class Recipe:
     version: str = "1"
     fields: tuple[str, ...] = ()
     asks: Literal["any", "chat", "completions"] = "chat"
+    raw: bool = False
     most: int = 1
     needs_rows: bool = False
     rows_path: Path | None = None
     samples: int = 1
+    language: str = ""
     builtin: ClassVar[bool] = False
     source_sha256: str = ""
     asks_sha256: str = ""

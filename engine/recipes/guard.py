@@ -42,31 +42,50 @@ def time_limit() -> Iterator[None]:
     """End what runs within after ``LIMIT_S``, by a RecipeFault.
 
     In the main thread by a timer signal, which also ends sleeps and regular expressions; in others
-    by an exception that takes effect at the next bytecode. It fires again until it is heeded.
+    by an exception that takes effect at the next bytecode. It fires again until it is heeded. A
+    timer that the program had set goes on afterwards.
     """
     seconds = LIMIT_S
     main = threading.current_thread() is threading.main_thread()
+    watch: _Alarm | _Watchdog = _Alarm() if main else _watchdog
     try:
-        if main:
-            previous = signal.signal(signal.SIGALRM, _ring)
-            signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
-            try:
-                yield
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, previous)
-        else:
-            _watchdog.begin(seconds)
-            try:
-                yield
-            finally:
-                _watchdog.end()
+        watch.begin(seconds)
+        try:
+            yield
+        finally:
+            watch.end()
     except _TimeUp:
+        watch.end()
         raise RecipeFault(f"it took more than {seconds:g} s") from None
 
 
-def _ring(_signum: int, _frame: FrameType | None) -> None:
-    raise _TimeUp
+class _Alarm:
+    """Ends a call in the main thread."""
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._began = time.monotonic()
+
+    def begin(self, seconds: float) -> None:
+        self._armed = True
+        self._handler = signal.signal(signal.SIGALRM, self._ring)
+        self._timer = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+
+    def end(self) -> None:
+        if not self._armed:
+            return
+        self._armed = False  # from here on a late ring does nothing
+        left, interval = self._timer
+        if left:  # somebody else's, who waits for it
+            left = max(1e-6, left - (time.monotonic() - self._began))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+    def _ring(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._armed:
+            raise _TimeUp
 
 
 class _Watchdog:
@@ -87,11 +106,16 @@ class _Watchdog:
     def end(self) -> None:
         with self._lock:
             self._until.pop(threading.get_ident(), None)
+            # What was raised and has not taken effect yet must not do so later.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
 
     def _watch(self) -> None:
         while True:
             time.sleep(0.5)
             with self._lock:
+                if not self._until:  # it is started again where it is needed
+                    self._thread = None
+                    return
                 for thread, until in self._until.items():
                     if time.monotonic() > until:
                         ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, WoolmillError
 from engine.recipes.alpaca import Alpaca, Seeded
 from engine.recipes.base import Recipe
 
-__all__ = ["ALPACA", "load_recipe"]
+__all__ = [
+    "ALPACA",
+    "CODED",
+    "check",
+    "load_recipe",
+    "module_folders",
+    "not_while_loading",
+    "runs_as_program",
+]
 
 ALPACA = "alpaca"
+CODED = {
+    ALPACA: "seed tasks in, new instruction records out",
+    "magpie": "what users would say, from a chat model's own template",
+    "respond": "answers to instructions, questions and chats",
+}
+"""Built-in recipes that are code; the others are files in ``builtin``."""
+AS_PROGRAM = (
+    'put what starts a run below `if __name__ == "__main__":`, since other processes load the '
+    "file for its recipe"
+)
+_loading: ContextVar[str] = ContextVar("_loading", default="")
+"""The spec whose module is being loaded now."""
+_one_loads = threading.RLock()
+"""Of several runs in a process one loads at a time: no other sees half of a module."""
 
 
-def load_recipe(spec: str, seeded: Seeded, options: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    spec: str, seeded: Seeded, options: Mapping[str, Any] | None = None, model: str = ""
+) -> Recipe:
     """The recipe that ``spec`` names: ``alpaca`` or another built-in one, ``FILE.toml``,
     ``FILE.py:CLASS`` or ``package.module:CLASS``.
 
     Args:
         seeded: what Alpaca's is made with; the others do not need it.
-        options: values for the options that a template declares.
+        options: values for the options that the recipe declares.
+        model: what is asked, as the run names it.
 
     Raises ConfigError with the remedy where there is no such recipe or it cannot be loaded.
     """
     if spec == ALPACA:
         return Alpaca(seeded)
-    where, colon, name = spec.rpartition(":")
-    if colon and where and not spec.endswith(".toml"):
+    if spec in CODED:
+        return _coded(spec, options or {}, model)
+    where, name = _code_of(spec)
+    if where:
         if options:
             raise ConfigError(f"--set goes with a recipe of a TOML file, not with {spec}")
         return _of_class(where, name, spec)
@@ -42,11 +75,56 @@ def load_recipe(spec: str, seeded: Seeded, options: Mapping[str, Any] | None = N
     return load_template(spec, options or {})
 
 
+def _coded(name: str, options: Mapping[str, Any], model: str) -> Recipe:
+    from engine.recipes.magpie import Magpie
+    from engine.recipes.respond import Respond
+    from engine.recipes.template import settle_options
+
+    kind = Respond if name == Respond.name else Magpie
+    values = settle_options(kind.OPTIONS, options, name)
+    return Respond(**values) if kind is Respond else Magpie(model, **values)
+
+
+def _code_of(spec: str) -> tuple[str, str]:
+    """A Python file or module and a name in it; two empty texts where ``spec`` is no code."""
+    where, _, name = spec.rpartition(":")
+    return (where, name) if where and not spec.endswith(".toml") else ("", "")
+
+
+def module_folders(spec: str) -> list[str]:
+    """For another process that is to load ``spec``: where this one finds modules. None where the
+    recipe is no code of the user's: then nothing beyond what is installed may be imported.
+    """
+    here = [str(Path(entry).absolute()) for entry in sys.path]
+    return here if _code_of(spec)[0] else []
+
+
+def not_while_loading() -> None:
+    """Raises ConfigError where a recipe's module starts a run of its own while it is loaded."""
+    if spec := _loading.get():
+        raise ConfigError(f"--recipe {spec}: loading it starts a run; {AS_PROGRAM}")
+
+
+@contextmanager
+def _loads(spec: str) -> Iterator[None]:
+    with _one_loads:
+        token = _loading.set(spec)
+        try:
+            yield
+        finally:
+            _loading.reset(token)
+
+
 def _of_class(where: str, name: str, spec: str) -> Recipe:
-    module = _file_module(Path(where)) if where.endswith(".py") else _module(where, spec)
-    found = getattr(module, name, None)
-    if found is None:
-        raise ConfigError(f"--recipe {spec}: there is no {name} in {module.__file__ or where}")
+    with _loads(spec):
+        module = _file_module(Path(where)) if where.endswith(".py") else _module(where, spec)
+    try:
+        found = attrgetter(name)(module)
+    except AttributeError:
+        raise ConfigError(
+            f"--recipe {spec}: there is no {name} in {module.__file__ or where} when it is loaded;"
+            " define it at the top level, outside of functions and of `if __name__ == ...`"
+        ) from None
     try:
         recipe = found() if isinstance(found, type) else found
     except Exception as error:
@@ -72,22 +150,34 @@ def check(recipe: Recipe, spec: str, module: ModuleType | None = None) -> Recipe
         if getattr(kind, method) is getattr(Recipe, method):
             raise ConfigError(f"--recipe {spec}: {kind.__name__} has no method {method}")
     if module is not None and not recipe.source_sha256 and module.__file__:
-        recipe.source_sha256 = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+        recipe.source_sha256 = _code_sha256(Path(module.__file__))
     return recipe
 
 
 def _file_module(path: Path) -> ModuleType:
-    name = f"woolmill_recipe_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]}"
+    try:
+        code = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--recipe {path}: cannot be read: {error.strerror}") from error
+    # By its content too: a file that was edited since is another module.
+    name = hashlib.sha256(b"%b\0%b" % (os.fsencode(path.absolute()), code)).hexdigest()[:12]
+    name = f"woolmill_recipe_{name}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"--recipe {path}: there is no such file")
+    assert spec is not None  # as its name ends in .py
+    assert spec.loader is not None
+    beside = str(path.absolute().parent)
+    if beside not in sys.path:  # last: nothing of the folder comes before what is installed
+        sys.path.append(beside)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as dataclasses and pickles of the file's own classes need it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except WoolmillError:
+        del sys.modules[name]
+        raise
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(
             f"--recipe {path}: it cannot be loaded: {type(error).__name__}: {error}"
@@ -101,8 +191,30 @@ def _module(name: str, spec: str) -> ModuleType:
         sys.path.append(here)
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except WoolmillError:
+        raise
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"--recipe {spec}: {name} cannot be imported: {type(error).__name__}: {error}; give "
             "the file as FILE.py:CLASS, or start where the package is"
         ) from error
+
+
+def _code_sha256(file: Path) -> str:
+    """Of a Python file without what runs only where it is started as a program, so that a script
+    may be edited there and its run goes on.
+    """
+    code = file.read_bytes()
+    lines = code.splitlines(keepends=True)
+    with suppress(SyntaxError, ValueError):  # compiled code is hashed as it is
+        for statement in filter(runs_as_program, ast.parse(code).body):
+            for number in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
+                lines[number] = b""
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def runs_as_program(statement: ast.stmt) -> bool:
+    """Whether a statement of a module's top level is an ``if __name__ == ...:``."""
+    return isinstance(statement, ast.If) and any(
+        isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test)
+    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import anyio
+
 from engine import models
-from engine.backends.base import Backend
+from engine.backends.base import Backend, Tells
 from engine.backends.openai.address import read_address, read_headers
 from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
@@ -32,13 +34,13 @@ from engine.run.deliver import RetryPolicy
 from engine.run.display import Guarded
 from engine.run.manifest import make_manifest
 from engine.run.pipeline import Pipeline
-from engine.run.progress import Display, Pace, Progress, Stop
+from engine.run.progress import Display, Owner, Pace, Progress, Stop
 from engine.run.settle import Settled, about_language, settle
 from engine.secrets import keep_from_children, read_key
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
 from engine.store import RunStore
 
-__all__ = ["Result", "generate", "make_backends"]
+__all__ = ["Result", "generate", "make_backends", "make_prompts"]
 
 LOCAL_IS_MISSING = (
     "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
@@ -58,38 +60,39 @@ class Result:
     """Requests that an earlier session had sent and got no answer to."""
 
 
-async def generate(config: RunConfig, display: Display) -> Result:
+async def generate(config: RunConfig, display: Display, owner: Owner | None = None) -> Result:
     """Run to the target, a stop or a fault; go on where an earlier run in the folder stopped.
 
     Raises:
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
-    display = Guarded(display)
+    display, owner = Guarded(display), owner or Owner()
     settled = settle(config)
     config, recipe, tasks = settled.config, settled.recipe, settled.tasks
     backends = make_backends(config)
     fetch_encoder(config)
     async with AsyncExitStack() as stack:
         pool = _pool(config, backends)
-        stack.push_async_callback(pool.aclose)
+        stack.push_async_callback(_surely, pool.aclose)
         unnamed = not backends[0].model
         if unnamed:
             await pool.start()  # the server knows which model it serves, and asking is free
         manifest = make_manifest(config, recipe, tasks, backends[0].model)
         store = RunStore.open(config.out, manifest)
-        stack.push_async_callback(store.aclose)
+        stack.push_async_callback(_surely, store.aclose)
         with suppress(OSError):  # a disk in trouble stops the store, and says so there
             keep(tasks, config.out)
             keep_recipe(config.recipe, config.out)
         _learn_with(store, backends, display, any_api=settled.any_api)
+        if settled.rows is not None and not settled.same_rows:
+            settled.rows.check(store, config.samples or 1)
+        owner.opened(config.target)
         resume = store.resume()
         if resume.counts.accepted >= config.target:
             done = Progress(target=config.target, accepted=resume.counts.accepted)
             seconds = time.monotonic() - began
             return Result(stop=Stop(), progress=done, folder=config.out, seconds=seconds)
-        if settled.rows is not None and not settled.same_rows:
-            settled.rows.check(store, config.samples or 1)
         if resume.in_flight:
             keys = ", ".join(request.key[:12] for request in resume.in_flight[:8])
             display.note(
@@ -99,10 +102,10 @@ async def generate(config: RunConfig, display: Display) -> Result:
             )
         for line in about_language(config, tasks):
             display.note(line)
-        prompts = _prompts(settled)
+        prompts = make_prompts(settled)
         _try_out(prompts, recipe)
         deciding = Deciding(config, tasks, display.note)
-        stack.push_async_callback(deciding.aclose)
+        stack.push_async_callback(_surely, deciding.aclose)
         await deciding.start()
         if not unnamed:
             display.note(f"starting {config.chosen_backend} with {backends[0].model}")
@@ -136,7 +139,9 @@ async def generate(config: RunConfig, display: Display) -> Result:
                 paid=paid,
             ),
             display=display,
+            owner=owner,
         )
+        owner.running(pipeline.stop)
         with seldom_collected():
             stop = await pipeline.run()
     return Result(
@@ -146,6 +151,12 @@ async def generate(config: RunConfig, display: Display) -> Result:
         seconds=time.monotonic() - began,
         resent=len(resume.in_flight),
     )
+
+
+async def _surely(close: Callable[[], Awaitable[None]]) -> None:
+    """Close to the end, also where the run is cancelled before it begins."""
+    with anyio.CancelScope(shield=True):
+        await close()
 
 
 TRIED = 3
@@ -177,13 +188,20 @@ def _try_out(prompts: Prompts, recipe: Recipe) -> None:
 def _learn_with(
     store: RunStore, backends: Sequence[Backend], display: Display, *, any_api: bool
 ) -> None:
-    """Let backends go on from what earlier sessions learnt about their hosts, and keep what they
-    learn. ``any_api``: requests for completions may be asked by chat.
+    """Let backends go on from what earlier sessions learnt about their hosts, and tell and keep
+    what they learn. ``any_api``: requests for completions may be asked by chat.
     """
     servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
 
+    def tell(backend: Backend, lesson: str) -> None:
+        display.note(f"{backend.name}: {lesson}")
+
+    for backend in backends:
+        if isinstance(backend, Tells):
+            backend.on_lesson = partial(tell, backend)
+
     def keep_lesson(server: HttpBackend, lesson: str) -> None:
-        display.note(f"{server.name}: {lesson}")
+        tell(server, lesson)
         learnt = {each.name: each.dialect.learnt for each in servers if each.dialect.learnt}
         store.learnt(learnt)
 
@@ -285,7 +303,8 @@ def _pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
     return Pool(backends, settings, own)
 
 
-def _prompts(settled: Settled) -> Prompts:
+def make_prompts(settled: Settled) -> Prompts:
+    """What makes the prompts of a run with these settings."""
     config = settled.config
     given = config.model_dump(include={"max_tokens", "temperature", "top_p"}, exclude_none=True)
     return Prompts(

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ from engine.recipes.guard import RecipeFault
 from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run.deliver import RetryPolicy, deliver, most_tokens
 from engine.run.plan import Plan
-from engine.run.progress import Display, Pace, Progress, Stop, of_target
+from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
 
@@ -110,6 +111,7 @@ class Pipeline:
         policy: what is tried again.
         pace: when to stop.
         display: shows progress.
+        owner: is told of decisions when they are committed.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Pipeline:
         policy: RetryPolicy,
         pace: Pace,
         display: Display,
+        owner: Owner | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -130,6 +133,7 @@ class Pipeline:
         self._policy = policy
         self._pace = pace
         self._display = display
+        self._owner = owner or Owner()
         self._changed = Changed()
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
@@ -213,6 +217,17 @@ class Pipeline:
 
     # -- stopping ---------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """Drain, as at a signal; once more: leave at once. In the thread of the run."""
+        if self._stop is None:
+            self._halt(Stop(asked=True))
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._abandoning.set()
+        self._changed.set()
+
     def _halt(self, stop: Stop) -> None:
         """Send nothing more; the first cause stands."""
         if self._stop is None:
@@ -249,7 +264,10 @@ class Pipeline:
         A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so
         only SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and
         stays so. SIGUSR1 and SIGUSR2 would end the process unasked: they only bring a line.
+        Signals are for a process's main thread; a run in another is stopped by its owner.
         """
+        if threading.current_thread() is not threading.main_thread():
+            return
         stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             stopping.remove(signal.SIGHUP)
@@ -266,8 +284,7 @@ class Pipeline:
                     asked += signum in (signal.SIGINT, signal.SIGTERM)
                     if asked > 1:
                         self._display.note("leaving now; what arrived is committed")
-                        self._abandoning.set()
-                        self._changed.set()
+                        self._leave()
                     elif asked or self._stop is None:
                         self._halted_by(signum)
         finally:
@@ -556,6 +573,7 @@ class Pipeline:
                 self._display.note(self._thoughts_message())
         progress.unread -= len(batch.rows.vectors)
         self._plan.undecided = progress.decided_answers = batch.end
+        self._owner.committed(batch.end)
         if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
             self._halt(Stop(error=StoppedError(self._barren_message())))
         elif self._thoughts >= self._pace.max_refusals_in_a_row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from engine.limits import Pool
 from engine.money import Spent
 from engine.records import EVERY
 
-__all__ = ["Display", "Pace", "Progress", "Stop", "of_target"]
+__all__ = ["Display", "Owner", "Pace", "Progress", "Stop", "of_target"]
 
 PRIOR_ANSWERS = 1.0
 """Weight, in answers, of the most that an answer can hold against what they held so far. An
@@ -25,11 +26,13 @@ class Stop:
 
     error: WoolmillError | None = None
     signum: int | None = None
+    asked: bool = False
+    """The program that started the run wants no more of it."""
 
     @property
     def reached(self) -> bool:
         """The target is reached, or the plan is at its end; nothing went wrong."""
-        return self.error is None and self.signum is None
+        return self.error is None and self.signum is None and not self.asked
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +95,22 @@ class Display(Protocol):
 
     def note(self, message: str) -> None:
         """One line that stays."""
+
+
+class Owner:
+    """Whoever started a run: is told what is committed, and may end it. This one does neither.
+
+    All are called in the thread that the run is in.
+    """
+
+    def opened(self, target: int) -> None:
+        """The store is open and what it holds belongs to this run, whose target is settled."""
+
+    def committed(self, below: int) -> None:
+        """Every request with a lower index than ``below`` is decided, for the store to read."""
+
+    def running(self, stop: Callable[[], None]) -> None:
+        """From now on ``stop`` ends the run in order; called once more, it leaves at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,8 @@ def settle(config: RunConfig) -> Settled:
         tasks = []
         recipe = config.make_recipe(tasks)
         config = _for_recipe(config, recipe)
+    if recipe.raw:
+        _refuse_chat_hosts(config, recipe)
     config, any_api = _with_api(config, recipe, earlier)
     rows = None
     if config.rows is not None:
@@ -87,7 +89,7 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     if config.seeds is not None or config.filters.model_fields_set:
         raise ConfigError(f"seeds and filters are Alpaca's; recipe {recipe.name} has its own")
     if config.language == AUTO:
-        settled["language"] = MIXED
+        settled["language"] = recipe.language or MIXED
     if "rouge_threshold" not in given:
         language = settled.get("language", config.language)
         settled["rouge_threshold"] = language_of(language).rouge_threshold
@@ -98,6 +100,17 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     if config.samples is None:
         settled["samples"] = recipe.samples
     return config.model_copy(update=settled)
+
+
+def _refuse_chat_hosts(config: RunConfig, recipe: Recipe) -> None:
+    """Raises ConfigError for a host that puts a chat template of its own around each prompt."""
+    for endpoint in config.endpoints() if config.chosen_backend == "http" else ():
+        address = read_address(endpoint.url)
+        if address.api == "chat":
+            raise ConfigError(
+                f"recipe {recipe.name} begins the model's own chat template, which {address.name} "
+                "has no API for; use a vLLM server, --backend vllm or --backend transformers"
+            )
 
 
 def _with_api(

@@ -1,0 +1,86 @@
+"""Rules of a recipe's file that refuse rows: lengths, patterns, expressions."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from engine.errors import ConfigError
+from engine.recipes.base import Refusal
+from engine.recipes.sandbox import Expression, as_text
+from engine.recipes.template_file import Refuse
+from engine.text import shorten
+
+__all__ = ["Rule"]
+
+Check = Callable[[str], str | None]
+"""What of a text is not wanted; None: it is fine."""
+MOST_SHOWN = 80
+"""Characters of a text that a refusal quotes."""
+
+
+class Rule:
+    """One table of ``refuse``. Raises ConfigError for a field that rows have not.
+
+    Attributes:
+        needed: names that its expression cannot do without.
+    """
+
+    def __init__(self, rule: Refuse, number: int, fields: Sequence[str]) -> None:
+        where = f"stage.refuse {number}"
+        if rule.field is not None and rule.field not in fields:
+            near = get_close_matches(rule.field, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
+            raise ConfigError(f"{where}: a row has no field {rule.field!r}; {hint}")
+        self._field = rule.field
+        self._reason = rule.reason
+        self._checks = list(_checks(rule))
+        self._when = Expression(rule.when, f"{where}.when") if rule.when else None
+        self.needed = self._when.needed if self._when else frozenset()
+
+    def refusal(self, values: dict[str, Any]) -> Refusal | None:
+        """Why the row among ``values`` is refused. Raises RecipeFault."""
+        if self._field is not None and self._checks:
+            text = as_text(values[self._field])
+            for reason, check in self._checks:
+                if (detail := check(text)) is not None:
+                    return self._reason or reason, f"{self._field}: {detail}"
+        if self._when is not None and self._when.value(values):
+            return self._reason or "refused", self._when.source
+        return None
+
+
+def _checks(rule: Refuse) -> Iterator[tuple[str, Check]]:
+    for unit, measure in (("words", lambda text: len(text.split())), ("characters", len)):
+        below, above = getattr(rule, f"{unit}_below"), getattr(rule, f"{unit}_above")
+        if below is not None:
+            yield "too_short", _bounded(measure, unit, range(below))
+        if above is not None:
+            yield "too_long", _bounded(measure, unit, range(above + 1, sys.maxsize))
+    if rule.matches is not None:
+        yield "matches", _matching(re.compile(rule.matches))
+    if rule.not_matches is not None:
+        yield "not_matching", _not_matching(re.compile(rule.not_matches))
+
+
+def _bounded(measure: Callable[[str], int], unit: str, refused: range) -> Check:
+    def check(text: str) -> str | None:
+        size = measure(text)
+        return f"{size} {unit}" if size in refused else None
+
+    return check
+
+
+def _matching(pattern: re.Pattern[str]) -> Check:
+    def check(text: str) -> str | None:
+        found = pattern.search(text)
+        return None if found is None else shorten(found.group(), MOST_SHOWN)
+
+    return check
+
+
+def _not_matching(pattern: re.Pattern[str]) -> Check:
+    return lambda text: None if pattern.search(text) else shorten(text, MOST_SHOWN)

@@ -1,0 +1,140 @@
+"""The first prompts of a run as they would be sent, and what becomes of their answers, before
+anything large is paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+from engine.backends.base import Failure
+from engine.decide.decider import Decider
+from engine.dedup.cascade import Cascade
+from engine.prompts.fit import Prompts
+from engine.recipes.guard import RecipeFault
+from engine.records import Answer, Completion, Decision, Prompt, Usage
+from engine.run import generate
+from engine.run.settle import Settled, settle
+from engine.settings import RunConfig
+
+__all__ = ["Preview", "asks_somebody", "preview"]
+
+CHOOSES = ("backend", "base_url", "endpoint", "model")
+"""Settings that say who is to answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """One request of the plan, as far as it came."""
+
+    index: int
+    prompt: Prompt | None
+    """None: the recipe could not make it; ``fault`` says why."""
+    fault: str = ""
+    answer: Completion | None = None
+    """None: nobody was asked, or ``fault`` says why there is no answer."""
+    decisions: tuple[Decision, ...] = ()
+    """What the recipe makes of the answer. Near-duplicates are not looked for; what is exactly the
+    same as in an earlier answer is refused.
+    """
+
+
+def asks_somebody(config: RunConfig) -> bool:
+    """Whether the settings say who is to answer."""
+    return not config.model_fields_set.isdisjoint(CHOOSES)
+
+
+async def preview(
+    config: RunConfig,
+    n: int = 3,
+    *,
+    answer: Callable[[Prompt], str] | str | None = None,
+) -> list[Preview]:
+    """The first ``n`` requests of a run with these settings; fewer where the input has fewer.
+
+    Each is asked once where the settings name a backend, a server or a model. ``answer`` is taken
+    in the place of theirs: one text for all, or a function of the prompt. Nothing is kept.
+
+    Raises WoolmillError where a run could not start either.
+    """
+    settled = settle(config)
+    prompts = generate.make_prompts(settled)
+    async with AsyncExitStack() as stack:
+        complete = None
+        if answer is None and asks_somebody(config):
+            backend = generate.make_backends(settled.config)[0]
+            stack.push_async_callback(backend.aclose)
+            await backend.start()
+            prompts.context_length = settled.config.context_length or backend.context_length
+            await prompts.count(backend.count_tokens)
+            complete = backend.complete
+        else:
+            prompts.context_length = settled.config.context_length
+            await prompts.count(_cannot_count)
+        previews = _prompts(prompts, n)
+        for place, each in enumerate(previews):
+            if each.prompt is None:
+                continue
+            if answer is not None:
+                text = answer if isinstance(answer, str) else answer(each.prompt)
+                usage = Usage(prompt_tokens=0, completion_tokens=0, estimated=True)
+                completion = Completion(text=text, finish_reason="stop", usage=usage)
+                previews[place] = replace(each, answer=completion)
+            elif complete is not None:
+                try:
+                    (came,) = await complete([each.prompt])
+                except Failure as failure:
+                    came = failure
+                if isinstance(came, Completion):
+                    previews[place] = replace(each, answer=came)
+                elif isinstance(came, Exception):
+                    previews[place] = replace(each, fault=str(came))
+                else:
+                    raise came
+    return _decided(previews, settled)
+
+
+async def _cannot_count(_texts: Sequence[str]) -> list[int] | None:
+    return None
+
+
+def _prompts(prompts: Prompts, n: int) -> list[Preview]:
+    previews = []
+    for index in range(n):
+        try:
+            prompt = prompts.prompt(index)
+        except RecipeFault as fault:
+            previews.append(Preview(index=index, prompt=None, fault=str(fault)))
+            continue
+        if prompt is None:
+            break
+        previews.append(Preview(index=index, prompt=prompt))
+    return previews
+
+
+def _decided(previews: Sequence[Preview], settled: Settled) -> list[Preview]:
+    """The previews with what a run would make of their answers."""
+    config = settled.config
+    decider = Decider(
+        settled.recipe,
+        Cascade(None),
+        seed=config.seed,
+        samples=config.samples or 1,
+        api=config.asked_api,
+    )
+    answers = [
+        Answer(
+            index=each.index,
+            demonstrations=each.prompt.demonstrations,
+            completion=each.answer,
+            row=each.prompt.row,
+        )
+        for each in previews
+        if each.prompt is not None and each.answer is not None
+    ]
+    decisions, _ = decider.decide(answers, limit=config.target)
+    return [
+        replace(each, decisions=tuple(d for d in decisions if d.index == each.index))
+        for each in previews
+    ]

@@ -1,0 +1,665 @@
+"""Woolmill in Python: each row once and in order, whatever becomes of the program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import datasets
+import numpy as np
+import pandas
+import pytest
+
+import engine
+from benchmarks.server import Behaviour, Server
+from engine.errors import AuthError, ConfigError, InputError, OutputError, StoppedError
+from engine.recipes.named import spec_of
+from engine.store import RunStore
+from tests.engine.answers import POLITE, REFUSED_EVERY, Answers, Slots
+
+ROOT = Path(__file__).parents[2]
+QUICK: dict[str, Any] = {"model": "toy", "semantic": False}
+
+
+class Loopback:
+    """A server in a thread of its own."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="server")
+        self._thread.start()
+        self.server = Server(behaviour)
+        self._do(self.server.start())
+        self.url = f"{self.server.url}/v1"
+        self.ledger = self.server.ledger
+
+    def _do(self, coroutine: Any) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    def close(self) -> None:
+        self._do(self.server.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def paid_twice(self) -> int:
+        return self.ledger.paid.total() - len(self.ledger.paid)
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    """Answers within 20 ms, so that there is always something in flight."""
+    loopback = Loopback(Behaviour(text="It is so.", latency_s=0.02))
+    yield loopback
+    loopback.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No thread and no child of a run is left behind by any test."""
+    before = {thread.name for thread in threading.enumerate()}
+    yield
+    left = {thread.name for thread in threading.enumerate()} - before
+    assert not {name for name in left if name.startswith("woolmill")}
+    assert not children()
+
+
+def children() -> list[str]:
+    """Command lines of the deciding processes that this process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == os.getpid():
+                command = stat.with_name("cmdline").read_bytes()
+                if b"engine.decide.process" in command:
+                    found.append(command.decode())
+    return found
+
+
+def questions(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"number": n, "question": f"What is {n}?"} for n in range(first, first + count)]
+
+
+def accepted(count: int) -> list[int]:
+    """Numbers of the rows that ``Answers`` gives for so many questions."""
+    return [n for n in range(count) if n % REFUSED_EVERY != REFUSED_EVERY - 1]
+
+
+def numbers(rows: Iterable[dict[str, Any]]) -> list[int]:
+    return [row["number"] for row in rows]
+
+
+# -- what is yielded -------------------------------------------------------------------------------
+
+
+def test_rows_come_in_plan_order_and_again_for_nothing(tmp_path: Path, server: Loopback) -> None:
+    """The same call yields the same rows again and asks nobody."""
+    order: dict[str, Any] = {"rows": questions(40), "out": tmp_path / "run", "base_url": server.url}
+    first = list(engine.generate(Answers, **order, **QUICK))
+    assert numbers(first) == accepted(40)
+    assert first[0] == {"number": 0, "answer": "It is so."}
+    asked = server.ledger.asked.total()
+    assert asked == 40
+    assert list(engine.generate(Answers, **order, **QUICK)) == first
+    assert server.ledger.asked.total() == asked
+
+
+def test_a_decision_comes_for_each_row(tmp_path: Path, server: Loopback) -> None:
+    """N rows in, N decisions out, refused ones with their reason."""
+    order: dict[str, Any] = {"out": tmp_path / "run", "base_url": server.url, **QUICK}
+    made = list(engine.generate(POLITE, rows=iter(questions(25)), decisions=True, **order))
+    assert [decision.index for decision in made] == list(range(25))
+    assert [d.index for d in made if d.accepted] == accepted(25)
+    assert {d.reason for d in made if not d.accepted} == {"unwanted"}
+
+
+def test_a_target_is_met_exactly_and_can_be_raised(tmp_path: Path) -> None:
+    """Alpaca in Python: N rows, then others behind them; a lower target gives the first of them."""
+    order: dict[str, Any] = {"out": tmp_path / "run", "backend": "scripted", "semantic": False}
+    first = list(engine.generate("alpaca", target=12, **order))
+    assert len(first) == 12
+    more = list(engine.generate("alpaca", target=20, **order))
+    assert len(more) == 20
+    assert more[:12] == first
+    assert list(engine.generate("alpaca", target=5, **order)) == first[:5]
+    some = engine.generate("alpaca", target=5, decisions=True, **order)
+    assert [d.record for d in some if d.accepted] == first[:5]
+
+
+def test_what_ends_a_run_is_raised_behind_its_rows(tmp_path: Path, server: Loopback) -> None:
+    """A cap on requests: the rows so far are yielded, then the error with its remedy is raised."""
+    rows = engine.generate(
+        Answers, rows=questions(50), out=tmp_path / "run", base_url=server.url,
+        max_requests=10, **QUICK,
+    )  # fmt: skip
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(StoppedError, match="max-requests"):
+        seen.extend(rows)
+    assert numbers(seen) == accepted(10)
+
+
+def test_a_refused_key_is_raised_and_leaves_no_rows_behind(tmp_path: Path) -> None:
+    """What is wrong at the start is one error of ours; another input may then be given."""
+    loopback = Loopback(Behaviour(api_key="sk-other"))
+    try:
+        rows = engine.generate(
+            Answers, rows=questions(3), out=tmp_path / "run", base_url=loopback.url, semantic=False
+        )
+        with pytest.raises(AuthError):
+            next(rows)
+    finally:
+        loopback.close()
+    assert not (tmp_path / "run" / "rows.jsonl").exists()
+
+
+def test_two_runs_at_once(tmp_path: Path, server: Loopback) -> None:
+    """In one process, in two folders, row by row in turns; the third in a folder in use is told."""
+    first, second = (
+        engine.generate(
+            Answers, rows=questions(60), out=tmp_path / name, base_url=server.url, **QUICK
+        )
+        for name in ("one", "two")
+    )
+    both = list(zip(first, second, strict=True))
+    assert [(a["number"], b["number"]) for a, b in both] == [(n, n) for n in accepted(60)]
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, server: Loopback) -> None:
+    order: dict[str, Any] = {"rows": questions(500), "out": tmp_path / "run"}
+    order |= {"base_url": server.url, "max_in_flight": 4, **QUICK}
+    first = engine.generate(Answers, **order)
+    next(first)
+    with pytest.raises(StoppedError, match="in use"):
+        next(engine.generate(Answers, **order))
+    first.close()
+
+
+# -- leaving ---------------------------------------------------------------------------------------
+
+
+class Wrong(Exception):
+    """Of a program that takes rows."""
+
+
+def left_at(folder: Path, server: Loopback, how: str) -> None:
+    rows = engine.generate(
+        Answers, rows=questions(400), out=folder, base_url=server.url, max_in_flight=16, **QUICK
+    )
+    for row in rows:
+        if row["number"] == 10 and how == "break":
+            break
+        if row["number"] == 10 and how == "close":
+            rows.close()
+        if row["number"] == 10 and how == "exception":
+            raise Wrong
+
+
+@pytest.mark.parametrize("how", ["break", "close", "exception"])
+def test_leaving_the_loop_drains_and_keeps(tmp_path: Path, server: Loopback, how: str) -> None:
+    """All that was paid for is in the store, the folder is free, and the same call goes on."""
+    folder = tmp_path / "run"
+    with contextlib.suppress(Wrong):
+        left_at(folder, server, how)
+    with RunStore.read(folder) as run:
+        counts = run.counts()
+        assert run.sessions()[-1].ended_s is not None
+    assert 10 < counts.answered < 400
+    assert counts.answered == server.ledger.paid.total()
+    rows = engine.generate(Answers, rows=questions(400), out=folder, base_url=server.url, **QUICK)
+    assert numbers(rows) == accepted(400)
+    assert server.paid_twice == 0
+
+
+def test_nothing_is_started_before_the_first_row_is_asked_for(tmp_path: Path) -> None:
+    rows = engine.generate("alpaca", out=tmp_path / "run", backend="scripted", semantic=False)
+    rows.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_leaving_while_the_run_starts(tmp_path: Path) -> None:
+    """A server that takes connections and says nothing: who is cancelled is free at once."""
+
+    async def taken() -> None:
+        port = silent.getsockname()[1]
+        rows = engine.agenerate(
+            "alpaca", out=tmp_path / "run", base_url=f"http://127.0.0.1:{port}/v1", semantic=False
+        )
+        with anyio.move_on_after(0.5) as scope:
+            await anext(rows)
+        assert scope.cancelled_caught
+
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(taken())
+    assert time.monotonic() - began < 10
+
+
+# -- asynchronous callers --------------------------------------------------------------------------
+
+
+def test_asynchronous_rows(tmp_path: Path, server: Loopback) -> None:
+    """The same rows, while the caller's loop goes on with other things."""
+    turns = 0
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.005)
+
+    async def taken() -> list[int]:
+        ticking = asyncio.create_task(tick())
+        rows = engine.agenerate(
+            Answers, rows=questions(100), out=tmp_path / "run", base_url=server.url, **QUICK
+        )
+        found = [row["number"] async for row in rows]
+        ticking.cancel()
+        return found
+
+    assert asyncio.run(taken()) == accepted(100)
+    assert turns > 20
+
+
+def test_cancelling_an_asynchronous_caller_drains(tmp_path: Path, server: Loopback) -> None:
+    """A task is cancelled while it waits for a row: what was paid is kept before it ends."""
+    taken: list[int] = []
+    enough = asyncio.Event()
+
+    async def take() -> None:
+        rows = engine.agenerate(
+            Answers, rows=questions(400), out=tmp_path / "run", base_url=server.url,
+            max_in_flight=8, **QUICK,
+        )  # fmt: skip
+        async for row in rows:
+            taken.append(row["number"])
+            if len(taken) == 20:
+                enough.set()
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(take())
+        await enough.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert taken == accepted(400)[: len(taken)]
+    with engine.open_run(tmp_path / "run") as run:
+        assert run.counts.answered == server.ledger.paid.total() < 400
+
+
+def test_a_break_of_an_asynchronous_caller(tmp_path: Path, server: Loopback) -> None:
+    async def take() -> None:
+        rows = engine.agenerate(
+            Answers, rows=questions(400), out=tmp_path / "run", base_url=server.url,
+            max_in_flight=8, **QUICK,
+        )  # fmt: skip
+        async with contextlib.aclosing(rows):
+            async for row in rows:
+                if row["number"] > 10:
+                    break
+        assert not children()
+
+    asyncio.run(take())
+    with engine.open_run(tmp_path / "run") as run:
+        assert run.counts.answered == server.ledger.paid.total() < 400
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def decided(folder: Path, rows: Any, server: Loopback, **more: Any) -> list[Any]:
+    return list(
+        engine.generate(
+            "tests.engine.answers:Echo", rows=rows, out=folder, base_url=server.url, **QUICK, **more
+        )
+    )
+
+
+def test_a_changed_row_is_refused_by_number(tmp_path: Path, server: Loopback) -> None:
+    """Another row, or fewer, are refused; more of them behind the first go on."""
+    order: dict[str, Any] = {"out": tmp_path / "run", "base_url": server.url, **QUICK}
+    assert numbers(engine.generate(Answers, rows=questions(10), **order)) == accepted(10)
+    changed = questions(10)
+    changed[6]["question"] = "What else?"
+    with pytest.raises(ConfigError, match=r"row 7 is not what"):
+        next(engine.generate(Answers, rows=changed, **order))
+    with pytest.raises(ConfigError, match=r"row 9 is not what"):
+        next(engine.generate(Answers, rows=questions(8), **order))
+    assert numbers(engine.generate(Answers, rows=questions(15), **order)) == accepted(15)
+    assert server.ledger.asked.total() == 15
+
+
+def table(kind: str) -> Any:
+    rows = [{"number": n, "question": q} for n, q in enumerate(["one?", "two?", "three?"])]
+    if kind == "pandas":
+        return pandas.DataFrame(rows)
+    if kind == "datasets":
+        return datasets.Dataset.from_list(rows)
+    if kind == "file":
+        return rows
+    return (row for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "datasets", "generator"])
+def test_rows_of_any_kind(tmp_path: Path, server: Loopback, kind: str) -> None:
+    rows = engine.generate(
+        Answers, rows=table(kind), out=tmp_path / "run", base_url=server.url, **QUICK
+    )
+    assert numbers(rows) == [0, 1, 2]
+
+
+def test_a_single_row_is_one_whatever_it_holds(tmp_path: Path, server: Loopback) -> None:
+    """As a document by itself its list would be taken for the rows."""
+    row = {"number": 1, "question": "Which?", "options": [{"number": 2}, {"number": 3}]}
+    order: dict[str, Any] = {"out": tmp_path / "run", "base_url": server.url, **QUICK}
+    assert numbers(engine.generate(Answers, rows=[row], **order)) == [1]
+    assert numbers(engine.generate(Answers, rows=[row, {**row, "number": 5}], **order)) == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["a text"], "row 1 is a str"),
+        ([{"number": 1}, {"number": {1, 2}}], "row 2 has what JSON has not"),
+        ([{1: "x"}], "row 1 has a field whose name is no text"),
+        ({"question": "x"}, "a mapping is one row"),
+        ([{"number": 1}, None], "row 2 is a NoneType"),
+    ],
+)
+def test_what_is_no_row_is_refused_by_number(tmp_path: Path, rows: Any, message: str) -> None:
+    started = engine.generate(
+        Answers, rows=rows, out=tmp_path / "run", base_url="http://127.0.0.1:9/v1", **QUICK
+    )
+    with pytest.raises(ConfigError, match=message):
+        next(started)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_no_rows_are_told(tmp_path: Path) -> None:
+    started = engine.generate(
+        Answers, rows=iter(()), out=tmp_path / "run", base_url="http://127.0.0.1:9/v1", **QUICK
+    )
+    with pytest.raises(InputError, match="there are none"):
+        next(started)
+
+
+def test_values_of_numpy_dates_and_decimals_become_json(tmp_path: Path) -> None:
+    from engine.run.spool import spool
+
+    row = {
+        "count": np.int64(3),
+        "vector": np.array([1.5, 2.5]),
+        "when": pandas.Timestamp("2026-11-29"),
+        "price": Decimal("1.10"),
+        "large": 2**80,
+        "half": "\ud800",
+    }
+    path = spool([row, {"half": "\udfff"}], tmp_path / "run")
+    from engine.datasets import read_rows
+
+    first, second = (row.values for row in read_rows(path))
+    assert first == {
+        "count": 3,
+        "vector": [1.5, 2.5],
+        "when": "2026-11-29T00:00:00",
+        "price": "1.10",
+        "large": 2**80,
+        "half": "\ud800",
+    }
+    assert second == {"half": "\udfff"}
+
+
+def test_a_file_of_the_persons_is_never_replaced(tmp_path: Path) -> None:
+    """The folder may be one of data, and the rows may have come from that very file."""
+    mine = tmp_path / "rows.jsonl"
+    mine.write_text('{"number": 0, "question": "Mine?"}\n')
+    started = engine.generate(
+        Answers, rows=questions(2), out=tmp_path, base_url="http://127.0.0.1:9/v1", **QUICK
+    )
+    with pytest.raises(OutputError, match="was not written for this run"):
+        next(started)
+    assert "Mine?" in mine.read_text()
+
+
+# -- recipes by name -------------------------------------------------------------------------------
+
+
+def test_a_recipe_goes_by_its_name() -> None:
+    assert spec_of("alpaca") == "alpaca"
+    assert spec_of(Answers) == spec_of(Answers()) == "tests.engine.answers:Answers"
+    assert spec_of(POLITE) == "tests.engine.answers:POLITE"
+    assert spec_of(Slots.Within) == "tests.engine.answers:Slots.Within"
+
+
+def test_what_cannot_be_imported_is_one_line_at_the_start(tmp_path: Path) -> None:
+    """A class of a notebook or a function, an object that cannot be made again, no recipe."""
+
+    class Within(Answers):
+        pass
+
+    notebook: dict[str, Any] = {"__name__": "__main__", "Answers": Answers}
+    exec("class Cell(Answers):\n    pass", notebook)
+    for recipe, why in [
+        (Within, "within a function"),
+        (notebook["Cell"], "__main__ does not have it"),
+        (Answers("Tell: "), "cannot be made again"),
+        (Slots("x"), "cannot be made again"),
+    ]:
+        with pytest.raises(ConfigError, match=why) as caught:
+            engine.generate(recipe, rows=[], out=tmp_path / "run", base_url="http://x.invalid/v1")
+        assert "put it in a file" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    for no_recipe in (dict, 3):
+        with pytest.raises(ConfigError, match="is no recipe"):
+            engine.generate(no_recipe, out=tmp_path / "run")  # type: ignore[call-overload]
+
+
+def test_a_wrong_setting_is_told_at_the_call(tmp_path: Path) -> None:
+    """By its name as it was given, before anything is started."""
+    with pytest.raises(ConfigError, match=r"unknown setting 'taget'; did you mean 'target'\?"):
+        engine.generate("alpaca", out=tmp_path, taget=3)
+    with pytest.raises(ConfigError, match=r"^temperature: "):
+        engine.generate("alpaca", out=tmp_path, temperature=7)
+    with pytest.raises(ConfigError, match="base_url"):
+        engine.generate("alpaca", out=tmp_path, backend="http")
+
+
+# -- programs --------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import engine
+from helper import opening
+
+print("loaded", __name__, file=sys.stderr, flush=True)
+
+
+class Mine(engine.Recipe):
+    fields = ("number", "answer")
+
+    def prompt(self, ask):
+        return [engine.Part(opening + ask.row["question"])]
+
+    def parse(self, ask, answer):
+        return [{"number": ask.row["number"], "answer": answer.text}]
+
+
+def main():
+    url, count = sys.argv[1], int(sys.argv[2])
+    rows = [{"number": n, "question": f"What is {n}?"} for n in range(count)]
+    order = dict(base_url=url, model="toy", semantic=False, max_in_flight=8)
+    for row in engine.generate(Mine, rows=rows, out="run", **order):
+        print(row["number"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A script with a recipe of its own, beside a module that it imports."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "helper.py").write_text('opening = "Say: "\n')
+    (folder / "script.py").write_text(SCRIPT)
+    return folder / "script.py"
+
+
+def command(script: Path, *arguments: object) -> dict[str, Any]:
+    paths = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    return {
+        "args": [sys.executable, str(script), *map(str, arguments)],
+        "cwd": script.parents[1],
+        "env": paths,
+        "text": True,
+    }
+
+
+def test_a_script_that_is_killed_goes_on(program: Path, server: Loopback) -> None:
+    """kill -9 three times in the middle, then the same command: every row once, in order."""
+    order = command(program, server.url, 300)
+    for until in (5, 60, 150):
+        with subprocess.Popen(**order, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if int(line) >= until:
+                    process.kill()
+                    break
+        assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(**order, capture_output=True, check=True)
+    assert [int(line) for line in done.stdout.split()] == list(range(300))
+    with engine.open_run(program.parents[1] / "run") as run:
+        assert len(run) == 300
+        assert server.paid_twice <= run.counts.sent - 300  # those that were in flight
+
+
+def test_ctrl_c_in_a_script_drains_and_keeps(program: Path, server: Loopback) -> None:
+    order = command(program, server.url, 2000)
+    with subprocess.Popen(**order, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if int(line) == 20:
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+        process.stdout.close()
+    assert process.returncode == -signal.SIGINT
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    with RunStore.read(program.parents[1] / "run") as run:
+        assert 20 <= run.counts().answered < 2000
+        assert run.counts().answered == run.counts().sent == server.ledger.paid.total()
+        assert run.sessions()[-1].ended_s is not None
+
+
+def test_ctrl_c_twice_leaves_at_once(program: Path) -> None:
+    """A server that would take a minute does not hold up a person who insists."""
+    slow = Loopback(Behaviour(text="It is so.", latency_s=60))
+    try:
+        order = command(program, slow.url, 20)
+        with subprocess.Popen(**order, stderr=subprocess.PIPE) as process:
+            wait_until(lambda: slow.ledger.live > 0)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            assert process.poll() is None  # it waits for what is in flight
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+        assert time.monotonic() - began < 20
+        assert process.returncode == -signal.SIGINT
+    finally:
+        slow.close()
+
+
+def wait_until(condition: Any) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_program_that_ends_with_rows_left(program: Path, server: Loopback) -> None:
+    """A generator in a variable when the interpreter ends: drained, kept, and no hanging."""
+    program.write_text(
+        SCRIPT.replace(
+            "    for row in engine.generate(", "    global rest\n    rest = engine.generate("
+        ).replace("**order):\n        print(row", "**order)\n    row = next(rest)\n    print(row")
+    )
+    order = command(program, server.url, 2000)
+    done = subprocess.run(**order, capture_output=True, check=True, timeout=30)
+    assert done.stdout == "0\n"
+    with RunStore.read(program.parents[1] / "run") as run:
+        assert run.counts().answered == run.counts().sent == server.ledger.paid.total() < 2000
+        assert run.sessions()[-1].ended_s is not None
+
+
+def test_a_script_may_be_edited_where_it_is_a_program(program: Path, server: Loopback) -> None:
+    """What is below ``if __name__`` is no part of the recipe; what is above it is."""
+    order = command(program, server.url, 5)
+    subprocess.run(**order, capture_output=True, check=True)
+    program.write_text(
+        SCRIPT.replace("    main()", "    print('again', file=sys.stderr)\n    main()")
+    )
+    again = subprocess.run(**order, capture_output=True, check=True)
+    assert again.stdout.split() == ["0", "1", "2", "3", "4"]
+    program.write_text(SCRIPT.replace("answer.text}", "answer.text.upper()}"))
+    refused = subprocess.run(**order, capture_output=True, check=False)
+    assert "recipe_source" in refused.stderr
+
+
+def test_a_script_is_not_run_again_as_a_program(program: Path, server: Loopback) -> None:
+    """Without ``if __name__``, one line says what to do, before the module is loaded again."""
+    program.write_text(SCRIPT.replace('if __name__ == "__main__":\n    main()', "main()"))
+    done = subprocess.run(**command(program, server.url, 5), capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("loaded") == 1
+    assert 'below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert server.ledger.asked.total() == 0
+    program.write_text(
+        program.read_text().replace(
+            "engine.generate(Mine", f"engine.generate({f'{program}:Mine'!r}"
+        )
+    )
+    done = subprocess.run(**command(program, server.url, 5), capture_output=True, check=False)
+    assert 'below `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert server.ledger.asked.total() == 0
+
+
+def test_a_recipe_that_only_this_process_finds_is_told(program: Path, server: Loopback) -> None:
+    """A class below ``if __name__`` is there for the script alone."""
+    inside = SCRIPT.replace("class Mine", "if __name__ == '__main__':\n  class Mine")
+    head, _, rest = inside.partition("class Mine")
+    body, _, tail = rest.partition("\n\ndef main")
+    program.write_text(f"{head}class Mine{body.replace(chr(10), chr(10) + '  ')}\n\ndef main{tail}")
+    done = subprocess.run(**command(program, server.url, 5), capture_output=True, check=False)
+    assert "there is no Mine" in done.stderr.splitlines()[-1]
+    assert server.ledger.asked.total() == 0
+
+
+# -- public names ----------------------------------------------------------------------------------
+
+
+def test_all_public_names_are_there_and_no_others_are_promised() -> None:
+    for name in engine.__all__:
+        assert getattr(engine, name) is not None
+        assert name in dir(engine)
+    assert engine.__all__ == sorted(set(engine.__all__))
+    assert set(engine._MODULES) | {"__version__"} == set(engine.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'regenerate'"):
+        _ = engine.regenerate
