@@ -18,7 +18,7 @@ from engine.records import EVERY, SeedTask
 from engine.settings import RunConfig
 from engine.store import Manifest, RunReader
 
-__all__ = ["copy_recipe", "keep_recipe", "recipe_of", "settings_of"]
+__all__ = ["copy_recipe", "keep_recipe", "recipe_of", "refuse_unnamed_code", "settings_of"]
 
 SUFFIXES = (".toml", ".py")
 
@@ -101,6 +101,14 @@ def recipe_of(run: RunReader, seeds: Path | None = None) -> Recipe | None:
         if seeds is not None or named:
             raise
         return None
+
+
+def refuse_unnamed_code(run: RunReader) -> None:
+    """Raises ConfigError where the run's recipe is code that nobody has named: what only the recipe
+    can say is not guessed.
+    """
+    if run.manifest.fixed.get("recipe") != ALPACA and not run.named_recipe:
+        stored_config(run.folder, run.manifest)
 
 
 def _spec(folder: Path, spec: str) -> str:
