@@ -78,8 +78,8 @@ def load_recipe(
 
 def _coded(name: str, options: Mapping[str, Any], model: str) -> Recipe:
     from engine.recipes.magpie import Magpie
+    from engine.recipes.options import settle_options
     from engine.recipes.respond import Respond
-    from engine.recipes.template import settle_options
 
     kind = Respond if name == Respond.name else Magpie
     values = settle_options(kind.OPTIONS, options, name)
