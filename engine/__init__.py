@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.api import OpenRun, agenerate, generate, open_run
+    from engine.api import OpenRun, agenerate, generate, open_run, preview
     from engine.dedup.rouge import RougeIndex
     from engine.dedup.semantic import SemanticIndex
     from engine.errors import WoolmillError
@@ -39,10 +39,11 @@ __all__ = [
     "agenerate",
     "generate",
     "open_run",
+    "preview",
 ]
 
 _HOME = {
-    "engine.api": ("OpenRun", "agenerate", "generate", "open_run"),
+    "engine.api": ("OpenRun", "agenerate", "generate", "open_run", "preview"),
     "engine.dedup.rouge": ("RougeIndex",),
     "engine.dedup.semantic": ("SemanticIndex",),
     "engine.errors": ("WoolmillError",),

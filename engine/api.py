@@ -7,9 +7,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -17,14 +21,15 @@ from engine.errors import InputError
 from engine.recipes.base import Recipe
 from engine.recipes.load import not_while_loading
 from engine.recipes.named import spec_of
-from engine.records import Decision, Record
-from engine.settings import config_of
+from engine.records import Decision, Prompt, Record
+from engine.settings import RunConfig, config_of
 from engine.store import Counts, Manifest, RunReader
 
 if TYPE_CHECKING:
     from engine.run.background import BackgroundRun
+    from engine.run.preview import Preview
 
-__all__ = ["OpenRun", "agenerate", "generate", "open_run"]
+__all__ = ["OpenRun", "agenerate", "generate", "open_run", "preview"]
 
 AnyRecipe = str | Recipe | type[Recipe]
 """A name or file as ``--recipe`` takes it, a class, or an object."""
@@ -145,12 +150,59 @@ def _prepared(
     """A run that has not begun. ``settings`` that are None were not given."""
     from engine.run.background import BackgroundRun
 
+    config, rows = _settled(recipe, out, rows, settings)
+    return BackgroundRun(config, rows, progress=progress)
+
+
+def _settled(
+    recipe: AnyRecipe, out: str | os.PathLike[str], rows: Rows | None, settings: Mapping[str, Any]
+) -> tuple[RunConfig, Iterable[Mapping[str, Any]] | None]:
+    """The settings, and the rows that are to be written where they name them."""
     not_while_loading()
     given = {name: value for name, value in settings.items() if value is not None}
     given |= {"recipe": spec_of(recipe), "out": Path(out).absolute()}
     if isinstance(rows, str | os.PathLike):
         given["rows"], rows = Path(rows).absolute(), None
-    return BackgroundRun(config_of(given), rows, progress=progress)
+    return config_of(given), rows
+
+
+def preview(
+    recipe: AnyRecipe,
+    *,
+    rows: Rows | None = None,
+    n: int = 3,
+    answer: str | Callable[[Prompt], str] | None = None,
+    **settings: Any,
+) -> list[Preview]:
+    """The first ``n`` prompts of a run, as they would be sent, before anything large is paid.
+
+    Where a ``base_url``, ``model`` or ``backend`` is given, each is asked once. ``answer`` is taken
+    instead: a text, or a function of the prompt. Either way the ``decisions`` on the answer come
+    with it. Nothing is kept. Arguments and errors are those of ``generate``.
+    """
+    import anyio
+
+    from engine.run.preview import preview as run_preview
+    from engine.run.spool import each_row, spool
+
+    with tempfile.TemporaryDirectory(prefix="woolmill-") as folder:
+        config, given = _settled(recipe, folder, rows, settings)
+        if given is not None:
+            path = spool(islice(each_row(given), n), config.out)
+            config = config.model_copy(update={"rows": path})
+        show = partial(anyio.run, partial(run_preview, config, n, answer=answer))
+        if not _in_a_loop():
+            return show()
+        with ThreadPoolExecutor(1) as other:  # as in a notebook, whose loop goes on
+            return other.submit(show).result()
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _decisions(run: BackgroundRun) -> Generator[Decision]:

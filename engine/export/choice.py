@@ -152,4 +152,4 @@ def _length(field: str, value: Any) -> float:
 
 
 def _kind(value: Any) -> str:
-    return {str: "text", list: "a list", dict: "an object"}.get(type(value), "something else")
+    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "objects"

@@ -82,8 +82,7 @@ def writer(format: Format, file: BinaryIO, layout: Layout = ANY_ALPACA) -> Itera
     elif format == "csv":
         yield _csv(file, layout)
     elif format in ("alpaca", "sharegpt"):
-        shape = partial(_sharegpt if format == "sharegpt" else _alpaca, layout)
-        with _list(file, shape) as write:
+        with _list(file, partial(_sharegpt if format == "sharegpt" else _alpaca, layout)) as write:
             yield write
     elif layout.grouped:
         with _groups(file, layout) as write:

@@ -189,6 +189,8 @@ class Template(Recipe):
     # -- asking
 
     def prompt(self, ask: Ask) -> list[Part]:
+        if self._no_examples:
+            raise RecipeFault(self._no_examples)
         values, shown = self._values(ask)
         absent = self._after - values.keys()
         if absent:  # before anything is paid for an answer that no row can be made of
@@ -237,8 +239,6 @@ class Template(Recipe):
 
     def _values(self, ask: Ask) -> tuple[Fields, list[tuple[str, _Example]]]:
         """What templates are filled with, and the examples among it."""
-        if self._no_examples:
-            raise RecipeFault(self._no_examples)
         values: Fields = {}
         if ask.row is not None:
             values = {**ask.row, "row": ask.row}
@@ -355,13 +355,22 @@ class Template(Recipe):
             for name, examples in self._examples.items()
         }
         vary = file.model_dump(mode="json", include={"vary"}, by_alias=True)["vary"]
-        both = [self.name, vary, shown, self._options, said["assistant"], said["sampling"]]
+        both = [self.name, vary, self._options, said["assistant"], said["sampling"]]
         asked = [said[name] for name in ("system", "user", "completion")]
         decided = [said[name] for name in ("answer", "give", "refuse", "keep")]
+        after = self._names_after()
+        kept = {name: rows for name, rows in shown.items() if name in after}
         return (
-            _digest([*both, *asked, self._sampling.get("response_format")]),
-            _digest([*both, *decided, file.recipe.compare]),
+            _digest([*both, shown, *asked, self._sampling.get("response_format")]),
+            _digest([*both, kept, *decided, file.recipe.compare]),
         )
+
+    def _names_after(self) -> set[str]:
+        """All names that the answer's templates may use."""
+        used = [each.names for each in self._give.values()]
+        used += [rule.names for rule in self._rules]
+        used += [self._keep.names] if self._keep else []
+        return {name for names in used for name in names}
 
 
 def _at(parts: Callable[[int], list[Part]], place: int) -> Callable[[int], str]:

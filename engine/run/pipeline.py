@@ -111,6 +111,9 @@ class Pipeline:
         policy: what is tried again.
         pace: when to stop.
         display: shows progress.
+        owner: whoever started the run, or the neighbours of a stage.
+        leads: takes signals and shows progress, as one stage does for all.
+        watches: watches the pool, as one stage does for those that share it.
         owner: is told of decisions when they are committed.
     """
 
@@ -125,6 +128,8 @@ class Pipeline:
         pace: Pace,
         display: Display,
         owner: Owner | None = None,
+        leads: bool = True,
+        watches: bool = True,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -133,7 +138,11 @@ class Pipeline:
         self._policy = policy
         self._pace = pace
         self._display = display
-        self._owner = owner or Owner()
+        self.owner = owner or Owner()
+        self._leads = leads
+        self._watches = watches
+        self.on_halt: Callable[[Stop], None] = lambda _stop: None
+        """Called when nothing more is sent, with the cause."""
         self._changed = Changed()
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
@@ -184,9 +193,11 @@ class Pipeline:
     async def run(self) -> Stop:
         """Run to the target, a stop or a fault; everything that arrived is committed on return."""
         async with anyio.create_task_group() as background:
-            background.start_soon(self._listen)
-            background.start_soon(self._show)
-            background.start_soon(self._watch)
+            if self._leads:
+                background.start_soon(self._listen)
+                background.start_soon(self._show)
+            if self._watches:
+                background.start_soon(self._watch)
             background.start_soon(self._decide)
             async with anyio.create_task_group() as calls:
                 background.start_soon(self._drain, calls.cancel_scope)
@@ -203,24 +214,41 @@ class Pipeline:
     async def _end(self) -> None:
         """Stop at the target, or when no more will come."""
         progress = self.progress
-        await self._changed.until(
-            lambda: self._stop is not None or progress.accepted >= progress.target or self._idle()
-        )
-        if progress.accepted >= progress.target:
-            self._halt(Stop())
+        await self._changed.until(lambda: self._stop is not None or self._reached() or self._idle())
+        if self._reached():
+            self.halt(Stop())
         elif self._stop is None:
             at_end = self._plan.is_complete
-            if at_end and progress.target == EVERY:
-                self._halt(Stop())
+            if at_end and (self._pace.feeds or progress.target == EVERY):
+                self.halt(Stop())
             else:
-                self._halt(Stop(error=self._at_end_of_rows() if at_end else self._at_cap()))
+                self.halt(Stop(error=self._at_end_of_rows() if at_end else self._at_cap()))
+
+    def _reached(self) -> bool:
+        """The target is; a stage's that feeds another only says what that wants for now."""
+        return not self._pace.feeds and self.progress.accepted >= self.progress.target
+
+    # -- between stages ---------------------------------------------------------------------------
+
+    def there_are(self, requests: int, *, grows: bool) -> None:
+        """So many requests are possible now; ``grows``: more may come to be."""
+        self._plan.end, self._plan.grows = requests, grows
+        if not grows:
+            self.progress.requests = requests
+        self._changed.set()
+
+    def demand(self, rows: int) -> None:
+        """The next stage wants so many accepted rows in all, as far as it can tell now."""
+        if rows > self.progress.target:
+            self.progress.target = rows
+            self._changed.set()
 
     # -- stopping ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Drain, as at a signal; once more: leave at once. In the thread of the run."""
         if self._stop is None:
-            self._halt(Stop(asked=True))
+            self.halt(Stop(asked=True))
         else:
             self._leave()
 
@@ -228,20 +256,22 @@ class Pipeline:
         self._abandoning.set()
         self._changed.set()
 
-    def _halt(self, stop: Stop) -> None:
+    def halt(self, stop: Stop) -> None:
         """Send nothing more; the first cause stands."""
         if self._stop is None:
             self._stop = stop
             self.progress.draining = not stop.reached
             self._sending.cancel()
-            self._pool.stop()
+            if not (self._pace.feeds and stop.reached):  # the next stage goes on
+                self._pool.stop()
             self._changed.set()
+            self.on_halt(stop)
 
     def _halt_by(self, error: Exception) -> None:
         """Stop for ``error``; one that is none of the run's is a bug of ours."""
         if not isinstance(error, WoolmillError):
             error = InternalError.of(error)
-        self._halt(Stop(error=error))
+        self.halt(Stop(error=error))
 
     async def _watch(self) -> None:
         """Watch the servers, and for what must never be: slots held while nobody is asked."""
@@ -293,7 +323,7 @@ class Pipeline:
 
     def _halted_by(self, signum: signal.Signals) -> None:
         how = "stopping already" if self._stop is not None else "sending nothing more"
-        self._halt(Stop(signum=signum))
+        self.halt(Stop(signum=signum))
         if not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
             how += (
                 f", waiting up to {self._pace.drain_timeout_s:g} s for {self._in_flight} calls in"
@@ -339,6 +369,7 @@ class Pipeline:
         if missing > 0:
             known = progress.decided_answers if self._pace.paid else 0
             needed = max(needed, self._pace.at_least - known)
+        self.owner.wants(self._plan.undecided + needed)
         return self._plan.wanted(needed, self._pace.max_requests)
 
     def _next(self) -> Sequence[Prompt] | None:
@@ -573,24 +604,30 @@ class Pipeline:
                 self._display.note(self._thoughts_message())
         progress.unread -= len(batch.rows.vectors)
         self._plan.undecided = progress.decided_answers = batch.end
-        self._owner.committed(batch.end)
-        if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
-            self._halt(Stop(error=StoppedError(self._barren_message())))
+        self.owner.committed(batch.end)
+        if not self._reached() and self._barren >= self._pace.max_barren_requests:
+            self.halt(Stop(error=StoppedError(self._barren_message())))
         elif self._thoughts >= self._pace.max_refusals_in_a_row:
-            self._halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
+            self.halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
 
     def _all_decided(self) -> bool:
         """All that can be, or all that the person waits for."""
         return (
             not self._plan.to_decide
-            or self.progress.accepted >= self.progress.target
+            or self._reached()
             or self._no_decisions
             or self._abandoning.is_set()
         )
 
     def _idle(self) -> bool:
         """Nothing is under way and nothing more may be sent."""
-        return self._in_flight == 0 and self._plan.is_decided and self._wanted() <= 0
+        plan, cap = self._plan, self._pace.max_requests
+        grows = plan.grows and (cap is None or plan.next_number < cap)
+        if self._in_flight or grows or not plan.is_decided:
+            return False
+        if self._pace.feeds:  # what is wanted may grow; what is possible must be at its end
+            return self._plan.wanted(EVERY, self._pace.max_requests) <= 0
+        return self._wanted() <= 0
 
     def _at_cap(self) -> StoppedError:
         p = self.progress

@@ -37,6 +37,8 @@ class Plan:
         self.undecided = undecided
         self.end: int | None = None
         """How many requests there are at all; None: not known, or without end."""
+        self.grows = False
+        """The end is only that of now: more requests come to be possible."""
         self._answered = set(answered_beyond)
         self.next_number = 1 + max(answered_below - 1, *self._answered, *in_flight, -1)
         # First in line: what was in flight, and what was never sent though later requests were.
@@ -105,5 +107,5 @@ class Plan:
 
     @property
     def is_complete(self) -> bool:
-        """The plan has an end, and all before it is decided."""
-        return self.end is not None and self.undecided >= self.end
+        """The plan has an end that stands, and all before it is decided."""
+        return self.end is not None and not self.grows and self.undecided >= self.end

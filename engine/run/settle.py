@@ -41,6 +41,8 @@ class Settled:
     """Requests may be asked by the other API where a host has only that."""
     same_rows: bool = False
     """The input is the file that the run was started with, untouched."""
+    earlier_rows: Any = None
+    """What told the input of a stage that goes on, as its manifest has it."""
 
 
 def settle(config: RunConfig) -> Settled:
@@ -74,6 +76,67 @@ def settle(config: RunConfig) -> Settled:
     )
 
 
+def stages_of(whole: Settled) -> list[Settled]:
+    """A run's stages with the settings of each; of most recipes the one that there is."""
+    recipes = whole.recipe.stages
+    if len(recipes) == 1:
+        return [whole]
+    stages = []
+    for place, recipe in enumerate(recipes):
+        is_last = place == len(recipes) - 1
+        config = _of_stage(whole.config, recipe)
+        name = recipe.name.rpartition("/")[2]
+        out = config.out if is_last else config.out / "stages" / f"{place + 1}-{name}"
+        earlier = earlier_manifest(out)
+        rows = whole.rows if place == 0 else None
+        settled = {
+            "out": out,
+            "stage": recipe.name,
+            "rows": whole.config.rows if place == 0 else None,
+            "samples": config.samples if place == 0 else recipe.samples,
+            "target": config.target if is_last else EVERY,
+        }
+        if not recipe.compares:
+            settled |= {"semantic": False, "rouge_threshold": None}
+        config, any_api = _with_api(config.model_copy(update=settled), recipe, earlier)
+        stages.append(
+            Settled(
+                config=config,
+                recipe=recipe,
+                tasks=whole.tasks,
+                rows=rows,
+                any_api=any_api,
+                same_rows=whole.same_rows and place == 0,
+                earlier_rows=earlier.free.get("rows_identity") if earlier else None,
+            )
+        )
+    return stages
+
+
+def _of_stage(config: RunConfig, recipe: Recipe) -> RunConfig:
+    """The settings with those of the stage's model. Raises ConfigError where it is not named."""
+    if not recipe.model:
+        return config
+    own = config.models.get(recipe.model)
+    if own is None:
+        raise ConfigError(
+            f"stage {recipe.name} asks the model {recipe.model}, which the settings do not name; "
+            f"add a table [models.{recipe.model}] with base_url and model"
+        )
+    given = own.model_dump(exclude_unset=True)
+    kept = config.model_dump(exclude_unset=True, exclude={"models"})
+    if own.base_url or own.backend:
+        kept = {
+            name: value
+            for name, value in kept.items()
+            if name not in ("base_url", "endpoint", "backend")
+        }
+    try:
+        return RunConfig.model_validate({**kept, **given})
+    except ValueError as error:
+        raise ConfigError(f"[models.{recipe.model}]: {error}") from error
+
+
 def earlier_manifest(folder: Path) -> Manifest | None:
     """That of the run in ``folder``, if there is one that can be read; opening it says why not."""
     if os.path.isfile(folder / "run.sqlite"):
@@ -93,7 +156,7 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     if "rouge_threshold" not in given:
         language = settled.get("language", config.language)
         settled["rouge_threshold"] = language_of(language).rouge_threshold
-    if not recipe.compares:
+    if not any(stage.compares for stage in recipe.stages):
         settled |= {"semantic": False, "rouge_threshold": None}
     if config.rows is None and recipe.rows_path is not None:
         settled["rows"] = recipe.rows_path

@@ -25,7 +25,7 @@ from engine.errors import ConfigError, InputError, OutputError
 from engine.files import new_file
 from engine.run.settle import earlier_manifest
 
-__all__ = ["ROWS", "spool"]
+__all__ = ["ROWS", "each_row", "spool"]
 
 ROWS = "rows.jsonl"
 BATCH = 1_000
@@ -102,7 +102,7 @@ def _changed(path: Path, number: int) -> ConfigError:
 
 
 def _lines(rows: Iterable[Any]) -> Iterator[bytes]:
-    for number, row in enumerate(_each(rows), 1):
+    for number, row in enumerate(each_row(rows), 1):
         if not isinstance(row, Mapping):
             raise ConfigError(f"rows: row {number:,} is a {type(row).__name__}, not a mapping")
         if not all(isinstance(name, str) for name in row):
@@ -110,7 +110,7 @@ def _lines(rows: Iterable[Any]) -> Iterator[bytes]:
         yield _line(row if isinstance(row, dict) else dict(row), number)
 
 
-def _each(rows: Any) -> Iterator[Any]:
+def each_row(rows: Any) -> Iterator[Any]:
     """The rows of an iterable; a data frame, iterated, would give the names of its columns."""
     if hasattr(rows, "iter_rows"):  # polars
         yield from rows.iter_rows(named=True)

@@ -463,9 +463,10 @@ def test_what_cannot_be_imported_is_one_line_at_the_start(tmp_path: Path) -> Non
             engine.generate(recipe, rows=[], out=tmp_path / "run", base_url="http://x.invalid/v1")
         assert "put it in a file" in str(caught.value)
         assert "\n" not in str(caught.value)
-    for no_recipe in (dict, 3):
+    wrong: Any
+    for wrong in (dict, 3):
         with pytest.raises(ConfigError, match="is no recipe"):
-            engine.generate(no_recipe, out=tmp_path / "run")  # type: ignore[call-overload]
+            engine.generate(wrong, out=tmp_path / "run")
 
 
 def test_a_wrong_setting_is_told_at_the_call(tmp_path: Path) -> None:
@@ -650,6 +651,36 @@ def test_a_recipe_that_only_this_process_finds_is_told(program: Path, server: Lo
     done = subprocess.run(**command(program, server.url, 5), capture_output=True, check=False)
     assert "there is no Mine" in done.stderr.splitlines()[-1]
     assert server.ledger.asked.total() == 0
+
+
+# -- preview ---------------------------------------------------------------------------------------
+
+
+def test_a_preview_shows_prompts_and_what_becomes_of_answers(server: Loopback) -> None:
+    """Alone, with an answer made up, and with a server that is asked once for each."""
+    shown = engine.preview(Answers, rows=iter(questions(9)), n=5)
+    assert [each.prompt.text for each in shown if each.prompt] == [
+        f"Say: What is {n}?" for n in range(5)
+    ]
+    assert not any(each.decisions for each in shown)
+    made_up = engine.preview(
+        Answers, rows=questions(9), n=5, answer=lambda prompt: prompt.text.upper()
+    )
+    records = [decision.record for each in made_up for decision in each.decisions]
+    assert records[0] == {"number": 0, "answer": "SAY: WHAT IS 0?"}
+    assert made_up[4].decisions[0].reason == "unwanted"
+    asked = engine.preview(Answers, rows=questions(9), n=2, base_url=server.url)
+    assert [each.answer.text for each in asked if each.answer] == ["It is so."] * 2
+    assert server.ledger.asked.total() == 2
+
+
+def test_a_preview_within_a_loop() -> None:
+    """As in a notebook, where a loop is running already."""
+
+    async def cell() -> list[Any]:
+        return list(engine.preview(Answers, rows=questions(3), n=1))
+
+    assert len(asyncio.run(cell())) == 1
 
 
 # -- public names ----------------------------------------------------------------------------------
