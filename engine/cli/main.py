@@ -270,6 +270,7 @@ def generate(
     failed: WoolmillError | None = None
     try:
         with RunStore.read(config.out) as store:
+            store.named_recipe = config.recipe
             samples = store.manifest.fixed.get("samples") or 1
             format, name = dataset_of(store.manifest)
             dataset = config.out / name

@@ -27,6 +27,7 @@ from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.failpoints import failpoint
 from engine.files import cannot_write, check_output
+from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
 from engine.store import Manifest, RunReader
@@ -120,6 +121,8 @@ def export_dataset(
     as_folder = format == "datasets" or validation > 0 or shard_rows is not None
     if path.is_dir() and not as_folder:
         raise OutputError(f"{path}: is a folder; choose another -o")
+    if format in ("messages", "sharegpt"):
+        refuse_unnamed_code(run)
     layout = layout_of(run)
     _check(format, layout, reasoning=reasoning, group=group, alone=not as_folder and sort is None)
     touched = ledger.touched(run.folder, path)

@@ -36,6 +36,8 @@ __all__ = ["export"]
 @click.option("--validation", type=float, default=0.0, metavar="SHARE",
               help="Share of rows to validate with; no near-duplicate straddles.")  # fmt: skip
 @click.option("--shard-rows", type=click.IntRange(min=1), help="Rows in a file at most.")
+@click.option("--recipe", default="",
+              help="The run's recipe, where it is code: FILE.py:CLASS.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace also what this run did not export.")
 def export(
     folder: Path,
@@ -49,6 +51,7 @@ def export(
     top: int | None,
     validation: float,
     shard_rows: int | None,
+    recipe: str,
     overwrite: bool,
 ) -> None:
     """Write a run's accepted records as a dataset. Works while the run goes on.
@@ -60,6 +63,7 @@ def export(
     woolmill export runs/judged --sort=-score --top 500 -o best.jsonl
     """
     with RunStore.read(folder) as run:
+        run.named_recipe = recipe
         written = export_dataset(
             run,
             format_,

@@ -25,6 +25,7 @@ __all__ = [
     "ALPACA",
     "CODED",
     "check",
+    "is_code",
     "load_recipe",
     "module_folders",
     "not_while_loading",
@@ -89,6 +90,11 @@ def _code_of(spec: str) -> tuple[str, str]:
     """A Python file or module and a name in it; two empty texts where ``spec`` is no code."""
     where, _, name = spec.rpartition(":")
     return (where, name) if where and not spec.endswith(".toml") else ("", "")
+
+
+def is_code(spec: str) -> bool:
+    """Whether a recipe is a class in somebody's Python."""
+    return bool(_code_of(spec)[0])
 
 
 def module_folders(spec: str) -> list[str]:

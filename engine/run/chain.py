@@ -309,6 +309,12 @@ async def run_chain(pipelines: Sequence[Pipeline]) -> Stop:
     stopped: list[Stop] = []
     for pipeline in pipelines:
         pipeline.on_halt = _halts(pipeline, pipelines)
+
+    def leave() -> None:
+        for pipeline in pipelines[:-1]:
+            pipeline.leave()
+
+    last.on_leave = leave
     async with anyio.create_task_group() as feeding:
         for place in range(len(pipelines) - 1):
             feeding.start_soon(feed, place)

@@ -146,6 +146,18 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "cost_at_end": round(cost / share, 4) if cost is not None and share else None,
         "not_compared_by_meaning": progress.unread,
         "refused": {visible(reason): n for reason, n in progress.reasons.most_common()},
+        "stages": [
+            {
+                "name": name,
+                "accepted": stage.accepted,
+                "wanted": None if stage.target == EVERY else stage.target,
+                "answered": stage.answered,
+                "undecided": stage.answered - stage.decided_answers,
+                "calls": stage.calls,
+                "refused": sum(stage.reasons.values()),
+            }
+            for name, stage in progress.before.items()
+        ],
         "first_answers": progress.session_answered == 0,
         "learning_context": progress.learning,
         "draining": progress.draining,
@@ -383,6 +395,8 @@ def block(state: dict[str, Any]) -> RenderableType:
             (f" · {endpoint['failure']}" if endpoint["failure"] else "", "red"),
         )
         body.add_row("", line)
+    for stage in state["stages"]:
+        body.add_row("stage", Text(_stage(stage)))
     if unread := state["not_compared_by_meaning"]:
         body.add_row("meaning", f"{unread:,} accepted rows not compared by it")
     refused = sum(state["refused"].values())
@@ -390,6 +404,15 @@ def block(state: dict[str, Any]) -> RenderableType:
         shown = list(state["refused"].items())[:REASONS]
         body.add_row("refused", Text(" · ".join(f"{r} {n / refused:.0%}" for r, n in shown)))
     return Group(head, body)
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    """How far a stage before the last is, and how many of its rows the next one wants."""
+    wanted = "" if stage["wanted"] is None else f" of {stage['wanted']:,} wanted"
+    return (
+        f"{visible(stage['name'])}: accepted {stage['accepted']:,}{wanted} · answers "
+        f"{stage['answered']:,} · {stage['calls']:,} in flight · refused {stage['refused']:,}"
+    )
 
 
 def _reached(state: dict[str, Any]) -> str:
@@ -421,6 +444,9 @@ def summary(state: dict[str, Any]) -> str:
     if state["tokens_in_the_making"]:
         parts.append(f"{state['tokens_in_the_making']:,} in the making")
     parts.append(f"held back by {_binds(state)}")
+    parts += [
+        f"{visible(stage['name'])} {stage['accepted']:,} accepted" for stage in state["stages"]
+    ]
     if state["failed"]:
         parts.append(f"failed {state['failed']:,}")
     if unread := state["not_compared_by_meaning"]:

@@ -23,10 +23,8 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -51,6 +49,8 @@ from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run.deliver import RetryPolicy, deliver, most_tokens
 from engine.run.plan import Plan
 from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
+from engine.run.signals import listen
+from engine.run.turns import Changed, Turn
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
 
@@ -65,39 +65,6 @@ STUCK_S = 30
 """Seconds with slots held and nobody asked, after which that is a bug of ours."""
 THOUGHTS_IN_A_ROW = 10
 """Answers that were thoughts alone, after which the person is told the likely cause."""
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """What a call is made of, for the task that waits to make it."""
-
-    recorded: asyncio.Future[None]
-    prompts: Sequence[Prompt] = ()
-    """None of them: there will be no other call."""
-    lease: Lease | None = None
-    alone: bool = False
-    """A scout: no other call that goes alone may go before it has come to its end."""
-
-
-class Changed:
-    """Wakes whoever waits for something to change; costs nothing while nobody does."""
-
-    def __init__(self) -> None:
-        self._event: anyio.Event | None = None
-
-    def set(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    async def wait(self) -> None:
-        if self._event is None:
-            self._event = anyio.Event()
-        await self._event.wait()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self.wait()
 
 
 class Pipeline:
@@ -143,6 +110,8 @@ class Pipeline:
         self._watches = watches
         self.on_halt: Callable[[Stop], None] = lambda _stop: None
         """Called when nothing more is sent, with the cause."""
+        self.on_leave: Callable[[], None] = lambda: None
+        """Called when nothing is waited for any more."""
         self._changed = Changed()
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
@@ -193,9 +162,9 @@ class Pipeline:
     async def run(self) -> Stop:
         """Run to the target, a stop or a fault; everything that arrived is committed on return."""
         async with anyio.create_task_group() as background:
+            background.start_soon(self._show)
             if self._leads:
-                background.start_soon(self._listen)
-                background.start_soon(self._show)
+                background.start_soon(listen, self)
             if self._watches:
                 background.start_soon(self._watch)
             background.start_soon(self._decide)
@@ -228,6 +197,11 @@ class Pipeline:
         """The target is; a stage's that feeds another only says what that wants for now."""
         return not self._pace.feeds and self.progress.accepted >= self.progress.target
 
+    @property
+    def stopped(self) -> Stop | None:
+        """Why nothing more is sent; None: the run goes on."""
+        return self._stop
+
     # -- between stages ---------------------------------------------------------------------------
 
     def there_are(self, requests: int, *, grows: bool) -> None:
@@ -250,11 +224,15 @@ class Pipeline:
         if self._stop is None:
             self.halt(Stop(asked=True))
         else:
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Wait for nothing any more."""
+        if self._leads:
+            self._display.note("leaving now; what arrived is committed")
         self._abandoning.set()
         self._changed.set()
+        self.on_leave()
 
     def halt(self, stop: Stop) -> None:
         """Send nothing more; the first cause stands."""
@@ -288,40 +266,15 @@ class Pipeline:
         except* Exception as errors:  # noqa: BLE001 - see _halt_by
             self._halt_by(errors.exceptions[0])
 
-    async def _listen(self) -> None:
-        """Drain at a signal that ends; a second one of a person leaves at once.
+    def say_state(self, cause: str) -> None:
+        """One line about how far the run is, for a signal that asks for no more."""
+        self._display.note(
+            f"{cause}: going on; accepted {self.progress.accepted:,}"
+            f"{of_target(self.progress.target)}, {self._in_flight} calls in flight"
+        )
 
-        A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so
-        only SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and
-        stays so. SIGUSR1 and SIGUSR2 would end the process unasked: they only bring a line.
-        Signals are for a process's main thread; a run in another is stopped by its owner.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            stopping.remove(signal.SIGHUP)
-        asked = 0
-        try:
-            with anyio.open_signal_receiver(*stopping, signal.SIGUSR1, signal.SIGUSR2) as signals:
-                async for signum in signals:
-                    if signum not in stopping:
-                        self._display.note(
-                            f"{signum.name}: going on; accepted {self.progress.accepted:,}"
-                            f"{of_target(self.progress.target)}, {self._in_flight} calls in flight"
-                        )
-                        continue
-                    asked += signum in (signal.SIGINT, signal.SIGTERM)
-                    if asked > 1:
-                        self._display.note("leaving now; what arrived is committed")
-                        self._leave()
-                    elif asked or self._stop is None:
-                        self._halted_by(signum)
-        finally:
-            if self._stop is not None and self._stop.signum == signal.SIGHUP:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the next must not cut the end short
-
-    def _halted_by(self, signum: signal.Signals) -> None:
+    def halt_by_signal(self, signum: signal.Signals) -> None:
+        """Drain, and say what is waited for."""
         how = "stopping already" if self._stop is not None else "sending nothing more"
         self.halt(Stop(signum=signum))
         if not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
@@ -680,5 +633,6 @@ class Pipeline:
             )
             if self._drained_at_s is not None:
                 progress.drain_left_s = max(0.0, self._drained_at_s - now_s)
-            self._display.refresh(progress, self._pool)
+            if self._leads:
+                self._display.refresh(progress, self._pool)
             await anyio.sleep(REFRESH_S)

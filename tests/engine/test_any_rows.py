@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,14 @@ def ran(*argv: object) -> Result:
     return CliRunner().invoke(cli, [str(word) for word in argv])
 
 
+def named(run: Path) -> list[str]:
+    """The option that names the recipe of a run, which is code."""
+    with RunReader(run) as reader:
+        return ["--recipe", reader.manifest.free["recipe_spec"]]
+
+
 def exported(run: Path, path: Path, *options: object) -> Path:
-    done = ran("export", run, "-o", path, *options)
+    done = ran("export", run, "-o", path, *named(run), *options)
     assert done.exit_code == 0, (done.output, done.exception)
     return path
 
@@ -363,7 +370,7 @@ def test_a_merged_run_keeps_each_row_s_place(mapped: Path, tmp_path: Path) -> No
     )  # fmt: skip
     with RunReader(part) as run:
         answered = run.counts().answered
-    assert ran("merge", part, mapped, "-o", tmp_path / "both").exit_code == 0
+    assert ran("merge", part, mapped, "-o", tmp_path / "both", *named(part)).exit_code == 0
     rows = lines(exported(tmp_path / "both", tmp_path / "both.jsonl"))
     with RunReader(tmp_path / "both") as run:
         before = -(-(answered) // 2)

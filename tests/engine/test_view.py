@@ -64,6 +64,7 @@ class Served:
 def page_rows(folder: Path) -> Rows:
     """What the page of ``folder`` tells, with the run's own recipe."""
     with RunReader(folder) as run:
+        run.named_recipe = run.manifest.free.get("recipe_spec", "")
         return Rows(folder, recipe_of(run))
 
 

@@ -194,6 +194,9 @@ def test_an_absent_name_is_told_with_the_nearest(tmp_path: Path) -> None:
         RecipeFault, match=r"stage.user: there is no 'persna'; did you mean 'persona'"
     ):
         parts_of(made, Ask(index=0, row={"persona": "x"}))
+    field = stage("user = '{{ a if a is defined else row.b }}'\ngive = { a = \"b\" }")
+    with pytest.raises(RecipeFault, match=r"stage\.user: the object has no attribute 'b'"):
+        parts_of(recipe(tmp_path, field), Ask(index=0, row={}))
 
 
 def test_what_an_answer_s_templates_need_is_missed_before_anything_is_paid(tmp_path: Path) -> None:

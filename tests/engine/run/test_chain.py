@@ -278,7 +278,7 @@ async def test_a_stage_decided_again_makes_later_answers_stale(tmp_path: Path) -
     """Going on is refused with their number; decided as before, it goes on."""
     await ran(tmp_path / "run", tmp_path, "Chain", target=30)
     first = stage_folders(tmp_path / "run")[0]
-    await redecide_run(first, None, {"rouge_threshold": 0.3})
+    await redecide_run(first, None, {"rouge_threshold": 0.3, "recipe": spec(tmp_path, "Chain")})
     with pytest.raises(ConfigError, match="rouge_threshold"):
         await ran(tmp_path / "run", tmp_path, "Chain", target=40)
     with pytest.raises(ConfigError, match=r"\d+ of its answers are about rows"):
