@@ -32,6 +32,8 @@ class Peer(asyncio.Protocol):
         self._path = b""
         self._key = ""
         self._body: list[bytes] = []
+        self.last = False
+        """The client wants the connection closed behind the answer."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
@@ -59,6 +61,7 @@ class Peer(asyncio.Protocol):
         self._body.append(data)
 
     def on_message_complete(self) -> None:
+        self.last = not self._parser.should_keep_alive()
         self._route(self._path.decode("ascii"), b"".join(self._body))
 
     # Routes
@@ -95,6 +98,9 @@ class Peer(asyncio.Protocol):
     def _generate(self, asked: dict[str, Any], *, chat: bool) -> None:
         server, behaviour = self._server, self._server.behaviour
         ledger = server.ledger
+        if chat and not asked["messages"]:
+            self.error(400, "messages: must not be empty", type_="BadRequestError")
+            return
         if chat:
             prompts = [asked["messages"][-1]["content"]]
         else:
@@ -126,14 +132,20 @@ class Peer(asyncio.Protocol):
             self._fail_early(fault)
             return
         texts = [
-            behaviour.text
-            if behaviour.text is not None
-            else alpaca_text(prompt, seed=asked.get("seed"), records=behaviour.records)
-            for prompt in prompts
+            self._text(prompt, key, asked.get("seed"))
+            for prompt, key in zip(prompts, keys, strict=True)
         ]
         generation = Generation(self, server, asked, chat, keys, texts, prompt_tokens, fault)
         self._generation = generation
         generation.start()
+
+    def _text(self, prompt: str, key: str, seed: int | None) -> str:
+        behaviour = self._server.behaviour
+        if behaviour.answer is not None:
+            return behaviour.answer(prompt, self._server.ledger.asked[key])
+        if behaviour.text is not None:
+            return behaviour.text
+        return alpaca_text(prompt, seed=seed, records=behaviour.records)
 
     def _admitted(self, tokens: int) -> bool:
         server, behaviour = self._server, self._server.behaviour
@@ -228,7 +240,8 @@ class Peer(asyncio.Protocol):
         self.raw(
             f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\n{more}"
             f"content-length: {size}\r\n\r\n".encode()
-            + body
+            + body,
+            close=self.last,
         )
 
     def raw(self, data: bytes, *, close: bool = False) -> None:
