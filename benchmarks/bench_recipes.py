@@ -38,7 +38,7 @@ PEERS = {
     "curator": ("bespokelabs-curator",),
     "data_designer": ("data-designer",),
     "distilabel": ("distilabel[openai]", "requests"),
-    "datatrove": ("datatrove", "openai", "httpx", "aiosqlite", "orjson", "xxhash"),
+    "datatrove": ("datatrove", *"openai httpx aiofiles aiosqlite orjson xxhash".split()),
 }
 """Peer: what pip is asked for."""
 QUIET = {
