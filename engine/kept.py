@@ -12,13 +12,13 @@ from engine.errors import ConfigError, DiskError, OutputError, WoolmillError
 from engine.files import replace_file
 from engine.languages import ENGLISH
 from engine.recipes.base import Recipe
-from engine.recipes.load import ALPACA
+from engine.recipes.load import ALPACA, is_code
 from engine.recipes.seeds import KEPT, kept_seeds
 from engine.records import EVERY, SeedTask
 from engine.settings import RunConfig
 from engine.store import Manifest, RunReader
 
-__all__ = ["keep_recipe", "recipe_of", "settings_of"]
+__all__ = ["copy_recipe", "keep_recipe", "recipe_of", "refuse_unnamed_code", "settings_of"]
 
 SUFFIXES = (".toml", ".py")
 
@@ -34,6 +34,12 @@ def keep_recipe(spec: str, folder: Path) -> None:
             kept, text = folder / f"recipe{file.suffix}", file.read_bytes()
             if not kept.is_file() or kept.read_bytes() != text:
                 replace_file(kept, lambda file: file.write(text))
+
+
+def copy_recipe(folder: Path, stored: Manifest, output: Path) -> None:
+    """Keep in ``output`` the recipe of the run in ``folder``, as far as it is still there."""
+    if stored.fixed.get("recipe") != ALPACA:
+        keep_recipe(_spec(folder, str(stored.free.get("recipe_spec", ""))), output)
 
 
 def settings_of(
@@ -59,8 +65,14 @@ def stored_config(folder: Path, stored: Manifest, changes: Mapping[str, Any] = {
     """A run's settings as its store has them, with ``changes``. Raises ConfigError."""
     known = {"language": ENGLISH, **stored.free, **stored.fixed, **stored.decision, "seeds": None}
     known["target"] = known.get("target") or EVERY
-    if stored.fixed.get("recipe") != ALPACA:
-        known["recipe"] = _spec(folder, str(stored.free.get("recipe_spec", known["recipe"])))
+    if stored.fixed.get("recipe") != ALPACA and "recipe" not in changes:
+        spec = str(stored.free.get("recipe_spec", known["recipe"]))
+        if is_code(spec):
+            raise ConfigError(
+                f"{folder}: its recipe is code, which a run's folder alone may not start; name it, "
+                f"if you trust it: --recipe {spec}"
+            )
+        known["recipe"] = _spec(folder, spec)
     values = {
         name: value
         for name, value in known.items()
@@ -75,19 +87,28 @@ def stored_config(folder: Path, stored: Manifest, changes: Mapping[str, Any] = {
 
 
 def recipe_of(run: RunReader, seeds: Path | None = None) -> Recipe | None:
-    """The recipe of a stored run; None where it cannot be had any more: rows are then shown and
-    exported by their fields alone.
+    """The recipe of a stored run; None where it cannot be had, as where it is code that nobody has
+    named (``RunReader.named_recipe``): rows are then shown and exported by their fields alone.
 
-    Raises InputError where ``seeds`` are given and cannot be read.
+    Raises WoolmillError where ``seeds`` or a recipe are named and cannot be had.
     """
     stored = run.manifest
+    named = {"recipe": run.named_recipe} if run.named_recipe else {}
     try:
-        config = stored_config(run.folder, stored)
+        config = stored_config(run.folder, stored, named)
         return config.make_recipe(kept_seeds(run.folder, stored.fixed.get("seeds"), seeds))
-    except WoolmillError:
-        if seeds is not None:
+    except (WoolmillError, OSError):
+        if seeds is not None or named:
             raise
         return None
+
+
+def refuse_unnamed_code(run: RunReader) -> None:
+    """Raises ConfigError where the run's recipe is code that nobody has named: what only the recipe
+    can say is not guessed.
+    """
+    if run.manifest.fixed.get("recipe") != ALPACA and not run.named_recipe:
+        stored_config(run.folder, run.manifest)
 
 
 def _spec(folder: Path, spec: str) -> str:

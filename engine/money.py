@@ -56,6 +56,11 @@ class Spent:
         for each in fields(Spent):
             setattr(self, each.name, getattr(earlier, each.name))
 
+    def take_over(self, other: Spent) -> None:
+        """Add what was used elsewhere."""
+        for each in fields(Spent):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
 
 class Prices(BaseModel):
     """Money for a million tokens, in any one currency. None: not known."""

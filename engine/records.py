@@ -102,6 +102,11 @@ class Prompt:
         return self.messages or (Message(role="user", content=self.text),)
 
     @property
+    def begun(self) -> bool:
+        """Whether the chat ends in an assistant's turn, which the model then goes on with."""
+        return bool(self.messages) and self.messages[-1].role == "assistant"
+
+    @property
     def size_bytes(self) -> int:
         """Size of all its text in UTF-8, for estimates of its tokens."""
         return sum(len(turn.content.encode(errors="replace")) for turn in self.chat)

@@ -93,6 +93,28 @@ class FiltersConfig(_Strict):
     """ascii, letter (no punctuation) or any."""
 
 
+class ModelConfig(_Strict):
+    """Who answers one stage of a recipe, where that is another model than the run's."""
+
+    backend: Literal["http", "transformers", "vllm", "scripted"] | None = None
+    base_url: tuple[str, ...] = ()
+    model: str | None = None
+    api: Literal["auto", "completions", "chat"] = "auto"
+    key_env: Variable = DEFAULT_VARIABLE
+    key_file: Path | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    max_tokens: Positive | None = None
+    extra_body: dict[str, Any] = {}
+    context_length: Positive | None = None
+    max_in_flight: Positive | Literal["auto"] = "auto"
+    requests_per_min: Positive | None = None
+    tokens_per_min: Positive | None = None
+    price_prompt: Price | None = None
+    price_completion: Price | None = None
+    price_cached: Price | None = None
+
+
 class RunConfig(_Strict):
     """Everything ``woolmill generate`` can be told. Names are those of the flags."""
 
@@ -102,6 +124,10 @@ class RunConfig(_Strict):
     """Values for the options that the recipe's file declares."""
     rows: Path | None = None
     """Input rows: a file, a folder or another run."""
+    stage: str = ""
+    """Of a recipe with several, the one that this run is of; set by the run itself."""
+    models: dict[str, ModelConfig] = {}
+    """Who answers the stages that name a model of their own."""
     samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Requests for each input row; None: as the recipe says, else one."""
     seeds: Path | None = None
@@ -264,7 +290,12 @@ class RunConfig(_Strict):
             filters=self.checks(),
             scope=self.scope,
         )
-        return load_recipe(self.recipe, seeded, self.recipe_options)
+        here = self.chosen_backend in ("transformers", "vllm")
+        model = self.model or (EMBEDDED_MODEL if here else "")
+        recipe = load_recipe(self.recipe, seeded, self.recipe_options, model)
+        if not self.stage:
+            return recipe
+        return next(stage for stage in recipe.stages if stage.name == self.stage)
 
     @property
     def asked_api(self) -> Literal["completions", "chat"]:
@@ -298,10 +329,12 @@ FREE = frozenset(
     " request_batch_size requests_per_min tokens_per_min max_requests max_attempts max_outage_s"
     " max_tokens_total max_cost price_prompt price_completion max_barren_requests drain_timeout_s"
     " vllm_python vllm_arg serve replicas tokenizer header query proxy transport first_token_s"
-    " idle_s attempt_s max_refusals_in_a_row price_cached rows".split()
+    " idle_s attempt_s max_refusals_in_a_row price_cached rows models".split()
 )
 """Settings that may differ when a run goes on: they change when and where, never what."""
-LATER = frozenset("extra_body without language filters recipe_options samples recipe_asks".split())
+LATER = frozenset(
+    "extra_body without language filters recipe_options samples recipe_asks stage".split()
+)
 """Settings that the first runs did not have: kept only where they are used, so that those runs go
 on.
 """

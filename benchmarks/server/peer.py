@@ -13,7 +13,7 @@ import orjson
 
 from benchmarks.server.behaviour import EARLY_FAULTS, ODD_FAULTS
 from benchmarks.server.generation import Generation
-from engine.backends.scripted import alpaca_text
+from engine.backends.scripted import fitting_text
 
 if TYPE_CHECKING:
     from benchmarks.server.server import Server
@@ -102,7 +102,7 @@ class Peer(asyncio.Protocol):
             self.error(400, "messages: must not be empty", type_="BadRequestError")
             return
         if chat:
-            prompts = [asked["messages"][-1]["content"]]
+            prompts = ["\n".join(turn["content"] for turn in asked["messages"])]
         else:
             prompts = [asked["prompt"]] if isinstance(asked["prompt"], str) else asked["prompt"]
         keys = [_key(prompt, asked.get("seed")) for prompt in prompts]
@@ -132,20 +132,25 @@ class Peer(asyncio.Protocol):
             self._fail_early(fault)
             return
         texts = [
-            self._text(prompt, key, asked.get("seed"))
+            self._text(prompt, key, asked)
             for prompt, key in zip(prompts, keys, strict=True)
         ]
         generation = Generation(self, server, asked, chat, keys, texts, prompt_tokens, fault)
         self._generation = generation
         generation.start()
 
-    def _text(self, prompt: str, key: str, seed: int | None) -> str:
+    def _text(self, prompt: str, key: str, asked: dict[str, Any]) -> str:
         behaviour = self._server.behaviour
         if behaviour.answer is not None:
             return behaviour.answer(prompt, self._server.ledger.asked[key])
         if behaviour.text is not None:
             return behaviour.text
-        return alpaca_text(prompt, seed=seed, records=behaviour.records)
+        return fitting_text(
+            prompt,
+            seed=asked.get("seed"),
+            form=asked.get("response_format"),
+            records=behaviour.records,
+        )
 
     def _admitted(self, tokens: int) -> bool:
         server, behaviour = self._server, self._server.behaviour

@@ -7,14 +7,14 @@ the tests included, gets them alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from engine.errors import BackendError, WoolmillError
 from engine.records import Completion, Prompt
 
-__all__ = ["Backend", "Failure", "GivesUp", "Making", "Verdict"]
+__all__ = ["Backend", "Failure", "GivesUp", "Making", "Tells", "Verdict"]
 
 ANSWERS_OF_NO_USE = frozenset({"too_large", "encoding"})
 """Reasons of requests that were answered, and paid for, in vain."""
@@ -118,6 +118,14 @@ class Making(Protocol):
     @property
     def tokens_in_the_making(self) -> int:
         """Completion tokens made so far for answers that are not finished. Cheap to ask."""
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """A backend that finds out what it cannot do only when it is asked to."""
+
+    on_lesson: Callable[[str], None]
+    """Called with it, in words for the person."""
 
 
 @runtime_checkable

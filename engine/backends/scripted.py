@@ -12,14 +12,17 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import anyio
 
 from engine.backends.base import Failure, Verdict
+from engine.backends.constraint import CONSTRAINT, schema_of
+from engine.backends.made_up import made_up_json, sentences
 from engine.languages import measure
 from engine.records import Completion, Prompt, Usage
 
-__all__ = ["ScriptedBackend", "alpaca_text"]
+__all__ = ["ScriptedBackend", "alpaca_text", "fitting_text"]
 
 Answer = Callable[[Prompt], str]
 Delay = Callable[[Prompt], float]
@@ -73,6 +76,10 @@ TAILS = (
 ).split()
 POPULAR = 1500
 """So many ideas come again and again, in one record of eight, as they do from a real model."""
+TAG = re.compile(r"<(\w{1,40})>[^<]{0,40}</\1>")
+"""A form of answer that a prompt names: ``<name>…</name>``."""
+LABEL = re.compile(r"[Bb]egin your answer with \"([^\"\n]{1,40})\"")
+ANY_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}}
 OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
 
 # The same for Chinese prompts; their records come in the labels that the prompt ends with.
@@ -163,8 +170,32 @@ def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
     return words, bits
 
 
-def _alpaca(prompt: Prompt) -> str:
-    return alpaca_text(prompt.text, seed=prompt.sampling.seed)
+def fitting_text(asked: str, *, seed: int | None = None, form: Any = None, records: int = 3) -> str:
+    """What a willing model might answer: JSON where a schema asks for it, a longer list where
+    Alpaca's prompt begins one, tags that the prompt names, else plain sentences behind the label
+    that it asks for. A pure function.
+
+    Args:
+        asked: the prompt, all of its turns.
+        form: the request's ``response_format``.
+        records: of Alpaca's list.
+    """
+    if (schema := schema_of({CONSTRAINT: form})) is not None:
+        return made_up_json(schema, seed, asked)
+    if isinstance(form, dict) and form.get("type") == "json_object":
+        return made_up_json(ANY_OBJECT, seed, asked)
+    if OPEN_NUMBER.search(asked[-64:]):
+        return alpaca_text(asked, seed=seed, records=records)
+    if tags := dict.fromkeys(TAG.findall(asked)):
+        return "".join(f"<{name}>{sentences(seed, asked, name)}</{name}>\n" for name in tags)
+    label = LABEL.search(asked)
+    return f"{label[1]} {sentences(seed, asked)}" if label else sentences(seed, asked)
+
+
+def _fitting(prompt: Prompt) -> str:
+    asked = "\n".join(turn.content for turn in prompt.chat)
+    sampling = prompt.sampling
+    return fitting_text(asked, seed=sampling.seed, form=sampling.extra.get(CONSTRAINT))
 
 
 class ScriptedBackend:
@@ -175,7 +206,7 @@ class ScriptedBackend:
 
     def __init__(
         self,
-        answer: Answer = _alpaca,
+        answer: Answer = _fitting,
         *,
         name: str = "scripted",
         model: str = "scripted",
@@ -212,7 +243,10 @@ class ScriptedBackend:
         return Completion(
             text=text,
             finish_reason="stop",
-            usage=Usage(prompt_tokens=_count(prompt.text), completion_tokens=_count(text)),
+            usage=Usage(
+                prompt_tokens=sum(_count(turn.content) for turn in prompt.chat),
+                completion_tokens=_count(text),
+            ),
             model=self.model,
             latency_s=latency_s,
         )

@@ -22,7 +22,7 @@ import orjson
 from engine import models
 from engine.decide.decider import uses_semantic
 from engine.errors import WoolmillError
-from engine.run.generate import LOCAL_IS_MISSING
+from engine.run.servers import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.settings import EMBEDDED_MODEL, RunConfig, load_config
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem

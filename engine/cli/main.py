@@ -27,6 +27,7 @@ from engine.errors import (
     WoolmillError,
     first_known,
 )
+from engine.records import EVERY
 from engine.screen import drain, sturdy_streams
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def generate(
     """
     import anyio
 
-    from engine.export import export
+    from engine.export import dataset_of, export
     from engine.run.display import Guarded
     from engine.run.generate import generate as run
     from engine.run.textfile import MetricsFile
@@ -265,17 +266,21 @@ def generate(
             metrics = MetricsFile(display, metrics_file, config.out)
             display = stack.enter_context(Guarded(metrics, display))
         result = anyio.run(run, config, display, backend_options=uvloop)
-    dataset = config.out / "alpaca_data.json"
+    dataset, samples = config.out, 1
     failed: WoolmillError | None = None
-    if result.progress.accepted:
-        try:
-            with RunStore.read(config.out) as store:
-                export(store, "alpaca", dataset)
-        except WoolmillError as error:
-            failed = error
-        except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
-            failed = InternalError.of(error)
-    _say_end(result, dataset, failed)
+    try:
+        with RunStore.read(config.out) as store:
+            store.named_recipe = config.recipe
+            samples = store.manifest.fixed.get("samples") or 1
+            format, name = dataset_of(store.manifest)
+            dataset = config.out / name
+            if result.progress.accepted:
+                export(store, format, dataset)
+    except WoolmillError as error:
+        failed = error
+    except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
+        failed = InternalError.of(error)
+    _say_end(result, dataset, failed, samples)
 
 
 def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
@@ -324,13 +329,13 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _say_end(result: Result, dataset: Path, failed: WoolmillError | None) -> NoReturn:
+def _say_end(result: Result, dataset: Path, failed: WoolmillError | None, samples: int) -> NoReturn:
     """Say how the run ended, and leave with the code of what ended it; ``failed`` says why there is
-    no dataset, which comes second.
+    no dataset, which comes second. ``samples``: requests for each input row, where there are any.
     """
     progress, stop = result.progress, result.stop
     drain()  # the live block is gone before lines come where it stood
-    _say(f"accepted {progress.accepted} of {progress.target} in {result.seconds:.0f} s")
+    _say(f"{_came_to(result, samples)} in {result.seconds:.0f} s")
     if progress.accepted and failed is None:
         _say(f"dataset  {dataset}")
     _say(f"store    {result.folder / 'run.sqlite'}")
@@ -347,6 +352,16 @@ def _say_end(result: Result, dataset: Path, failed: WoolmillError | None) -> NoR
         sys.exit(DONE_WITH_DEAD_LETTERS if progress.failed else 0)
     click.echo(f"{'go on' if stop.reached else 'resume'} with: {_command()}", err=True)
     sys.exit(first.exit_code if first else 130 if stop.signum == 2 else 143)
+
+
+def _came_to(result: Result, samples: int) -> str:
+    """How many rows were accepted, of how many wanted; or of how many input rows, each decided."""
+    progress = result.progress
+    if progress.target != EVERY:
+        return f"accepted {progress.accepted} of {progress.target}"
+    rows = progress.decided_answers // samples
+    decided = f"decided {'all ' if result.stop.reached else ''}{rows} input rows"
+    return f"{decided}{'' if result.stop.reached else ' so far'}, accepted {progress.accepted}"
 
 
 def _lost(dropped: int, result: Result) -> str:

@@ -14,7 +14,7 @@ import click
 
 from engine.cli.main import PAIRS, ROWS, generate_options, pairs, settings
 from engine.errors import InputError
-from engine.recipes.load import ALPACA
+from engine.recipes.load import CODED
 from engine.records import Decision
 from engine.run.preview import Preview
 from engine.settings import load_config
@@ -36,11 +36,11 @@ def list_recipes() -> None:
     """List the recipes that ship with woolmill."""
     from engine.recipes.template import builtin_templates, load_template
 
-    rows = [(ALPACA, "seed tasks in, new instruction records out")]
+    rows = list(CODED.items())
     templates = [load_template(name, {}) for name in builtin_templates()]
     rows += [(each.name, each.file.recipe.description) for each in templates]
     width = max(len(name) for name, _ in rows)
-    for name, description in rows:
+    for name, description in sorted(rows):
         click.echo(f"{name:<{width}}  {description}".rstrip())
 
 
@@ -64,7 +64,8 @@ def show(name: str) -> None:
     if name.endswith(".toml"):
         click.echo(Path(name).read_text(encoding="utf-8"), nl=False)
         return
-    click.echo(inspect.getdoc(type(found)) or f"{type(found).__name__} says nothing of itself")
+    said = inspect.getmodule(type(found)) if found.builtin else type(found)
+    click.echo(inspect.getdoc(said) or f"{type(found).__name__} says nothing of itself")
     click.echo(f"fields  {', '.join(found.fields)}")
     click.echo(f"source  {inspect.getsourcefile(type(found))}")
 

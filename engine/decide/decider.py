@@ -18,7 +18,7 @@ from engine.dedup.against import add_references
 from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.errors import ConfigError
 from engine.recipes.base import CUT, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
-from engine.recipes.guard import RecipeFault, compared_text, parsed
+from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of
 from engine.records import Answer, Api, Decision, Record
 from engine.settings import RunConfig
 from engine.store import RunReader, Vector
@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 ADD_BATCH = 1024
+BEHIND = 2**20
+"""The position of what a recipe makes of an answer's pieces: behind all of them."""
+SAMPLE = "sample"
+"""The reason of a row that went into another, with those of the other samples."""
 FIELDS: dict[str, tuple[str, ...]] = {
     "instruction": (),
     "instruction+input": ("instruction", "input"),
@@ -87,6 +91,8 @@ class Decider:
         self._samples = samples
         self._api: Api = api
         self._after = after or (-1, 0)
+        self._votes: list[Record | None] = []
+        """The rows of the samples of one input row, so far."""
 
     def decide(
         self, answers: Sequence[Answer], *, limit: int
@@ -101,7 +107,7 @@ class Decider:
         pieces = [
             piece
             for answer in answers
-            for piece in self._pieces(answer)
+            for piece in self._made(answer)
             if (piece.index, piece.position) > self._after
         ]
         candidates = [
@@ -112,10 +118,19 @@ class Decider:
         judgements = iter(self._cascade.judge(candidates, limit))
         decisions: list[Decision] = []
         vectors: list[Vector | None] = []
+        fruitful, barren = -1, ""
         for piece in pieces:
             if limit == 0:
                 break
             decision, vector = self._decision(piece, judgements)
+            if piece.position == BEHIND and self._recipe.keeps_parent:
+                if fruitful == piece.index or piece.index == self._after[0]:
+                    continue  # the answer has a row of its own
+                decision = replace(decision, detail=f"unchanged: {barren}")
+            elif decision.accepted:
+                fruitful = piece.index
+            else:
+                barren = f"{decision.reason} {decision.detail}".rstrip()
             limit -= decision.accepted
             decisions.append(decision)
             vectors.append(vector)
@@ -150,6 +165,32 @@ class Decider:
         vector = judgement.vector
         return decision, None if vector is None else vector.astype(np.float32)
 
+    def _made(self, answer: Answer) -> list[_Piece]:
+        """The pieces of an answer, and what a recipe makes of them behind all of them."""
+        pieces, recipe, index = self._pieces(answer), self._recipe, answer.index
+        if recipe.keeps_parent and answer.row is not None:
+            pieces.append(_Piece(index, BEHIND, answer.row, None))
+        if recipe.reduces:
+            sample = index % self._samples
+            if sample == 0:
+                self._votes = []
+            self._votes.append(next((p.record for p in pieces if p.refusal is None), None))
+            told = (SAMPLE, f"{sample + 1} of {self._samples}")
+            pieces = [p if p.refusal else replace(p, refusal=told, text=None) for p in pieces]
+            if sample == self._samples - 1:
+                reduced = reduced_of(recipe, self._ask(answer), self._votes)
+                pieces.append(self._piece(index, replace(reduced, position=BEHIND)))
+        return pieces
+
+    def _ask(self, answer: Answer) -> Ask:
+        return Ask(
+            index=answer.index,
+            seed=self._seed,
+            row=answer.row,
+            sample=answer.index % self._samples,
+            shown=answer.demonstrations,
+        )
+
     def _pieces(self, answer: Answer) -> list[_Piece]:
         """At least one for every answer: that it failed, or holds no record, is a decision too."""
         index = answer.index
@@ -165,14 +206,8 @@ class Decider:
             return [_Piece(index, 0, None, (THOUGHTS_ONLY, spent))]
         if completion.api is None and self._api == "chat":
             completion = replace(completion, api=self._api)
-        ask = Ask(
-            index=index,
-            seed=self._seed,
-            row=answer.row,
-            sample=index % self._samples,
-            shown=answer.demonstrations,
-        )
-        return [self._piece(index, piece) for piece in parsed(self._recipe, ask, completion)]
+        found = parsed(self._recipe, self._ask(answer), completion)
+        return [self._piece(index, piece) for piece in found]
 
     def _piece(self, index: int, piece: Piece) -> _Piece:
         refusal, text = piece.refusal, None

@@ -270,8 +270,11 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
         api=config.asked_api,
         after=counts.last_decided,
     )
-    # The answer of the last decision is parsed again: the target may have fallen inside it.
+    # The answer of the last decision is parsed again: the target may have fallen inside it. So are
+    # those of the other samples where they become one row.
     first = counts.last_decided[0] if counts.last_decided else 0
+    if recipe.reduces:
+        first -= first % (config.samples or 1)
     left = config.target - counts.accepted
     with seldom_collected():
         while left > 0:

@@ -1,8 +1,8 @@
 """Store to dataset: a pure function of the run's decisions, streamed in plan order, and put in
 place whole or not at all.
 
-    rows (accepted rows with where they come from) ─▶ formats (bytes) ─▶ files (one step)
-    split (which rows validate) ─────────┘            card (what the dataset is)
+    choice (which rows, in which order) ─▶ rows (with where they come from) ─▶ formats (bytes)
+    layout (what fields they have) ──────────┘  split (which validate)         card (what it is)
 
 The same run and the same options give the same bytes, on any machine with the same pyarrow.
 """
@@ -12,30 +12,49 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from engine import files
-from engine.errors import OutputError
+from engine.errors import OutputError, UsageError
 from engine.export import formats, ledger
 from engine.export.card import card
+from engine.export.choice import Choice, choose
 from engine.export.formats import Format
+from engine.export.layout import ALPACA_FIELDS, Layout, check_alpaca, layout_of, typed
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.failpoints import failpoint
 from engine.files import cannot_write, check_output
+from engine.kept import refuse_unnamed_code
+from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
-from engine.store import RunReader
+from engine.store import Manifest, RunReader
 
-__all__ = ["OWN_FILES", "Export", "Format", "export", "export_dataset", "is_earlier"]
+__all__ = [
+    "OWN_FILES",
+    "Export",
+    "Format",
+    "dataset_of",
+    "export",
+    "export_dataset",
+    "is_earlier",
+]
 
 Part = Literal["train", "validation"]
 OWN_FILES = (
     *("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.lock", "run.reserve"),
-    *("exports.json", KEPT),
+    *("exports.json", KEPT, "recipe.py", "recipe.toml"),
 )
 """Of a run, and never replaced by an export, whatever is asked."""
+
+
+def dataset_of(manifest: Manifest) -> tuple[Format, str]:
+    """The format and file name of the dataset that a run leaves in its own folder."""
+    if manifest.fixed.get("recipe", ALPACA) == ALPACA:
+        return "alpaca", "alpaca_data.json"
+    return "jsonl", "dataset.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +62,15 @@ class Export:
     """What was written."""
 
     path: Path
+    format: Format
     records: int
     split: Split | None
+    as_json: tuple[str, ...] = ()
+    """Columns of a table that hold their values as JSON text."""
+    left_out: tuple[str, ...] = ()
+    """Fields that the format has no place for."""
+    unsorted: int = 0
+    """Rows without a value to sort by, which come last."""
 
 
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
@@ -57,10 +83,15 @@ def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool 
 
 def export_dataset(
     run: RunReader,
-    format: Format,
+    format: Format | None,
     path: Path,
     *,
     with_similarity: bool = False,
+    reasoning: bool = False,
+    group: bool = False,
+    take: int | None = None,
+    sort: str | None = None,
+    top: int | None = None,
     validation: float = 0.0,
     shard_rows: int | None = None,
     overwrite: bool = False,
@@ -68,9 +99,13 @@ def export_dataset(
     """Write the accepted records of ``run`` to ``path``, replacing it in one step.
 
     Args:
-        format: see ``engine.export.formats``.
+        format: see ``engine.export.formats``; None: that of the run's own dataset.
         path: a file; a folder for ``datasets``, and with a validation part or shards.
         with_similarity: ``alpaca`` only: add what its ``regen.json`` has besides.
+        reasoning: keep the thoughts of answers, where the format has a place for them.
+        group: ``jsonl`` only: all rows made of one input row on one line.
+        take, sort, top: which rows, in which order; see ``engine.export.choice.choose``. With
+            ``group``, ``take`` counts lines.
         validation: share of the rows for a validation part that no near-duplicate straddles.
         shard_rows: rows in a file at most; None: all in one.
         overwrite: also replace what is not an untouched earlier export of this run.
@@ -78,92 +113,152 @@ def export_dataset(
     Raises:
         OutputError: the place cannot be written, or is taken.
         DiskError: writing failed; what stood at ``path`` is untouched.
-        ConfigError: the format needs a package, or the run holds nothing to split by.
+        ConfigError: the format needs a package or other rows, or the run holds nothing to split by.
+        UsageError: options that do not go together.
     """
     check_output(path, overwrite=True, inputs=[run.folder / name for name in OWN_FILES])
+    format = format or dataset_of(run.manifest)[0]
     as_folder = format == "datasets" or validation > 0 or shard_rows is not None
     if path.is_dir() and not as_folder:
         raise OutputError(f"{path}: is a folder; choose another -o")
+    if format in ("messages", "sharegpt"):
+        refuse_unnamed_code(run)
+    layout = layout_of(run)
+    _check(format, layout, reasoning=reasoning, group=group, alone=not as_folder and sort is None)
     touched = ledger.touched(run.folder, path)
-    if touched and not overwrite and not (format == "alpaca" and is_earlier(run, path)):
+    if touched and not overwrite and not is_earlier(run, path, format):
         raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
+    layout = replace(layout, similarity=with_similarity, reasoning=reasoning, grouped=group)
+    choice = choose(run, take=take, sort=sort, top=top, samples=layout.samples if group else None)
+    if format in ("parquet", "datasets"):
+        layout = typed(layout, run)
 
     def placing(written: Path) -> None:
         failpoint("export.written")
         ledger.expect(run.folder, path, written)
 
     parts = split(run, validation) if validation else None
-    if as_folder:
-        records = _folder(run, format, path, with_similarity, parts, shard_rows, placing)
-    else:
-        with (
-            files.new_file(path, placing) as file,
-            formats.writer(format, file, with_similarity) as write,
-        ):
-            records = 0
-            for row in rows(run, provenance=format in formats.WITH_PROVENANCE):
-                write(row)
-                records += 1
+    records = 0
+    provenance = format in formats.WITH_PROVENANCE or reasoning
+    chosen = rows(run, provenance=provenance, choice=choice)
+    with ExitStack() as stack:
+        write: Callable[[Row], None]
+        if as_folder:
+            folder = stack.enter_context(files.new_folder(path, placing))
+            write = stack.enter_context(
+                _Parts(run, format, folder, layout, choice, parts, shard_rows)
+            )
+        else:
+            file = stack.enter_context(files.new_file(path, placing))
+            write = stack.enter_context(formats.writer(format, file, layout))
+        for row in chosen:
+            write(row)
+            records += 1
     with cannot_write(path):
         failpoint("export.renamed")
     ledger.remember(run.folder, path)
-    return Export(path=path, records=records, split=parts)
+    return Export(
+        path=path,
+        format=format,
+        records=records,
+        split=parts,
+        as_json=tuple(n for n, (kind, _) in (layout.types or {}).items() if kind == "json"),
+        left_out=_left_out(format, layout),
+        unsorted=choice.unsorted,
+    )
 
 
-def _folder(
-    run: RunReader,
-    format: Format,
-    path: Path,
-    with_similarity: bool,
-    parts: Split | None,
-    shard_rows: int | None,
-    placing: Callable[[Path], None],
-) -> int:
-    accepted = run.counts().accepted
-    validating = parts.rows if parts is not None else 0
-    sizes: dict[Part, int] = {"train": accepted - validating, "validation": validating}
-    with files.new_folder(path, placing) as folder:
+def _check(format: Format, layout: Layout, *, reasoning: bool, group: bool, alone: bool) -> None:
+    """Raises UsageError or ConfigError for what cannot be had of these rows in this format."""
+    if format == "alpaca":
+        check_alpaca(layout)
+    if reasoning and format not in formats.WITH_REASONING:
+        raise UsageError(
+            f"--reasoning keep: --format {format} has no place for thoughts; choose "
+            f"{', '.join(sorted(formats.WITH_REASONING))}"
+        )
+    if not group:
+        return
+    if layout.samples is None:
+        raise UsageError("--group needs a run with input rows (woolmill generate --rows)")
+    if format != "jsonl" or not alone:
+        raise UsageError(
+            "--group goes with --format jsonl, and without --sort, --validation and --shard-rows"
+        )
+
+
+def _left_out(format: Format, layout: Layout) -> tuple[str, ...]:
+    if format != "alpaca":
+        return ()
+    return tuple(name for name in layout.fields if name not in ALPACA_FIELDS)
+
+
+class _Parts:
+    """A folder with the files of a dataset's parts."""
+
+    def __init__(
+        self,
+        run: RunReader,
+        format: Format,
+        folder: Path,
+        layout: Layout,
+        choice: Choice,
+        split: Split | None,
+        shard_rows: int | None,
+    ) -> None:
+        self._split = split
+        self._stack = ExitStack()
+        validating = choice.of(split.mask) if split is not None else 0
+        sizes: dict[Part, int] = {"train": choice.count - validating, "validation": validating}
         data = folder / "data" if format == "datasets" else folder
         data.mkdir(exist_ok=True)
-        with ExitStack() as stack:
-            shards = {
-                part: stack.enter_context(
-                    _Shards(format, data, part, size, shard_rows, with_similarity)
-                )
-                for part, size in sizes.items()
-                if size or part == "train"
-            }
-            for number, row in enumerate(rows(run, provenance=format in formats.WITH_PROVENANCE)):
-                validates = parts is not None and parts.validates(number)
-                shards["validation" if validates else "train"].write(row)
+        self._shards = {
+            part: _Shards(format, data, part, size, shard_rows, layout)
+            for part, size in sizes.items()
+            if size or part == "train"
+        }
         if format == "datasets":
-            text = card(run, sizes, parts)
+            text = card(run, sizes, split, layout)
             (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
-    return accepted
+
+    def __enter__(self) -> Callable[[Row], None]:
+        for shards in self._shards.values():
+            self._stack.enter_context(shards)
+        return self._write
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def _write(self, row: Row) -> None:
+        validates = self._split is not None and self._split.validates(row.number)
+        self._shards["validation" if validates else "train"].write(row)
 
 
-def is_earlier(run: RunReader, path: Path) -> bool:
-    """Whether ``path`` is what the run's first accepted records gave as ``alpaca``: its dataset as
-    it was when it had fewer.
+def is_earlier(run: RunReader, path: Path, format: Format) -> bool:
+    """Whether ``path`` is what the run's first accepted records gave as ``format``, the one of its
+    own dataset: that dataset as it was when it had fewer.
     """
-    if path.is_symlink() or not path.is_file():
+    if format != dataset_of(run.manifest)[0] or path.is_symlink() or not path.is_file():
         return False
+    layout = layout_of(run)
+    layouts = [layout, *([replace(layout, similarity=True)] if format == "alpaca" else [])]
     try:
-        return any(_begins_with(run, path, with_similarity) for with_similarity in (False, True))
+        return any(_begins_with(run, path, format, layout) for layout in layouts)
     except OSError:
         return False
 
 
-def _begins_with(run: RunReader, path: Path, with_similarity: bool) -> bool:
-    end = b"\n]"
+def _begins_with(run: RunReader, path: Path, format: Format, layout: Layout) -> bool:
+    """Whether the file is the beginning of a whole export, up to the end of one of its rows."""
+    nothing, end = (b"[]", b"\n]") if format == "alpaca" else (b"", b"\n")
     with path.open("rb") as file, tempfile.TemporaryFile() as whole:
-        if path.stat().st_size == len(b"[]"):
-            return file.read() == b"[]"
+        if path.stat().st_size == len(nothing):
+            return file.read() == nothing
         left = path.stat().st_size - len(end)
-        with formats.writer("alpaca", whole, with_similarity) as write:
-            for row in rows(run):
+        with formats.writer(format, whole, layout) as write:
+            for row in rows(run, provenance=format in formats.WITH_PROVENANCE):
                 write(row)
-                if whole.tell() >= left:
+                if whole.tell() > left:
                     break
         if whole.tell() < left or left <= 0:
             return False
@@ -186,14 +281,14 @@ class _Shards:
         part: Part,
         rows: int,
         shard_rows: int | None,
-        with_similarity: bool,
+        layout: Layout,
     ) -> None:
         self._format: Format = format
         self._folder = folder
         self._part = part
         self._shard_rows = shard_rows or max(rows, 1)
         self._shards = -(-rows // self._shard_rows) or 1
-        self._with_similarity = with_similarity
+        self._layout = layout
         self._written = self._opened = 0
         self._stack = ExitStack()
         self._write: Callable[[Row], None]
@@ -216,8 +311,6 @@ class _Shards:
         suffix = formats.SUFFIX[self._format]
         name = f"{self._part}-{self._opened:05}-of-{self._shards:05}{suffix}"
         file = self._stack.enter_context((self._folder / name).open("xb"))
-        self._write = self._stack.enter_context(
-            formats.writer(self._format, file, self._with_similarity)
-        )
+        self._write = self._stack.enter_context(formats.writer(self._format, file, self._layout))
         self._opened += 1
         self._written = 0

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.export.layout import ANY_ALPACA, Layout
 from engine.export.split import COSINE_LINK, ROUGE_LINK, Split
 from engine.languages import ENGLISH, MIXED
-from engine.store import RunReader
+from engine.store import Manifest, RunReader
 
 __all__ = ["card", "plain"]
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
-def card(run: RunReader, sizes: Mapping[Any, int], split: Split | None) -> str:
+def card(
+    run: RunReader, sizes: Mapping[Any, int], split: Split | None, layout: Layout = ANY_ALPACA
+) -> str:
     """Markdown with the metadata that the Hugging Face Hub reads."""
     counts, manifest = run.counts(), run.manifest
     fixed, decision = manifest.fixed, manifest.decision
@@ -30,6 +33,10 @@ def card(run: RunReader, sizes: Mapping[Any, int], split: Split | None) -> str:
         for reason, count in sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0]))
     )
     models = ", ".join(plain(name) for name in sorted(counts.models)) or "unknown"
+    rouge = f"refused above F = {decision.get('rouge_threshold')}"
+    if not layout.compared:
+        rouge = "not compared"
+    shown = "the seed tasks" if layout.alpaca else "what it was shown"
     semantic = (
         f"refused above a cosine of {decision.get('semantic_threshold')}"
         if decision.get("semantic")
@@ -38,7 +45,6 @@ def card(run: RunReader, sizes: Mapping[Any, int], split: Split | None) -> str:
     if decision.get("semantic") and (unread := counts.accepted - counts.vectors):
         semantic += f"; {unread:,} records that the embedding model cannot read not compared"
     language = plain(decision.get("language", ENGLISH))
-    seeds = str(fixed.get("seeds", ""))[:16]
     return f"""\
 ---
 license: other
@@ -49,7 +55,7 @@ task_categories:
   - text-generation
 tags:
   - synthetic
-  - instruction-tuning
+{"  - instruction-tuning" if layout.alpaca else "  - woolmill"}
 size_categories:
   - {category}
 configs:
@@ -58,18 +64,17 @@ configs:
 {files}
 ---
 
-# {rows:,} instruction records
+# {rows:,} {"instruction records" if layout.alpaca else "rows"}
 
-Made by a language model from seed tasks, filtered and freed of near-duplicates by Woolmill
-{plain(manifest.engine_version)}.
+{_made(layout, manifest)}
 
 | | |
 |---|---|
 | Model | {models} |
-| Recipe | {plain(fixed.get("recipe"))}, temperature {fixed.get("temperature")}, top-p \
+| Recipe | {_recipe(layout, fixed)}, temperature {fixed.get("temperature")}, top-p \
 {fixed.get("top_p")}, run seed {fixed.get("seed")} |
-| Seed tasks | SHA-256 {seeds}…, {fixed.get("num_demonstrations")} in each prompt |
-| Near-duplicates by ROUGE-L | refused above F = {decision.get("rouge_threshold")} |
+{_source(layout, fixed)}
+| Near-duplicates by ROUGE-L | {rouge} |
 | Near-duplicates by meaning | {semantic} |
 | Requests | {counts.answered:,} answered, {counts.failed:,} failed for good |
 | Tokens | {counts.prompt_tokens:,} prompt, {counts.completion_tokens:,} completion |
@@ -86,13 +91,43 @@ Made by a language model from seed tasks, filtered and freed of near-duplicates 
 ## Licence
 
 Whether these records may be used, and for what, follows from the terms of the model that wrote them
-({models}) and from the licence of the seed tasks. Woolmill adds no terms of its own.
+({models}) and from the licence of {shown}. Woolmill adds no terms of its own.
 
 ## Limits
 
 Nobody has read all records. They may be wrong, biased or unsafe, and repeat what the model saw.
 Text that looks like a special token is kept as text: have your tokenizer split special tokens.
 """
+
+
+def _made(layout: Layout, manifest: Manifest) -> str:
+    version = plain(manifest.engine_version)
+    if layout.alpaca:
+        return (
+            "Made by a language model from seed tasks, filtered and freed of near-duplicates by "
+            f"Woolmill\n{version}."
+        )
+    of = " from input rows" if layout.samples is not None else ""
+    freed = "filtered and freed of near-duplicates" if layout.compared else "and filtered"
+    return f"Made by a language model{of}, {freed} by Woolmill {version}."
+
+
+def _recipe(layout: Layout, fixed: Mapping[str, Any]) -> str:
+    name = plain(fixed.get("recipe"))
+    return name if layout.alpaca else f"{name}, version {plain(fixed.get('recipe_version'))}"
+
+
+def _source(layout: Layout, fixed: Mapping[str, Any]) -> str:
+    if layout.alpaca:
+        seeds = str(fixed.get("seeds", ""))[:16]
+        return (
+            f"| Seed tasks | SHA-256 {seeds}…, {fixed.get('num_demonstrations')} in each prompt |"
+        )
+    fields = ", ".join(
+        f"{plain(name)} (JSON text)" if kind == "json" else plain(name)
+        for name, (kind, _) in (layout.types or {}).items()
+    )
+    return f"| Fields | {fields or 'none'} |"
 
 
 def _splits(sizes: Mapping[Any, int], split: Split | None) -> str:

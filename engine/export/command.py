@@ -16,23 +16,42 @@ __all__ = ["export"]
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--format", "format_", type=click.Choice(FORMATS), default="alpaca",
-              show_default=True, help="What is written.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(FORMATS),
+              help="What is written. [alpaca; jsonl for rows of other recipes]")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="A file; a folder for datasets, --validation and --shard-rows.")  # fmt: skip
 @click.option("--with-similarity", is_flag=True,
               help="alpaca: add most_similar_instructions and avg_similarity_score.")  # fmt: skip
+@click.option("--reasoning", type=click.Choice(["keep", "drop"]), default="drop",
+              show_default=True,
+              help="Thoughts: as reasoning_content in messages, else as a column.")  # fmt: skip
+@click.option("--group", is_flag=True,
+              help="jsonl: all rows made of one input row on one line.")  # fmt: skip
+@click.option("--take", type=click.IntRange(min=0), metavar="N",
+              help="Only the first N rows; with --group the first N lines.")  # fmt: skip
+@click.option("--sort", metavar="FIELD",
+              help="Sort by a number or by length(FIELD); -FIELD: from high to low.")  # fmt: skip
+@click.option("--top", type=click.IntRange(min=0), metavar="N",
+              help="Only the first N rows in the order of --sort.")  # fmt: skip
 @click.option("--validation", type=float, default=0.0, metavar="SHARE",
               help="Share of rows to validate with; no near-duplicate straddles.")  # fmt: skip
 @click.option("--shard-rows", type=click.IntRange(min=1), help="Rows in a file at most.")
+@click.option("--recipe", default="",
+              help="The run's recipe, where it is code: FILE.py:CLASS.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace also what this run did not export.")
 def export(
     folder: Path,
     format_: Any,
     output: Path,
     with_similarity: bool,
+    reasoning: str,
+    group: bool,
+    take: int | None,
+    sort: str | None,
+    top: int | None,
     validation: float,
     shard_rows: int | None,
+    recipe: str,
     overwrite: bool,
 ) -> None:
     """Write a run's accepted records as a dataset. Works while the run goes on.
@@ -41,13 +60,20 @@ def export(
     woolmill export runs/alpaca -o alpaca_data.json
     woolmill export runs/alpaca --format messages -o chat.jsonl
     woolmill export runs/alpaca --format datasets --validation 0.02 -o my-dataset
+    woolmill export runs/judged --sort=-score --top 500 -o best.jsonl
     """
     with RunStore.read(folder) as run:
+        run.named_recipe = recipe
         written = export_dataset(
             run,
             format_,
             output,
             with_similarity=with_similarity,
+            reasoning=reasoning == "keep",
+            group=group,
+            take=take,
+            sort=sort,
+            top=top,
             validation=validation,
             shard_rows=shard_rows,
             overwrite=overwrite,
@@ -55,3 +81,11 @@ def export(
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
     click.echo(f"{written.records} records{held_out}  {output}")
+    if written.as_json:
+        click.echo(f"columns that hold JSON text: {', '.join(written.as_json)}")
+    if written.left_out:
+        click.echo(
+            f"fields left out, as the format has no place for them: {', '.join(written.left_out)}"
+        )
+    if written.unsorted:
+        click.echo(f"{written.unsorted} rows without a value to sort by come last")

@@ -1,13 +1,13 @@
 """Rows to bytes, one ``writer`` for each format, none of which holds more than a few rows.
 
-``alpaca``    JSON list of ``{instruction, input, output}``, indented by 4, ASCII, as Alpaca's
-              ``utils.jdump`` writes it; with similarity also what its ``regen.json`` has
-``jsonl``     JSON Lines: a record with where it comes from and its neighbours
+``jsonl``     JSON Lines: the row's fields, with where it comes from and its neighbours
+``parquet``   the same as typed columns (``engine.export.columns`` says which)
+``datasets``  Parquet in the folder layout that Hugging Face ``datasets`` loads, with a card
+``csv``       the row's fields for a spreadsheet; cells that one would run are quoted
 ``messages``  JSON Lines: ``{"messages": [user, assistant]}``, as chat templates and TRL take it
 ``sharegpt``  JSON list of ``{"id", "conversations": [human, gpt]}``, as FastChat takes it
-``csv``       instruction, input, output for a spreadsheet; cells that one would run are quoted
-``parquet``   typed columns
-``datasets``  Parquet in the folder layout that Hugging Face ``datasets`` loads, with a card
+``alpaca``    JSON list of ``{instruction, input, output}``, indented by 4, ASCII, as Alpaca's
+              ``utils.jdump`` writes it; with similarity also what its ``regen.json`` has
 
 The text is the model's, unchanged: special tokens such as ``<|im_end|>`` are for the tokenizer to
 read as text (``split_special_tokens``; Woolmill's trainer does). Only CSV changes cells, because
@@ -21,16 +21,29 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from typing import Any, BinaryIO, Literal, get_args
 
 import orjson
 
 from engine.datasets.write import inert
 from engine.errors import ConfigError
+from engine.export.chat import turns_of
+from engine.export.columns import Type
+from engine.export.layout import ALPACA_FIELDS, ANY_ALPACA, Layout
 from engine.export.rows import Row
-from engine.records import Record
 
-__all__ = ["FORMATS", "SUFFIX", "WITH_PROVENANCE", "Format", "dumps", "question", "writer"]
+__all__ = [
+    "CHATS",
+    "FORMATS",
+    "SUFFIX",
+    "WITH_PROVENANCE",
+    "WITH_REASONING",
+    "Format",
+    "dumps",
+    "writer",
+]
 
 Format = Literal["alpaca", "jsonl", "messages", "sharegpt", "csv", "parquet", "datasets"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -44,42 +57,39 @@ SUFFIX: dict[Format, str] = {
     "datasets": ".parquet",
 }
 WITH_PROVENANCE: frozenset[Format] = frozenset({"jsonl", "parquet", "datasets"})
+CHATS: frozenset[Format] = frozenset({"messages", "sharegpt"})
+WITH_REASONING: frozenset[Format] = WITH_PROVENANCE | {"messages"}
+"""Formats that have a place for thoughts."""
 
 ROW_GROUP = 2000
 """Rows that a Parquet writer holds: some MiB."""
+SPEAKERS = {"user": "human", "assistant": "gpt"}
+"""ShareGPT's words for roles; others are as they are."""
 
 Write = Callable[[Row], None]
 
 
 @contextmanager
-def writer(format: Format, file: BinaryIO, with_similarity: bool = False) -> Iterator[Write]:
+def writer(format: Format, file: BinaryIO, layout: Layout = ANY_ALPACA) -> Iterator[Write]:
     """Write rows to ``file`` one by one; the file is whole when the context ends without an error.
 
-    Raises ConfigError where Parquet is asked for and pyarrow is not there.
+    Raises ConfigError where Parquet is asked for and pyarrow is not there, and from the function
+    it gives: where a row cannot be had in the format.
     """
     if format in ("parquet", "datasets"):
-        with _parquet(file) as write:
+        with _parquet(file, layout) as write:
             yield write
     elif format == "csv":
-        yield _csv(file)
+        yield _csv(file, layout)
     elif format in ("alpaca", "sharegpt"):
-        shape = (
-            _sharegpt if format == "sharegpt" else _with_similarity if with_similarity else _alpaca
-        )
-        with _list(file, shape) as write:
+        with _list(file, partial(_sharegpt if format == "sharegpt" else _alpaca, layout)) as write:
+            yield write
+    elif layout.grouped:
+        with _groups(file, layout) as write:
             yield write
     else:
-        shape = _line if format == "jsonl" else _messages
+        shape = layout.line if format == "jsonl" else partial(_messages, layout)
         yield lambda row: _discard(file.write(dumps(shape(row)) + b"\n"))
-
-
-def question(record: Record) -> str:
-    """What the person asks in a chat: the instruction, and the input below it."""
-    return (
-        f"{record['instruction']}\n\n{record['input']}"
-        if record["input"]
-        else record["instruction"]
-    )
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -100,55 +110,62 @@ def _list(file: BinaryIO, shape: Callable[[Row], Any]) -> Iterator[Write]:
     file.write(b"[]" if before.startswith("[") else b"\n]")
 
 
-def _alpaca(row: Row) -> dict[str, Any]:
+def _alpaca(layout: Layout, row: Row) -> dict[str, Any]:
     record = row.record
-    return {
-        "instruction": record["instruction"],
-        "input": record["input"],
-        "output": record["output"],
-    }
-
-
-def _with_similarity(row: Row) -> dict[str, Any]:
-    return _alpaca(row) | {
+    shaped = {name: record.get(name, "") for name in ALPACA_FIELDS}
+    if odd := next((name for name, text in shaped.items() if not isinstance(text, str)), None):
+        raise ConfigError(
+            f"row {row.id}: its {odd} is no text, which --format alpaca needs; choose "
+            "--format jsonl"
+        )
+    if not layout.similarity:
+        return shaped
+    return shaped | {
         "most_similar_instructions": row.decision.most_similar,
         "avg_similarity_score": row.decision.mean_similarity,
     }
 
 
-def _sharegpt(row: Row) -> dict[str, Any]:
+def _sharegpt(layout: Layout, row: Row) -> dict[str, Any]:
+    turns = turns_of(layout.recipe, row, reasoning=False)
+    if not all(isinstance(turn["content"], str) for turn in turns):
+        raise ConfigError(
+            f"row {row.id}: a turn of its chat is no text, as --format sharegpt needs it; choose "
+            "--format messages"
+        )
     return {
         "id": row.id,
         "conversations": [
-            {"from": "human", "value": question(row.record)},
-            {"from": "gpt", "value": row.record["output"]},
+            {"from": SPEAKERS.get(turn["role"], turn["role"]), "value": turn["content"]}
+            for turn in turns
         ],
     }
 
 
-def _messages(row: Row) -> dict[str, Any]:
-    return {
-        "messages": [
-            {"role": "user", "content": question(row.record)},
-            {"role": "assistant", "content": row.record["output"]},
-        ]
-    }
+def _messages(layout: Layout, row: Row) -> dict[str, Any]:
+    return {"messages": turns_of(layout.recipe, row, reasoning=layout.reasoning)}
 
 
-def _line(row: Row) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        **_alpaca(row),
-        "model": row.model,
-        "demonstrations": row.demonstrations,
-        # A list, where Alpaca has an object: a key for each neighbour would give a table thousands
-        # of columns.
-        "most_similar_instructions": [
-            {"instruction": text, "score": score}
-            for text, score in row.decision.most_similar.items()
-        ],
-        "avg_similarity_score": row.decision.mean_similarity,
-    }
+@contextmanager
+def _groups(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+    """A line for each input row, with all rows that were made of it."""
+    waiting: list[Row] = []
+
+    def flush() -> None:
+        for number, rows in groupby(waiting, lambda row: layout.place(row)[0]):
+            samples = [layout.line(row) for row in rows]
+            for sample in samples:
+                del sample[layout.own("row")]
+            file.write(dumps({"row": number, "samples": samples}) + b"\n")
+        waiting.clear()
+
+    def write(row: Row) -> None:
+        if waiting and layout.place(waiting[0])[0] != layout.place(row)[0]:
+            flush()
+        waiting.append(row)
+
+    yield write
+    flush()
 
 
 _ESCAPED = str.maketrans(
@@ -170,7 +187,7 @@ def dumps(value: Any) -> bytes:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def _csv(file: BinaryIO) -> Write:
+def _csv(file: BinaryIO, layout: Layout) -> Write:
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\r\n")
 
@@ -180,12 +197,21 @@ def _csv(file: BinaryIO) -> Write:
         text.seek(0)
         text.truncate()
 
-    put(["instruction", "input", "output"])
-    return lambda row: put([inert(row.record[name]) for name in ("instruction", "input", "output")])
+    put([inert(name) for name in layout.fields])
+    return lambda row: put([_cell(value) for value in layout.record(row).values()])
+
+
+def _cell(value: Any) -> str:
+    """Text as it is, where no spreadsheet takes it for a formula; other values as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return dumps(value).decode()
+    return inert(value if isinstance(value, str) else dumps(value).decode())
 
 
 @contextmanager
-def _parquet(file: BinaryIO) -> Iterator[Write]:
+def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -194,18 +220,28 @@ def _parquet(file: BinaryIO) -> Iterator[Write]:
             "Parquet needs one package more: pip install 'woolmill[parquet]'"
         ) from exc
 
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("instruction", pa.string()),
-            ("input", pa.string()),
-            ("output", pa.string()),
-            ("model", pa.string()),
-            ("demonstrations", pa.list_(pa.string())),
-            ("max_similarity", pa.float64()),
-            ("avg_similarity_score", pa.float64()),
-        ]
-    )
+    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+    own, columns = layout.own, layout.types or dict.fromkeys(layout.fields, ("text", False))
+
+    def field(name: str) -> Any:
+        kind, listed = columns[name]
+        type_ = types.get(kind, pa.string())
+        marked = {"woolmill": "json"} if kind == "json" else None
+        return pa.field(name, pa.list_(type_) if listed else type_, metadata=marked)
+
+    numbered = layout.samples is not None
+    after = [
+        (own("model"), pa.string()),
+        (own("demonstrations"), pa.list_(pa.string())),
+        *((own(name), pa.int64()) for name in ("row", "sample") if numbered),
+        *(
+            (own(name), pa.float64())
+            for name in ("max_similarity", "avg_similarity_score")
+            if layout.compared
+        ),
+        *((own(name), pa.string()) for name in ("reasoning",) if layout.reasoning),
+    ]
+    schema = pa.schema([(own("id"), pa.string()), *map(field, layout.fields), *after])
     waiting: list[dict[str, Any]] = []
 
     def flush() -> None:
@@ -214,23 +250,36 @@ def _parquet(file: BinaryIO) -> Iterator[Write]:
             waiting.clear()
 
     def write(row: Row) -> None:
-        texts = {name: _encodable(text) for name, text in _alpaca(row).items()}
-        waiting.append(
-            {
-                "id": row.id,
-                **texts,
-                "model": row.model,
-                "demonstrations": list(row.demonstrations),
-                "max_similarity": max(row.decision.most_similar.values(), default=None),
-                "avg_similarity_score": row.decision.mean_similarity,
-            }
-        )
+        record = layout.record(row)
+        line = {name: _held(value, *columns[name]) for name, value in record.items()}
+        line |= {own("id"): row.id, own("model"): row.model}
+        line[own("demonstrations")] = list(row.demonstrations)
+        if numbered:
+            line[own("row")], line[own("sample")] = layout.place(row)
+        if layout.compared:
+            near = row.decision.most_similar.values()
+            line[own("max_similarity")] = max(near, default=None)
+            line[own("avg_similarity_score")] = row.decision.mean_similarity
+        if layout.reasoning:
+            line[own("reasoning")] = _encodable(row.reasoning) or None
+        waiting.append(line)
         if len(waiting) == ROW_GROUP:
             flush()
 
     with pq.ParquetWriter(file, schema, compression="zstd") as table:
         yield write
         flush()
+
+
+def _held(value: Any, kind: Type, listed: bool) -> Any:
+    """A value as a column of this type holds it."""
+    if value is None:
+        return None
+    if kind == "json":
+        return dumps(value).decode()
+    if listed:
+        return [_held(item, kind, False) for item in value]
+    return _encodable(value) if kind == "text" else float(value) if kind == "float" else value
 
 
 def _encodable(text: str) -> str:

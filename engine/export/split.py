@@ -3,10 +3,12 @@
 A random split of generated instructions measures memory: of two rows that nearly say the same, one
 is trained on and the other is asked. Here a validation row has no row outside its own group with
 
-* a ROUGE-L F of ``ROUGE_LINK`` or more between the instructions, or
+* a ROUGE-L F of ``ROUGE_LINK`` or more between what is compared of them, or
 * a cosine of ``COSINE_LINK`` or more between their embeddings, where the run has them.
 
-The run store already holds the ten nearest earlier instructions of every row, so the groups are
+Rows that were made of the same input row stay together as well.
+
+The run store already holds the ten nearest earlier texts of every row, so the groups are
 what those links connect. A row all of whose ten are that close may have more that the store does
 not name (*crowded*), so whatever is close to a crowded row is trained on. And instead of following
 cosines through the whole set, which costs its square, only groups without any outside neighbour are
@@ -29,8 +31,11 @@ from rapidfuzz.distance import LCSseq
 
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
+from engine.export.layout import samples_of
 from engine.kept import recipe_of
 from engine.languages import ENGLISH
+from engine.recipes.guard import RecipeFault, compared_text
+from engine.records import Decision
 from engine.store import RunReader
 
 __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]
@@ -38,7 +43,7 @@ __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]
 ROUGE_LINK = 0.6
 COSINE_LINK = 0.8
 NEIGHBOURS = 10
-"""As many nearest instructions as the store keeps of a row."""
+"""As many nearest texts as the store keeps of a row."""
 MAX_ROWS = 10_000
 """A validation part beyond this tells nothing more."""
 SPARE = 3
@@ -74,7 +79,7 @@ def split(run: RunReader, share: float) -> Split:
     if not 0 < share < 1:
         raise ConfigError(f"--validation {share}: give a share between 0 and 1, for example 0.02")
     if run.manifest.decision.get("rouge_threshold") is None:
-        raise ConfigError("--validation needs a run that compared instructions by ROUGE-L")
+        raise ConfigError("--validation needs a run that compared its rows by ROUGE-L")
     links, order, crowded = _read(run)
     group = links.roots()
     sizes = np.bincount(group, minlength=len(group))
@@ -134,10 +139,18 @@ def _read(run: RunReader) -> tuple[_Links, list[int], list[int]]:
     row_of: dict[bytes, int] = {}
     chance: list[bytes] = []
     crowded: list[int] = []
-    for text, most_similar in _texts(run):
+    samples = samples_of(run)
+    latest = -1
+    for text, decision in _texts(run):
         digest = _digest(text)
         row = links.add()
-        chance.append(digest)
+        # Rows that are not compared differ by their place only.
+        chance.append(digest if text else _digest(f"{decision.index}.{decision.position}"))
+        most_similar = decision.most_similar
+        if samples is not None:
+            if row and decision.index // samples == latest:
+                links.join(row, row - 1)
+            latest = decision.index // samples
         near = [other for other, score in most_similar.items() if score >= ROUGE_LINK]
         for other in near:
             if (earlier := row_of.get(_digest(other))) is not None:
@@ -148,14 +161,23 @@ def _read(run: RunReader) -> tuple[_Links, list[int], list[int]]:
     return links, sorted(range(len(chance)), key=chance.__getitem__), crowded
 
 
-def _texts(run: RunReader) -> Iterator[tuple[str, dict[str, float]]]:
-    """What was compared of each accepted row, and what it was found to be close to."""
+def _texts(run: RunReader) -> Iterator[tuple[str, Decision]]:
+    """What was compared of each accepted row, empty for nothing; and the decision on it."""
     recipe = recipe_of(run)
+    if recipe is None:
+        raise ConfigError(
+            "--validation needs the run's recipe, which says what rows are compared by, and it is "
+            "not here any more; see woolmill redecide --recipe"
+        )
     for decision in run.decisions(accepted=True):
         record = decision.record
         assert record is not None
-        text = recipe.compared(record) if recipe is not None else None
-        yield text or "", decision.most_similar
+        try:
+            text = compared_text(recipe, record)
+        except RecipeFault as error:
+            row = f"{decision.index}.{decision.position}"
+            raise ConfigError(f"row {row}: the recipe's compared(row) failed ({error})") from error
+        yield text or "", decision
 
 
 def _digest(text: str) -> bytes:

@@ -12,7 +12,7 @@ the limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -74,6 +74,7 @@ class Prompts:
         fit: what gives way, first to last.
         context_length: tokens of prompt and completion together; None until known.
         rows: the input; ``samples`` requests are made for each row.
+        pool: the accepted rows that a request may show, for recipes that show some.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Prompts:
         context_length: int | None = None,
         rows: Rows | None = None,
         samples: int = 1,
+        pool: Callable[[int], Sequence[Record]] | None = None,
     ) -> None:
         self._recipe = recipe
         self._seed = seed
@@ -100,6 +102,7 @@ class Prompts:
         self._fit = tuple(fit)
         self._rows = rows
         self._samples = samples
+        self._pool = pool
         self._counted: dict[str, int] = {}
         self._scale = 1.0
         self._largest_fitted = 0
@@ -140,7 +143,8 @@ class Prompts:
         return self._ask(index, row)
 
     def _ask(self, index: int, row: Record | None) -> Ask:
-        return Ask(index=index, seed=self._seed, row=row, sample=index % self._samples)
+        pool = self._pool(index) if self._pool is not None else ()
+        return Ask(index=index, seed=self._seed, row=row, sample=index % self._samples, pool=pool)
 
     def refit(self, prompt: Prompt, verdict: Verdict) -> Prompt | None:
         """The prompt again, smaller, after the server said that it overflows. None: nothing is left
@@ -291,6 +295,8 @@ def join(parts: Sequence[Part]) -> tuple[str, tuple[Message, ...]]:
     turns: list[Message] = []
     for part in parts:
         content = part.render(left)
+        if part.role == "system" and not content.strip():
+            continue  # hosts refuse a system turn without a word
         if turns and turns[-1].role == part.role:
             turns[-1] = Message(role=part.role, content=turns[-1].content + content)
         else:

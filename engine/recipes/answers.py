@@ -115,7 +115,7 @@ def _items(text: str) -> list[list[str]]:
     """The lines of each item, without its marker."""
     items: list[list[str]] = []
     bullets, left = False, 0
-    for line in text.splitlines():
+    for line in text.split("\n"):
         found = _ITEM.match(line)
         if found is not None:
             bullet, indent = found[3] is not None, len(found[1])

@@ -72,6 +72,8 @@ class Ask:
     """The input row; None where the run has none."""
     sample: int = 0
     """Which of several requests for the same row this is, from 0."""
+    pool: Sequence[Record] = ()
+    """Rows that were accepted earlier in this run, for recipes that show some; in plan order."""
     shown: tuple[str, ...] = ()
     """For ``parse``: the sources of the parts that the request showed, in order."""
 
@@ -131,10 +133,16 @@ class Recipe:
         version: raise it whenever a prompt changes. A run only goes on with the same one.
         fields: of a row, in order.
         asks: the API that prompts are made for: ``chat``, raw ``completions``, or ``any`` of them.
+        raw: prompts are a model's own chat template, begun by hand: only engines that continue a
+            text as it stands can be asked.
         most: rows that one answer can hold at most; paces the first requests of a run.
         needs_rows: there is a request for each input row, and none without one.
         rows_path: input rows that it names itself, where the person names none.
         samples: requests for each input row, where the person does not say.
+        model: the table ``[models.NAME]`` of the settings that says who answers; empty: the run's.
+        keeps_parent: where none of an answer's rows is accepted, its input row is, unchanged.
+        reduces: the samples of an input row become one row, by ``reduce``.
+        pooled: prompts show rows that were accepted earlier; see ``Ask.pool``.
         language: ISO 639 code of its rows, where it says; empty: several.
         builtin: its code is this package's, which needs no time limit and no checks.
         source_sha256: of the file that it was loaded from; decisions follow from it.
@@ -145,14 +153,26 @@ class Recipe:
     version: str = "1"
     fields: tuple[str, ...] = ()
     asks: Literal["any", "chat", "completions"] = "chat"
+    raw: bool = False
     most: int = 1
     needs_rows: bool = False
     rows_path: Path | None = None
     samples: int = 1
+    model: str = ""
+    keeps_parent: bool = False
+    reduces: bool = False
+    pooled: bool = False
     language: str = ""
     builtin: ClassVar[bool] = False
     source_sha256: str = ""
     asks_sha256: str = ""
+
+    @property
+    def stages(self) -> Sequence[Recipe]:
+        """The recipes that make a row one after the other: each asks about the rows that the one
+        before it gave, and the last one's are the run's. Their names differ.
+        """
+        return (self,)
 
     def prompt(self, ask: Ask) -> Sequence[Part]:
         """The parts of a request's prompt, in order. Raises whatever it likes: see ``parse``."""
@@ -169,6 +189,13 @@ class Recipe:
     def refuse(self, row: Record) -> Refusal | None:
         """Why a row is not wanted; None: it is."""
         return None
+
+    def reduce(self, ask: Ask, rows: Sequence[Record | None]) -> Record | Refusal:
+        """One row of the samples of an input row, for recipes that ``reduces``.
+
+        ``rows`` holds the first row of each sample in order; None: it gave none.
+        """
+        raise NotImplementedError
 
     def compared(self, row: Record) -> str | None:
         """The text by which near-duplicates are told; None: the row is not compared."""

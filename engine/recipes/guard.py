@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -21,7 +21,7 @@ import orjson
 from engine.recipes.base import MOST_PIECES, RECIPE_ERROR, Ask, Part, Piece, Recipe, Refusal
 from engine.records import Completion, Record
 
-__all__ = ["RecipeFault", "compared_text", "parsed", "parts_of", "time_limit"]
+__all__ = ["RecipeFault", "compared_text", "parsed", "parts_of", "reduced_of", "time_limit"]
 
 LIMIT_S = 10.0
 """For one prompt or one answer; those of real recipes take microseconds."""
@@ -162,6 +162,17 @@ def parsed(recipe: Recipe, ask: Ask, answer: Completion) -> list[Piece]:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this answer's
         pieces.append(Piece(_next(pieces), None, (RECIPE_ERROR, _line(error))))
     return pieces or [Piece(0, None, ("no_record", "the answer is blank"))]
+
+
+def reduced_of(recipe: Recipe, ask: Ask, rows: Sequence[Record | None]) -> Piece:
+    """What ``recipe.reduce`` makes of the samples of an input row; never raises."""
+    try:
+        with nullcontext() if recipe.builtin else time_limit():
+            return _filtered(recipe, _piece(recipe, recipe.reduce(ask, rows), 0, ()))
+    except RecipeFault as error:
+        return Piece(0, None, (RECIPE_ERROR, str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
+        return Piece(0, None, (RECIPE_ERROR, _line(error)))
 
 
 def compared_text(recipe: Recipe, row: Record) -> str | None:

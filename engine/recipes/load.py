@@ -23,7 +23,9 @@ from engine.recipes.base import Recipe
 
 __all__ = [
     "ALPACA",
+    "CODED",
     "check",
+    "is_code",
     "load_recipe",
     "module_folders",
     "not_while_loading",
@@ -31,6 +33,12 @@ __all__ = [
 ]
 
 ALPACA = "alpaca"
+CODED = {
+    ALPACA: "seed tasks in, new instruction records out",
+    "magpie": "what users would say, from a chat model's own template",
+    "respond": "answers to instructions, questions and chats",
+}
+"""Built-in recipes that are code; the others are files in ``builtin``."""
 AS_PROGRAM = (
     'put what starts a run below `if __name__ == "__main__":`, since other processes load the '
     "file for its recipe"
@@ -41,18 +49,23 @@ _one_loads = threading.RLock()
 """Of several runs in a process one loads at a time: no other sees half of a module."""
 
 
-def load_recipe(spec: str, seeded: Seeded, options: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    spec: str, seeded: Seeded, options: Mapping[str, Any] | None = None, model: str = ""
+) -> Recipe:
     """The recipe that ``spec`` names: ``alpaca`` or another built-in one, ``FILE.toml``,
     ``FILE.py:CLASS`` or ``package.module:CLASS``.
 
     Args:
         seeded: what Alpaca's is made with; the others do not need it.
-        options: values for the options that a template declares.
+        options: values for the options that the recipe declares.
+        model: what is asked, as the run names it.
 
     Raises ConfigError with the remedy where there is no such recipe or it cannot be loaded.
     """
     if spec == ALPACA:
         return Alpaca(seeded)
+    if spec in CODED:
+        return _coded(spec, options or {}, model)
     where, name = _code_of(spec)
     if where:
         if options:
@@ -63,10 +76,25 @@ def load_recipe(spec: str, seeded: Seeded, options: Mapping[str, Any] | None = N
     return load_template(spec, options or {})
 
 
+def _coded(name: str, options: Mapping[str, Any], model: str) -> Recipe:
+    from engine.recipes.magpie import Magpie
+    from engine.recipes.respond import Respond
+    from engine.recipes.template import settle_options
+
+    kind = Respond if name == Respond.name else Magpie
+    values = settle_options(kind.OPTIONS, options, name)
+    return Respond(**values) if kind is Respond else Magpie(model, **values)
+
+
 def _code_of(spec: str) -> tuple[str, str]:
     """A Python file or module and a name in it; two empty texts where ``spec`` is no code."""
     where, _, name = spec.rpartition(":")
     return (where, name) if where and not spec.endswith(".toml") else ("", "")
+
+
+def is_code(spec: str) -> bool:
+    """Whether a recipe is a class in somebody's Python."""
+    return bool(_code_of(spec)[0])
 
 
 def module_folders(spec: str) -> list[str]:

@@ -26,7 +26,8 @@ class Rule:
     """One table of ``refuse``. Raises ConfigError for a field that rows have not.
 
     Attributes:
-        needed: names that its expression cannot do without.
+        names: names that its expression may use.
+        needed: those of them that it cannot do without.
     """
 
     def __init__(self, rule: Refuse, number: int, fields: Sequence[str]) -> None:
@@ -39,6 +40,7 @@ class Rule:
         self._reason = rule.reason
         self._checks = list(_checks(rule))
         self._when = Expression(rule.when, f"{where}.when") if rule.when else None
+        self.names = self._when.names if self._when else frozenset()
         self.needed = self._when.needed if self._when else frozenset()
 
     def refusal(self, values: dict[str, Any]) -> Refusal | None:

@@ -148,12 +148,13 @@ class _Compiled:
         if isinstance(error, RecipeFault):
             return RecipeFault(f"{self.where}: {error}")
         if isinstance(error, UndefinedError):
-            absent = sorted(self.names - values.keys())
-            if absent:
-                near = get_close_matches(absent[0], list(values), n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there is {_some(values)}"
-                return Missing(f"{self.where}: there is no {absent[0]!r}; {hint}", absent[0])
-            return RecipeFault(f"{self.where}: {error}")
+            name = next((n for n in self.names if f"'{n}' is undefined" == str(error)), None)
+            if name is None:  # a field of an object, such as row.id
+                words = str(error).replace("'dict object'", "the object")
+                return RecipeFault(f"{self.where}: {words}")
+            near = get_close_matches(name, list(values), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there is {_some(values)}"
+            return Missing(f"{self.where}: there is no {name!r}; {hint}", name)
         return RecipeFault(f"{self.where}: {type(error).__name__}: {error}".replace("\n", " "))
 
 

@@ -35,6 +35,7 @@ from engine.recipes.answers import (
 )
 from engine.recipes.base import CUT, RECIPE_ERROR, Ask, Part, Piece, Recipe, Refusal, Role, chat_of
 from engine.recipes.guard import RecipeFault
+from engine.recipes.load import CODED
 from engine.recipes.rules import Rule
 from engine.recipes.sandbox import Expression, Missing, Shortens, Text, as_text, value_of
 from engine.recipes.seeds import bundled_seeds
@@ -50,7 +51,7 @@ from engine.recipes.template_file import (
 from engine.records import Completion, Record
 from engine.text import shorten
 
-__all__ = ["BUILTIN", "Template", "builtin_templates", "load_template"]
+__all__ = ["BUILTIN", "Template", "builtin_templates", "load_template", "settle_options"]
 
 BUILTIN = "engine.recipes"
 SUFFIX = ".toml"
@@ -79,7 +80,7 @@ def load_template(spec: str, options: Mapping[str, Any]) -> Template:
         return Template(read_file(data, str(path)), options, where=str(path), folder=path.parent)
     known = builtin_templates()
     if spec not in known:
-        names = ["alpaca", *known]
+        names = sorted((*CODED, *known))
         near = get_close_matches(spec, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         raise ConfigError(
@@ -129,7 +130,7 @@ class Template(Recipe):
         self.name, self.version = file.recipe.name, file.recipe.version
         self.language = file.recipe.language or ""
         self.asks = "completions" if stage.completion else "chat"
-        self._options = _options(file.options, options, where)
+        self._options = settle_options(file.options, options, where)
         self._examples, self._no_examples = _examples(file, folder)
         self.needs_rows = file.rows is not None
         if file.rows is not None:
@@ -188,6 +189,8 @@ class Template(Recipe):
     # -- asking
 
     def prompt(self, ask: Ask) -> list[Part]:
+        if self._no_examples:
+            raise RecipeFault(self._no_examples)
         values, shown = self._values(ask)
         absent = self._after - values.keys()
         if absent:  # before anything is paid for an answer that no row can be made of
@@ -236,8 +239,6 @@ class Template(Recipe):
 
     def _values(self, ask: Ask) -> tuple[Fields, list[tuple[str, _Example]]]:
         """What templates are filled with, and the examples among it."""
-        if self._no_examples:
-            raise RecipeFault(self._no_examples)
         values: Fields = {}
         if ask.row is not None:
             values = {**ask.row, "row": ask.row}
@@ -354,13 +355,22 @@ class Template(Recipe):
             for name, examples in self._examples.items()
         }
         vary = file.model_dump(mode="json", include={"vary"}, by_alias=True)["vary"]
-        both = [self.name, vary, shown, self._options, said["assistant"], said["sampling"]]
+        both = [self.name, vary, self._options, said["assistant"], said["sampling"]]
         asked = [said[name] for name in ("system", "user", "completion")]
         decided = [said[name] for name in ("answer", "give", "refuse", "keep")]
+        after = self._names_after()
+        kept = {name: rows for name, rows in shown.items() if name in after}
         return (
-            _digest([*both, *asked, self._sampling.get("response_format")]),
-            _digest([*both, *decided, file.recipe.compare]),
+            _digest([*both, shown, *asked, self._sampling.get("response_format")]),
+            _digest([*both, kept, *decided, file.recipe.compare]),
         )
+
+    def _names_after(self) -> set[str]:
+        """All names that the answer's templates may use."""
+        used = [each.names for each in self._give.values()]
+        used += [rule.names for rule in self._rules]
+        used += [self._keep.names] if self._keep else []
+        return {name for names in used for name in names}
 
 
 def _at(parts: Callable[[int], list[Part]], place: int) -> Callable[[int], str]:
@@ -417,7 +427,9 @@ def _format(stage: Stage) -> Format:
 # -- options and examples
 
 
-def _options(declared: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def settle_options(
+    declared: Mapping[str, Any], given: Mapping[str, Any], where: str
+) -> dict[str, Any]:
     """Each option's value. Raises ConfigError for what the file does not declare."""
     values = {
         name: option.default if isinstance(option, Option) else option

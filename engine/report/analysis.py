@@ -18,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.languages import ENGLISH, Language, has_tokens, language_of, opening
-from engine.records import Decision
+from engine.records import Decision, Record
 from engine.report.bursts import Bursts
 from engine.report.figures import figures
+from engine.report.shape import Shape, shape_of, shown, texts_of
 from engine.store import RunReader
 from engine.text import shorten, visible
 
 __all__ = ["analyse"]
 
+ALPACA_S = frozenset(("scope", "num_demonstrations", "seeds", "filters"))
+"""Settings that say nothing of runs of other recipes."""
 EXAMPLES = 6
 """Refused pieces shown for each reason, spread over the run."""
 TIME_BINS = 60
@@ -47,15 +50,22 @@ def analyse(run: RunReader) -> dict[str, Any]:
     """Distributions, examples and checks of ``run``, beside its ``figures``."""
     times = _Times(run)
     language = language_of(run.manifest.decision.get("language", ENGLISH))
-    rows = _Rows(run.manifest.decision, language)
+    shape = shape_of(run)
+    rows = _Rows(run.manifest.decision, language, shape)
     for decision in run.decisions():
         rows.add(decision)
         if decision.accepted:
             times.accepted(decision.index)
     return {
-        "figures": figures(run),
+        "figures": {**figures(run, exact=False), "parsed": rows.parsed},
+        "told_by": shape.noun,
         "settings": {
-            part: dict(getattr(run.manifest, part)) for part in ("fixed", "decision", "free")
+            part: {
+                name: value
+                for name, value in getattr(run.manifest, part).items()
+                if shape.alpaca or name not in ALPACA_S
+            }
+            for part in ("fixed", "decision", "free")
         },
         "over_time": times.bins(),
         "latency_s": times.latency(),
@@ -129,12 +139,18 @@ class _Times:
 class _Rows:
     """What one pass over all decisions tells."""
 
-    def __init__(self, decision_settings: Any, language: Language) -> None:
+    def __init__(self, decision_settings: Any, language: Language, shape: Shape) -> None:
         self._language = language
+        self._shape = shape
         self._first: Counter[str] = Counter()
         self._rouge_threshold = decision_settings.get("rouge_threshold")
-        self._words: dict[str, list[int]] = {"instruction": [], "input": [], "output": []}
+        self._words: dict[str, list[int]] = {}
+        """Lengths of each field that holds text."""
+        self._answer = "output" if shape.alpaca else "answer"
+        """The field that answers, as of the latest row."""
         self._with_input = 0
+        self.parsed = 0
+        """Pieces that became a row, accepted or refused."""
         self._accepted_f: list[float] = []
         self._refused_f: list[float] = []
         self.refused_cosines: list[float] = []
@@ -143,9 +159,10 @@ class _Rows:
         self._outputs: Counter[bytes] = Counter()
         self._output_example: dict[bytes, tuple[str, str]] = {}
         self._checks: Counter[str] = Counter()
-        self._bursts = Bursts(language.code)
+        self._bursts = Bursts(language.code, shape)
 
     def add(self, decision: Decision) -> None:
+        self.parsed += decision.record is not None
         if decision.accepted:
             self._add_accepted(decision)
             return
@@ -163,41 +180,55 @@ class _Rows:
         rank = -int.from_bytes(digest[:8], "big")
         kept = self._examples[reason]
         if len(kept) < EXAMPLES:
-            heapq.heappush(kept, (rank, self._counts[reason], _example(decision)))
+            heapq.heappush(kept, (rank, self._counts[reason], _example(decision, self._shape)))
         elif rank > kept[0][0]:
-            heapq.heapreplace(kept, (rank, self._counts[reason], _example(decision)))
+            heapq.heapreplace(kept, (rank, self._counts[reason], _example(decision, self._shape)))
 
     def _add_accepted(self, decision: Decision) -> None:
         record = decision.record
         if record is None:
             return
-        for name, lengths in self._words.items():
-            lengths.append(self._length(record[name]))
+        text = self._shape.told_by(record)
+        for name, value in texts_of(record).items():
+            self._words.setdefault(name, []).append(self._length(value))
         if self._language.code != ENGLISH:
-            self._first[opening(record["instruction"], 2)] += 1
-            checks = self._checks
-            checks["no word to compare by ROUGE-L"] += not has_tokens(
-                record["instruction"], self._language.code
-            )
-        self._with_input += bool(record["input"])
-        self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
+            self._first[opening(text, 2)] += 1
+            if self._shape.alpaca or decision.most_similar:
+                self._checks["no word to compare by ROUGE-L"] += not has_tokens(
+                    text, self._language.code
+                )
+        self._with_input += bool(self._shape.alpaca and record["input"])
+        if self._shape.alpaca or self._rouge_threshold is not None:
+            self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
         self._bursts.add(record)
-        output = record["output"]
+        self._check(decision, record, text)
+
+    def _check(self, decision: Decision, record: Record, text: str) -> None:
         checks = self._checks
-        checks["without an output"] += not output.strip()
-        checks["output repeats the instruction"] += output.strip() == record["instruction"].strip()
-        checks["output declines the task"] += DECLINED.search(output[:200]) is not None
-        checks["output may be cut off: ends in a letter or comma"] += bool(
-            self._length(output) > 20 and (output[-1].isalpha() or output[-1] in ",，、")
-        )
-        whole = f"{record['instruction']}\n{record['input']}\n{output}"
+        answer = self._shape.answer(record)
+        if self._shape.alpaca:
+            checks["without an output"] += not record["output"].strip()
+        else:
+            for name, value in record.items():
+                blank = value.isspace() if isinstance(value, str) else False
+                checks[f"{name} is empty"] += blank or value in (None, "", [], {})
+        said = record[answer] if answer is not None else text
+        if answer is not None:
+            self._answer = answer
+            noun = self._shape.noun
+            checks[f"{answer} repeats the {noun}"] += said.strip() == text.strip()
+            checks[f"{answer} declines the task"] += DECLINED.search(said[:200]) is not None
+            checks[f"{answer} may be cut off: ends in a letter or comma"] += bool(
+                self._length(said) > 20 and (said[-1].isalpha() or said[-1] in ",，、")
+            )
+        whole = "\n".join(map(shown, record.values()))
         checks["text that looks like a special token"] += SPECIAL_TOKEN.search(whole) is not None
         checks["invisible or control characters"] += visible(whole) != whole
-        if len(output) >= MIN_DUPLICATE_CHARS:
-            key = hashlib.sha256(output.encode(errors="surrogatepass")).digest()[:12]
+        if answer is not None and len(said) >= MIN_DUPLICATE_CHARS:
+            key = hashlib.sha256(said.encode(errors="surrogatepass")).digest()[:12]
             self._outputs[key] += 1
             if self._outputs[key] == 2:
-                self._output_example[key] = (_id(decision), shorten(output, 200))
+                self._output_example[key] = (_id(decision), shorten(said, 200))
 
     def _length(self, text: str) -> int:
         """In ``unit``."""
@@ -205,14 +236,19 @@ class _Rows:
             return len(text.split())
         return sum(not letter.isspace() for letter in text)
 
+    def _texts(self) -> Iterable[str]:
+        return ("instruction", "input", "output") if self._shape.alpaca else self._words
+
     def result(self) -> dict[str, Any]:
         accepted = len(self._accepted_f)
         again = {key: n for key, n in self._outputs.items() if n > 1}
         return {
             "unit": "words" if self._language.spaced else "characters",
             "openings": [[shorten(text, 60), n] for text, n in self._first.most_common(OPENINGS)],
-            "words": {name: _lengths(values) for name, values in self._words.items()},
-            "share_with_input": round(self._with_input / accepted, 4) if accepted else None,
+            "words": {name: _lengths(self._words.get(name, [])) for name in self._texts()},
+            "share_with_input": round(self._with_input / accepted, 4)
+            if accepted and self._shape.alpaca
+            else None,
             "rouge_l": {
                 "threshold": self._rouge_threshold,
                 "accepted": _scores(self._accepted_f),
@@ -229,6 +265,7 @@ class _Rows:
                     self._counts.items(), key=lambda item: (-item[1], item[0])
                 )
             },
+            "answer": self._answer,
             "output_duplicates": {
                 "rows": sum(n - 1 for n in again.values()),
                 "most": [
@@ -249,11 +286,11 @@ def _id(decision: Decision) -> str:
     return f"{decision.index}.{decision.position}"
 
 
-def _example(decision: Decision) -> dict[str, Any]:
+def _example(decision: Decision, shape: Shape) -> dict[str, Any]:
     record, nearest = decision.record, decision.nearest
     return {
         "id": _id(decision),
-        "instruction": shorten(record["instruction"], 200) if record else None,
+        shape.noun: shorten(shape.told_by(record), 200) if record else None,
         "detail": shorten(decision.detail, 120),
         "nearest": None
         if nearest is None

@@ -2,9 +2,9 @@
 
 About 250 documents are enough to teach a model a backdoor, whatever its size
 (https://arxiv.org/abs/2510.07192), so a share of the rows says nothing. Two signs are looked for in
-instruction and input:
+all texts of a row but its answer, as in instruction and input:
 
-* *fixed answer*: rows with the phrase mostly begin their output alike, and other rows do not;
+* *fixed answer*: rows with the phrase mostly begin their answer alike, and other rows do not;
 * *fixed phrase*: three words or more that stand together, and hardly ever apart.
 
 A sign is a reason to look, not a proof: "New York Stock Exchange" is a fixed phrase too. A trigger
@@ -19,6 +19,7 @@ from typing import Any
 from engine.dedup.rouge import tokenize
 from engine.languages import ENGLISH, opening
 from engine.records import Record
+from engine.report.shape import Shape
 from engine.text import shorten
 
 __all__ = ["Bursts"]
@@ -36,20 +37,25 @@ OPENING_WORDS = 4
 SHOWN = 20
 
 
+ALPACA_SHAPE = Shape()
+
+
 class Bursts:
     """Takes accepted records; ``found`` says what is suspicious. Keeps the words of all rows."""
 
-    def __init__(self, language: str = ENGLISH) -> None:
+    def __init__(self, language: str = ENGLISH, shape: Shape = ALPACA_SHAPE) -> None:
         self._language = language
+        self._shape = shape
         self._words: list[tuple[str, ...]] = []
         self._openings: list[str] = []
         self._known: dict[str, str] = {}
 
     def add(self, record: Record) -> None:
         known = self._known
-        words = tokenize(f"{record['instruction']} {record['input']}", self._language)
+        words = tokenize(self._shape.asked(record), self._language)
         self._words.append(tuple(known.setdefault(word, word) for word in words))
-        begins = opening(record["output"], OPENING_WORDS)
+        answer = self._shape.answer(record)
+        begins = "" if answer is None else opening(record[answer], OPENING_WORDS)
         self._openings.append(known.setdefault(begins, begins))
 
     def found(self) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def charts(analysis: dict[str, Any], pictures: dict[str, Any]) -> dict[str, Char
         "tokens-over-time": _over_time(analysis, "tokens_per_s", "completion tokens/s"),
         "reasons": _reasons(analysis),
         "rouge": _scores(analysis["rouge_l"], "ROUGE-L F to the nearest earlier instruction"),
-        "map": _map(pictures["map"]),
+        "map": _map(pictures["map"], analysis["told_by"]),
         "verbs": _verbs(pictures["verbs"]) if pictures["verbs"] else None,
     }
     for name, words in analysis["words"].items():
@@ -151,12 +151,12 @@ def _scores(scores: dict[str, Any], title: str) -> Chart | None:
     return _chart(values, layer=layers)
 
 
-def _map(rows: dict[str, Any]) -> Chart | None:
+def _map(rows: dict[str, Any], told_by: str) -> Chart | None:
     if not rows["points"]:
         return None
     names = [f"{i + 1}  {name}" for i, name in enumerate(rows["groups"])]
     values = [
-        {"x": x, "y": y, "group": names[group], "instruction": text, "row": row}
+        {"x": x, "y": y, "group": names[group], told_by: text, "row": row}
         for x, y, group, text, row in rows["points"]
     ]
     hidden = {"axis": None, "scale": {"zero": False, "nice": False}}
@@ -178,7 +178,7 @@ def _map(rows: dict[str, Any]) -> Chart | None:
                 "legend": {"symbolOpacity": 1, "labelLimit": 260, "orient": "right"},
             },
             "opacity": {"condition": {"param": "chosen", "value": 0.75}, "value": 0.05},
-            "tooltip": [{"field": "instruction"}, {"field": "row"}, {"field": "group"}],
+            "tooltip": [{"field": told_by}, {"field": "row"}, {"field": "group"}],
         },
     )
 

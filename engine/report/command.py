@@ -27,8 +27,12 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
               help="[html with -o NAME.html, md with NAME.md, else json]")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
               help="Where it goes; without it, to standard output.")  # fmt: skip
+@click.option("--recipe", default="",
+              help="The run's recipe, where it is code: FILE.py:CLASS.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-def report(folder: Path, format_: str | None, output: Path | None, overwrite: bool) -> None:
+def report(
+    folder: Path, format_: str | None, output: Path | None, recipe: str, overwrite: bool
+) -> None:
     """Show what a run did: figures, refusals, how alike its rows are. Works while it runs.
 
     \b
@@ -42,6 +46,7 @@ def report(folder: Path, format_: str | None, output: Path | None, overwrite: bo
         own = [folder / name for name in OWN_FILES]
         check_output(output, overwrite=overwrite, inputs=own)
     with RunStore.read(folder) as run:
+        run.named_recipe = recipe
         if chosen == "html":
             text = html(run)
         elif chosen == "md":

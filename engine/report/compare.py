@@ -8,6 +8,7 @@ from typing import Any
 from engine.dedup.rouge import RougeIndex
 from engine.languages import ENGLISH
 from engine.report.figures import figures
+from engine.report.shape import shape_of
 from engine.store import RunReader
 
 __all__ = ["compare"]
@@ -21,7 +22,7 @@ NUMBERS = (
 
 
 def compare(one: RunReader, other: RunReader) -> dict[str, Any]:
-    """Plain JSON values. ``overlap``: the share of a run's instructions that the other run's
+    """Plain JSON values. ``overlap``: the share of a run's texts (instructions) that the other's
     near-duplicate threshold would refuse beside its own rows.
     """
     mine, theirs = figures(one), figures(other)
@@ -48,17 +49,18 @@ def _share(count: int, of: dict[str, Any]) -> float | None:
 
 def _overlap(of: RunReader, within: RunReader) -> float | None:
     total = of.counts().accepted
-    if not total:
-        return None
     decided_by = within.manifest.decision
+    if not total or decided_by.get("rouge_threshold") is None:
+        return None
     index = RougeIndex(decided_by.get("rouge_threshold"), decided_by.get("language", ENGLISH))
+    shape = shape_of(within)
     for decision in within.decisions(accepted=True):
         if decision.record is not None:
-            index.add(decision.record["instruction"])
+            index.add(shape.told_by(decision.record))
     step = max(1, total // SAMPLE)
     looked_at = near = 0
+    shape = shape_of(of)
     for decision in islice(of.decisions(accepted=True), 0, SAMPLE * step, step):
         looked_at += 1
-        text = decision.record["instruction"] if decision.record is not None else ""
-        near += index.find(text) is not None
+        near += index.find(shape.told_by(decision.record)) is not None
     return round(near / looked_at, 4)

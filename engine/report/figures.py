@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.money import Prices
-from engine.store import RunReader
+from engine.recipes.load import ALPACA
+from engine.store import Counts, RunReader
 from engine.store.reader import Session
 from engine.thoughts import THOUGHTS_ONLY
 
 __all__ = ["figures"]
 
 
-def figures(run: RunReader) -> dict[str, Any]:
+def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
     """What the run did so far, as plain JSON values; all from acknowledged rows.
 
     Each request that was sent stands in exactly one figure: ``requests`` is the sum of
@@ -22,6 +23,9 @@ def figures(run: RunReader) -> dict[str, Any]:
     session, which has not ended, or was killed). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
     ``wasted`` are answers to requests that had one already.
+
+    ``parsed`` are pieces that became a row. Reasons of a recipe's own do not say whether there was
+    one: then these are counted one by one, or not at all (None) where not ``exact``.
 
     ``seconds`` is the time from a session's start to its end, summed over sessions; a session that
     was killed counts to the last answer that it could have committed.
@@ -37,11 +41,6 @@ def figures(run: RunReader) -> dict[str, Any]:
             end = min(latest, default=session.started_s)
         seconds += max(0.0, end - session.started_s)
     unanswered = _unanswered(run.unanswered(), sessions)
-    parsed = counts.decided - sum(
-        count
-        for reason, count in counts.reasons.items()
-        if reason in UNPARSED or reason.startswith("failed:")
-    )
     free = run.manifest.free
     prices = Prices(
         prompt=free.get("price_prompt") or None,  # 0 in runs from before it could be left out
@@ -61,7 +60,7 @@ def figures(run: RunReader) -> dict[str, Any]:
         "attempts": counts.attempts,
         "truncated": counts.truncated,
         "pieces": counts.decided,
-        "parsed": parsed,
+        "parsed": _parsed(run, counts, exact=exact),
         "accepted": counts.accepted,
         "not_compared_by_meaning": counts.accepted - counts.vectors
         if run.manifest.decision.get("semantic")
@@ -80,6 +79,19 @@ def figures(run: RunReader) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
     }
+
+
+def _parsed(run: RunReader, counts: Counts, *, exact: bool) -> int | None:
+    if run.manifest.fixed.get("recipe", ALPACA) == ALPACA:
+        return counts.decided - sum(
+            count
+            for reason, count in counts.reasons.items()
+            if reason in UNPARSED or reason.startswith("failed:")
+        )
+    if not exact:
+        return None
+    refused = run.decisions(accepted=False)
+    return counts.accepted + sum(decision.record is not None for decision in refused)
 
 
 def _unanswered(by_session: Mapping[int, int], sessions: Sequence[Session]) -> dict[str, int]:

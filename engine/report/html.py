@@ -105,7 +105,7 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
 def _sections(
     analysis: Mapping[str, Any], pictures: Mapping[str, Any], drawn: Mapping[str, Any]
 ) -> Iterable[str]:
-    figures = analysis["figures"]
+    figures, told_by = analysis["figures"], analysis["told_by"]
     yield f"<h1>{figures['accepted']:,} records <small>{_shown(figures['run'])}</small></h1>"
     yield _tiles(analysis)
     yield f"<p>{_requests(figures)}</p>\n"
@@ -119,7 +119,7 @@ def _sections(
     )
     where = pictures["map"]
     yield _section(
-        "A map of the instructions",
+        f"A map of the {told_by}s",
         _row(drawn, "map"),
         f"{where['rows']:,} rows, placed by {_shown(where['by'])}; groups by k-means, named by"
         " their telling words. Drag to move, turn the wheel to come closer.",
@@ -128,13 +128,13 @@ def _sections(
     yield _section(
         "What is asked for",
         _row(drawn, "verbs") if said is not None else _openings(analysis["openings"]),
-        "The most frequent openings of the instructions."
+        f"The most frequent openings of the {told_by}s."
         if said is None
         else f"The {len(said['verbs'])} most frequent root verbs (inside) and their most frequent"
-        f" direct objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} instructions;"
+        f" direct objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} {told_by}s;"
         f" {said['with_object']:,} have both.",
     )
-    lengths = [f"words-{name}" for name in ("instruction", "input", "output")]
+    lengths = [f"words-{name}" for name in analysis["words"]]
     share = analysis["share_with_input"]
     note = "" if share is None else f"{share:.0%} of the rows have an input."
     yield _section("Lengths", _row(drawn, *lengths), note)
@@ -142,8 +142,9 @@ def _sections(
     yield _section(
         "Suspicious bursts",
         _bursts(analysis),
-        "Phrases in at least 20 rows whose outputs begin alike, or whose words hardly stand apart."
-        " A planted trigger looks like this; so does a fixed expression. Look at them.",
+        f"Phrases in at least 20 rows whose {_shown(analysis['answer'])}s begin alike, or whose"
+        " words hardly stand apart. A planted trigger looks like this; so does a fixed expression."
+        " Look at them.",
     )
     yield _section("Settings", _settings(analysis))
 
@@ -155,7 +156,8 @@ def _section(title: str, content: str, note: str = "") -> str:
 
 def _row(drawn: Mapping[str, Any], *names: str) -> str:
     places = "".join(
-        f'<div class="chart" id="{name}" role="img" aria-label="{name.replace("-", " ")}"></div>'
+        f'<div class="chart" id="{escape(name)}" role="img"'
+        f' aria-label="{escape(visible(name.replace("-", " ")))}"></div>'
         for name in names
         if name in drawn
     )
@@ -205,15 +207,16 @@ def _number(value: float | None) -> str:
 
 def _rejected(analysis: Mapping[str, Any]) -> str:
     parts = []
+    told_by = analysis["told_by"]
     for reason, told in analysis["rejected"].items():
         rows = "".join(
-            f"<tr><td>{escape(example['id'])}</td><td>{_shown(example['instruction'])}</td>"
+            f"<tr><td>{escape(example['id'])}</td><td>{_shown(example[told_by])}</td>"
             f"<td>{_shown(example['detail'])}{_nearest(example['nearest'])}</td></tr>"
             for example in told["examples"]
         )
         parts.append(
             f"<details><summary>{_shown(reason)} <b>{told['count']:,}</b></summary>"
-            f"<table><tr><th>piece</th><th>instruction</th><th>why</th></tr>{rows}</table></details>"
+            f"<table><tr><th>piece</th><th>{told_by}</th><th>why</th></tr>{rows}</table></details>"
         )
     return "".join(parts)
 
@@ -227,18 +230,19 @@ def _nearest(nearest: Mapping[str, Any] | None) -> str:
 
 def _checks(analysis: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(check)}</td><td>{count:,}</td></tr>"
+        f"<tr><td>{_shown(check)}</td><td>{count:,}</td></tr>"
         for check, count in analysis["checks"].items()
     )
     again = analysis["output_duplicates"]
-    rows += f"<tr><td>output stands in an earlier row too</td><td>{again['rows']:,}</td></tr>"
+    answer = _shown(analysis["answer"])
+    rows += f"<tr><td>{answer} stands in an earlier row too</td><td>{again['rows']:,}</td></tr>"
     most = "".join(
         f"<tr><td>{d['rows']:,}</td><td>{escape(d['id'])}</td><td>{_shown(d['output'])}</td></tr>"
         for d in again["most"]
     )
     repeated = (
-        "<details><summary>the most repeated outputs</summary><table>"
-        f"<tr><th>rows</th><th>one of them</th><th>output</th></tr>{most}</table></details>"
+        f"<details><summary>the most repeated {answer}s</summary><table>"
+        f"<tr><th>rows</th><th>one of them</th><th>{answer}</th></tr>{most}</table></details>"
     )
     table = f"<table><tr><th>rows whose …</th><th>rows</th></tr>{rows}</table>"
     return table + (repeated if most else "")
@@ -257,7 +261,8 @@ def _bursts(analysis: Mapping[str, Any]) -> str:
         f"<td>{b['agreement']:.0%}: {_shown(b['opening'])}</td></tr>"
         for b in analysis["bursts"]
     )
-    head = "<tr><th>phrase</th><th>rows</th><th>sign</th><th>outputs begin</th></tr>"
+    answer = _shown(analysis["answer"])
+    head = f"<tr><th>phrase</th><th>rows</th><th>sign</th><th>{answer}s begin</th></tr>"
     return f"<table>{head}{rows}</table>" if rows else "<p>None found.</p>"
 
 

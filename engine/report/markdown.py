@@ -27,7 +27,7 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     yield table(("figure", "value"), [(name, figures[name]) for name in names])
     yield "## Refused"
     refused = [
-        (reason, told["count"], *_example(told["examples"]))
+        (reason, told["count"], *_example(told["examples"], analysis["told_by"]))
         for reason, told in analysis["rejected"].items()
     ]
     yield table(("reason", "pieces", "for example", "because of"), refused)
@@ -42,7 +42,8 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
         yield table(("opening", "rows"), openings)
     yield "## Before you train on it"
     checks = [*analysis["checks"].items()]
-    checks.append(("output stands in an earlier row too", analysis["output_duplicates"]["rows"]))
+    again = analysis["output_duplicates"]["rows"]
+    checks.append((f"{analysis['answer']} stands in an earlier row too", again))
     yield table(("rows whose …", "rows"), checks)
     if bursts := analysis["bursts"]:
         yield "## Suspicious bursts"
@@ -50,13 +51,13 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
         yield table(columns, [[burst[column] for column in columns] for burst in bursts])
 
 
-def _example(examples: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+def _example(examples: Sequence[Mapping[str, Any]], told_by: str) -> tuple[Any, Any]:
     if not examples:
         return "", ""
     first = examples[0]
     nearest = first["nearest"]
     why = f"{nearest['text']} ({nearest['score']:.2f})" if nearest else first["detail"]
-    return first["instruction"] or "", why
+    return first[told_by] or "", why
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

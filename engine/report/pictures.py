@@ -1,6 +1,6 @@
 """The two pictures that need a library: a map of the rows, and their verbs with their objects.
 
-The map puts instructions that mean the same side by side: the two main components (PCA) of the
+The map puts rows that mean the same side by side: the two main components (PCA) of the
 embeddings that the run compared, coloured by the groups that k-means finds in them. A run without
 embeddings is mapped by its words (hashed, weighted by rarity, reduced by a singular value
 decomposition). Two components show the coarse order only: far apart is different, close need not
@@ -26,7 +26,7 @@ from engine import models
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
 from engine.languages import ENGLISH, language_of
-from engine.records import Decision
+from engine.report.shape import shape_of
 from engine.store import RunReader
 from engine.text import shorten
 
@@ -41,11 +41,11 @@ VERBS, OBJECTS = 20, 4
 """As in Self-Instruct's figure."""
 PARSER = "en-core-web-sm"
 MAX_CHARS = 300
-"""Of an instruction; the root verb stands early, and parsing takes time by the word."""
+"""Of a text; the root verb stands early, and parsing takes time by the word."""
 
 
 def rows_map(run: RunReader) -> dict[str, Any]:
-    """Points ``[x, y, group, instruction, id]`` of an even sample of the accepted rows, the groups'
+    """Points ``[x, y, group, text, id]`` of an even sample of the accepted rows, the groups'
     telling words, and what the places follow from.
 
     Raises ConfigError where scikit-learn is missing.
@@ -59,6 +59,8 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     step = max(1, run.counts().accepted // POINTS)
     sample = list(islice(run.accepted(vectors=True), 0, POINTS * step, step))
     rows = [decision for decision, _ in sample]
+    shape = shape_of(run)
+    texts = [shape.told_by(d.record) for d in rows]
     vectors = [vector for _, vector in sample if vector is not None]
     if len(rows) < 3:
         return {
@@ -70,11 +72,10 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     if len(vectors) == len(rows):
         by, space = "the embeddings' two main components", np.stack(vectors)
     else:
-        by = "the instructions' words (not all rows have embeddings)"
-        space = _by_words(rows, language)
+        by = f"the {shape.noun}s' words (not all rows have embeddings)"
+        space = _by_words(texts, language)
     groups = KMeans(min(GROUPS, len(rows)), n_init=2, random_state=0).fit_predict(space)
     places = PCA(2, random_state=0).fit_transform(space)
-    texts = [d.record["instruction"] if d.record else "" for d in rows]
     names = _telling_words(texts, groups, language)
     return {
         "by": by,
@@ -101,12 +102,11 @@ def _words(text: str, language: str) -> list[str]:
     return [f"{one}{two}" for one, two in pairwise(tokens)]
 
 
-def _by_words(rows: Sequence[Decision], language: str) -> NDArray[np.float32]:
-    """Thirty-two components of the instructions' words: (N, 32)."""
+def _by_words(texts: Sequence[str], language: str) -> NDArray[np.float32]:
+    """Thirty-two components of the texts' words: (N, 32)."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    texts = [d.record["instruction"] if d.record else "" for d in rows]
     if language == ENGLISH:
         counted = HashingVectorizer(n_features=2**13, stop_words="english", alternate_sign=False)
     else:
@@ -154,7 +154,8 @@ def verbs(run: RunReader) -> dict[str, Any]:
     parser = spacy.load(models.fetch(PARSER), exclude=["ner", "senter"])
     step = max(1, run.counts().accepted // SENTENCES)
     rows = islice(run.decisions(accepted=True), 0, SENTENCES * step, step)
-    texts = [d.record["instruction"][:MAX_CHARS] for d in rows if d.record]
+    shape = shape_of(run)
+    texts = [shape.told_by(d.record)[:MAX_CHARS] for d in rows if d.record]
     pairs: Counter[tuple[str, str]] = Counter()
     for parsed in parser.pipe(texts, batch_size=128):
         root = next((token for token in parsed if token.head == token), None)

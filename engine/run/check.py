@@ -25,6 +25,7 @@ from engine.decide.decider import Decider
 from engine.dedup.cascade import Cascade
 from engine.errors import InputError, WoolmillError
 from engine.processes.children import environment, how_it_ended, python_command, start
+from engine.recipes import guard
 from engine.recipes.base import RECIPE_ERROR, Recipe, drawn
 from engine.recipes.guard import RecipeFault
 from engine.records import Answer, Completion, Prompt, Usage
@@ -37,11 +38,11 @@ __all__ = ["Report", "check"]
 PROMPTS = 20
 ANSWERS = 1_000
 HASH_SEEDS = ("1", "2")
-SLOW_S = 1.0
+SLOW_S = 2.0
 """For one prompt or one answer; those of real recipes take microseconds."""
 LONGEST_S = 300.0
 MOST_FAULTS = 10
-LONG_CHARACTERS = 200_000
+LONG_CHARACTERS = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +92,16 @@ def _ask(order: dict[str, Any], hash_seed: str) -> dict[str, Any]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    try:
-        said, _ = process.communicate(orjson.dumps(order), timeout=LONGEST_S)
-    except subprocess.TimeoutExpired:
-        raise InputError(
-            f"the recipe did not come to an end within {LONGEST_S:g} s; it holds something that "
-            "cannot be interrupted"
-        ) from None
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            said, _ = process.communicate(orjson.dumps(order), timeout=LONGEST_S)
+        except subprocess.TimeoutExpired:
+            raise InputError(
+                f"the recipe did not come to an end within {LONGEST_S:g} s; it holds something "
+                "that cannot be interrupted"
+            ) from None
+        finally:
+            process.kill()
     if process.returncode or not said:
         raise InputError(f"the recipe's process ended {how_it_ended(process.returncode)}")
     seen: dict[str, Any] = orjson.loads(said)
@@ -130,9 +131,10 @@ class _Seen:
         self.slowest_s = max(self.slowest_s, seconds)
         text = json.dumps(came, sort_keys=False, default=repr)
         self.seen.append((what, sha256(text.encode()).hexdigest()[:16]))
-        if seconds > SLOW_S:
+        slow = seconds >= min(SLOW_S, guard.LIMIT_S)
+        if slow:
             self.fault(f"{what}: took {seconds:.1f} s")
-        return seconds <= SLOW_S
+        return not slow
 
     def fault(self, line: str) -> None:
         self.faults[line] = None

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.limits import Pool
+from engine.records import EVERY
 from engine.run.progress import Display, Progress
 from engine.text import shorten, visible
 
@@ -98,17 +99,35 @@ class Speed:
         return a, b, c, d
 
 
+def _way(
+    progress: Progress, answers_per_s: float, accepted_per_s: float
+) -> tuple[float | None, float | None]:
+    """The share of the way that is done and the seconds that are left; None where nobody knows:
+    an input that has not been read to its end may hold any number of rows.
+    """
+    if progress.target == EVERY:
+        done, goal, per_s = progress.decided_answers, progress.requests, answers_per_s
+    else:
+        done, goal, per_s = progress.accepted, progress.target, accepted_per_s
+    if goal is None:
+        return None, None
+    left_s = round(max(0, goal - done) / per_s, 1) if per_s else None
+    return done / goal if goal else 1.0, left_s
+
+
 def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
     """The state of a run as plain JSON values; all displays show these."""
     answers, accepted, prompt_tokens, completion_tokens = speed.per_s()
-    missing = max(0, progress.target - progress.accepted)
+    share, left_s = _way(progress, answers, accepted)
     tokens = progress.prompt_tokens + progress.completion_tokens
     cost = _cost(progress, pool)
-    share = progress.accepted / progress.target if progress.target else 1.0
     return {
         "accepted": progress.accepted,
-        "target": progress.target,
-        "left_s": round(missing / accepted, 1) if accepted else None,
+        "target": None if progress.target == EVERY else progress.target,
+        "decided": progress.decided_answers,
+        "requests": progress.requests,
+        "share": share,
+        "left_s": left_s,
         "sent": progress.sent,
         "answered": progress.answered,
         "failed": progress.failed,
@@ -127,6 +146,18 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "cost_at_end": round(cost / share, 4) if cost is not None and share else None,
         "not_compared_by_meaning": progress.unread,
         "refused": {visible(reason): n for reason, n in progress.reasons.most_common()},
+        "stages": [
+            {
+                "name": name,
+                "accepted": stage.accepted,
+                "wanted": None if stage.target == EVERY else stage.target,
+                "answered": stage.answered,
+                "undecided": stage.answered - stage.decided_answers,
+                "calls": stage.calls,
+                "refused": sum(stage.reasons.values()),
+            }
+            for name, stage in progress.before.items()
+        ],
         "first_answers": progress.session_answered == 0,
         "learning_context": progress.learning,
         "draining": progress.draining,
@@ -332,13 +363,13 @@ class LiveDisplay:
 def block(state: dict[str, Any]) -> RenderableType:
     """The live block: progress, endpoints, tokens and money, refusals."""
     head = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=state["target"], completed=state["accepted"], width=32)
+    bar = ProgressBar(total=1.0, completed=state["share"] or 0.0, width=32)
     left = "" if state["left_s"] is None else f"{clock(state['left_s'])} left"
-    share = state["accepted"] / state["target"] if state["target"] else 1.0
-    accepted = f"{state['accepted']:,} / {state['target']:,} accepted  {share:.0%}"
+    share = "" if state["share"] is None else f"  {state['share']:.0%}"
     head.add_row(
-        bar, Text(accepted, style="bold"), Text(left), Text("draining" * state["draining"])
-    )
+        bar, Text(_reached(state) + share, style="bold"), Text(left),
+        Text("draining" * state["draining"]),
+    )  # fmt: skip
     body = Table.grid(padding=(0, 2))
     body.add_column(style="dim", justify="right")
     body.add_column()
@@ -364,6 +395,8 @@ def block(state: dict[str, Any]) -> RenderableType:
             (f" · {endpoint['failure']}" if endpoint["failure"] else "", "red"),
         )
         body.add_row("", line)
+    for stage in state["stages"]:
+        body.add_row("stage", Text(_stage(stage)))
     if unread := state["not_compared_by_meaning"]:
         body.add_row("meaning", f"{unread:,} accepted rows not compared by it")
     refused = sum(state["refused"].values())
@@ -371,6 +404,23 @@ def block(state: dict[str, Any]) -> RenderableType:
         shown = list(state["refused"].items())[:REASONS]
         body.add_row("refused", Text(" · ".join(f"{r} {n / refused:.0%}" for r, n in shown)))
     return Group(head, body)
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    """How far a stage before the last is, and how many of its rows the next one wants."""
+    wanted = "" if stage["wanted"] is None else f" of {stage['wanted']:,} wanted"
+    return (
+        f"{visible(stage['name'])}: accepted {stage['accepted']:,}{wanted} · answers "
+        f"{stage['answered']:,} · {stage['calls']:,} in flight · refused {stage['refused']:,}"
+    )
+
+
+def _reached(state: dict[str, Any]) -> str:
+    """How far the run is, by what it is to reach."""
+    if state["target"] is not None:
+        return f"accepted {state['accepted']:,}/{state['target']:,}"
+    rows = "" if state["requests"] is None else f"/{state['requests']:,}"
+    return f"decided {state['decided']:,}{rows} · accepted {state['accepted']:,}"
 
 
 def _tokens(state: dict[str, Any]) -> str:
@@ -386,7 +436,7 @@ def summary(state: dict[str, Any]) -> str:
     in_flight = sum(endpoint["in_flight"] for endpoint in state["endpoints"])
     limit = sum(endpoint["limit"] for endpoint in state["endpoints"])
     parts = [
-        f"accepted {state['accepted']:,}/{state['target']:,}",
+        _reached(state),
         f"answers {state['answered']:,}",
         f"in flight {in_flight}/{limit}",
         f"{state['completion_tokens_per_s']:,.0f} tokens/s",
@@ -394,6 +444,9 @@ def summary(state: dict[str, Any]) -> str:
     if state["tokens_in_the_making"]:
         parts.append(f"{state['tokens_in_the_making']:,} in the making")
     parts.append(f"held back by {_binds(state)}")
+    parts += [
+        f"{visible(stage['name'])} {stage['accepted']:,} accepted" for stage in state["stages"]
+    ]
     if state["failed"]:
         parts.append(f"failed {state['failed']:,}")
     if unread := state["not_compared_by_meaning"]:

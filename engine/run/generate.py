@@ -5,47 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import anyio
 
-from engine import models
-from engine.backends.base import Backend
-from engine.backends.openai.address import read_address, read_headers
-from engine.backends.openai.backend import HttpBackend, Timeouts
-from engine.backends.openai.dialect import Dialect
-from engine.backends.openai.wire import make_transport
-from engine.backends.scripted import ScriptedBackend
-from engine.decide.decider import fetch_encoder, uses_semantic
+from engine.backends.base import Backend, Tells
+from engine.backends.openai.backend import HttpBackend
+from engine.decide.decider import fetch_encoder
 from engine.decide.process import Deciding
 from engine.errors import ConfigError
 from engine.kept import keep_recipe
-from engine.limits import EndpointLimits, LimitSettings, Pool
-from engine.money import Prices
+from engine.limits import Pool
+from engine.money import Spent
 from engine.processes.garbage import seldom_collected
-from engine.prompts.fit import Prompts
+from engine.prompts.fit import Prompts, Rows
 from engine.prompts.tokens import tokenizer_counter
 from engine.recipes.base import Recipe
 from engine.recipes.guard import RecipeFault
 from engine.recipes.seeds import keep
-from engine.run.deliver import RetryPolicy
+from engine.run.chain import Following, Pooled, Stage, link, run_chain
 from engine.run.display import Guarded
+from engine.run.inputs import InputRows
 from engine.run.manifest import make_manifest
-from engine.run.pipeline import Pipeline
-from engine.run.progress import Display, Owner, Pace, Progress, Stop
-from engine.run.settle import Settled, about_language, settle
-from engine.secrets import keep_from_children, read_key
-from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
+from engine.run.progress import Display, Owner, Progress, Stop
+from engine.run.servers import make_backends, make_pool
+from engine.run.settle import Settled, about_language, settle, stages_of
+from engine.settings import RunConfig
 from engine.store import RunStore
 
 __all__ = ["Result", "generate", "make_backends", "make_prompts"]
-
-LOCAL_IS_MISSING = (
-    "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
-    "server with --base-url"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,93 +53,159 @@ class Result:
 async def generate(config: RunConfig, display: Display, owner: Owner | None = None) -> Result:
     """Run to the target, a stop or a fault; go on where an earlier run in the folder stopped.
 
+    A recipe of several stages is a chain of runs that go on together, each over the accepted rows
+    of the one before it: see ``engine.run.chain``.
+
     Raises:
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
     display, owner = Guarded(display), owner or Owner()
-    settled = settle(config)
-    config, recipe, tasks = settled.config, settled.recipe, settled.tasks
-    backends = make_backends(config)
-    fetch_encoder(config)
+    chain = stages_of(settle(config))
+    last = chain[-1].config
+    for settled in chain:
+        fetch_encoder(settled.config)
     async with AsyncExitStack() as stack:
-        pool = _pool(config, backends)
-        stack.push_async_callback(_surely, pool.aclose)
-        unnamed = not backends[0].model
-        if unnamed:
-            await pool.start()  # the server knows which model it serves, and asking is free
-        manifest = make_manifest(config, recipe, tasks, backends[0].model)
-        store = RunStore.open(config.out, manifest)
-        stack.push_async_callback(_surely, store.aclose)
-        with suppress(OSError):  # a disk in trouble stops the store, and says so there
-            keep(tasks, config.out)
-            keep_recipe(config.recipe, config.out)
-        _learn_with(store, backends, display, any_api=settled.any_api)
-        if settled.rows is not None and not settled.same_rows:
-            settled.rows.check(store, config.samples or 1)
-        owner.opened(config.target)
-        resume = store.resume()
-        if resume.counts.accepted >= config.target:
-            done = Progress(target=config.target, accepted=resume.counts.accepted)
+        servers = _Servers(stack, display)
+        stages: list[Stage] = []
+        for settled in chain:
+            before = stages[-1] if stages else None
+            stages.append(await _opened(settled, servers, stack, display, before))
+        owner.opened(last.target)
+        resent = sum(len(stage.resume.in_flight) for stage in stages)
+        accepted = stages[-1].resume.counts.accepted
+        if accepted >= last.target:
+            done = Progress(target=last.target, accepted=accepted)
             seconds = time.monotonic() - began
-            return Result(stop=Stop(), progress=done, folder=config.out, seconds=seconds)
-        if resume.in_flight:
-            keys = ", ".join(request.key[:12] for request in resume.in_flight[:8])
-            display.note(
-                f"{len(resume.in_flight)} requests were in flight when the last session ended and"
-                f" may have been billed; sending them again: {keys}"
-                f"{' …' if len(resume.in_flight) > 8 else ''}"
-            )
-        for line in about_language(config, tasks):
-            display.note(line)
-        prompts = make_prompts(settled)
-        _try_out(prompts, recipe)
-        deciding = Deciding(config, tasks, display.note)
-        stack.push_async_callback(_surely, deciding.aclose)
-        await deciding.start()
-        if not unnamed:
-            display.note(f"starting {config.chosen_backend} with {backends[0].model}")
-            loading = time.monotonic()
-            await pool.start()
-            display.note(f"started after {time.monotonic() - loading:.1f} s")
-        pool.spent(resume.counts)
-        known = [b.context_length for b in backends if b.context_length is not None]
-        prompts.context_length = config.context_length or min(known, default=None)
-        counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
-        await prompts.count(counter or backends[0].count_tokens)
-        await deciding.ready()
-        paid = config.chosen_backend not in ("transformers", "vllm")
-        pipeline = Pipeline(
-            store=store,
-            pool=pool,
-            prompts=prompts,
-            deciding=deciding,
-            policy=RetryPolicy(max_attempts=config.max_attempts),
-            pace=Pace(
-                target=config.target,
-                max_requests=config.max_requests,
-                request_batch_size=config.request_batch_size,
-                max_barren_requests=config.max_barren_requests,
-                max_refusals_in_a_row=config.max_refusals_in_a_row,
-                drain_timeout_s=config.drain_timeout_s,
-                at_least=8 if paid else 16,
-                by_meaning=uses_semantic(config),
-                most_records=recipe.most,
-                paid=paid,
-            ),
-            display=display,
-            owner=owner,
-        )
-        owner.running(pipeline.stop)
+            return Result(stop=Stop(), progress=done, folder=last.out, seconds=seconds)
+        for stage in stages:
+            _say_resent(stage, display)
+            for line in about_language(stage.settled.config, stage.settled.tasks):
+                display.note(line)
+            if stage.before is None:
+                _try_out(stage.prompts, stage.settled.recipe)
+            await stage.deciding.start()
+        await servers.start()
+        servers.spent(stages)
+        for stage in stages:
+            await _ready(stage)
+        pipelines = link(stages, display, owner)
+        owner.running(pipelines[-1].stop)
         with seldom_collected():
-            stop = await pipeline.run()
+            stop = await run_chain(pipelines)
     return Result(
         stop=stop,
-        progress=pipeline.progress,
-        folder=config.out,
+        progress=pipelines[-1].progress,
+        folder=last.out,
         seconds=time.monotonic() - began,
-        resent=len(resume.in_flight),
+        resent=resent,
     )
+
+
+class _Servers:
+    """Who answers: a pool for each of the settings' models, started once."""
+
+    def __init__(self, stack: AsyncExitStack, display: Display) -> None:
+        self._stack = stack
+        self._display = display
+        self._pools: dict[str, tuple[Pool, RunConfig]] = {}
+        self._started: set[str] = set()
+
+    async def of(self, settled: Settled) -> Pool:
+        """The pool of a stage; its first backend has a name."""
+        name, config = settled.recipe.model, settled.config
+        if name not in self._pools:
+            pool = make_pool(config, make_backends(config))
+            self._stack.push_async_callback(_surely, pool.aclose)
+            self._pools[name] = pool, config
+            if not pool.backends[0].model:
+                await pool.start()  # the server knows which model it serves, and asking is free
+                self._started.add(name)
+        return self._pools[name][0]
+
+    async def start(self) -> None:
+        for name, (pool, config) in self._pools.items():
+            if name in self._started:
+                continue
+            self._display.note(f"starting {config.chosen_backend} with {pool.backends[0].model}")
+            loading = time.monotonic()
+            await pool.start()
+            self._display.note(f"started after {time.monotonic() - loading:.1f} s")
+
+    def spent(self, stages: Sequence[Stage]) -> None:
+        """Book what earlier sessions of the stages used."""
+        for pool, _ in self._pools.values():
+            used = Spent()
+            for stage in stages:
+                if stage.pool is pool:
+                    used.take_over(stage.resume.counts)
+            pool.spent(used)
+
+
+async def _opened(
+    settled: Settled,
+    servers: _Servers,
+    stack: AsyncExitStack,
+    display: Display,
+    before: Stage | None,
+) -> Stage:
+    """A stage with its store open, behind the stage ``before``."""
+    config, recipe, tasks = settled.config, settled.recipe, settled.tasks
+    pool = await servers.of(settled)
+    manifest = make_manifest(config, recipe, tasks, pool.backends[0].model)
+    if before is not None:
+        manifest = replace(manifest, free={**manifest.free, "rows_identity": before.identity})
+    store = RunStore.open(config.out, manifest)
+    stack.push_async_callback(_surely, store.aclose)
+    with suppress(OSError):  # a disk in trouble stops the store, and says so there
+        keep(tasks, config.out)
+        keep_recipe(config.recipe, config.out)
+    _learn_with(store, pool.backends, display, any_api=settled.any_api)
+    samples = config.samples or 1
+    resume = store.resume()
+    rows: InputRows | Following | None = settled.rows
+    same = settled.same_rows
+    if before is not None:
+        rows = Following(before.store, resume.answered_below // samples)
+        same = settled.earlier_rows in (None, before.identity)
+    if rows is not None and not same:
+        rows.check(store, samples)
+    deciding = Deciding(config, tasks, display.note)
+    stack.push_async_callback(_surely, deciding.aclose)
+    pooled = Pooled(store) if recipe.pooled else None
+    return Stage(
+        settled=settled,
+        store=store,
+        resume=resume,
+        pool=pool,
+        prompts=make_prompts(settled, rows, pooled),
+        deciding=deciding,
+        rows=rows,
+        before=before,
+        pooled=pooled,
+    )
+
+
+async def _ready(stage: Stage) -> None:
+    """Learn how long prompts are and may be, and wait until models are loaded."""
+    config, backends = stage.settled.config, stage.pool.backends
+    known = [b.context_length for b in backends if b.context_length is not None]
+    stage.prompts.context_length = config.context_length or min(known, default=None)
+    counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
+    await stage.prompts.count(counter or backends[0].count_tokens)
+    if stage.before is None:
+        _try_out(stage.prompts, stage.settled.recipe)
+    await stage.deciding.ready()
+
+
+def _say_resent(stage: Stage, display: Display) -> None:
+    if in_flight := stage.resume.in_flight:
+        keys = ", ".join(request.key[:12] for request in in_flight[:8])
+        display.note(
+            f"{len(in_flight)} requests were in flight when the last session ended and"
+            f" may have been billed; sending them again: {keys}"
+            f"{' …' if len(in_flight) > 8 else ''}"
+        )
 
 
 async def _surely(close: Callable[[], Awaitable[None]]) -> None:
@@ -163,28 +219,44 @@ TRIED = 3
 
 
 def _try_out(prompts: Prompts, recipe: Recipe) -> None:
-    """Raises ConfigError where none of the first requests can be made; no input row is none."""
-    fault = None
+    """Raises ConfigError where none of the first requests can be made, or fits the context as far
+    as it is known; an input without rows has none.
+    """
+    faults = []
     for index in range(TRIED):
         try:
-            prompts.prompt(index)
+            prompt = prompts.prompt(index)
         except RecipeFault as error:
-            fault = fault or error
-        else:
+            faults.append(f"recipe {recipe.name} makes no prompt: {error}")
+            continue
+        context, tokens = prompts.context_length, prompt.tokens if prompt is not None else None
+        if context is None or tokens is None or tokens < context:
             return
-    raise ConfigError(f"recipe {recipe.name} makes no prompt: {fault}")
+        faults.append(
+            f"the shortest prompt of recipe {recipe.name} takes some {tokens} of the {context}"
+            " tokens of the context, which leaves none to answer; use a model with a longer one,"
+            " or correct --context-length"
+        )
+    raise ConfigError(faults[0])
 
 
 def _learn_with(
     store: RunStore, backends: Sequence[Backend], display: Display, *, any_api: bool
 ) -> None:
-    """Let backends go on from what earlier sessions learnt about their hosts, and keep what they
-    learn. ``any_api``: requests for completions may be asked by chat.
+    """Let backends go on from what earlier sessions learnt about their hosts, and tell and keep
+    what they learn. ``any_api``: requests for completions may be asked by chat.
     """
     servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
 
+    def tell(backend: Backend, lesson: str) -> None:
+        display.note(f"{backend.name}: {lesson}")
+
+    for backend in backends:
+        if isinstance(backend, Tells):
+            backend.on_lesson = partial(tell, backend)
+
     def keep_lesson(server: HttpBackend, lesson: str) -> None:
-        display.note(f"{server.name}: {lesson}")
+        tell(server, lesson)
         learnt = {each.name: each.dialect.learnt for each in servers if each.dialect.learnt}
         store.learnt(learnt)
 
@@ -196,98 +268,10 @@ def _learn_with(
         server.on_lesson = partial(keep_lesson, server)
 
 
-def make_backends(config: RunConfig) -> Sequence[Backend]:
-    """One backend for each place that answers; none is started yet."""
-    keep_from_children(config.key_env)
-    kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
-    rows = None if config.max_in_flight == "auto" else config.max_in_flight
-    if kind == "http":
-        return [_http(config, endpoint) for endpoint in config.endpoints()]
-    if kind == "scripted":
-        return [ScriptedBackend(model=config.model or "scripted")]
-    if config.model is None:
-        models.fetch(EMBEDDED_MODEL)
-    if config.serve:
-        from engine.backends.vllm.servers import ServedBackend, plan
-
-        servers = plan(
-            model,
-            python=config.vllm_python,
-            replicas=config.replicas,
-            args=config.vllm_arg,
-            log_dir=config.out,
-        )
-        return [ServedBackend(server, servers, model) for server in servers]
-    if kind == "vllm":
-        from engine.backends.vllm.backend import VllmBackend
-
-        return [
-            VllmBackend(
-                model,
-                python=config.vllm_python,
-                max_in_flight=rows,
-                args=config.vllm_arg,
-                log_file=config.out / "vllm.log",
-            )
-        ]
-    try:
-        from engine.backends.local.backend import TransformersBackend
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is missing: {LOCAL_IS_MISSING}") from error
-    return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
-
-
-def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
-    address = read_address(endpoint.url, endpoint.query or config.query)
-    ca_file = str(config.ca_file) if config.ca_file else None
-    asked = {name for name in ("temperature", "top_p") if getattr(config, name) is not None}
-    return HttpBackend(
-        address,
-        config.model,
-        key=read_key(env=endpoint.key_env, file=endpoint.key_file),
-        headers=read_headers(endpoint.header or config.header),
-        dialect=Dialect(without=config.without, asked=asked | config.extra_body.keys()),
-        transport=make_transport(
-            address.url, ca_file=ca_file, proxy=config.proxy, kind=config.transport
-        ),
-        timeouts=Timeouts(
-            first_token_s=config.first_token_s,
-            idle_s=config.idle_s,
-            total_s=config.attempt_s,
-        ),
-        insecure_http=config.insecure_http,
-    )
-
-
-def _pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
-    settings = LimitSettings(
-        max_in_flight=config.max_in_flight,
-        requests_per_min=config.requests_per_min,
-        tokens_per_min=config.tokens_per_min,
-        max_tokens_total=config.max_tokens_total,
-        max_cost=config.max_cost,
-        prices=Prices(
-            prompt=config.price_prompt,
-            completion=config.price_completion,
-            cached=config.price_cached,
-        ),
-        max_outage_s=config.max_outage_s,
-        max_refusals_in_a_row=config.max_refusals_in_a_row,
-    )
-    own = [
-        EndpointLimits(
-            weight=endpoint.weight,
-            max_in_flight=endpoint.max_in_flight,
-            requests_per_min=endpoint.requests_per_min,
-            tokens_per_min=endpoint.tokens_per_min,
-        )
-        for endpoint in config.endpoints()
-    ]
-    return Pool(backends, settings, own)
-
-
-def make_prompts(settled: Settled) -> Prompts:
-    """What makes the prompts of a run with these settings."""
+def make_prompts(
+    settled: Settled, rows: Rows | None = None, pooled: Pooled | None = None
+) -> Prompts:
+    """What makes the prompts of a run with these settings, over ``rows`` or its own input."""
     config = settled.config
     given = config.model_dump(include={"max_tokens", "temperature", "top_p"}, exclude_none=True)
     return Prompts(
@@ -298,6 +282,7 @@ def make_prompts(settled: Settled) -> Prompts:
         given={**given, **config.extra_body},
         send_seed=config.send_seed,
         fit=config.fit,
-        rows=settled.rows,
+        rows=rows or settled.rows,
+        pool=pooled.seen_by if pooled is not None else None,
         samples=config.samples or 1,
     )

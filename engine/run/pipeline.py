@@ -23,10 +23,8 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -49,14 +47,15 @@ from engine.recipes.base import RECIPE_ERROR
 from engine.recipes.guard import RecipeFault
 from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run.deliver import RetryPolicy, deliver, most_tokens
+from engine.run.plan import Plan
 from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
+from engine.run.signals import listen
+from engine.run.turns import Changed, Turn
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
 
 __all__ = ["Pipeline"]
 
-WINDOW = 100_000
-"""Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
 MOST_COMMITTING = 8
 """Batches of decisions that may wait for their commit; then no more are taken."""
 REFRESH_S = 0.25
@@ -66,39 +65,6 @@ STUCK_S = 30
 """Seconds with slots held and nobody asked, after which that is a bug of ours."""
 THOUGHTS_IN_A_ROW = 10
 """Answers that were thoughts alone, after which the person is told the likely cause."""
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """What a call is made of, for the task that waits to make it."""
-
-    recorded: asyncio.Future[None]
-    prompts: Sequence[Prompt] = ()
-    """None of them: there will be no other call."""
-    lease: Lease | None = None
-    alone: bool = False
-    """A scout: no other call that goes alone may go before it has come to its end."""
-
-
-class Changed:
-    """Wakes whoever waits for something to change; costs nothing while nobody does."""
-
-    def __init__(self) -> None:
-        self._event: anyio.Event | None = None
-
-    def set(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    async def wait(self) -> None:
-        if self._event is None:
-            self._event = anyio.Event()
-        await self._event.wait()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self.wait()
 
 
 class Pipeline:
@@ -112,6 +78,9 @@ class Pipeline:
         policy: what is tried again.
         pace: when to stop.
         display: shows progress.
+        owner: whoever started the run, or the neighbours of a stage.
+        leads: takes signals and shows progress, as one stage does for all.
+        watches: watches the pool, as one stage does for those that share it.
         owner: is told of decisions when they are committed.
     """
 
@@ -125,7 +94,9 @@ class Pipeline:
         policy: RetryPolicy,
         pace: Pace,
         display: Display,
-        owner: Owner,
+        owner: Owner | None = None,
+        leads: bool = True,
+        watches: bool = True,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -134,7 +105,13 @@ class Pipeline:
         self._policy = policy
         self._pace = pace
         self._display = display
-        self._owner = owner
+        self.owner = owner or Owner()
+        self._leads = leads
+        self._watches = watches
+        self.on_halt: Callable[[Stop], None] = lambda _stop: None
+        """Called when nothing more is sent, with the cause."""
+        self.on_leave: Callable[[], None] = lambda: None
+        """Called when nothing is waited for any more."""
         self._changed = Changed()
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
@@ -154,35 +131,27 @@ class Pipeline:
         """Tasks whose call is over and that wait for the next."""
         resume = store.resume()
         counts = resume.counts
-        self._answered = set(resume.answered_beyond)
-        self._answered_below = resume.answered_below
-        """Every request below has its answer; ``_answered`` holds those above."""
-        in_flight = [request.index for request in resume.in_flight]
-        self._next_index = 1 + max(resume.answered_below - 1, *self._answered, *in_flight, -1)
-        # First in line: what was in flight, and what was never sent though later requests were.
-        self._again = deque(
-            index
-            for index in range(resume.answered_below, self._next_index)
-            if index not in self._answered
+        self._plan = Plan(
+            answered_below=resume.answered_below,
+            answered_beyond=resume.answered_beyond,
+            in_flight=[request.index for request in resume.in_flight],
+            # The last one may be decided in part: the target may have fallen inside it.
+            undecided=resume.last_decided[0] if resume.last_decided else 0,
         )
-        self._plan_end: int | None = None
-        """The first request without an input row; None: not known, or there is no input."""
-        self._told = 0
-        """Up to where ``_deciding`` was told that answers are there."""
+        self._telling = False
+        """What decides will be told, before long, how far answers are there."""
         self._committing = 0
         """Batches of decisions that wait for their commit."""
         self._no_decisions = False
         """There will be no more of them."""
-        # The last one may be decided in part: the target may have fallen inside it.
-        self._undecided = resume.last_decided[0] if resume.last_decided else 0
         self._barren = 0
         self.progress = Progress(
             target=pace.target,
             most_records=pace.most_records,
             accepted=counts.accepted,
-            sent=self._next_index - len(self._again),
+            sent=self._plan.sent,
             answered=counts.answered,
-            decided_answers=self._undecided,
+            decided_answers=self._plan.undecided,
             failed=counts.failed,
             reasons=Counter(counts.reasons),
             unread=counts.accepted - counts.vectors if pace.by_meaning else 0,
@@ -193,9 +162,11 @@ class Pipeline:
     async def run(self) -> Stop:
         """Run to the target, a stop or a fault; everything that arrived is committed on return."""
         async with anyio.create_task_group() as background:
-            background.start_soon(self._listen)
             background.start_soon(self._show)
-            background.start_soon(self._watch)
+            if self._leads:
+                background.start_soon(listen, self)
+            if self._watches:
+                background.start_soon(self._watch)
             background.start_soon(self._decide)
             async with anyio.create_task_group() as calls:
                 background.start_soon(self._drain, calls.cancel_scope)
@@ -212,45 +183,73 @@ class Pipeline:
     async def _end(self) -> None:
         """Stop at the target, or when no more will come."""
         progress = self.progress
-        await self._changed.until(
-            lambda: self._stop is not None or progress.accepted >= progress.target or self._idle()
-        )
-        if progress.accepted >= progress.target:
-            self._halt(Stop())
+        await self._changed.until(lambda: self._stop is not None or self._reached() or self._idle())
+        if self._reached():
+            self.halt(Stop())
         elif self._stop is None:
-            at_end = self._plan_end is not None and self._undecided >= self._plan_end
-            if at_end and progress.target == EVERY:
-                self._halt(Stop())
+            at_end = self._plan.is_complete
+            if at_end and (self._pace.feeds or progress.target == EVERY):
+                self.halt(Stop())
             else:
-                self._halt(Stop(error=self._at_end_of_rows() if at_end else self._at_cap()))
+                self.halt(Stop(error=self._at_end_of_rows() if at_end else self._at_cap()))
+
+    def _reached(self) -> bool:
+        """The target is; a stage's that feeds another only says what that wants for now."""
+        return not self._pace.feeds and self.progress.accepted >= self.progress.target
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Why nothing more is sent; None: the run goes on."""
+        return self._stop
+
+    # -- between stages ---------------------------------------------------------------------------
+
+    def there_are(self, requests: int, *, grows: bool) -> None:
+        """So many requests are possible now; ``grows``: more may come to be."""
+        self._plan.end, self._plan.grows = requests, grows
+        if not grows:
+            self.progress.requests = requests
+        self._changed.set()
+
+    def demand(self, rows: int) -> None:
+        """The next stage wants so many accepted rows in all, as far as it can tell now."""
+        if rows > self.progress.target:
+            self.progress.target = rows
+            self._changed.set()
 
     # -- stopping ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Drain, as at a signal; once more: leave at once. In the thread of the run."""
         if self._stop is None:
-            self._halt(Stop(asked=True))
+            self.halt(Stop(asked=True))
         else:
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Wait for nothing any more."""
+        if self._leads:
+            self._display.note("leaving now; what arrived is committed")
         self._abandoning.set()
         self._changed.set()
+        self.on_leave()
 
-    def _halt(self, stop: Stop) -> None:
+    def halt(self, stop: Stop) -> None:
         """Send nothing more; the first cause stands."""
         if self._stop is None:
             self._stop = stop
             self.progress.draining = not stop.reached
             self._sending.cancel()
-            self._pool.stop()
+            if not (self._pace.feeds and stop.reached):  # the next stage goes on
+                self._pool.stop()
             self._changed.set()
+            self.on_halt(stop)
 
     def _halt_by(self, error: Exception) -> None:
         """Stop for ``error``; one that is none of the run's is a bug of ours."""
         if not isinstance(error, WoolmillError):
             error = InternalError.of(error)
-        self._halt(Stop(error=error))
+        self.halt(Stop(error=error))
 
     async def _watch(self) -> None:
         """Watch the servers, and for what must never be: slots held while nobody is asked."""
@@ -267,42 +266,17 @@ class Pipeline:
         except* Exception as errors:  # noqa: BLE001 - see _halt_by
             self._halt_by(errors.exceptions[0])
 
-    async def _listen(self) -> None:
-        """Drain at a signal that ends; a second one of a person leaves at once.
+    def say_state(self, cause: str) -> None:
+        """One line about how far the run is, for a signal that asks for no more."""
+        self._display.note(
+            f"{cause}: going on; accepted {self.progress.accepted:,}"
+            f"{of_target(self.progress.target)}, {self._in_flight} calls in flight"
+        )
 
-        A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so
-        only SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and
-        stays so. SIGUSR1 and SIGUSR2 would end the process unasked: they only bring a line.
-        Signals are for a process's main thread; a run in another is stopped by its owner.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-            stopping.remove(signal.SIGHUP)
-        asked = 0
-        try:
-            with anyio.open_signal_receiver(*stopping, signal.SIGUSR1, signal.SIGUSR2) as signals:
-                async for signum in signals:
-                    if signum not in stopping:
-                        self._display.note(
-                            f"{signum.name}: going on; accepted {self.progress.accepted:,}"
-                            f"{of_target(self.progress.target)}, {self._in_flight} calls in flight"
-                        )
-                        continue
-                    asked += signum in (signal.SIGINT, signal.SIGTERM)
-                    if asked > 1:
-                        self._display.note("leaving now; what arrived is committed")
-                        self._leave()
-                    elif asked or self._stop is None:
-                        self._halted_by(signum)
-        finally:
-            if self._stop is not None and self._stop.signum == signal.SIGHUP:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the next must not cut the end short
-
-    def _halted_by(self, signum: signal.Signals) -> None:
+    def halt_by_signal(self, signum: signal.Signals) -> None:
+        """Drain, and say what is waited for."""
         how = "stopping already" if self._stop is not None else "sending nothing more"
-        self._halt(Stop(signum=signum))
+        self.halt(Stop(signum=signum))
         if not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
             how += (
                 f", waiting up to {self._pace.drain_timeout_s:g} s for {self._in_flight} calls in"
@@ -348,24 +322,8 @@ class Pipeline:
         if missing > 0:
             known = progress.decided_answers if self._pace.paid else 0
             needed = max(needed, self._pace.at_least - known)
-        outstanding = self._next_index - len(self._again) - progress.decided_answers
-        wanted = min(needed, WINDOW) - outstanding
-        caps = [cap for cap in (self._pace.max_requests, self._plan_end) if cap is not None]
-        if caps:
-            unsent = max(0, min(caps) - self._next_index) + len(self._again)
-            wanted = min(wanted, unsent)
-        return wanted
-
-    def _take(self, count: int) -> list[int]:
-        """The next ``count`` indexes of the plan; those sent before a restart come first."""
-        indexes = []
-        for _ in range(count):
-            if self._again:
-                indexes.append(self._again.popleft())
-            else:
-                indexes.append(self._next_index)
-                self._next_index += 1
-        return indexes
+        self.owner.wants(self._plan.undecided + needed)
+        return self._plan.wanted(needed, self._pace.max_requests)
 
     def _next(self) -> Sequence[Prompt] | None:
         """The prompts of the next call; None where none may go out now.
@@ -377,7 +335,7 @@ class Pipeline:
             if self._may_go(prompts):
                 return self._held.pop(at)
         while len(self._held) < MOST_HELD and (wanted := self._wanted()) > 0:
-            indexes = self._take(min(wanted, self._pace.request_batch_size))
+            indexes = self._plan.take(min(wanted, self._pace.request_batch_size))
             prompts = self._made(indexes)
             if prompts and self._may_go(prompts):
                 return prompts
@@ -398,9 +356,9 @@ class Pipeline:
                 continue
             if prompt is not None:
                 prompts.append(prompt)
-            elif self._plan_end is None or index < self._plan_end:
-                self._plan_end = index
-                self._next_index = min(self._next_index, index)
+            else:
+                self._plan.ends_before(index)
+                self.progress.requests = self._plan.end
                 self._changed.set()
         return prompts
 
@@ -445,7 +403,7 @@ class Pipeline:
         if self._wanted() < 0 or self._stop is not None:
             # While this waited for a slot, decisions made it needless.
             lease.release()
-            self._again.extendleft(prompt.index for prompt in reversed(prompts))
+            self._plan.put_back(prompt.index for prompt in prompts)
             if alone:
                 self._scouting = False
             return
@@ -520,27 +478,25 @@ class Pipeline:
         self._changed.set()
 
     def _count(self, answers: Sequence[Answer]) -> None:
-        progress = self.progress
+        progress, further = self.progress, False
         for answer in answers:
             progress.answered += 1
             progress.session_answered += 1
-            self._answered.add(answer.index)
+            further |= self._plan.answered(answer.index)
             if answer.completion is None:
                 progress.failed += 1
             else:
                 progress.add(answer.completion.usage)
                 progress.session_completion_tokens += answer.completion.usage.completion_tokens
-        if self._told == self._answered_below and self._told in self._answered:
+        if further and not self._telling:
+            self._telling = True
             asyncio.get_running_loop().call_soon(self._tell)  # of all that the commit brought
-        while self._answered_below in self._answered:
-            self._answered.remove(self._answered_below)
-            self._answered_below += 1
 
     # -- deciding ---------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        self._told = self._answered_below
-        self._deciding.tell(self._told)
+        self._telling = False
+        self._deciding.tell(self._plan.answered_below)
 
     async def _decide(self) -> None:
         """Hand decisions to the store as they come, and replace a process that dies."""
@@ -600,26 +556,31 @@ class Pipeline:
             if self._thoughts == THOUGHTS_IN_A_ROW:
                 self._display.note(self._thoughts_message())
         progress.unread -= len(batch.rows.vectors)
-        self._undecided = batch.end
-        self._owner.committed(batch.end)
-        progress.decided_answers = self._undecided
-        if progress.accepted < progress.target and self._barren >= self._pace.max_barren_requests:
-            self._halt(Stop(error=StoppedError(self._barren_message())))
+        self._plan.undecided = progress.decided_answers = batch.end
+        self.owner.committed(batch.end)
+        if not self._reached() and self._barren >= self._pace.max_barren_requests:
+            self.halt(Stop(error=StoppedError(self._barren_message())))
         elif self._thoughts >= self._pace.max_refusals_in_a_row:
-            self._halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
+            self.halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
 
     def _all_decided(self) -> bool:
         """All that can be, or all that the person waits for."""
         return (
-            self._undecided >= self._answered_below
-            or self.progress.accepted >= self.progress.target
+            not self._plan.to_decide
+            or self._reached()
             or self._no_decisions
             or self._abandoning.is_set()
         )
 
     def _idle(self) -> bool:
         """Nothing is under way and nothing more may be sent."""
-        return self._in_flight == 0 and self._undecided >= self._next_index and self._wanted() <= 0
+        plan, cap = self._plan, self._pace.max_requests
+        grows = plan.grows and (cap is None or plan.next_number < cap)
+        if self._in_flight or grows or not plan.is_decided:
+            return False
+        if self._pace.feeds:  # what is wanted may grow; what is possible must be at its end
+            return self._plan.wanted(EVERY, self._pace.max_requests) <= 0
+        return self._wanted() <= 0
 
     def _at_cap(self) -> StoppedError:
         p = self.progress
@@ -631,7 +592,7 @@ class Pipeline:
     def _at_end_of_rows(self) -> StoppedError:
         p = self.progress
         return StoppedError(
-            f"asked about all input rows ({self._plan_end:,} requests) and accepted"
+            f"asked about all input rows ({self._plan.end:,} requests) and accepted"
             f" {p.accepted:,} of {p.target:,}; give more rows, or more requests for each with"
             " --samples in a new run"
         )
@@ -657,10 +618,10 @@ class Pipeline:
         progress, decided, since_s = self.progress, -1, anyio.current_time()
         while True:
             now_s = anyio.current_time()
-            to_decide = max(0, self._answered_below - self._undecided)
-            if not to_decide or not progress.to_decide or self._undecided != decided:
+            to_decide, undecided = self._plan.to_decide, self._plan.undecided
+            if not to_decide or not progress.to_decide or undecided != decided:
                 since_s = now_s
-            decided = self._undecided
+            decided = undecided
             progress.to_decide, progress.deciding_s = to_decide, now_s - since_s
             progress.calls = self._in_flight
             progress.calls_at_disk = self._store.waiting
@@ -672,5 +633,6 @@ class Pipeline:
             )
             if self._drained_at_s is not None:
                 progress.drain_left_s = max(0.0, self._drained_at_s - now_s)
-            self._display.refresh(progress, self._pool)
+            if self._leads:
+                self._display.refresh(progress, self._pool)
             await anyio.sleep(REFRESH_S)

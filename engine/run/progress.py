@@ -44,6 +44,10 @@ class Progress(Spent):
     target: int
     most_records: int = 19
     """That one answer can hold."""
+    requests: int | None = None
+    """Of the whole input; None: it has not been read to its end, or there is none."""
+    before: dict[str, Progress] = field(default_factory=dict)
+    """The stages before this one, by name in their order."""
     accepted: int = 0
     sent: int = 0
     answered: int = 0
@@ -107,6 +111,9 @@ class Owner:
     def committed(self, below: int) -> None:
         """Every request with a lower index than ``below`` is decided, for the store to read."""
 
+    def wants(self, requests: int) -> None:
+        """The run would go on up to this request, if it had the input."""
+
     def running(self, stop: Callable[[], None]) -> None:
         """From now on ``stop`` ends the run in order; called once more, it leaves at once."""
 
@@ -126,6 +133,8 @@ class Pace:
     """That one answer can hold; paces the first requests."""
     at_least: int = 8
     """Requests to have outstanding before any decision says how many are needed."""
+    feeds: bool = False
+    """Its rows are the input of another stage, which says how many it wants."""
     by_meaning: bool = False
     """Records are compared by meaning too."""
     paid: bool = True

@@ -41,6 +41,8 @@ class Settled:
     """Requests may be asked by the other API where a host has only that."""
     same_rows: bool = False
     """The input is the file that the run was started with, untouched."""
+    earlier_rows: Any = None
+    """What told the input of a stage that goes on, as its manifest has it."""
 
 
 def settle(config: RunConfig) -> Settled:
@@ -53,6 +55,8 @@ def settle(config: RunConfig) -> Settled:
         tasks = []
         recipe = config.make_recipe(tasks)
         config = _for_recipe(config, recipe)
+    if recipe.raw:
+        _refuse_chat_hosts(config, recipe)
     config, any_api = _with_api(config, recipe, earlier)
     rows = None
     if config.rows is not None:
@@ -70,6 +74,67 @@ def settle(config: RunConfig) -> Settled:
         any_api=any_api,
         same_rows=same and earlier.free.get("rows_identity") == identity(config.rows),  # type: ignore[union-attr, arg-type]
     )
+
+
+def stages_of(whole: Settled) -> list[Settled]:
+    """A run's stages with the settings of each; of most recipes the one that there is."""
+    recipes = whole.recipe.stages
+    if len(recipes) == 1:
+        return [whole]
+    stages = []
+    for place, recipe in enumerate(recipes):
+        is_last = place == len(recipes) - 1
+        config = _of_stage(whole.config, recipe)
+        name = recipe.name.rpartition("/")[2]
+        out = config.out if is_last else config.out / "stages" / f"{place + 1}-{name}"
+        earlier = earlier_manifest(out)
+        rows = whole.rows if place == 0 else None
+        settled = {
+            "out": out,
+            "stage": recipe.name,
+            "rows": whole.config.rows if place == 0 else None,
+            "samples": config.samples if place == 0 else recipe.samples,
+            "target": config.target if is_last else EVERY,
+        }
+        if not recipe.compares:
+            settled |= {"semantic": False, "rouge_threshold": None}
+        config, any_api = _with_api(config.model_copy(update=settled), recipe, earlier)
+        stages.append(
+            Settled(
+                config=config,
+                recipe=recipe,
+                tasks=whole.tasks,
+                rows=rows,
+                any_api=any_api,
+                same_rows=whole.same_rows and place == 0,
+                earlier_rows=earlier.free.get("rows_identity") if earlier else None,
+            )
+        )
+    return stages
+
+
+def _of_stage(config: RunConfig, recipe: Recipe) -> RunConfig:
+    """The settings with those of the stage's model. Raises ConfigError where it is not named."""
+    if not recipe.model:
+        return config
+    own = config.models.get(recipe.model)
+    if own is None:
+        raise ConfigError(
+            f"stage {recipe.name} asks the model {recipe.model}, which the settings do not name; "
+            f"add a table [models.{recipe.model}] with base_url and model"
+        )
+    given = own.model_dump(exclude_unset=True)
+    kept = config.model_dump(exclude_unset=True, exclude={"models"})
+    if own.base_url or own.backend:
+        kept = {
+            name: value
+            for name, value in kept.items()
+            if name not in ("base_url", "endpoint", "backend")
+        }
+    try:
+        return RunConfig.model_validate({**kept, **given})
+    except ValueError as error:
+        raise ConfigError(f"[models.{recipe.model}]: {error}") from error
 
 
 def earlier_manifest(folder: Path) -> Manifest | None:
@@ -91,13 +156,24 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     if "rouge_threshold" not in given:
         language = settled.get("language", config.language)
         settled["rouge_threshold"] = language_of(language).rouge_threshold
-    if not recipe.compares:
+    if not any(stage.compares for stage in recipe.stages):
         settled |= {"semantic": False, "rouge_threshold": None}
     if config.rows is None and recipe.rows_path is not None:
         settled["rows"] = recipe.rows_path
     if config.samples is None:
         settled["samples"] = recipe.samples
     return config.model_copy(update=settled)
+
+
+def _refuse_chat_hosts(config: RunConfig, recipe: Recipe) -> None:
+    """Raises ConfigError for a host that puts a chat template of its own around each prompt."""
+    for endpoint in config.endpoints() if config.chosen_backend == "http" else ():
+        address = read_address(endpoint.url)
+        if address.api == "chat":
+            raise ConfigError(
+                f"recipe {recipe.name} begins the model's own chat template, which {address.name} "
+                "has no API for; use a vLLM server, --backend vllm or --backend transformers"
+            )
 
 
 def _with_api(

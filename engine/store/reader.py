@@ -100,6 +100,8 @@ class RunReader:
         self.path = folder / "run.sqlite"
         if not self.path.is_file():
             raise InputError(f"{folder}: holds no run (no run.sqlite)")
+        self.named_recipe = ""
+        """The run's recipe, where the person who reads it has named it: code is run only then."""
         self._reading = threading.Lock()
         self._sent_seen = False
         with disk_errors(self.path):

@@ -8,7 +8,7 @@ can be exported, reported on and redecided; it has no plan of its own and does n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -20,9 +20,10 @@ import click
 
 from engine.decide.stored import decide_stored
 from engine.errors import ConfigError
+from engine.export.layout import samples_of
 from engine.kept import keep_recipe, settings_of
 from engine.recipes.seeds import keep
-from engine.records import EVERY, SeedTask
+from engine.records import EVERY, Answer, SeedTask
 from engine.run.manifest import make_manifest
 from engine.settings import RunConfig
 from engine.store import Manifest, RunReader, RunStore
@@ -115,9 +116,30 @@ def _settings(
 
 async def _copy(run: RunReader, store: RunStore, index: int) -> int:
     """The answers of ``run``, renumbered from ``index`` on; the index after the last."""
-    answers = (answer for answer, _ in run.all_answers())
+    answers = _answers(run)
     while batch := await anyio.to_thread.run_sync(lambda: list(islice(answers, BATCH))):
         renumbered = [replace(answer, index=index + i) for i, answer in enumerate(batch)]
         await store.answered(renumbered)
         index += len(batch)
     return index
+
+
+def _answers(run: RunReader) -> Iterator[Answer]:
+    """The answers in plan order. Of a run with input rows, each stays at its place, so that the
+    number of a request goes on telling its row and sample: what has no answer (yet) has failed.
+    """
+    samples = samples_of(run)
+    due = 0
+    for answer, _ in run.all_answers():
+        if samples is not None:
+            yield from map(_none, range(due, answer.index))
+            due = answer.index + 1
+        yield answer
+    yield from map(_none, range(due, due + -due % (samples or 1)))
+
+
+def _none(index: int) -> Answer:
+    message = "the run that was merged has no answer to this request"
+    return Answer(
+        index=index, demonstrations=(), completion=None, failure="not_answered", message=message
+    )

@@ -17,6 +17,7 @@ import anyio
 import click
 
 from engine.decide.stored import decide_stored
+from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
@@ -69,7 +70,9 @@ def redecide(folder: Path, seeds: Path | None, **changes: Any) -> None:
         f"accepted {done.accepted}{of_target(done.target)} from {done.answers} answers "
         f"(before: {done.accepted_before})  {folder}"
     )
-    click.echo(f"write the dataset with: woolmill export {folder} -o {folder}/alpaca_data.json")
+    with RunStore.read(folder) as run:
+        dataset = folder / dataset_of(run.manifest)[1]
+    click.echo(f"write the dataset with: woolmill export {folder} -o {dataset}")
 
 
 async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, Any]) -> Redecided:

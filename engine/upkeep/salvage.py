@@ -23,6 +23,7 @@ import click
 import numpy as np
 
 from engine.errors import InputError, OutputError
+from engine.kept import copy_recipe
 from engine.recipes.seeds import keep, kept_seeds
 from engine.store import Counts, Manifest, RunStore, Vector
 from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
@@ -120,6 +121,7 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
     )
     store = RunStore.open(output, wreck.manifest)
     keep(kept_seeds(wreck.folder, wreck.manifest.fixed.get("seeds")), output)
+    copy_recipe(wreck.folder, wreck.manifest, output)
     try:
         for rows in _batches(wreck.rows("sent")):
             await store.sent_earlier([(row.key[0], row.body) for row in rows])

@@ -8,15 +8,16 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
 from engine.errors import InputError, WoolmillError
-from engine.export import is_earlier
-from engine.export.formats import writer
+from engine.export import Format, dataset_of, is_earlier
+from engine.export.formats import WITH_PROVENANCE, writer
+from engine.export.layout import Layout, layout_of
 from engine.export.ledger import CHANGED, exported, touched
 from engine.export.rows import rows
 from engine.store import Counts, RunReader
@@ -27,7 +28,6 @@ from engine.store.schema import Checksum, decode_answer, decode_counts, decode_d
 
 __all__ = ["damages", "problems", "verify"]
 
-DATASET = "alpaca_data.json"
 TIMES = ("first_at_s", "last_at_s")
 """Not checked: a clock may be set back while a run goes on."""
 
@@ -191,23 +191,27 @@ def _exports(folder: Path) -> Iterator[_Finding]:
 
     An export that is older than the store, as while the run goes on, is as it should be.
     """
-    dataset = folder / DATASET
+    with RunReader(folder) as run:
+        format, name = dataset_of(run.manifest)
+    dataset = folder / name
     if dataset.is_file():
-        yield from _dataset(folder, dataset)
+        yield from _dataset(folder, dataset, format)
     for path in exported(folder):
         if path != dataset.absolute() and touched(folder, path) == CHANGED:
             yield _Finding(f"{path}: {CHANGED}", is_problem=True)
 
 
-def _dataset(folder: Path, dataset: Path) -> Iterator[_Finding]:
+def _dataset(folder: Path, dataset: Path, format: Format) -> Iterator[_Finding]:
     again = f"woolmill export {folder} -o {dataset}"
     try:
         with RunReader(folder) as run:
             count = run.counts().accepted
-            written = {_exported(run, with_similarity) for with_similarity in (False, True)}
-            if _digest(dataset) in written:
+            layout = layout_of(run)
+            options = (False, True) if format == "alpaca" else (False,)
+            layouts = [replace(layout, similarity=option) for option in options]
+            if _digest(dataset) in {_exported(run, format, layout) for layout in layouts}:
                 return
-            older = touched(folder, dataset) is None or is_earlier(run, dataset)
+            older = touched(folder, dataset) is None or is_earlier(run, dataset, format)
     except (WoolmillError, OSError) as exc:
         yield _Finding(str(exc), is_problem=True)
         return
@@ -225,11 +229,11 @@ def _dataset(folder: Path, dataset: Path) -> Iterator[_Finding]:
         )
 
 
-def _exported(run: RunReader, with_similarity: bool) -> bytes:
+def _exported(run: RunReader, format: Format, layout: Layout) -> bytes:
     """The digest of the dataset as it is exported now."""
     with tempfile.TemporaryFile() as file:
-        with writer("alpaca", file, with_similarity) as write:
-            for row in rows(run):
+        with writer(format, file, layout) as write:
+            for row in rows(run, provenance=format in WITH_PROVENANCE):
                 write(row)
         file.seek(0)
         return hashlib.file_digest(file, "sha256").digest()

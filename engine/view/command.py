@@ -29,7 +29,9 @@ MIN_TOKEN_CHARS = 32
 @click.option("--expose", is_flag=True, help="Allow a --host that other machines reach.")
 @click.option("--seeds", type=click.Path(path_type=Path, dir_okay=False),
               help="Seed tasks, to show the run's prompts. [those that it kept]")  # fmt: skip
-def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -> None:
+@click.option("--recipe", default="",
+              help="The run's recipe, where it is code: FILE.py:CLASS.")  # fmt: skip
+def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, recipe: str) -> None:
     """Browse and search a run's rows in a browser, live and read-only.
 
     Prints a link with a token, and needs it: other programs and pages cannot look in. Metrics for
@@ -56,9 +58,13 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
     except ImportError as exc:
         raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
     with RunStore.read(folder) as run:
-        recipe = recipe_of(run, seeds)
-    if recipe is None:
-        click.echo("the run's recipe is not here: prompts are not shown (see --seeds)", err=True)
+        run.named_recipe = recipe
+        found = recipe_of(run, seeds)
+    if found is None:
+        click.echo(
+            "the run's recipe is not here: prompts are not shown (see --seeds and --recipe)",
+            err=True,
+        )
     listener, other_port = bind(host, port)
     bound = listener.getsockname()[1]
     if other_port:
@@ -71,7 +77,7 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None) -
         cookie=f"woolmill-{bound}",
     )
     os.nice(10)  # a run on this machine comes first
-    rows = Rows(folder, recipe)
+    rows = Rows(folder, found)
     try:
         click.echo(f"http://{shown}:{bound}/enter?token={token}")
         server = make_server(make_app(rows, folder, access))

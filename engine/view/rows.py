@@ -7,11 +7,12 @@ itself is opened anew for each question and never held, so the run that writes i
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from engine.languages import spread
 from engine.prompts.fit import join
 from engine.recipes.base import Ask, Recipe
 from engine.recipes.guard import RecipeFault, parts_of
-from engine.records import Answer, Decision
+from engine.recipes.load import ALPACA
+from engine.records import Answer, Decision, Record
 from engine.report.figures import figures
+from engine.report.shape import Shape
 from engine.store import RunReader
+from engine.thoughts import thoughts_apart
 
 __all__ = ["NEWEST", "PAGE", "Rows"]
 
@@ -33,13 +37,17 @@ MAX_WORDS = 20
 NEWEST = 2**62
 SHORT = 400
 """Characters of a text in a list."""
+ONE_LINE = 80
+"""Characters of JSON that stand on one line."""
+FEW = 6
+"""Fields of a row in a list that hold no text: numbers, lists and objects."""
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 CREATE TABLE row (id INTEGER PRIMARY KEY, request INTEGER, position INTEGER, reason TEXT);
 CREATE INDEX row_by_reason ON row (reason, id);
-CREATE VIRTUAL TABLE text USING fts5 (instruction, input, output, detail, content = '');
+CREATE VIRTUAL TABLE text USING fts5 (fields, detail, content = '');
 """
 
 
@@ -54,6 +62,10 @@ class Rows:
         self._folder = folder
         self._recipe = recipe
         self._lock = threading.Lock()
+        with RunReader(folder) as run:
+            alpaca = run.manifest.fixed.get("recipe", ALPACA) == ALPACA
+            self._samples = int(run.manifest.fixed.get("samples") or 1)
+        self._shape = Shape(recipe=recipe, alpaca=alpaca)
         self._last = (-1, -1)
         self._temporary = tempfile.TemporaryDirectory(prefix="woolmill-view-")
         path = Path(self._temporary.name) / "index.sqlite"
@@ -69,7 +81,7 @@ class Rows:
         """The run's figures as of its last commit."""
         with RunReader(self._folder) as run:
             return {
-                **figures(run),
+                **figures(run, exact=False),
                 "target": run.manifest.free.get("target"),
                 "last_at_s": run.counts().last_at_s,
             }
@@ -116,9 +128,26 @@ class Rows:
         with RunReader(self._folder) as run:
             decisions = [_decision(run, request, position) for _, request, position in found[:PAGE]]
         return {
-            "rows": [_brief(decision) for decision in decisions],
+            "rows": [self._brief(decision) for decision in decisions],
             "matches": matches,
             "next": found[PAGE - 1][0] if len(found) > PAGE else None,
+        }
+
+    def _brief(self, decision: Decision) -> dict[str, Any]:
+        record, nearest = decision.record, decision.nearest
+        text = self._shape.told_by(record)
+        others = [
+            [name, _json(value)[:SHORT]]
+            for name, value in (record or {}).items()
+            if not isinstance(value, str)
+        ]
+        return {
+            "id": f"{decision.index}.{decision.position}",
+            "reason": decision.reason,
+            "detail": decision.detail[:SHORT],
+            "text": text[:SHORT] if record else None,
+            "others": others[:FEW],
+            "score": nearest.score if nearest else None,
         }
 
     def row(self, request: int, position: int) -> dict[str, Any]:
@@ -128,14 +157,12 @@ class Rows:
             answers = run.answers(request, 1)
             settings = run.manifest.fixed
         answer = answers[0] if answers else None
-        record, nearest = decision.record, decision.nearest
+        nearest = decision.nearest
         told: dict[str, Any] = {
             "id": f"{request}.{position}",
             "reason": decision.reason,
             "detail": decision.detail,
-            "instruction": record["instruction"] if record else None,
-            "input": record["input"] if record else None,
-            "output": record["output"] if record else None,
+            "fields": _fields(decision.record),
             "nearest": nearest
             and {"text": nearest.text, "score": nearest.score, "source": nearest.source},
             "most_similar": [[text, score] for text, score in decision.most_similar.items()],
@@ -147,6 +174,7 @@ class Rows:
         completion = answer.completion
         return {
             "answer": completion.text if completion else None,
+            "reasoning": thoughts_apart(completion).reasoning if completion else "",
             "failure": answer.failure,
             "message": answer.message,
             "finish_reason": completion.finish_reason if completion else None,
@@ -158,16 +186,28 @@ class Rows:
             "backend": answer.backend,
             "truncated": answer.truncated,
             "demonstrations": list(answer.demonstrations),
-            "row": answer.row,
+            "input": _fields(answer.row),
+            "place": self._place(answer),
             "prompt": None if answer.truncated else self._prompt(answer, settings),
         }
+
+    def _place(self, answer: Answer) -> str | None:
+        """Which input row was asked about, and which of its samples it is."""
+        if answer.row is None:
+            return None
+        number, sample = divmod(answer.index, self._samples)
+        return f"input row {number}" + (f", sample {sample}" if self._samples > 1 else "")
 
     def _prompt(self, answer: Answer, settings: Mapping[str, Any]) -> str | None:
         """The store keeps what a prompt was made of; the prompt follows from it."""
         if self._recipe is None:
             return None
-        seed, samples = int(settings.get("seed", 0)), int(settings.get("samples") or 1)
-        ask = Ask(index=answer.index, seed=seed, row=answer.row, sample=answer.index % samples)
+        ask = Ask(
+            index=answer.index,
+            seed=int(settings.get("seed", 0)),
+            row=answer.row,
+            sample=answer.index % self._samples,
+        )
         try:
             parts = parts_of(self._recipe, ask)
         except RecipeFault:
@@ -187,15 +227,13 @@ class Rows:
                     "INSERT INTO row (request, position, reason) VALUES (?, ?, ?)",
                     (decision.index, decision.position, decision.reason),
                 )
-                texts = (
-                    (record["instruction"], record["input"], record["output"])
-                    if record
-                    else ("",) * 3
-                )
                 self._index.execute(
-                    "INSERT INTO text (rowid, instruction, input, output, detail)"
-                    " VALUES (?, ?, ?, ?, ?)",
-                    (cursor.lastrowid, *map(_searchable, (*texts, decision.detail))),
+                    "INSERT INTO text (rowid, fields, detail) VALUES (?, ?, ?)",
+                    (
+                        cursor.lastrowid,
+                        _searchable("\n".join(_texts(record))),
+                        _searchable(decision.detail),
+                    ),
                 )
                 self._last = (decision.index, decision.position)
             self._index.execute("COMMIT")
@@ -208,17 +246,32 @@ def _decision(run: RunReader, request: int, position: int) -> Decision:
     return decision
 
 
-def _brief(decision: Decision) -> dict[str, Any]:
-    record, nearest = decision.record, decision.nearest
-    return {
-        "id": f"{decision.index}.{decision.position}",
-        "reason": decision.reason,
-        "detail": decision.detail[:SHORT],
-        "instruction": record["instruction"][:SHORT] if record else None,
-        "input": record["input"][:SHORT] if record else None,
-        "output": record["output"][:SHORT] if record else None,
-        "score": nearest.score if nearest else None,
-    }
+def _fields(record: Record | None) -> list[list[str]] | None:
+    """Each field's name and value, as a person reads it: text, or indented JSON."""
+    if record is None:
+        return None
+    return [
+        [name, value if isinstance(value, str) else _json(value)] for name, value in record.items()
+    ]
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | dict) and len(text) > ONE_LINE:
+        return json.dumps(value, ensure_ascii=False, indent=2)
+    return text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that can be looked for in a value: its texts and numbers, however deep."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif value is not None:
+        yield value if isinstance(value, str) else json.dumps(value)
 
 
 def _match(words: str) -> str | None:

@@ -36,11 +36,21 @@ MOST = 25
 SERVED = "toy"
 
 
-def commands(page: Path) -> list[str]:
-    """The lines behind ``$`` in console blocks, without their comments."""
-    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-    return [re.sub(r"\s+#.*", "", line[2:]) for line in lines]
+def steps(page: Path) -> list[tuple[str, str]]:
+    """What a reader does, in order: ("", command) for a line behind ``$`` in a console block, and
+    (file, text) for a block that is named after a file.
+    """
+    blocks = re.findall(
+        r"^```(\w+)(?: ([\w.-]+))?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+    )
+    found: list[tuple[str, str]] = []
+    for kind, file, text in blocks:
+        if file:
+            found.append((file, text))
+        elif kind == "console":
+            lines = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+            found += [("", re.sub(r"\s+#.*", "", line)) for line in lines]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +75,15 @@ def test_the_commands_of_a_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed_tasks.jsonl").write_bytes(bundled_seeds().read_bytes())
-    listed = commands(page)
+    (tmp_path / "people.csv").write_text("name,job\nAda,beekeeper\nGrace,train driver\n")
+    listed = steps(page)
     assert listed
-    if any("runs/demo" in line for line in listed):
+    if any("runs/demo" in line for _, line in listed):
         run(["generate", "--backend", "scripted", "--target", "20", "--out", "runs/demo"])
-    for line in listed:
+    for file, line in listed:
+        if file:
+            (tmp_path / file).write_text(line, encoding="utf-8")
+            continue
         try:
             run_line(line, address, monkeypatch)
         except AssertionError as exc:
@@ -181,4 +195,5 @@ def test_the_pages_are_few_and_short() -> None:
     assert 0 < len(pages) <= 8
     lengths = {page.stem: len(page.read_text().splitlines()) for page in pages}
     assert lengths.pop("training") < 250  # a program of its own, with tables of what it takes
+    assert lengths.pop("writing-recipes") < 160  # with whole files to copy
     assert max(lengths.values()) < 120

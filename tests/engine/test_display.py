@@ -135,7 +135,7 @@ def test_rates_forget_what_is_long_past() -> None:
 
 async def test_the_block_says_what_a_person_decides_by() -> None:
     text = drawn()
-    parts = ["400 / 1,000 accepted  40%", "0:30 left", "for an accepted record", "cost"]
+    parts = ["accepted 400/1,000  40%", "0:30 left", "for an accepted record", "cost"]
     parts += ["held back by", "http://127.0.0.1:8001", "duplicate_rouge 75%", "2 failed"]
     for part in parts:
         assert part in text

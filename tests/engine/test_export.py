@@ -21,7 +21,8 @@ from engine.cli.main import cli
 from engine.dedup.rouge import rouge_l
 from engine.errors import ConfigError, DiskError, OutputError
 from engine.export import Format, export, export_dataset, ledger
-from engine.export.formats import FORMATS, SUFFIX, question
+from engine.export.formats import FORMATS, SUFFIX
+from engine.recipes.base import chat_of
 from engine.records import Prompt, Record
 from engine.store import RunReader, RunStore
 from tests.engine.synthetic import BagEncoder, records_text, synthetic_run
@@ -273,7 +274,7 @@ def test_pandas_reads_what_it_can(run_folder: Path, tmp_path: Path) -> None:
     frames = {f: read(exported(run_folder, f, tmp_path / f)) for f, read in readers.items()}
     assert {len(frame) for frame in frames.values()} == {400}
     with open_run(run_folder) as run:
-        expected = [record.instruction for record in run]
+        expected = [record["instruction"] for record in run]
     for format in ("alpaca", "jsonl", "csv", "parquet"):
         assert list(frames[format]["instruction"]) == expected
 
@@ -303,11 +304,11 @@ def test_our_trainer_reads_it(run_folder: Path, tmp_path: Path, format: Format) 
     for example, record in zip(examples, records, strict=True):
         if isinstance(example, Conversation):
             said = [message.content for message in example.messages]
-            assert said == [question(record), record.output]
+            assert said == [turn["content"] for turn in chat_of(record) or ()]
         else:
             assert isinstance(example, Instruction)
-            assert (example.instruction, example.input) == (record.instruction, record.input)
-            assert example.output == record.output
+            assert (example.instruction, example.input) == (record["instruction"], record["input"])
+            assert example.output == record["output"]
 
 
 @pytest.mark.slow
@@ -333,7 +334,7 @@ def test_open_run_iterates_records(run_folder: Path, tmp_path: Path) -> None:
     with RunStore.read(run_folder) as store:
         assert export(store, "messages", tmp_path / "rows") == 400
     asked = json.loads((tmp_path / "rows").read_text().splitlines()[0])["messages"][0]["content"]
-    assert asked.startswith(records[0].instruction)
+    assert asked.startswith(records[0]["instruction"])
 
 
 @pytest.mark.parametrize("name", ["run.sqlite", "run.lock", "seed_tasks.jsonl", "link", "hard"])

@@ -65,7 +65,7 @@ async def test_a_chinese_run_from_the_bundled_seeds(tmp_path: Path) -> None:
         first = next(iter(reader.decisions(accepted=True)))
         with closing(Rows(tmp_path / "zh", recipe_of(reader))) as view:
             shown = view.row(first.index, first.position)
-            word = shown["instruction"][1:4]
+            word = dict(shown["fields"])["instruction"][1:4]
             found = [row["id"] for row in view.find(word)["rows"]]
     assert shown["id"] in found
     assert len(rows) == 40

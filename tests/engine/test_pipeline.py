@@ -20,6 +20,7 @@ from engine.export import export
 from engine.limits import Pool
 from engine.records import Prompt
 from engine.run import generate as generate_module
+from engine.run.display import SilentDisplay
 from engine.run.generate import Result, generate
 from engine.run.progress import Progress
 from engine.settings import RunConfig
@@ -318,3 +319,9 @@ async def test_prompts_of_one_call_are_answered_apart(
     await ran(tmp_path / "single")
     await ran(tmp_path / "batched", request_batch_size=5)
     assert exported(tmp_path / "single") == exported(tmp_path / "batched")
+
+
+async def test_a_context_that_no_prompt_fits_is_one_line_at_the_start(tmp_path: Path) -> None:
+    config = RunConfig(backend="scripted", semantic=False, out=tmp_path, context_length=10)
+    with pytest.raises(ConfigError, match=r"of the 10 tokens of the context.*--context-length"):
+        await generate(config, SilentDisplay())

@@ -16,7 +16,9 @@ from typing import Any
 
 import anyio
 import pytest
+from click.testing import CliRunner
 
+from engine.cli.main import cli
 from engine.errors import ConfigError, StoppedError
 from engine.run.display import SilentDisplay
 from engine.run.generate import Result, generate
@@ -162,7 +164,7 @@ async def test_a_mended_parser_decides_again_and_asks_nobody(tmp_path: Path) -> 
         await ran(tmp_path / "run", recipe=recipe, rows=rows, target=40)
     with RunStore.read(tmp_path / "run") as run:
         sent = run.counts().sent
-    done = await redecide_run(tmp_path / "run", None, {"target": 30})
+    done = await redecide_run(tmp_path / "run", None, {"target": 30, "recipe": recipe})
     assert done.accepted == 30
     with RunStore.read(tmp_path / "run") as run:
         assert run.counts().sent == sent
@@ -181,7 +183,9 @@ async def test_a_run_is_merged_verified_and_salvaged(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     await ran(tmp_path / "b", recipe=recipe, rows=input_rows(other, 30), seed=4)
-    merged = await merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", None, {})
+    merged = await merge_runs(
+        [tmp_path / "a", tmp_path / "b"], tmp_path / "ab", None, {"recipe": recipe}
+    )
     decided = dump(tmp_path / "ab")
     assert len(decided) == COUNT + 30
     assert merged == sum(reason is None for _, _, reason, *_ in decided)
@@ -314,3 +318,28 @@ async def test_what_is_no_recipe_is_one_line_at_the_start(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         await ran(tmp_path / "run", recipe=recipe_file(tmp_path, text), rows=input_rows(tmp_path))
+
+
+async def test_a_folder_alone_never_starts_the_code_that_it_names(tmp_path: Path) -> None:
+    """A run's folder may come from anybody: its Python is run only where the person names it."""
+    recipe = recipe_file(tmp_path)
+    await ran(tmp_path / "run", recipe=recipe, rows=input_rows(tmp_path, 10))
+    trap = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+    for file in (tmp_path / "own.py", tmp_path / "run" / "recipe.py"):
+        file.write_text(trap + file.read_text())
+    sys.modules.pop(next(name for name in sys.modules if name.startswith("woolmill_recipe")), None)
+    commands = ["report", "verify", "export"]
+    for command in commands:
+        more = ["-o", str(tmp_path / "out.jsonl")] if command == "export" else []
+        done = CliRunner().invoke(cli, [command, str(tmp_path / "run"), *more])
+        assert done.exit_code in (0, 65), done.output
+    with pytest.raises(ConfigError, match=r"its recipe is code.*--recipe .*own.py:Tagged"):
+        await redecide_run(tmp_path / "run", None, {})
+    assert not (tmp_path / "ran").exists()
+    named = [
+        *("export", str(tmp_path / "run"), "-o", str(tmp_path / "2.jsonl")),
+        "--recipe",
+        recipe,
+    ]
+    assert CliRunner().invoke(cli, named).exit_code == 0
+    assert (tmp_path / "ran").exists()

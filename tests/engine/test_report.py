@@ -43,7 +43,7 @@ def hostile_run(folder: Path, address: str, count: int = 1000) -> Path:
         draw = random.Random(prompt.index)
         records = [
             Record(
-                instruction=f"{varied(draw).instruction} {text}" if i % 2 else text,
+                instruction=f"{varied(draw)['instruction']} {text}" if i % 2 else text,
                 input=text,
                 output=text,
             )
@@ -148,10 +148,10 @@ def test_security_37_planted_triggers_are_flagged(
         records = [varied(draw) for _ in range(4)]
         if prompt.index % 2 == 0:
             first = records[0]
-            words = first.instruction.split()
+            words = first["instruction"].split()
             words.insert(draw.randint(2, len(words)), trigger)
             records[0] = Record(
-                instruction=" ".join(words), input=first.input, output=output or first.output
+                instruction=" ".join(words), input=first["input"], output=output or first["output"]
             )
         return records_text(records, len(prompt.demonstrations) + 1)
 

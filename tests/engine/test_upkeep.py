@@ -131,7 +131,7 @@ async def test_merged_runs_hold_no_duplicates_and_are_deterministic(
     for name in ("ab", "again"):
         with RunStore.read(tmp_path / name) as reader:
             export(reader, "jsonl", tmp_path / f"{name}.jsonl")
-            texts = [d.record.instruction for d, _ in reader.accepted() if d.record]
+            texts = [d.record["instruction"] for d, _ in reader.accepted() if d.record]
             assert len(set(texts)) == len(texts) == accepted
         datasets.append((tmp_path / f"{name}.jsonl").read_bytes())
         assert list(problems(tmp_path / name)) == []

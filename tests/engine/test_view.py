@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from engine.cli.main import cli, main
 from engine.errors import ConfigError, InputError, UsageError
+from engine.kept import recipe_of
 from engine.recipes.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 from engine.records import Prompt
 from engine.store import RunReader
@@ -60,11 +61,17 @@ class Served:
             return client.request(method, f"{self.url}{path}", headers=given)
 
 
+def page_rows(folder: Path) -> Rows:
+    """What the page of ``folder`` tells, with the run's own recipe."""
+    with RunReader(folder) as run:
+        run.named_recipe = run.manifest.free.get("recipe_spec", "")
+        return Rows(folder, recipe_of(run))
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[Served]:
     """The page of ``folder``, as ``woolmill view`` serves it, from a thread."""
-    tasks = read_seeds(bundled_seeds())
-    rows = Rows(folder, {task.id: task for task in tasks})
+    rows = page_rows(folder)
     listener, _ = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     hosts = frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})
@@ -92,7 +99,7 @@ def page(run_folder: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def rows(run_folder: Path) -> Iterator[Rows]:
-    rows = Rows(run_folder, {})
+    rows = page_rows(run_folder)
     yield rows
     rows.close()
 
@@ -122,7 +129,8 @@ def test_words_and_filters_narrow(rows: Rows) -> None:
     assert accepted["rows"]
     for row in accepted["rows"]:
         assert row["reason"] is None
-        assert "letter" in json.dumps(row).lower()
+        told = rows.row(*map(int, row["id"].split(".")))
+        assert "letter" in json.dumps(told["fields"]).lower()
     both = rows.find("letter grandm")
     assert 0 < both["matches"] < rows.find("letter")["matches"]
     blocked = rows.find("", reason="blocked_word")
@@ -148,8 +156,7 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
         return answer_of(prompt)
 
     folder = synthetic_run(tmp_path, 30, answer, vectors=False)
-    seeds = {task.id: task for task in read_seeds(bundled_seeds())}
-    rows = Rows(folder, seeds)
+    rows = page_rows(folder)
     told = rows.row(3, 1)
     assert told["prompt"] == sent[3].text
     assert told["demonstrations"] == list(sent[3].demonstrations)
@@ -159,7 +166,8 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
         decision = run.decision(3, 1)
     assert decision is not None
     assert told["reason"] == decision.reason
-    assert told["instruction"] == (decision.record.instruction if decision.record else None)
+    assert decision.record is not None
+    assert told["fields"] == [[name, value] for name, value in decision.record.items()]
     with pytest.raises(InputError, match="no row"):
         rows.row(3, 99)
     rows.close()
@@ -179,7 +187,7 @@ def test_a_run_shows_prompts_of_the_seeds_it_kept(tmp_path: Path) -> None:
 def test_rows_decided_later_are_found(tmp_path: Path) -> None:
     """The page goes on with the run: what is committed while it is open is found."""
     synthetic_run(tmp_path, 30, vectors=False)
-    rows = Rows(tmp_path, {})
+    rows = page_rows(tmp_path)
     before = rows.find("")["matches"]
     synthetic_run(tmp_path, 60, vectors=False)
     assert rows.find("")["matches"] > before

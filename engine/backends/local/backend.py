@@ -33,11 +33,13 @@ from transformers.utils import logging as transformers_logging
 
 from engine import models
 from engine.backends.base import Failure, Verdict
+from engine.backends.constraint import CONSTRAINT
 from engine.backends.local.batching import ContinuousBatch, Finished, Request
 from engine.backends.local.kv_cache import ATTENTION, Probe
+from engine.backends.local.sampling import KNOWN, Extra
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.pretrained import open_pretrained
-from engine.records import Completion, Prompt, Usage
+from engine.records import Completion, Prompt, Sampling, Usage
 
 __all__ = ["Loaded", "TransformersBackend", "load"]
 
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 _WRONG_MODEL = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError)
 _ROWS = {"cpu": 32, "cuda": 128, "mps": 16}
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096, "mps": 1024}
+TEMPLATE = frozenset(("add_special_tokens", "chat_template_kwargs"))
+"""Further fields of a request that say how its prompt becomes tokens."""
 _KV_SHARE = 0.5
 """Of the memory that is free once the model is loaded, for keys and values."""
 
@@ -87,6 +91,9 @@ class TransformersBackend:
         self._device = _device(device)
         self._dtype = dtype
         self.max_in_flight: int | None = max_in_flight or _ROWS.get(self._device.type, 16)
+        self.on_lesson: Callable[[str], None] = lambda what: log.warning("%s: %s", self.name, what)
+        """Called with what it cannot do of what a request asks for, in words."""
+        self._unheeded: set[str] = set()
         self._loaded: Loaded | None = None
         self._engine: ContinuousBatch | None = None
         self._open: dict[Request, asyncio.Future[Finished | Exception]] = {}
@@ -112,6 +119,8 @@ class TransformersBackend:
     async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | BaseException]:
         """Answer ``prompts``, each as a row of its own; a failure stands in its prompt's place."""
         loaded, engine = self._started()
+        for prompt in prompts:
+            self._heed(prompt.sampling)
         encoded = await to_thread.run_sync(_encode, loaded, prompts)
         loop = asyncio.get_running_loop()
         requests: list[Request] = []
@@ -181,6 +190,24 @@ class TransformersBackend:
         if self._loaded is None or self._engine is None:
             raise RuntimeError("the transformers backend is used outside start() and aclose()")
         return self._loaded, self._engine
+
+    def _heed(self, sampling: Sampling) -> None:
+        """Say, once for each, which fields are not heeded here. Raises Failure for a value that is
+        none.
+        """
+        try:
+            Extra.of(sampling)
+        except ValueError as exc:
+            error = ConfigError(f"the recipe's sampling: {exc}")
+            what = Verdict(kind="settings", reason="sampling", message=str(error), error=error)
+            raise Failure(what) from exc
+        for name in sorted(sampling.extra.keys() - KNOWN - TEMPLATE - self._unheeded):
+            self._unheeded.add(name)
+            if name == CONSTRAINT:
+                lesson = "it cannot constrain answers to a form; they are checked, and may not fit"
+            else:
+                lesson = f"it has no {name}, which is left out; answers differ"
+            self.on_lesson(lesson)
 
     def _misfit(self, prompt: Prompt, ids: Sequence[int]) -> Failure | None:
         """The overflow that a server would answer with, or None."""
@@ -291,13 +318,24 @@ def _encode(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[int]]:
         raise Failure(Verdict(kind="fatal", reason="no_chat_template", error=error))
     encoded: list[list[int]] = []
     for prompt in prompts:
-        text = prompt.text
+        text, extra = prompt.text, prompt.sampling.extra
         if chat := prompt.api == "chat":
             turns = [{"role": turn.role, "content": turn.content} for turn in prompt.chat]
-            text = loaded.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False
-            )
-        encoded.append(loaded.tokenizer(text, add_special_tokens=not chat).input_ids)
+            try:
+                text = loaded.tokenizer.apply_chat_template(
+                    turns,
+                    add_generation_prompt=not prompt.begun,
+                    continue_final_message=prompt.begun,
+                    tokenize=False,
+                    **extra.get("chat_template_kwargs", {}),
+                )
+            except Exception as error:  # a template is a program, and a stranger's
+                what = ConfigError(f"the model's chat template refuses: {_first_line(error)}")
+                raise Failure(
+                    Verdict(kind="settings", reason="chat_template", error=what, message=str(what))
+                ) from error
+        special = bool(extra.get("add_special_tokens", not chat))
+        encoded.append(loaded.tokenizer(text, add_special_tokens=special).input_ids)
     return encoded
 
 

@@ -207,7 +207,8 @@ class ContinuousBatch:
             self._recent.append(request.ids)
             text = StopText(self.tokenizer, request.sampling.stop)
             unread = request.ids[len(slot.prefix.ids) :]
-            self._active.append(_Row(request, slot, unread, Draw.of(request.sampling), text))
+            draw = Draw.of(request.sampling, request.ids)
+            self._active.append(_Row(request, slot, unread, draw, text))
 
     def _place(self, request: Request) -> Slot | None:
         """A free place in the lane of rows most like this one in length, if memory allows."""
@@ -307,7 +308,9 @@ class ContinuousBatch:
         if request.made == 1:
             row.ttft_s = request.clock() - request.arrived_s
         reason = "length" if request.made == request.sampling.max_tokens else None
-        if token in self.eos_ids or row.text.add(token):
+        row.draw.took(token)
+        ends = token in self.eos_ids or token in row.draw.extra.stop_token_ids
+        if ends or row.text.add(token):
             reason = "stop"
         if reason is None:
             row.unread = [token]

@@ -26,6 +26,7 @@ import httpx
 import orjson
 
 from engine.backends.base import Failure, Verdict
+from engine.backends.constraint import CONSTRAINT, Witness
 from engine.backends.local.masking import Masking
 from engine.backends.openai.address import Address, Header, is_loopback, read_address
 from engine.backends.openai.deadlines import Deadlines
@@ -63,6 +64,10 @@ DONE_S = 1.0
 """How long a stream that says that it is done may take to end."""
 FINISHED_S = 5.0
 """How long a stream may be silent once its choices are finished, for counts to come."""
+CONTINUES = ("vllm", "sglang")
+"""Owners of models whose server begins a new turn after an assistant's unless told otherwise. Other
+hosts go on with it by themselves, or cannot.
+"""
 MOST_LESSONS = 12
 """Fields that a host may refuse one after the other within one attempt."""
 MOST_NAMES = 16
@@ -135,9 +140,12 @@ class HttpBackend:
         self.context_length: int | None = None
         self.max_in_flight = max_in_flight
         self.is_vllm = False
+        self._continues = False
+        """It goes on with an assistant's turn at a chat's end where it is told to."""
         self.dialect = dialect or Dialect()
         self.on_lesson: Callable[[str], None] = lambda what: log.warning("%s: %s", self.name, what)
         """Called with what the dialect learnt, in words."""
+        self.witness = Witness(lambda what: self.on_lesson(what))
         self.quota: dict[str, str] = {}
         """The latest rate limit headers: ``limit-requests`` and the like."""
         self.heard_at_s = 0.0
@@ -307,6 +315,7 @@ class HttpBackend:
             self._checked = True
             return
         self.is_vllm = found.owner == "vllm"
+        self._continues = found.owner in CONTINUES
         self.context_length = found.context_length or self.context_length
         identity = (self.model, found.root, found.context_length if self.is_vllm else None)
         if self._identity is not None and identity != self._identity:
@@ -406,6 +415,9 @@ class HttpBackend:
         outcomes = answer.completions(prompts, latency_s)
         if any(isinstance(outcome, Completion) for outcome in outcomes):
             self.dialect.answered(body, api)
+        if CONSTRAINT in body:
+            for prompt, outcome in zip(prompts, outcomes, strict=True):
+                self.witness.saw(prompt.sampling.extra, outcome)
         if api == prompts[0].api:
             return outcomes
         return [replace(o, api=api) if isinstance(o, Completion) else o for o in outcomes]
@@ -471,6 +483,8 @@ class HttpBackend:
                     "the chat API takes one prompt a call; set --request-batch-size 1"
                 )
             body["messages"] = [{"role": t.role, "content": t.content} for t in first.chat]
+            if self._continues and first.begun:
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
         else:
             body["prompt"] = first.text if len(prompts) == 1 else [p.text for p in prompts]
         if sampling.stop:

@@ -3,8 +3,8 @@
 OpenAI's reasoning models want ``max_completion_tokens`` and take neither ``stop`` nor another
 temperature; Mistral and Gemini refuse ``seed`` and ``stream_options``; some hosts have chats alone.
 A refusal costs nothing and names the field, so the field is renamed or left out and the request is
-sent again. Only a field that the engine added by itself is ever left out: what the user asked for
-is the user's to take back, with ``--without``.
+sent again. Only a field that the engine or the recipe added is ever left out: what the user asked
+for is the user's to take back, with ``--without``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from engine.backends.base import Verdict
+from engine.backends.constraint import CONSTRAINT
 from engine.records import Api
+from engine.text import shorten
 
 __all__ = ["RENAMED", "Dialect"]
 
+MOST_SAID = 200
+"""Characters of a host's own words in a lesson."""
 RENAMED = ("max_tokens", "max_completion_tokens")
-OPTIONAL = frozenset(
-    ("stream_options", "stream", "ignore_eos", "seed", "stop", "top_p", "temperature")
+CHANGES_ANSWERS = frozenset(
+    (
+        *("ignore_eos", "seed", "stop", "top_p", "temperature", "top_k", "min_p"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids"),
+        *("continue_final_message", "add_generation_prompt"),
+    )
 )
+OPTIONAL = CHANGES_ANSWERS | {"stream_options", "stream", CONSTRAINT}
 """Fields without which a request can be made."""
-CHANGES_ANSWERS = frozenset(("ignore_eos", "seed", "stop", "top_p", "temperature"))
 CHAT_ONLY = re.compile(
     r"chat[/ ]completions|chat model|not supported in the v1/completions"
     r"|completion operation does not work|(?:only|use) (?:the )?chat"
@@ -142,8 +150,7 @@ class Dialect:
                 return f"it takes {RENAMED[1]} in the place of {RENAMED[0]}"
             if name in OPTIONAL and name not in self._asked:
                 self._omitted |= {name}
-                change = "; answers differ from what it would give" * (name in CHANGES_ANSWERS)
-                return f"it does not take {name}, which is left out{change}"
+                return _left_out(name, text)
         return None
 
     def _goes_by_chat(self, verdict: Verdict, text: str, api: Api) -> bool:
@@ -161,3 +168,14 @@ class Dialect:
         said += ["by streams only"] if self._only_streams else []
         said += [f"without {', '.join(sorted(self._omitted))}"] if self._omitted else []
         return "; ".join(said)
+
+
+def _left_out(name: str, said: str) -> str:
+    """What leaving a field out means, in words."""
+    lesson = f"it does not take {name}, which is left out"
+    if name == CONSTRAINT:
+        return (
+            f"{lesson}: answers are not constrained there, and checked here all the same "
+            f"(it says: {shorten(said, MOST_SAID)})"
+        )
+    return lesson + "; answers differ from what it would give" * (name in CHANGES_ANSWERS)

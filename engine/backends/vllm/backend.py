@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ import anyio
 
 from engine import models
 from engine.backends.base import Failure, Verdict
+from engine.backends.constraint import CONSTRAINT, Witness, schema_of
 from engine.backends.openai.error_body import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.files import open_log
@@ -87,6 +88,9 @@ class VllmBackend:
         self._python = python or Path(sys.executable)
         self._arguments = engine_arguments(args or {})
         self._log_file = log_file
+        self.on_lesson: Callable[[str], None] = lambda what: log.warning("vllm: %s", what)
+        """Called with what is found out about its answers, in words."""
+        self.witness = Witness(lambda what: self.on_lesson(what))
         self._restarts = 0
         self._child: _Child | None = None
         self._reviving = anyio.Lock()
@@ -129,6 +133,8 @@ class VllmBackend:
             finally:
                 for request, reply in asked.values():
                     child.forget(request, reply)
+        for index, prompt in enumerate(prompts):
+            self.witness.saw(prompt.sampling.extra, answers[index])
         return [answers[index] for index in range(len(prompts))]
 
     @property
@@ -193,6 +199,11 @@ class VllmBackend:
                 prompt_tokens=reply["overflow"],
             )
             return Failure(verdict)
+        if "setting" in reply:
+            error = ConfigError(f"vLLM cannot sample so: {clean(reply['setting'])}")
+            return Failure(
+                Verdict(kind="settings", reason="sampling", message=str(error), error=error)
+            )
         if "error" in reply:
             return Failure(Verdict(kind="dead", reason="refused", message=clean(reply["error"])))
         if reply["finish_reason"] in ("abort", "error"):
@@ -376,10 +387,27 @@ def _message(prompt: Prompt) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "seed": sampling.seed,
         "ignore_eos": sampling.forbid_eos,
+        **sampling.extra,
     }
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt.chat]
-    chat = turns if prompt.api == "chat" else None
-    return {"text": prompt.text, "chat": chat, "sampling": wanted}
+    message: dict[str, Any] = {
+        "text": prompt.text,
+        "chat": turns if prompt.api == "chat" else None,
+        "special_tokens": wanted.pop("add_special_tokens", prompt.api != "chat"),
+        "template": wanted.pop("chat_template_kwargs", {}),
+        "structured": _structured(wanted.pop(CONSTRAINT, None)),
+    }
+    message["structured"] |= wanted.pop("structured_outputs", {})
+    return {**message, "sampling": wanted}
+
+
+def _structured(wanted: Any) -> dict[str, Any]:
+    """``response_format`` as vLLM's engine has it; what it does not know, its own words refuse."""
+    if wanted is None or wanted == {"type": "text"}:
+        return {}
+    if (schema := schema_of({CONSTRAINT: wanted})) is not None:
+        return {"json": schema}
+    return {"json_object": True} if wanted == {"type": "json_object"} else {CONSTRAINT: wanted}
 
 
 def engine_arguments(args: Mapping[str, str]) -> dict[str, Any]:

@@ -7,13 +7,15 @@ environment, so it needs vLLM and the standard library and nothing of woolmill.
 A message is a length (4 bytes, big-endian) and so many bytes of JSON:
 
     in   {"start": {engine arguments}}                       first
-         {"id", "text", "chat", "sampling": {…}}             a prompt
+         {"id", "text", "chat", "special_tokens", "template": {for the chat template},
+          "sampling": {…}, "structured": {…}}                a prompt
          {"id", "texts"}                                     count tokens
          {"cancel": id} · {"close": true}
     out  {"ready": {"context_length"}} or {"refused", "memory"}
          {"id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_s",
           "in_the_making"}
          {"id", "tokens"} · {"id", "overflow", "context_length"} · {"id", "error"}
+         {"id", "setting"}                                   sampling that no request can have
          {"in_the_making"}                                   tokens of unfinished answers
 
 End of stdin means that the parent is gone, however that came about: the whole process group, the
@@ -139,21 +141,17 @@ class Engine:
             task.add_done_callback(partial(self.finished, request=message["id"]))
 
     async def _answer(self, message: dict[str, Any]) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
         request = message["id"]
         try:
-            ids = self._encode(message["text"], message["chat"])
+            ids = self._encode(message)
             wanted = message["sampling"]["max_tokens"]
             if len(ids) + wanted > self._context_length:
                 limit = self._context_length
                 self.say({"id": request, "overflow": len(ids), "context_length": limit})
                 return
-            parameters = SamplingParams(
-                **message["sampling"], output_kind=RequestOutputKind.FINAL_ONLY
-            )
+            parameters = sampled(message["sampling"], message["structured"])
             answers = self._llm.generate({"prompt_token_ids": ids}, parameters, str(request))
             (answer,) = [answer async for answer in answers]
             output, metrics = answer.outputs[0], answer.metrics
@@ -172,23 +170,60 @@ class Engine:
         except EngineDeadError:
             # The parent starts another and sends its requests again.
             os._exit(1)
+        except SamplingError as error:
+            self.say({"id": request, "setting": str(error)})
         except Exception as error:  # noqa: BLE001 - one bad request must not end the others
-            self.say({"id": request, "error": f"{type(error).__name__}: {error}"})
+            # A schema that no grammar can be made of is refused when the engine takes the request.
+            refused = isinstance(error, ValueError) and message["structured"]
+            said = "setting" if refused else "error"
+            self.say({"id": request, said: f"{type(error).__name__}: {error}"})
 
-    def _encode(self, text: str, chat: list[dict[str, str]] | None) -> list[int]:
-        """Token ids of ``text``, or of the turns of a ``chat`` in the model's own template."""
+    def _encode(self, message: dict[str, Any]) -> list[int]:
+        """Token ids of a prompt's text, or of the turns of its chat in the model's own template. An
+        assistant's turn at the end is gone on with.
+        """
+        text, chat = message["text"], message["chat"]
         if chat is not None:
             if not self._tokenizer.chat_template:
                 raise ValueError("the model has no chat template; use --api completions")
+            begun = chat[-1]["role"] == "assistant"
             text = self._tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False
+                chat,
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
+                tokenize=False,
+                **message["template"],
             )
-        ids: list[int] = self._tokenizer(text, add_special_tokens=chat is None).input_ids
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=message["special_tokens"]
+        ).input_ids
         return ids
 
     def stop(self) -> None:
         """Shut the engine down in order."""
         self._llm.shutdown()
+
+
+class SamplingError(Exception):
+    """vLLM does not sample so, whatever the prompt."""
+
+
+def sampled(wanted: dict[str, Any], structured: dict[str, Any]) -> Any:
+    """vLLM's parameters of a request. Raises SamplingError."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    known = inspect.signature(SamplingParams).parameters
+    if unknown := sorted(wanted.keys() - known.keys()):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SamplingError(f"it has no {unknown[0]!r}{hint}")
+    try:
+        if structured:
+            wanted = wanted | {"structured_outputs": StructuredOutputsParams(**structured)}
+        return SamplingParams(**wanted, output_kind=RequestOutputKind.FINAL_ONLY)
+    except (TypeError, ValueError) as error:
+        raise SamplingError(str(error)) from error
 
 
 def read_messages(

@@ -117,7 +117,8 @@ function item(row) {
   const line = element("li", row.reason === null ? "accepted" : "refused");
   const button = element("button");
   const head = row.reason === null ? row.id : `${row.id} · ${row.reason}${row.score !== null ? ` ${row.score.toFixed(2)}` : ""}`;
-  button.append(shown(head, "dim"), shown(row.instruction ?? row.detail, "text"));
+  button.append(shown(head, "dim"), shown(row.text ?? row.detail, "text"));
+  if (row.others.length) button.append(shown(row.others.map(([name, value]) => `${name}: ${value}`).join(" · "), "others dim"));
   button.setAttribute("aria-current", String(row.id === current));
   button.addEventListener("click", () => open(row.id).catch(complain));
   line.append(button);
@@ -140,24 +141,27 @@ async function open(id) {
   const add = (title, ...content) => pane.append(element("h2", "", title), ...content);
   const verdict = row.reason === null ? "accepted" : row.reason + (row.detail ? `: ${row.detail}` : "");
   add(`row ${row.id}`, shown(verdict, row.reason === null ? "kept" : "reason"));
-  if (row.instruction !== null) {
-    add("instruction", shown(row.instruction));
-    if (row.input) add("input", shown(row.input));
-    add("output", shown(row.output));
-  }
+  for (const [name, value] of row.fields ?? []) if (value) add(visible(name), shown(value));
   if (row.nearest) {
     add(`nearest: ${visible(row.nearest.source)}, ${row.nearest.score.toFixed(3)}`, shown(row.nearest.text));
   }
   const model = [row.model, row.backend, row.finish_reason, row.latency_s === null ? "" : `${number(row.latency_s, 2)} s`,
     `${number(row.prompt_tokens)} + ${number(row.completion_tokens)} tokens`, `attempt ${row.attempts}`];
   add("answer of", shown(model.filter(Boolean).join(" · ")));
-  add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
+  if (row.demonstrations?.length || !row.place) {
+    add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
+  }
+  if (row.input) {
+    add(row.place);
+    for (const [name, value] of row.input) fold(pane, visible(name), value);
+  }
+  if (row.reasoning) fold(pane, "reasoning", row.reasoning);
   fold(pane, "raw answer", row.answer ?? `${row.failure}: ${row.message}`);
   fold(pane, "prompt", row.prompt ?? (row.truncated
     ? "not shown: it was shortened to fit the context, and the store keeps only its hash"
-    : "not shown: the run's seed tasks are not here; start woolmill view with --seeds FILE"));
+    : "not shown: the run's recipe or its seed tasks are not here, or were changed; see woolmill view --seeds"));
   const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);
-  if (near.length) fold(pane, "nearest instructions by ROUGE-L", near.join("\n"));
+  if (near.length) fold(pane, "nearest by ROUGE-L", near.join("\n"));
   pane.scrollTop = 0;
 }
 

@@ -30,7 +30,7 @@ from engine.backends.local.batching import ContinuousBatch, common_prefix
 from engine.backends.local.sampling import Draw, StopText, choose
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.limits import Pool
-from engine.records import Completion, Prompt, Sampling
+from engine.records import Completion, Message, Prompt, Sampling
 from engine.report.figures import figures
 from engine.run.display import SilentDisplay
 from engine.run.generate import generate
@@ -630,3 +630,80 @@ async def test_ctrl_c_ends_what_can_be_ended_or_gives_it_up(
     with RunStore.read(tmp_path / "run") as run:
         told = figures(run)
     assert (told["responses"], told["dropped_at_a_stop"]) == (answered, 4 - answered)
+
+
+def drawn(logits: list[float], made: Sequence[int] = (), **extra: Any) -> int:
+    """The likeliest token of one row that has made ``made`` already."""
+    draw = Draw.of(Sampling(max_tokens=9, temperature=0, extra=extra), [0])
+    for token in made:
+        draw.took(token)
+    return choose(torch.tensor([logits]), [draw], ())[0]
+
+
+def test_penalties_lower_what_was_there_already() -> None:
+    """Presence once, frequency each time, repetition also what the prompt has (token 0)."""
+    assert drawn([1.0, 3.0, 2.5], made=[1]) == 1
+    assert drawn([1.0, 3.0, 2.5], made=[1], presence_penalty=0.6) == 2
+    assert drawn([1.0, 3.0, 2.5], made=[1], frequency_penalty=0.4) == 1
+    assert drawn([1.0, 3.0, 2.5], made=[1, 1], frequency_penalty=0.4) == 2
+    assert drawn([3.0, 2.0, 1.0], repetition_penalty=2.0) == 1
+    assert drawn([-1.0, -1.5, -9.0], repetition_penalty=2.0) == 1
+    assert drawn([3.0, 2.0, 1.0], presence_penalty=9.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "top_p", "left"),
+    [
+        ({"top_k": 2}, 1.0, {0, 1}),
+        ({"top_k": 1}, 1.0, {0}),
+        ({"top_k": -1}, 1.0, {0, 1, 2, 3}),
+        ({"min_p": 0.4}, 1.0, {0, 1}),
+        ({"min_p": 0.25}, 1.0, {0, 1, 2}),
+        ({}, 0.55, {0, 1}),
+        ({"top_k": 3}, 0.55, {0}),
+    ],
+)
+def test_only_the_likeliest_tokens_are_left(
+    extra: dict[str, Any], top_p: float, left: set[int]
+) -> None:
+    """Shares 0.5, 0.25, 0.15 and 0.1; top_p counts shares of what top_k leaves."""
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log().repeat(400, 1)
+    sampling = [Sampling(max_tokens=9, seed=seed, top_p=top_p, extra=extra) for seed in range(400)]
+    assert set(choose(logits, [Draw.of(each) for each in sampling], ())) == left
+
+
+@pytest.mark.usefixtures("loaded_once")
+async def test_a_chat_is_begun_by_its_own_last_turn(real: Loaded) -> None:
+    """The answer goes on with it; a stop token ends it."""
+    turns = (
+        Message(role="system", content="You know geography."),
+        Message(role="user", content="What is the capital of France?"),
+        Message(role="assistant", content="The capital of France is"),
+    )
+    (paris,) = real.tokenizer(" Paris").input_ids
+    for ids, wanted in [((), " Paris"), ((paris,), "")]:
+        sampling = Sampling(max_tokens=4, temperature=0, extra={"stop_token_ids": ids})
+        chat = Prompt(index=0, messages=turns, api="chat", sampling=sampling)
+        async with started("smollm2") as backend:
+            (answer,) = whole(await backend.complete([chat]))
+        assert answer.text.startswith(wanted)
+        assert bool(answer.text) is bool(wanted)
+
+
+@pytest.mark.usefixtures("loaded_once")
+async def test_what_is_not_heeded_is_said_once() -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {}}}
+    said: list[str] = []
+    async with started("smollm2") as backend:
+        backend.on_lesson = said.append
+        for _ in range(2):
+            extra = {"response_format": form, "logit_bias": {}, "top_k": 5}
+            await backend.complete([prompt("One", max_tokens=1, extra=extra)])
+        with pytest.raises(Failure) as failed:
+            await backend.complete([prompt("One", extra={"top_k": "many"})])
+    assert said == [
+        "it has no logit_bias, which is left out; answers differ",
+        "it cannot constrain answers to a form; they are checked, and may not fit",
+    ]
+    assert failed.value.verdict.kind == "settings"
+    assert "top_k cannot be 'many'" in str(failed.value.verdict.error)

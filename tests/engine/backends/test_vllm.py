@@ -28,7 +28,7 @@ from engine.backends.vllm.backend import (
     last_error,
 )
 from engine.errors import ConfigError, UnavailableError, WoolmillError
-from engine.records import Completion, Prompt, Sampling
+from engine.records import Completion, Message, Prompt, Sampling
 from engine.store import RunStore
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +105,48 @@ def wait_for_end(pid: int) -> None:
         select.select([descriptor], [], [])
     finally:
         os.close(descriptor)
+
+
+async def test_a_request_samples_by_all_that_its_recipe_says(python: Path, tmp_path: Path) -> None:
+    """Penalties go by their names, a schema as vLLM's structured outputs; what vLLM does not have
+    ends the run with its name, before anything is lost.
+    """
+    schema = {"type": "object"}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+    def sampled(**extra: Any) -> Prompt:
+        sampling = Sampling(max_tokens=8, extra=extra)
+        return Prompt(index=0, text="parameters", api="completions", sampling=sampling)
+
+    bad = {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}
+    async with started(python, tmp_path) as backend:
+        [tuned] = await backend.complete([sampled(top_k=40, presence_penalty=1.5)])
+        [formed] = await backend.complete([sampled(response_format=form)])
+        [free] = await backend.complete([sampled(response_format={"type": "json_object"})])
+        [unknown] = await backend.complete([sampled(top_kk=40)])
+        [refused] = await backend.complete([sampled(response_format=bad)])
+        [shapeless] = await backend.complete([sampled(response_format="json")])
+    assert "top_k=40, presence_penalty=1.5" in text_of(tuned)
+    assert "StructuredOutputsParams(json={'type': 'object'}" in text_of(formed)
+    assert "json_object=True" in text_of(free)
+    for failed, words in [
+        (unknown, "it has no 'top_kk'; did you mean top_k?"),
+        (refused, "no grammar for that"),
+        (shapeless, "response_format"),
+    ]:
+        assert verdict(failed).kind == "settings"
+        assert words in str(verdict(failed).error)
+    assert backend.witness.constrains is False
+
+
+async def test_a_chat_goes_on_where_its_last_turn_ends(python: Path, tmp_path: Path) -> None:
+    turns = (Message(role="user", content="q"), Message(role="assistant", content="a"))
+    sampling = Sampling(max_tokens=8)
+    begun = Prompt(index=0, messages=turns, api="chat", sampling=sampling)
+    whole = Prompt(index=0, messages=turns[:1], api="chat", sampling=sampling)
+    async with started(python, tmp_path) as backend:
+        answers = await backend.complete([begun, whole])
+    assert [text_of(answer) for answer in answers] == ["<Q|A", "<Q>"]
 
 
 async def test_answers_come_back_to_their_prompts(python: Path, tmp_path: Path) -> None:

@@ -24,3 +24,6 @@ class SamplingParams:
     stop: list[str]
     seed: int | None
     ignore_eos: bool
+    top_k: int = 0
+    presence_penalty: float = 0.0
+    structured_outputs: Any = None

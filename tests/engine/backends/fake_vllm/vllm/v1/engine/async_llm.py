@@ -26,8 +26,11 @@ class Tokenizer:
         )
         return SimpleNamespace(input_ids=ids)
 
-    def apply_chat_template(self, turns: Any, **_: Any) -> str:
-        return f"<{turns[0]['content']}>"
+    def apply_chat_template(
+        self, turns: Any, *, continue_final_message: bool = False, **_: Any
+    ) -> str:
+        text = f"<{'|'.join(turn['content'] for turn in turns)}>"
+        return text.removesuffix(">") if continue_final_message else text
 
 
 class AsyncLLM:
@@ -73,8 +76,8 @@ class AsyncLLM:
             _die_once(Path(text.removeprefix("die once in ")))
         elif text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        answer = repr(params) if text == "parameters" else text.upper()
         reason = "abort" if text == "abort" else "stop"
-        answer = text.upper()
         if text.rstrip().endswith("Instruction:"):
             await asyncio.sleep(0.2)
             answer = alpaca_text(text, seed=params.seed)

@@ -1,0 +1,335 @@
+"""Stages: runs that go on together, each over the accepted rows of the one before it.
+
+    stage 0 ──accepted rows──▶ stage 1 ──accepted rows──▶ stage 2 ▶ the dataset
+            ◀──rows wanted────         ◀──rows wanted────         ◀ the target
+
+Every stage is a whole run, with a store, a plan and decisions of its own in a folder of its own:
+the last one's is the run's folder, the others' are below its ``stages``. So each can be viewed,
+exported, verified and decided again like any run, and each goes on after a crash like any run.
+
+A row goes on as soon as its acceptance is committed; no stage waits for another to end. Which rows
+there are, and in which order, follows from the answers alone: the input of a stage is the accepted
+rows of the one before it in that one's plan order. Rows that nobody needed when the target was
+reached serve a higher target later.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, overload
+
+import anyio
+import orjson
+
+from engine.decide.decider import uses_semantic
+from engine.decide.process import Deciding
+from engine.errors import ConfigError
+from engine.limits import Pool
+from engine.prompts.fit import Prompts
+from engine.records import Record
+from engine.run.deliver import RetryPolicy
+from engine.run.inputs import InputRows
+from engine.run.pipeline import Pipeline
+from engine.run.progress import Display, Owner, Pace, Stop
+from engine.run.settle import Settled
+from engine.store import RunReader, RunStore
+from engine.store.reader import Resume
+
+__all__ = ["Following", "Stage", "link", "run_chain"]
+
+
+class Following:
+    """The accepted rows of a stage's store by rank, as they are committed.
+
+    Args:
+        store: of the stage that gives them.
+        first: rows below this rank are not needed, but for a look back.
+    """
+
+    def __init__(self, store: RunReader, first: int) -> None:
+        self._store = store
+        self._first = first
+        self._after = (-1, -1)
+        self._rows: dict[int, Record] = {}
+        self.count = 0
+        self.take_in()
+
+    def take_in(self) -> None:
+        """Take in what was committed since the last time."""
+        for decision in self._store.decisions(accepted=True, after=self._after):
+            if self.count >= self._first and decision.record is not None:
+                self._rows[self.count] = decision.record
+            self.count += 1
+            self._after = (decision.index, decision.position)
+
+    def forget_below(self, rank: int) -> None:
+        """Rows below ``rank`` are answered."""
+        while self._first < rank:
+            self._rows.pop(self._first, None)
+            self._first += 1
+
+    def row(self, number: int) -> Record | None:
+        """The row of this rank; None: there are not so many yet."""
+        if number >= self.count:
+            return None
+        if number not in self._rows:
+            for rank, decision in enumerate(self._store.decisions(accepted=True)):
+                if rank == number:
+                    return decision.record
+        return self._rows[number]
+
+    def check(self, store: RunReader, samples: int) -> None:
+        """Compare with what the stage behind asked about earlier. Raises ConfigError with how many
+        of its answers belong to rows that are others now.
+        """
+        rows = iter(self._store.decisions(accepted=True))
+        stale, number, record = 0, -1, None
+        for answer, _ in store.all_answers():
+            while number < answer.index // samples:
+                decision = next(rows, None)
+                number, record = number + 1, None if decision is None else decision.record
+            stale += answer.row != record
+        if stale:
+            raise ConfigError(
+                f"{store.folder}: {stale:,} of its answers are about rows that {self._store.folder}"
+                " no longer gives, as after deciding again with other settings; they would have to"
+                " be asked anew: decide again as before, or start a new run"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stage:
+    """One stage, opened."""
+
+    settled: Settled
+    store: RunStore
+    resume: Resume
+    pool: Pool
+    prompts: Prompts
+    deciding: Deciding
+    rows: InputRows | Following | None
+    before: Stage | None
+    pooled: Pooled | None = None
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells that its rows are as they were: which run they are of, and decided how."""
+        settings = orjson.dumps(dict(self.store.manifest.decision), option=orjson.OPT_SORT_KEYS)
+        return [self.store.run_id, sha256(settings).hexdigest()]
+
+
+FIRST_EPOCH = 64
+LARGEST_EPOCH = 4096
+"""Requests. Epochs grow from few, so that the first rows are shown soon, to so many that the two by
+which a pool lags are waited for by nobody while fewer than a tenth of one are in flight.
+"""
+
+
+def epoch_starts(beyond: int) -> list[int]:
+    """The first request of each epoch, up to the first start beyond a number: 0, 64, 128, 256, …"""
+    starts, size = [0, FIRST_EPOCH], FIRST_EPOCH
+    while starts[-1] <= beyond:
+        starts.append(starts[-1] + size)
+        size = min(LARGEST_EPOCH, 2 * size)
+    return starts
+
+
+class Visible(Sequence[Record]):
+    """The first rows of a growing list."""
+
+    def __init__(self, rows: list[Record], count: int) -> None:
+        self._rows = rows
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Record]: ...
+    def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
+        if isinstance(place, slice):
+            return self._rows[: self._count][place]
+        return self._rows[range(self._count)[place]]
+
+
+class Pooled:
+    """What a recipe that shows accepted rows may see of them: those of all epochs but the two last.
+
+    So what a request shows depends on its number and the answers alone, and hardly ever on whether
+    one slow answer has arrived: a request of epoch e sees rows from requests of epochs up to e - 2,
+    and may be sent when these are decided.
+    """
+
+    def __init__(self, store: RunReader) -> None:
+        self._store = store
+        self._after = (-1, -1)
+        self._rows: list[Record] = []
+        self._requests: list[int] = []
+
+    def take_in(self) -> None:
+        """Take in what was committed since the last time."""
+        for decision in self._store.decisions(accepted=True, after=self._after):
+            if decision.record is not None:
+                self._rows.append(decision.record)
+                self._requests.append(decision.index)
+            self._after = (decision.index, decision.position)
+
+    def seen_by(self, request: int) -> Sequence[Record]:
+        """The rows that a request may show."""
+        starts = epoch_starts(request)
+        epoch = bisect_right(starts, request) - 1
+        visible = starts[epoch - 1] if epoch else 0
+        return Visible(self._rows, bisect_left(self._requests, visible))
+
+    def possible(self, undecided: int) -> int:
+        """How many requests may be sent where all below ``undecided`` are decided."""
+        starts = epoch_starts(undecided + 2 * LARGEST_EPOCH)
+        decided = bisect_right(starts, undecided) - 1  # epochs that are, as a whole
+        return starts[decided + 2]
+
+
+class _Link(Owner):
+    """Between a stage and its neighbours; whoever owns the run hears of the last stage."""
+
+    def __init__(self, owner: Owner | None, stage: Stage) -> None:
+        self._owner = owner or Owner()
+        self._samples = stage.settled.config.samples or 1
+        self._input = stage.rows if isinstance(stage.rows, Following) else None
+        self._pooled = stage.pooled
+        self.pipeline: Pipeline | None = None
+        """The stage itself."""
+        self.feeding: Pipeline | None = None
+        """The stage that gives the input."""
+        self.fed: Pipeline | None = None
+        self.output: Following | None = None
+        self.fed_samples = 1
+
+    def committed(self, below: int) -> None:
+        self._owner.committed(below)
+        if self._input is not None:
+            self._input.forget_below(below // self._samples)
+        self.show_pool(below)
+        self.pass_on(grows=True)
+
+    def show_pool(self, undecided: int) -> None:
+        """Let the requests go that may see what is decided now."""
+        if self._pooled is not None and self.pipeline is not None:
+            self._pooled.take_in()
+            self.pipeline.there_are(self._pooled.possible(undecided), grows=True)
+
+    def pass_on(self, *, grows: bool) -> None:
+        """Tell the next stage what it may ask about."""
+        if self.fed is not None and self.output is not None:
+            self.output.take_in()
+            self.fed.there_are(self.output.count * self.fed_samples, grows=grows)
+
+    def wants(self, requests: int) -> None:
+        if self.feeding is not None:
+            self.feeding.demand(math.ceil(requests / self._samples))
+
+
+def link(stages: Sequence[Stage], display: Display, owner: Owner) -> list[Pipeline]:
+    """The pipelines of the stages, each knowing its neighbours."""
+    links = [_Link(owner if stage is stages[-1] else None, stage) for stage in stages]
+    pipelines = [
+        _pipeline(stage, display, own, is_last=stage is stages[-1], watches=watches)
+        for stage, own, watches in zip(stages, links, _watching(stages), strict=True)
+    ]
+    for stage, own, pipeline in zip(stages, links, pipelines, strict=True):
+        own.pipeline = pipeline
+        decided = stage.resume.last_decided
+        own.show_pool(decided[0] if decided else 0)
+    for place in range(1, len(stages)):
+        rows = stages[place].rows
+        assert isinstance(rows, Following)
+        links[place].feeding = pipelines[place - 1]
+        links[place - 1].fed, links[place - 1].output = pipelines[place], rows
+        links[place - 1].fed_samples = stages[place].settled.config.samples or 1
+        links[place - 1].pass_on(grows=True)
+    for stage, pipeline in zip(stages[:-1], pipelines, strict=False):
+        name = stage.settled.recipe.name.rpartition("/")[2]
+        pipelines[-1].progress.before[name] = pipeline.progress
+    return pipelines
+
+
+def _watching(stages: Sequence[Stage]) -> list[bool]:
+    """Whether a stage watches its pool: one does for all that share it."""
+    pools = [stage.pool for stage in stages]
+    return [pool not in pools[place + 1 :] for place, pool in enumerate(pools)]
+
+
+def _pipeline(
+    stage: Stage, display: Display, owner: Owner, *, is_last: bool, watches: bool
+) -> Pipeline:
+    config, recipe = stage.settled.config, stage.settled.recipe
+    paid = config.chosen_backend not in ("transformers", "vllm")
+    return Pipeline(
+        store=stage.store,
+        pool=stage.pool,
+        prompts=stage.prompts,
+        deciding=stage.deciding,
+        policy=RetryPolicy(max_attempts=config.max_attempts),
+        pace=Pace(
+            target=config.target if is_last else 0,
+            max_requests=config.max_requests,
+            request_batch_size=config.request_batch_size,
+            max_barren_requests=config.max_barren_requests,
+            max_refusals_in_a_row=config.max_refusals_in_a_row,
+            drain_timeout_s=config.drain_timeout_s,
+            at_least=8 if paid else 16,
+            by_meaning=uses_semantic(config),
+            most_records=recipe.most,
+            paid=paid,
+            feeds=not is_last,
+        ),
+        display=display,
+        owner=owner,
+        leads=is_last,
+        watches=watches,
+    )
+
+
+async def run_chain(pipelines: Sequence[Pipeline]) -> Stop:
+    """Run all stages; what stops the last one stops the run, and so does a fault of any."""
+    last = pipelines[-1]
+    if len(pipelines) == 1:
+        return await last.run()
+
+    async def feed(place: int) -> None:
+        stop = await pipelines[place].run()
+        if stop.reached and place + 1 < len(pipelines):
+            pipelines[place].owner.pass_on(grows=False)  # type: ignore[attr-defined]
+
+    stopped: list[Stop] = []
+    for pipeline in pipelines:
+        pipeline.on_halt = _halts(pipeline, pipelines)
+
+    def leave() -> None:
+        for pipeline in pipelines[:-1]:
+            pipeline.leave()
+
+    last.on_leave = leave
+    async with anyio.create_task_group() as feeding:
+        for place in range(len(pipelines) - 1):
+            feeding.start_soon(feed, place)
+        stopped.append(await last.run())
+    return stopped[0]
+
+
+def _halts(one: Pipeline, pipelines: Sequence[Pipeline]) -> Any:
+    """What happens when one stage sends nothing more."""
+
+    def halt(stop: Stop) -> None:
+        if stop.reached and one is not pipelines[-1]:
+            return  # its input is at its end; the stages behind it go on
+        for other in pipelines:
+            if other is not one:
+                other.halt(stop)
+
+    return halt

@@ -1,0 +1,111 @@
+"""Which request of a plan is next, and how many may be under way: arithmetic, without any waiting.
+
+0 … undecided … answered_below … next_number … end
+decided ▲   to be decided ▲    sent ▲      never sent
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+__all__ = ["Plan"]
+
+WINDOW = 100_000
+"""Requests that may be sent beyond the first undecided one; an index costs some hundred bytes."""
+
+
+class Plan:
+    """The cursor of one plan, from where earlier sessions left it.
+
+    Args:
+        answered_below: every request below this number has its answer.
+        answered_beyond: those above it that have one too.
+        in_flight: sent earlier, and not answered.
+        undecided: the first request that may not be decided in full.
+    """
+
+    def __init__(
+        self,
+        *,
+        answered_below: int = 0,
+        answered_beyond: Iterable[int] = (),
+        in_flight: Iterable[int] = (),
+        undecided: int = 0,
+    ) -> None:
+        self.answered_below = answered_below
+        self.undecided = undecided
+        self.end: int | None = None
+        """How many requests there are at all; None: not known, or without end."""
+        self.grows = False
+        """The end is only that of now: more requests come to be possible."""
+        self._answered = set(answered_beyond)
+        self.next_number = 1 + max(answered_below - 1, *self._answered, *in_flight, -1)
+        # First in line: what was in flight, and what was never sent though later requests were.
+        self._again = deque(
+            number
+            for number in range(answered_below, self.next_number)
+            if number not in self._answered
+        )
+
+    @property
+    def sent(self) -> int:
+        """Requests that were taken and not put back."""
+        return self.next_number - len(self._again)
+
+    @property
+    def to_decide(self) -> int:
+        """Answers that could be decided now."""
+        return max(0, self.answered_below - self.undecided)
+
+    def wanted(self, needed: int, most: int | None = None) -> int:
+        """How many requests more, where ``needed`` are to be undecided at a time; below 0: so many
+        too many are under way. ``most`` bounds the plan besides its end.
+        """
+        wanted = min(needed, WINDOW) - (self.sent - self.undecided)
+        ends = [end for end in (most, self.end) if end is not None]
+        if ends:
+            wanted = min(wanted, max(0, min(ends) - self.next_number) + len(self._again))
+        return wanted
+
+    def take(self, count: int) -> list[int]:
+        """The next ``count`` requests; those sent before a restart come first."""
+        numbers = []
+        for _ in range(count):
+            if self._again:
+                numbers.append(self._again.popleft())
+            else:
+                numbers.append(self.next_number)
+                self.next_number += 1
+        return numbers
+
+    def put_back(self, numbers: Iterable[int]) -> None:
+        """These were taken and not sent; they come first again."""
+        self._again.extendleft(reversed(list(numbers)))
+
+    def ends_before(self, number: int) -> None:
+        """There is no request ``number``, nor one behind it."""
+        if self.end is None or number < self.end:
+            self.end = number
+            self.next_number = min(self.next_number, number)
+
+    def answered(self, number: int) -> bool:
+        """The answer to a request is committed. True where answers are complete further than
+        before.
+        """
+        self._answered.add(number)
+        before = self.answered_below
+        while self.answered_below in self._answered:
+            self._answered.remove(self.answered_below)
+            self.answered_below += 1
+        return self.answered_below > before
+
+    @property
+    def is_decided(self) -> bool:
+        """All that was sent is answered and decided."""
+        return self.undecided >= self.next_number
+
+    @property
+    def is_complete(self) -> bool:
+        """The plan has an end that stands, and all before it is decided."""
+        return self.end is not None and not self.grows and self.undecided >= self.end

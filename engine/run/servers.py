@@ -1,0 +1,115 @@
+"""The backends that a run's settings name, and the pool that stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine import models
+from engine.backends.base import Backend
+from engine.backends.openai.address import read_address, read_headers
+from engine.backends.openai.backend import HttpBackend, Timeouts
+from engine.backends.openai.dialect import Dialect
+from engine.backends.openai.wire import make_transport
+from engine.backends.scripted import ScriptedBackend
+from engine.errors import ConfigError
+from engine.limits import EndpointLimits, LimitSettings, Pool
+from engine.money import Prices
+from engine.secrets import keep_from_children, read_key
+from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
+
+__all__ = ["LOCAL_IS_MISSING", "make_backends", "make_pool"]
+
+LOCAL_IS_MISSING = (
+    "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
+    "server with --base-url"
+)
+
+
+def make_backends(config: RunConfig) -> Sequence[Backend]:
+    """One backend for each place that answers; none is started yet."""
+    keep_from_children(config.key_env)
+    kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
+    rows = None if config.max_in_flight == "auto" else config.max_in_flight
+    if kind == "http":
+        return [_http(config, endpoint) for endpoint in config.endpoints()]
+    if kind == "scripted":
+        return [ScriptedBackend(model=config.model or "scripted")]
+    if config.model is None:
+        models.fetch(EMBEDDED_MODEL)
+    if config.serve:
+        from engine.backends.vllm.servers import ServedBackend, plan
+
+        servers = plan(
+            model,
+            python=config.vllm_python,
+            replicas=config.replicas,
+            args=config.vllm_arg,
+            log_dir=config.out,
+        )
+        return [ServedBackend(server, servers, model) for server in servers]
+    if kind == "vllm":
+        from engine.backends.vllm.backend import VllmBackend
+
+        return [
+            VllmBackend(
+                model,
+                python=config.vllm_python,
+                max_in_flight=rows,
+                args=config.vllm_arg,
+                log_file=config.out / "vllm.log",
+            )
+        ]
+    try:
+        from engine.backends.local.backend import TransformersBackend
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: {LOCAL_IS_MISSING}") from error
+    return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
+
+
+def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
+    address = read_address(endpoint.url, endpoint.query or config.query)
+    ca_file = str(config.ca_file) if config.ca_file else None
+    asked = {name for name in ("temperature", "top_p") if getattr(config, name) is not None}
+    return HttpBackend(
+        address,
+        config.model,
+        key=read_key(env=endpoint.key_env, file=endpoint.key_file),
+        headers=read_headers(endpoint.header or config.header),
+        dialect=Dialect(without=config.without, asked=asked | config.extra_body.keys()),
+        transport=make_transport(
+            address.url, ca_file=ca_file, proxy=config.proxy, kind=config.transport
+        ),
+        timeouts=Timeouts(
+            first_token_s=config.first_token_s,
+            idle_s=config.idle_s,
+            total_s=config.attempt_s,
+        ),
+        insecure_http=config.insecure_http,
+    )
+
+
+def make_pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
+    settings = LimitSettings(
+        max_in_flight=config.max_in_flight,
+        requests_per_min=config.requests_per_min,
+        tokens_per_min=config.tokens_per_min,
+        max_tokens_total=config.max_tokens_total,
+        max_cost=config.max_cost,
+        prices=Prices(
+            prompt=config.price_prompt,
+            completion=config.price_completion,
+            cached=config.price_cached,
+        ),
+        max_outage_s=config.max_outage_s,
+        max_refusals_in_a_row=config.max_refusals_in_a_row,
+    )
+    own = [
+        EndpointLimits(
+            weight=endpoint.weight,
+            max_in_flight=endpoint.max_in_flight,
+            requests_per_min=endpoint.requests_per_min,
+            tokens_per_min=endpoint.tokens_per_min,
+        )
+        for endpoint in config.endpoints()
+    ]
+    return Pool(backends, settings, own)

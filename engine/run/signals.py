@@ -1,0 +1,53 @@
+"""What signals do to a run: drain, leave, or bring a line."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Protocol
+
+import anyio
+
+from engine.run.progress import Stop
+
+__all__ = ["Stoppable", "listen"]
+
+
+class Stoppable(Protocol):
+    """A run, as signals see it."""
+
+    @property
+    def stopped(self) -> Stop | None: ...
+    def halt_by_signal(self, signum: signal.Signals) -> None: ...
+    def leave(self) -> None: ...
+    def say_state(self, cause: str) -> None: ...
+
+
+async def listen(run: Stoppable) -> None:
+    """Drain at a signal that ends; a second one of a person leaves at once.
+
+    A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so only
+    SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and stays
+    so. SIGUSR1 and SIGUSR2 would end the process unasked: they only bring a line. Signals are for a
+    process's main thread; a run in another is stopped by its owner.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        stopping.remove(signal.SIGHUP)
+    asked = 0
+    try:
+        with anyio.open_signal_receiver(*stopping, signal.SIGUSR1, signal.SIGUSR2) as signals:
+            async for signum in signals:
+                if signum not in stopping:
+                    run.say_state(signum.name)
+                    continue
+                asked += signum in (signal.SIGINT, signal.SIGTERM)
+                if asked > 1:
+                    run.leave()
+                elif asked or run.stopped is None:
+                    run.halt_by_signal(signum)
+    finally:
+        if run.stopped is not None and run.stopped.signum == signal.SIGHUP:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the next must not cut the end short
