@@ -131,10 +131,7 @@ class Peer(asyncio.Protocol):
         if fault in (*EARLY_FAULTS, *ODD_FAULTS) and fault != "hang":
             self._fail_early(fault)
             return
-        texts = [
-            self._text(prompt, key, asked)
-            for prompt, key in zip(prompts, keys, strict=True)
-        ]
+        texts = [self._text(prompt, key, asked) for prompt, key in zip(prompts, keys, strict=True)]
         generation = Generation(self, server, asked, chat, keys, texts, prompt_tokens, fault)
         self._generation = generation
         generation.start()
