@@ -102,7 +102,7 @@ class Peer(asyncio.Protocol):
             self.error(400, "messages: must not be empty", type_="BadRequestError")
             return
         if chat:
-            prompts = ["\n".join(turn["content"] for turn in asked["messages"])]
+            prompts = ["\n".join(_words(turn["content"]) for turn in asked["messages"])]
         else:
             prompts = [asked["prompt"]] if isinstance(asked["prompt"], str) else asked["prompt"]
         keys = [_key(prompt, asked.get("seed")) for prompt in prompts]
@@ -258,6 +258,13 @@ class Peer(asyncio.Protocol):
             sock: socket.socket = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
+
+
+def _words(content: str | list[dict[str, Any]]) -> str:
+    """The text of a turn, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.get("text", "") for part in content)
 
 
 def _key(prompt: str, seed: int | None) -> str:
