@@ -195,8 +195,9 @@ class Decider:
         """At least one for every answer: that it failed, or holds no record, is a decision too."""
         index = answer.index
         if answer.completion is None:
-            own = answer.failure in (NOT_ASKED, RECIPE_ERROR)
-            reason = answer.failure if own else f"failed:{answer.failure}"
+            reason = answer.failure or ""
+            if reason not in (NOT_ASKED, RECIPE_ERROR):
+                reason = f"failed:{reason}"
             return [_Piece(index, 0, None, (reason, answer.message))]
         completion = thoughts_apart(answer.completion)
         if completion.finish_reason not in ("stop", *CUT):
