@@ -280,7 +280,8 @@ CLIENTS: dict[str, Callable[[int, int, int], Awaitable[int | None]]] = {
 def usages(client: str) -> list[resource.struct_rusage]:
     """Of this process; of the engine's, also of the one that it decides in, which has ended."""
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return [resource.getrusage(who) for who in whose[: 2 if "engine" in client or "recipe" in client else 1]]
+    with_children = "engine" in client or "recipe" in client
+    return [resource.getrusage(who) for who in whose[: 2 if with_children else 1]]
 
 
 def cpu_s(client: str) -> float:
