@@ -25,6 +25,7 @@ from engine.records import Completion, Record
 __all__ = [
     "CUT",
     "MOST_PIECES",
+    "NOT_ASKED",
     "RECIPE_ERROR",
     "Ask",
     "Part",
@@ -52,6 +53,8 @@ and paid.
 """
 RECIPE_ERROR = "recipe_error"
 """The reason of what a recipe's own code failed at."""
+NOT_ASKED = "not_asked"
+"""The reason of a row about which there is nothing to ask."""
 MOST_PIECES = 1_000_000
 """Pieces that are taken of one answer: a bound for parsers that never end."""
 
@@ -146,6 +149,9 @@ class Recipe:
             ``fields``.
         reduces: the samples of an input row become one row, by ``reduce``.
         pooled: prompts show rows that were accepted earlier; see ``Ask.pool``.
+        takes_seeds: it, or one of its stages, is made with seed tasks: its constructor takes a
+            ``Seeded``, and ``--seeds`` names them.
+        OPTIONS: what ``--set`` can replace, by name; a value, or an ``Option`` with its choices.
         language: ISO 639 code of its rows, where it says; empty: several.
         builtin: its code is this package's, which needs no time limit and no checks.
         source_sha256: of the file that it was loaded from; decisions follow from it.
@@ -166,6 +172,8 @@ class Recipe:
     keeps_parent: bool = False
     reduces: bool = False
     pooled: bool = False
+    takes_seeds: ClassVar[bool] = False
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}
     language: str = ""
     builtin: ClassVar[bool] = False
     source_sha256: str = ""
