@@ -473,6 +473,9 @@ def test_a_wrong_setting_is_told_at_the_call(tmp_path: Path) -> None:
     """By its name as it was given, before anything is started."""
     with pytest.raises(ConfigError, match=r"unknown setting 'taget'; did you mean 'target'\?"):
         engine.generate("alpaca", out=tmp_path, taget=3)
+    with pytest.raises(ConfigError, match="key_env or the file key_file") as caught:
+        engine.generate("alpaca", out=tmp_path, api_key="sk-never-said-back")
+    assert "never-said-back" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"^temperature: "):
         engine.generate("alpaca", out=tmp_path, temperature=7)
     with pytest.raises(ConfigError, match="base_url"):
