@@ -9,7 +9,8 @@ large as the number in flight, the SDK with such a pool and as it comes (which n
 own, all threads and processes, user and system. The engine does everything that a run does
 (sampling, prompts, HTTP, parsing, filters, ROUGE-L against all before, the store with its syncs),
 its start of about a second included; only near-duplicates by meaning are off. "wire" is the
-engine's HTTP backend with limits and retries alone.
+engine's HTTP backend with limits and retries alone. The recipes are TOML files over input rows
+with prompts of the same length by chat; JSON answers are validated by a schema.
 """
 
 from __future__ import annotations
@@ -193,10 +194,83 @@ async def whole_engine(port: int, requests: int, in_flight: int) -> int:
     return result.progress.answered
 
 
+TEXT_RECIPE = """
+[recipe]
+name = "answers"
+version = "1"
+compare = "{{ question }}"
+[stage]
+system = "You answer briefly."
+user = "{{ question }} {{ material }}"
+answer = { format = "text" }
+give = { question = "{{ question }}", answer = "{{ text }}" }
+"""
+JSON_RECIPE = """
+[recipe]
+name = "scores"
+version = "1"
+compare = "{{ question }}"
+[stage]
+system = "You answer in JSON."
+user = "{{ question }} {{ material }}"
+give = { question = "{{ question }}", answer = "{{ answer }}", score = "{{ score }}" }
+keep = "score >= 1"
+[stage.answer]
+format = "json"
+[stage.answer.schema]
+type = "object"
+required = ["answer", "score"]
+[stage.answer.schema.properties]
+answer = { type = "string" }
+score = { type = "integer", minimum = 0, maximum = 9 }
+"""
+
+
+async def text_recipe(port: int, requests: int, in_flight: int) -> int:
+    return await _recipe(TEXT_RECIPE, port, requests, in_flight)
+
+
+async def json_recipe(port: int, requests: int, in_flight: int) -> int:
+    return await _recipe(JSON_RECIPE, port, requests, in_flight)
+
+
+async def _recipe(recipe: str, port: int, requests: int, in_flight: int) -> int:
+    """A run of a recipe over ``requests`` input rows, with prompts as long as Alpaca's; how many
+    answers it got.
+    """
+    from engine.run.display import SilentDisplay
+    from engine.run.generate import generate
+    from engine.settings import RunConfig
+
+    material = PROMPT[:2900]
+    with tempfile.TemporaryDirectory(prefix="woolmill-bench-") as folder:
+        place = Path(folder)
+        (place / "recipe.toml").write_text(recipe)
+        with (place / "rows.jsonl").open("w") as rows:
+            for number in range(requests):
+                words = " ".join(f"w{number * 7919 % 10007 + place}" for place in range(12))
+                row = {"question": f"{number} {words}?", "material": material}
+                rows.write(json.dumps(row) + "\n")
+        config = RunConfig(
+            base_url=(f"http://127.0.0.1:{port}",),
+            recipe=str(place / "recipe.toml"),
+            rows=place / "rows.jsonl",
+            out=place / "run",
+            max_in_flight=in_flight,
+            max_barren_requests=requests,
+            max_tokens=512,
+            semantic=False,
+        )
+        result = await generate(config, SilentDisplay())
+    return result.progress.answered
+
+
 CLIENTS: dict[str, Callable[[int, int, int], Awaitable[int | None]]] = {
     "bare sockets": bare_sockets,
     "woolmill wire": wire,
     "woolmill whole engine": whole_engine,
+    "woolmill TOML recipe": text_recipe,
+    "woolmill JSON recipe": json_recipe,
     "httpx": httpx_default,
     "openai SDK": openai_sdk,
     "openai SDK with a large pool": openai_sdk_large_pool,
@@ -206,7 +280,8 @@ CLIENTS: dict[str, Callable[[int, int, int], Awaitable[int | None]]] = {
 def usages(client: str) -> list[resource.struct_rusage]:
     """Of this process; of the engine's, also of the one that it decides in, which has ended."""
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return [resource.getrusage(who) for who in whose[: 2 if "engine" in client else 1]]
+    with_children = "engine" in client or "recipe" in client
+    return [resource.getrusage(who) for who in whose[: 2 if with_children else 1]]
 
 
 def cpu_s(client: str) -> float:

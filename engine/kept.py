@@ -51,7 +51,7 @@ def settings_of(
     folder keeps are its seed tasks.
     """
     tasks = []
-    if stored.fixed.get("recipe") == ALPACA:
+    if stored.fixed.get("seeds") is not None:
         tasks = kept_seeds(folder, stored.fixed.get("seeds"), seeds)
         if not tasks:
             raise ConfigError(

@@ -282,7 +282,9 @@ class RunConfig(_Strict):
         return Filters(self.spoken, FilterSettings(**self.filters.model_dump()))
 
     def make_recipe(self, tasks: Sequence[SeedTask]) -> Recipe:
-        """The recipe, with Alpaca's seed tasks. Settled settings only. Raises ConfigError."""
+        """The recipe, with its seed tasks if it takes some. Settled settings only. Raises
+        ConfigError.
+        """
         seeded = Seeded(
             tasks=tasks,
             demonstrations=self.num_demonstrations,

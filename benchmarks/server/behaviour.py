@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,8 +50,12 @@ class Behaviour:
     """Records in an answer."""
     text: str | None = None
     """One answer to everything, instead of records."""
+    answer: Callable[[str, int], str] | None = None
+    """Makes the answer to a prompt that is asked for the nth time, from 1."""
     latency_s: float = 0.0
     """From question to answer, where ``batching`` does not decide it."""
+    latency_spread: float = 0.0
+    """Share by which it differs, either way: answers come one by one and not in waves."""
     batching: Batching | None = None
     slots: int | None = None
     """429 beyond this many in flight."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -56,7 +57,9 @@ class Generation:
             )
         elif behaviour.latency_s:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(behaviour.latency_s, self._finish)
+            spread = behaviour.latency_spread
+            latency_s = behaviour.latency_s * random.uniform(1 - spread, 1 + spread)
+            self._timer = loop.call_later(latency_s, self._finish)
         else:
             self._finish()
 
@@ -168,7 +171,7 @@ class Generation:
             f"{head}transfer-encoding: chunked\r\n\r\n".encode()
             + (b"%x\r\n%b\r\n" % (len(body), body))
             + (b"" if cut else b"0\r\n\r\n"),
-            close=cut and fault != "reset_midway",
+            close=peer.last or (cut and fault != "reset_midway"),
         )
         if fault == "reset_midway":
             peer.reset()

@@ -32,6 +32,8 @@ class Peer(asyncio.Protocol):
         self._path = b""
         self._key = ""
         self._body: list[bytes] = []
+        self.last = False
+        """The client wants the connection closed behind the answer."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
@@ -59,6 +61,7 @@ class Peer(asyncio.Protocol):
         self._body.append(data)
 
     def on_message_complete(self) -> None:
+        self.last = not self._parser.should_keep_alive()
         self._route(self._path.decode("ascii"), b"".join(self._body))
 
     # Routes
@@ -95,8 +98,11 @@ class Peer(asyncio.Protocol):
     def _generate(self, asked: dict[str, Any], *, chat: bool) -> None:
         server, behaviour = self._server, self._server.behaviour
         ledger = server.ledger
+        if chat and not asked["messages"]:
+            self.error(400, "messages: must not be empty", type_="BadRequestError")
+            return
         if chat:
-            prompts = ["\n".join(turn["content"] for turn in asked["messages"])]
+            prompts = ["\n".join(_words(turn["content"]) for turn in asked["messages"])]
         else:
             prompts = [asked["prompt"]] if isinstance(asked["prompt"], str) else asked["prompt"]
         keys = [_key(prompt, asked.get("seed")) for prompt in prompts]
@@ -125,20 +131,23 @@ class Peer(asyncio.Protocol):
         if fault in (*EARLY_FAULTS, *ODD_FAULTS) and fault != "hang":
             self._fail_early(fault)
             return
-        texts = [
-            behaviour.text
-            if behaviour.text is not None
-            else fitting_text(
-                prompt,
-                seed=asked.get("seed"),
-                form=asked.get("response_format"),
-                records=behaviour.records,
-            )
-            for prompt in prompts
-        ]
+        texts = [self._text(prompt, key, asked) for prompt, key in zip(prompts, keys, strict=True)]
         generation = Generation(self, server, asked, chat, keys, texts, prompt_tokens, fault)
         self._generation = generation
         generation.start()
+
+    def _text(self, prompt: str, key: str, asked: dict[str, Any]) -> str:
+        behaviour = self._server.behaviour
+        if behaviour.answer is not None:
+            return behaviour.answer(prompt, self._server.ledger.asked[key])
+        if behaviour.text is not None:
+            return behaviour.text
+        return fitting_text(
+            prompt,
+            seed=asked.get("seed"),
+            form=asked.get("response_format"),
+            records=behaviour.records,
+        )
 
     def _admitted(self, tokens: int) -> bool:
         server, behaviour = self._server, self._server.behaviour
@@ -233,7 +242,8 @@ class Peer(asyncio.Protocol):
         self.raw(
             f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\n{more}"
             f"content-length: {size}\r\n\r\n".encode()
-            + body
+            + body,
+            close=self.last,
         )
 
     def raw(self, data: bytes, *, close: bool = False) -> None:
@@ -248,6 +258,13 @@ class Peer(asyncio.Protocol):
             sock: socket.socket = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
+
+
+def _words(content: str | list[dict[str, Any]]) -> str:
+    """The text of a turn, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.get("text", "") for part in content)
 
 
 def _key(prompt: str, seed: int | None) -> str:

@@ -36,7 +36,7 @@ def list_recipes() -> None:
     """List the recipes that ship with woolmill."""
     from engine.recipes.template import builtin_templates, load_template
 
-    rows = list(CODED.items())
+    rows = [(name, coded.description) for name, coded in CODED.items()]
     templates = [load_template(name, {}) for name in builtin_templates()]
     rows += [(each.name, each.file.recipe.description) for each in templates]
     width = max(len(name) for name, _ in rows)

@@ -17,7 +17,7 @@ import numpy as np
 from engine.dedup.against import add_references
 from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.errors import ConfigError
-from engine.recipes.base import CUT, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
+from engine.recipes.base import CUT, NOT_ASKED, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
 from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of
 from engine.records import Answer, Api, Decision, Record
 from engine.settings import RunConfig
@@ -195,8 +195,9 @@ class Decider:
         """At least one for every answer: that it failed, or holds no record, is a decision too."""
         index = answer.index
         if answer.completion is None:
-            own = answer.failure == RECIPE_ERROR
-            reason = RECIPE_ERROR if own else f"failed:{answer.failure}"
+            reason = answer.failure or ""
+            if reason not in (NOT_ASKED, RECIPE_ERROR):
+                reason = f"failed:{reason}"
             return [_Piece(index, 0, None, (reason, answer.message))]
         completion = thoughts_apart(answer.completion)
         if completion.finish_reason not in ("stop", *CUT):

@@ -127,6 +127,7 @@ class Alpaca(Recipe):
     asks = "any"
     most = MOST_RECORDS
     builtin = True
+    takes_seeds = True
 
     def __init__(self, seeded: Seeded) -> None:
         self._seeded = seeded

@@ -24,6 +24,7 @@ from engine.records import Completion, Record
 __all__ = [
     "CUT",
     "MOST_PIECES",
+    "NOT_ASKED",
     "RECIPE_ERROR",
     "Ask",
     "Part",
@@ -51,6 +52,8 @@ and paid.
 """
 RECIPE_ERROR = "recipe_error"
 """The reason of what a recipe's own code failed at."""
+NOT_ASKED = "not_asked"
+"""The reason of a row about which there is nothing to ask."""
 MOST_PIECES = 1_000_000
 """Pieces that are taken of one answer: a bound for parsers that never end."""
 
@@ -143,6 +146,9 @@ class Recipe:
         keeps_parent: where none of an answer's rows is accepted, its input row is, unchanged.
         reduces: the samples of an input row become one row, by ``reduce``.
         pooled: prompts show rows that were accepted earlier; see ``Ask.pool``.
+        takes_seeds: it, or one of its stages, is made with seed tasks: its constructor takes a
+            ``Seeded``, and ``--seeds`` names them.
+        OPTIONS: what ``--set`` can replace, by name; a value, or an ``Option`` with its choices.
         language: ISO 639 code of its rows, where it says; empty: several.
         builtin: its code is this package's, which needs no time limit and no checks.
         source_sha256: of the file that it was loaded from; decisions follow from it.
@@ -162,6 +168,8 @@ class Recipe:
     keeps_parent: bool = False
     reduces: bool = False
     pooled: bool = False
+    takes_seeds: ClassVar[bool] = False
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}
     language: str = ""
     builtin: ClassVar[bool] = False
     source_sha256: str = ""

@@ -18,10 +18,27 @@ from typing import Any
 
 import orjson
 
-from engine.recipes.base import MOST_PIECES, RECIPE_ERROR, Ask, Part, Piece, Recipe, Refusal
+from engine.recipes.base import (
+    MOST_PIECES,
+    NOT_ASKED,
+    RECIPE_ERROR,
+    Ask,
+    Part,
+    Piece,
+    Recipe,
+    Refusal,
+)
 from engine.records import Completion, Record
 
-__all__ = ["RecipeFault", "compared_text", "parsed", "parts_of", "reduced_of", "time_limit"]
+__all__ = [
+    "NotAsked",
+    "RecipeFault",
+    "compared_text",
+    "parsed",
+    "parts_of",
+    "reduced_of",
+    "time_limit",
+]
 
 LIMIT_S = 10.0
 """For one prompt or one answer; those of real recipes take microseconds."""
@@ -31,6 +48,16 @@ MOST_WORDS = 500
 
 class RecipeFault(Exception):
     """What a recipe's own code failed at; ``str`` is one line for the person."""
+
+    reason = RECIPE_ERROR
+
+
+class NotAsked(RecipeFault):
+    """Raised by ``prompt`` where there is nothing to ask about a row: nobody is, nothing is paid,
+    and the row goes on where the recipe ``keeps_parent``.
+    """
+
+    reason = NOT_ASKED
 
 
 class _TimeUp(BaseException):

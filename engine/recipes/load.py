@@ -15,16 +15,17 @@ from contextvars import ContextVar
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.errors import ConfigError, WoolmillError
-from engine.recipes.alpaca import Alpaca, Seeded
+from engine.recipes.alpaca import Seeded
 from engine.recipes.base import Recipe
 
 __all__ = [
     "ALPACA",
     "CODED",
     "check",
+    "file_module",
     "is_code",
     "load_recipe",
     "module_folders",
@@ -33,10 +34,35 @@ __all__ = [
 ]
 
 ALPACA = "alpaca"
+
+
+class Coded(NamedTuple):
+    """A built-in recipe that is code."""
+
+    description: str
+    module: str
+    """Below ``engine.recipes``."""
+    kind: str
+    """The class."""
+
+
 CODED = {
-    ALPACA: "seed tasks in, new instruction records out",
-    "magpie": "what users would say, from a chat model's own template",
-    "respond": "answers to instructions, questions and chats",
+    ALPACA: Coded("seed tasks in, new instruction records out", "alpaca", "Alpaca"),
+    "cot-self-instruct": Coded(
+        "new questions with an answer that fresh answers agree with",
+        "cot_self_instruct",
+        "CotSelfInstruct",
+    ),
+    "evol": Coded("instructions made harder or other, round by round", "evol", "Evol"),
+    "magpie": Coded("what users would say, from a chat model's own template", "magpie", "Magpie"),
+    "pairwise": Coded(
+        "which of two answers is better, judged in both orders", "pairwise", "Pairwise"
+    ),
+    "reason": Coded("n traces for each question, their majority, checked", "reason", "Reason"),
+    "respond": Coded("answers to instructions, questions and chats", "respond", "Respond"),
+    "self-instruct": Coded(
+        "instructions from seeds and its own, then their instances", "self_instruct", "SelfInstruct"
+    ),
 }
 """Built-in recipes that are code; the others are files in ``builtin``."""
 AS_PROGRAM = (
@@ -56,34 +82,35 @@ def load_recipe(
     ``FILE.py:CLASS`` or ``package.module:CLASS``.
 
     Args:
-        seeded: what Alpaca's is made with; the others do not need it.
+        seeded: what recipes that take seeds are made with.
         options: values for the options that the recipe declares.
         model: what is asked, as the run names it.
 
     Raises ConfigError with the remedy where there is no such recipe or it cannot be loaded.
     """
-    if spec == ALPACA:
-        return Alpaca(seeded)
     if spec in CODED:
-        return _coded(spec, options or {}, model)
+        return _coded(spec, seeded, options or {}, model)
     where, name = _code_of(spec)
     if where:
         if options:
             raise ConfigError(f"--set goes with a recipe of a TOML file, not with {spec}")
-        return _of_class(where, name, spec)
+        return _of_class(where, name, spec, seeded)
     from engine.recipes.template import load_template
 
     return load_template(spec, options or {})
 
 
-def _coded(name: str, options: Mapping[str, Any], model: str) -> Recipe:
-    from engine.recipes.magpie import Magpie
-    from engine.recipes.respond import Respond
+def _coded(name: str, seeded: Seeded, options: Mapping[str, Any], model: str) -> Recipe:
+    """A built-in recipe, made with what it takes. Raises ConfigError for other options."""
     from engine.recipes.template import settle_options
 
-    kind = Respond if name == Respond.name else Magpie
+    coded = CODED[name]
+    kind = getattr(importlib.import_module(f"engine.recipes.{coded.module}"), coded.kind)
     values = settle_options(kind.OPTIONS, options, name)
-    return Respond(**values) if kind is Respond else Magpie(model, **values)
+    # One that is made of a model's own chat template must know the model.
+    first = [seeded] * kind.takes_seeds + [model] * kind.raw
+    recipe: Recipe = kind(*first, **values)
+    return recipe
 
 
 def _code_of(spec: str) -> tuple[str, str]:
@@ -121,9 +148,9 @@ def _loads(spec: str) -> Iterator[None]:
             _loading.reset(token)
 
 
-def _of_class(where: str, name: str, spec: str) -> Recipe:
+def _of_class(where: str, name: str, spec: str, seeded: Seeded) -> Recipe:
     with _loads(spec):
-        module = _file_module(Path(where)) if where.endswith(".py") else _module(where, spec)
+        module = file_module(Path(where)) if where.endswith(".py") else _module(where, spec)
     try:
         found = attrgetter(name)(module)
     except AttributeError:
@@ -132,7 +159,9 @@ def _of_class(where: str, name: str, spec: str) -> Recipe:
             " define it at the top level, outside of functions and of `if __name__ == ...`"
         ) from None
     try:
-        recipe = found() if isinstance(found, type) else found
+        recipe = found
+        if isinstance(found, type):
+            recipe = found(*[seeded] * getattr(found, "takes_seeds", False))
     except Exception as error:
         raise ConfigError(
             f"--recipe {spec}: {name}() raised {type(error).__name__}: {error}"
@@ -160,11 +189,14 @@ def check(recipe: Recipe, spec: str, module: ModuleType | None = None) -> Recipe
     return recipe
 
 
-def _file_module(path: Path) -> ModuleType:
+def file_module(path: Path, flag: str = "--recipe") -> ModuleType:
+    """A Python file as a module, loaded once for each content. Raises ConfigError, which names
+    ``flag`` and the file.
+    """
     try:
         code = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"--recipe {path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from error
     # By its content too: a file that was edited since is another module.
     name = hashlib.sha256(b"%b\0%b" % (os.fsencode(path.absolute()), code)).hexdigest()[:12]
     name = f"woolmill_recipe_{name}"
@@ -186,7 +218,7 @@ def _file_module(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(
-            f"--recipe {path}: it cannot be loaded: {type(error).__name__}: {error}"
+            f"{flag} {path}: it cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     return module
 

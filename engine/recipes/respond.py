@@ -23,7 +23,7 @@ from engine.recipes.base import CUT, QUESTIONS, Ask, Part, Piece, Recipe, Role
 from engine.recipes.guard import RecipeFault
 from engine.records import Completion, Record
 
-__all__ = ["Respond"]
+__all__ = ["Respond", "input_of", "question_of"]
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -62,8 +62,8 @@ class Respond(Recipe):
             row, asked = ask.row or {}, self._turns(ask)
             alone = not isinstance(_chat(row), list)
             record = {
-                "instruction": _question(row) if alone else asked[-1][1],
-                "input": _input(row) if alone else "",
+                "instruction": question_of(row) if alone else asked[-1][1],
+                "input": input_of(row) if alone else "",
                 "output": text,
                 "reasoning": answer.reasoning,
                 "messages": [
@@ -82,8 +82,8 @@ class Respond(Recipe):
             while turns and turns[-1][0] == "assistant":
                 turns.pop()
         else:
-            given = _input(row)
-            turns = [("user", f"{_question(row)}\n\n{given}" if given else _question(row))]
+            given = input_of(row)
+            turns = [("user", f"{question_of(row)}\n\n{given}" if given else question_of(row))]
         if not turns or turns[-1][0] != "user":
             raise RecipeFault("the row's messages have no turn of the user to answer")
         own = row.get("system")
@@ -113,7 +113,7 @@ def _turn(turn: Any) -> Turn:
     return role, content
 
 
-def _question(row: Record) -> str:
+def question_of(row: Record) -> str:
     for name in QUESTIONS:
         if isinstance(text := row.get(name), str) and text.strip():
             return text
@@ -123,6 +123,6 @@ def _question(row: Record) -> str:
     )
 
 
-def _input(row: Record) -> str:
+def input_of(row: Record) -> str:
     given = row.get("input")
     return given if isinstance(given, str) and given.strip() else ""

@@ -29,7 +29,8 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of settled settings."""
     values: dict[str, Any] = spelt_out(config.model_dump(mode="json"))
-    values |= {"model": model, "seeds": fingerprint(tasks), "semantic": uses_semantic(config)}
+    seeds = fingerprint(tasks) if recipe.takes_seeds else None
+    values |= {"model": model, "seeds": seeds, "semantic": uses_semantic(config)}
     values |= {"backend": config.chosen_backend, **config.sampling()}
     values["language"] = None if config.spoken == ENGLISH else config.spoken
     values["filters"] = config.filters.model_dump(mode="json", exclude_none=True)
@@ -44,7 +45,7 @@ def make_manifest(
         del decision["semantic_precision"]  # as in runs made before there was a choice
     free = {name: value for name, value in values.items() if name in FREE}
     if config.recipe != ALPACA:
-        values |= {"recipe": recipe.name, "recipe_version": recipe.version, "seeds": None}
+        values |= {"recipe": recipe.name, "recipe_version": recipe.version}
         values["recipe_asks"] = recipe.asks_sha256 or None
         decision["recipe_source"] = recipe.source_sha256 or None
         free["recipe_spec"] = _absolute(config.recipe)

@@ -43,7 +43,6 @@ from engine.errors import (
 from engine.failpoints import failpoint
 from engine.limits import Lease, Pool
 from engine.prompts.fit import Prompts
-from engine.recipes.base import RECIPE_ERROR
 from engine.recipes.guard import RecipeFault
 from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run.deliver import RetryPolicy, deliver, most_tokens
@@ -352,7 +351,7 @@ class Pipeline:
             try:
                 prompt = self._prompts.prompt(index)
             except RecipeFault as fault:
-                self._not_asked(index, str(fault))
+                self._not_asked(index, fault)
                 continue
             if prompt is not None:
                 prompts.append(prompt)
@@ -362,15 +361,15 @@ class Pipeline:
                 self._changed.set()
         return prompts
 
-    def _not_asked(self, index: int, fault: str) -> None:
+    def _not_asked(self, index: int, fault: RecipeFault) -> None:
         """Keep that no prompt could be made for a request."""
         row = self._prompts.ask(index).row
         answer = Answer(
             index=index,
             demonstrations=(),
             completion=None,
-            failure=RECIPE_ERROR,
-            message=fault,
+            failure=fault.reason,
+            message=str(fault),
             attempts=0,
             row=row,
         )

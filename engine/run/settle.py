@@ -35,7 +35,7 @@ class Settled:
     config: RunConfig
     recipe: Recipe
     tasks: Sequence[SeedTask]
-    """Alpaca's seed tasks; other recipes have none."""
+    """The seed tasks of recipes that take some."""
     rows: InputRows | None
     any_api: bool
     """Requests may be asked by the other API where a host has only that."""
@@ -48,12 +48,12 @@ class Settled:
 def settle(config: RunConfig) -> Settled:
     """Raises WoolmillError for what makes a start impossible."""
     earlier = earlier_manifest(config.out)
-    if config.recipe == ALPACA:
+    tasks: list[SeedTask] = []
+    recipe = config.make_recipe(tasks)
+    if recipe.takes_seeds:
         config, tasks = _with_language(config, earlier)
         recipe = config.make_recipe(tasks)
-    else:
-        tasks = []
-        recipe = config.make_recipe(tasks)
+    if config.recipe != ALPACA:
         config = _for_recipe(config, recipe)
     if recipe.raw:
         _refuse_chat_hosts(config, recipe)
@@ -103,7 +103,7 @@ def stages_of(whole: Settled) -> list[Settled]:
             Settled(
                 config=config,
                 recipe=recipe,
-                tasks=whole.tasks,
+                tasks=whole.tasks if recipe.takes_seeds else (),
                 rows=rows,
                 any_api=any_api,
                 same_rows=whole.same_rows and place == 0,
@@ -149,8 +149,9 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     """What another recipe than Alpaca's says itself, where the person does not."""
     given = config.model_fields_set
     settled: dict[str, Any] = {}
-    if config.seeds is not None or config.filters.model_fields_set:
-        raise ConfigError(f"seeds and filters are Alpaca's; recipe {recipe.name} has its own")
+    seeded = config.seeds is not None or config.filters.model_fields_set
+    if seeded and not recipe.takes_seeds:
+        raise ConfigError(f"seeds and filters go with other recipes; {recipe.name} has its own")
     if config.language == AUTO:
         settled["language"] = recipe.language or MIXED
     if "rouge_threshold" not in given:

@@ -324,7 +324,7 @@ async def test_a_folder_alone_never_starts_the_code_that_it_names(tmp_path: Path
     """A run's folder may come from anybody: its Python is run only where the person names it."""
     recipe = recipe_file(tmp_path)
     await ran(tmp_path / "run", recipe=recipe, rows=input_rows(tmp_path, 10))
-    trap = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+    trap = f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
     for file in (tmp_path / "own.py", tmp_path / "run" / "recipe.py"):
         file.write_text(trap + file.read_text())
     sys.modules.pop(next(name for name in sys.modules if name.startswith("woolmill_recipe")), None)

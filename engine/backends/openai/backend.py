@@ -29,6 +29,7 @@ from engine.backends.base import Failure, Verdict
 from engine.backends.constraint import CONSTRAINT, Witness
 from engine.backends.local.masking import Masking
 from engine.backends.openai.address import Address, Header, is_loopback, read_address
+from engine.backends.openai.body import CONTINUES, request_body
 from engine.backends.openai.deadlines import Deadlines
 from engine.backends.openai.dialect import Dialect
 from engine.backends.openai.error_body import read_error
@@ -64,10 +65,6 @@ DONE_S = 1.0
 """How long a stream that says that it is done may take to end."""
 FINISHED_S = 5.0
 """How long a stream may be silent once its choices are finished, for counts to come."""
-CONTINUES = ("vllm", "sglang")
-"""Owners of models whose server begins a new turn after an assistant's unless told otherwise. Other
-hosts go on with it by themselves, or cannot.
-"""
 MOST_LESSONS = 12
 """Fields that a host may refuse one after the other within one attempt."""
 MOST_NAMES = 16
@@ -391,7 +388,16 @@ class HttpBackend:
         """The API and the body by which the host takes ``prompts``."""
         api = self.dialect.api(prompts[0].api)
         streamed = self.dialect.streams(wants_stream)
-        return api, self.dialect.spoken(self._payload(prompts, api, streamed))
+        return api, self.dialect.spoken(
+            request_body(
+                prompts,
+                model=self.model,
+                api=api,
+                streamed=streamed,
+                ignores_eos=self.is_vllm,
+                continues=self._continues,
+            )
+        )
 
     def _now_spoken(self, prompts: Sequence[Prompt], wants_stream: bool) -> tuple[Api, Any]:
         api, body = self._spoken(prompts, wants_stream)
@@ -466,39 +472,6 @@ class HttpBackend:
         """Whether the next answer is best asked for as a stream."""
         below = STREAM_IN_DOUBT_BELOW if self._in_doubt else STREAM_BELOW
         return self._stream is True or (self._stream == "auto" and len(self._calls) < below)
-
-    def _payload(self, prompts: Sequence[Prompt], api: Api, streamed: bool) -> dict[str, Any]:
-        """The request's body, in OpenAI's words."""
-        first = prompts[0]
-        sampling = first.sampling
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-        }
-        if api == "chat":
-            if len(prompts) != 1:
-                raise ConfigError(
-                    "the chat API takes one prompt a call; set --request-batch-size 1"
-                )
-            body["messages"] = [{"role": t.role, "content": t.content} for t in first.chat]
-            if self._continues and first.begun:
-                body |= {"continue_final_message": True, "add_generation_prompt": False}
-        else:
-            body["prompt"] = first.text if len(prompts) == 1 else [p.text for p in prompts]
-        if sampling.stop:
-            body["stop"] = sampling.stop
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.forbid_eos and self.is_vllm:
-            body["ignore_eos"] = True
-        if sampling.extra:
-            body |= sampling.extra
-        if streamed:
-            body["stream"] = True
-            body["stream_options"] = {"include_usage": True}
-        return body
 
     def _request(self, method: str, url: httpx.URL, body: bytes) -> httpx.Request:
         request = httpx.Request(  # a stream, since httpx takes ten times as long over ``content``

@@ -10,7 +10,7 @@ import pytest
 
 from engine.prompts.fit import Prompts, join
 from engine.recipes.base import Ask, Piece, Recipe
-from engine.recipes.guard import parsed
+from engine.recipes.guard import RecipeFault, parsed
 from engine.recipes.load import CODED, load_recipe
 from engine.recipes.template import Template, builtin_templates
 from engine.records import Completion, Usage
@@ -82,12 +82,23 @@ def test_each_style_of_rephrase_asks_for_something_else() -> None:
     assert not any(prompt.startswith((" ", "\n")) for prompt in prompts.values())
 
 
-@pytest.mark.parametrize("field", ["text", "content", "document"])
-def test_a_document_goes_by_any_of_its_names(field: str) -> None:
-    assert DOCUMENT in asked("rephrase", {field: DOCUMENT})[1]
-    (piece,) = found("rephrase", {field: DOCUMENT}, "Long ago a tower stood there. " * 5)
-    assert piece.record is not None
-    assert piece.record["original"] == DOCUMENT
+def test_the_field_of_a_row_is_an_option() -> None:
+    """Rows of any origin can be taken without renaming their columns."""
+    for name, text in [
+        ("rephrase", "Long ago a tower stood there. " * 5),
+        ("backtranslate", "<instruction>Tell it as it was.</instruction>"),
+        ("persona", "User prompt: How do I mend a radio?"),
+    ]:
+        row = {"content": DOCUMENT}
+        assert DOCUMENT in asked(name, row, field="content")[1]
+        (piece,) = found(name, row, text, field="content")
+        assert piece.refusal is None
+        assert DOCUMENT in (piece.record or {}).values()
+
+
+def test_a_row_without_its_field_is_told_of() -> None:
+    with pytest.raises(RecipeFault, match=r"stage\.user: .* 'text'"):
+        asked("rephrase", {"content": DOCUMENT})
 
 
 def test_a_document_that_is_too_long_is_shortened() -> None:
@@ -185,9 +196,8 @@ def test_a_persona_without_its_label_is_refused(text: str, reason: str) -> None:
     assert reasons(found("persona", PERSONA, text)) == [reason]
 
 
-@pytest.mark.parametrize("field", ["output", "response", "answer", "text"])
-def test_a_text_is_traced_back_to_its_instruction(field: str) -> None:
-    row = {field: DOCUMENT}
+def test_a_text_is_traced_back_to_its_instruction() -> None:
+    row = {"text": DOCUMENT}
     assert asked("backtranslate", row)[1].endswith(DOCUMENT)
     text = "<instruction>Tell the history of the lighthouse of Alexandria.</instruction>"
     (piece,) = found("backtranslate", row, text)

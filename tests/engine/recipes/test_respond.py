@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def turns(row: dict[str, Any], system: str = "") -> list[tuple[str, str]]:
 
 def found(row: dict[str, Any], text: str, **changed: Any) -> list[Piece]:
     usage = Usage(prompt_tokens=1, completion_tokens=1)
-    values = {"text": text, "finish_reason": "stop", "usage": usage, "api": "chat"} | changed
-    return parsed(Respond(), Ask(index=0, row=row), Completion(**values))
+    answer = Completion(text=text, finish_reason="stop", usage=usage, api="chat")
+    return parsed(Respond(), Ask(index=0, row=row), replace(answer, **changed))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,250 @@
+"""Whether an answer is right, said by code that may hang, crash or take the memory: Math-Verify, or
+a function of the user's. It runs in a process of its own, which is killed where it takes too long.
+
+A message is a line of JSON. The process takes ``{"row", "gold", "answer", "text"}`` and says
+``{"verified": true | false | null, "detail"}``; the end of its input ends it at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+
+from engine.errors import ConfigError, WoolmillError
+from engine.processes.children import environment, how_it_ended, python_command, start
+from engine.recipes.load import file_module
+from engine.records import Record
+from engine.text import shorten
+
+__all__ = ["MATH_VERIFY", "Verdict", "Verifier"]
+
+MATH_VERIFY = "math-verify"
+Verdict = tuple[bool | None, str]
+"""Whether the answer is right (None: nobody can say), and a detail for the person."""
+START_S = 60.0
+"""Until the process has loaded what it needs, on a machine that is busy."""
+MOST_DETAIL = 300
+MOST_LINE = 1 << 20
+
+
+class Verifier:
+    """The parent's side.
+
+    Args:
+        spec: ``math-verify``, or ``FILE.py:FUNCTION``, which is called with the input row, the
+            final answer and the whole text, and returns whether the answer is right.
+        limit_s: for one verdict.
+
+    Raises ConfigError where there is no such package, file or function.
+    """
+
+    def __init__(self, spec: str, limit_s: float) -> None:
+        if limit_s <= 0:
+            raise ConfigError(
+                f"--set limit_s={limit_s:g}: write the seconds that a verdict may take"
+            )
+        self._spec = spec
+        self._limit_s = limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = lambda: None
+        self._lock = threading.Lock()
+        _look_up(spec)
+
+    def verdict(self, row: Record, gold: str, answer: str, text: str) -> Verdict:
+        """What the code says, or that it did not come to say it. Blocks for ``limit_s`` at most,
+        and at the first time until the process is there.
+        """
+        asked = {"row": row, "gold": gold, "answer": answer, "text": text}
+        line = orjson.dumps(asked, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        with self._lock:
+            if self._process is None and (fault := self._start()):
+                return None, fault
+            assert self._process is not None
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+                said = self._line(self._limit_s)
+            except OSError:  # it has ended
+                said = b""
+            if said is None:
+                self._stop(kills=True)
+                return None, f"no verdict within {self._limit_s:g} s"
+            try:
+                found = orjson.loads(said)
+                return found["verified"], found["detail"]
+            except ValueError:
+                return None, f"the verifier ended {self._stop()}"
+
+    def _start(self) -> str:
+        """Start the process; why it did not, or nothing."""
+        process = start(
+            python_command("-m", "engine.recipes.verifier", self._spec),
+            environment("engine"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._process = process
+        self._end = weakref.finalize(self, _kill, process)
+        said = self._line(START_S)
+        if said:
+            fault: str = orjson.loads(said)["fault"]
+            if not fault:
+                return ""
+            self._stop(kills=True)
+            return fault
+        if said is None:
+            self._stop(kills=True)
+            return f"the verifier did not load within {START_S:g} s"
+        return f"the verifier ended {self._stop()}"
+
+    def _line(self, seconds: float) -> bytes | None:
+        """The next line; None: there is none in time; empty: the process has ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        out, until, line = self._process.stdout.fileno(), time.monotonic() + seconds, b""
+        while not line.endswith(b"\n"):
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([out], [], [], left)[0]:
+                return None
+            more = os.read(out, MOST_LINE)
+            if not more or len(line) > MOST_LINE:
+                return b""
+            line += more
+        return line
+
+    def _stop(self, *, kills: bool = False) -> str:
+        """End the process, and say how it had ended by itself."""
+        process, self._process = self._process, None
+        if process is None:
+            return "before it began"
+        with suppress(subprocess.TimeoutExpired):  # it may be about to end by itself
+            process.wait(timeout=0 if kills else 1.0)
+        self._end()
+        return how_it_ended(process.returncode)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it has started: it leads a session of its own."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what was written to it has no reader any more
+                pipe.close()
+
+
+def _look_up(spec: str) -> None:
+    """Raises ConfigError for what cannot be there when it is needed."""
+    if spec == MATH_VERIFY:
+        if find_spec("math_verify") is None:
+            raise ConfigError(
+                f"--set verifier={spec} needs a package: pip install 'woolmill[verify]'"
+            )
+        return
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ConfigError(f"--set verifier={spec}: write match, {MATH_VERIFY}, or FILE.py:FUNCTION")
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"--set verifier={spec}: {file} cannot be read: {error.strerror}"
+        ) from error
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"--set verifier={spec}: {file} is no Python: {error}") from error
+    names = {each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.ClassDef)}
+    names |= {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    names |= {each.asname or each.name for each in ast.walk(tree) if isinstance(each, ast.alias)}
+    if name not in names:
+        raise ConfigError(f"--set verifier={spec}: there is no function {name} in {file}")
+
+
+# The process's side
+
+
+def _function(spec: str) -> Callable[[dict[str, Any]], bool | None]:
+    """What gives the verdict. Raises whatever loading it raises."""
+    if spec == MATH_VERIFY:
+        import math_verify
+
+        def by_math(asked: dict[str, Any]) -> bool | None:
+            # Its own time limits are alarms; the process is killed instead.
+            gold = math_verify.parse(asked["gold"], parsing_timeout=None)
+            if not gold:
+                gold = math_verify.parse(f"\\boxed{{{asked['gold']}}}", parsing_timeout=None)
+            answer = math_verify.parse(f"\\boxed{{{asked['answer']}}}", parsing_timeout=None)
+            if not gold:
+                return None
+            return bool(math_verify.verify(gold, answer, timeout_seconds=None))
+
+        return by_math
+    file, _, name = spec.rpartition(":")
+    function = getattr(file_module(Path(file), "--set verifier="), name)
+
+    def by_function(asked: dict[str, Any]) -> bool | None:
+        said = function(asked["row"], asked["answer"], asked["text"])
+        return None if said is None else bool(said)
+
+    return by_function
+
+
+def _verdict(judge: Callable[[dict[str, Any]], bool | None], asked: dict[str, Any]) -> Verdict:
+    try:
+        said = judge(asked)
+    except Exception as error:  # noqa: BLE001 - the user's code; the verdict tells
+        words = shorten(f"{type(error).__name__}: {error}".replace("\n", " "), MOST_DETAIL)
+        return None, f"the verifier raised {words}"
+    return said, "" if said is not None else "the verifier cannot tell"
+
+
+def _listen(source: Any, inbox: queue.SimpleQueue[bytes]) -> NoReturn:
+    """Take in lines, and end with the parent, whatever is going on, with all that was started."""
+    for line in source:
+        inbox.put(line)
+    os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def main() -> NoReturn:
+    """Take requests until the input ends; what the code prints goes to standard error."""
+    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+
+    def say(message: dict[str, Any]) -> None:
+        out.write(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
+        out.flush()
+
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(source, inbox), daemon=True).start()
+    try:
+        judge = _function(sys.argv[1])
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - told, and this process is over
+        words = str(error) if isinstance(error, WoolmillError) else repr(error)
+        say({"fault": shorten(words, MOST_DETAIL)})
+        threading.Event().wait()
+    say({"fault": ""})
+    while True:
+        verified, detail = _verdict(judge, orjson.loads(inbox.get()))
+        say({"verified": verified, "detail": detail})
+
+
+if __name__ == "__main__":
+    main()
