@@ -17,6 +17,7 @@ from engine.kept import recipe_of
 from engine.recipes.base import Recipe
 from engine.recipes.load import ALPACA
 from engine.records import Record
+from engine.stages import samples_of
 from engine.store import RunReader
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "Layout",
     "check_alpaca",
     "layout_of",
-    "samples_of",
     "typed",
 ]
 
@@ -112,11 +112,6 @@ def layout_of(run: RunReader) -> Layout:
         samples=samples_of(run),
         compared=alpaca or stored.decision.get("rouge_threshold") is not None,
     )
-
-
-def samples_of(run: RunReader) -> int | None:
-    """Requests for each input row; None where the run has no input rows."""
-    return int(run.manifest.fixed.get("samples") or 1) if run.manifest.free.get("rows") else None
 
 
 def typed(layout: Layout, run: RunReader) -> Layout:
