@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from engine.run.generate import Result
     from engine.run.progress import Display
     from engine.settings import RunConfig
+    from engine.store import RunReader
 
 __all__ = ["cli", "main"]
 
@@ -266,12 +267,13 @@ def generate(
             metrics = MetricsFile(display, metrics_file, config.out)
             display = stack.enter_context(Guarded(metrics, display))
         result = anyio.run(run, config, display, backend_options=uvloop)
-    dataset, samples = config.out, 1
+    dataset, samples, stages = config.out, 1, list[str]()
     failed: WoolmillError | None = None
     try:
         with RunStore.read(config.out) as store:
             store.named_recipe = config.recipe
             samples = store.manifest.fixed.get("samples") or 1
+            stages = _stages(store)
             format, name = dataset_of(store.manifest)
             dataset = config.out / name
             if result.progress.accepted:
@@ -280,7 +282,17 @@ def generate(
         failed = error
     except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
         failed = InternalError.of(error)
-    _say_end(result, dataset, failed, samples)
+    _say_end(result, dataset, failed, samples, stages)
+
+
+def _stages(run: RunReader) -> list[str]:
+    """A line for each stage of a run of several."""
+    from engine.report.stages import main_reasons, stage_figures
+
+    return [
+        f"stage {told['stage']}: {told['accepted']:,} accepted, {main_reasons(told['rejected'])}"
+        for told in stage_figures(run)["stages"]
+    ]
 
 
 def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
@@ -329,13 +341,22 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _say_end(result: Result, dataset: Path, failed: WoolmillError | None, samples: int) -> NoReturn:
+def _say_end(
+    result: Result,
+    dataset: Path,
+    failed: WoolmillError | None,
+    samples: int,
+    stages: Sequence[str],
+) -> NoReturn:
     """Say how the run ended, and leave with the code of what ended it; ``failed`` says why there is
     no dataset, which comes second. ``samples``: requests for each input row, where there are any.
+    ``stages``: a line for each.
     """
     progress, stop = result.progress, result.stop
     drain()  # the live block is gone before lines come where it stood
     _say(f"{_came_to(result, samples)} in {result.seconds:.0f} s")
+    for line in stages:
+        _say(line)
     if progress.accepted and failed is None:
         _say(f"dataset  {dataset}")
     _say(f"store    {result.folder / 'run.sqlite'}")
