@@ -12,7 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from engine.errors import ConfigError
 from engine.languages import ENGLISH, language_of
@@ -113,6 +121,11 @@ class ModelConfig(_Strict):
     price_prompt: Price | None = None
     price_completion: Price | None = None
     price_cached: Price | None = None
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_address(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class RunConfig(_Strict):
@@ -297,7 +310,10 @@ class RunConfig(_Strict):
         recipe = load_recipe(self.recipe, seeded, self.recipe_options, model)
         if not self.stage:
             return recipe
-        return next(stage for stage in recipe.stages if stage.name == self.stage)
+        for stage in recipe.stages:
+            if stage.name == self.stage:
+                return stage
+        raise ConfigError(f"recipe {recipe.name} has no stage {self.stage}, which the run is of")
 
     @property
     def asked_api(self) -> Literal["completions", "chat"]:
@@ -393,7 +409,11 @@ FLAGS = {"max_outage_s": "max_outage", "drain_timeout_s": "drain_timeout"}
 """Flags that are named otherwise than their settings."""
 
 
-_TABLES: dict[str, type[BaseModel]] = {"endpoint": EndpointConfig, "filters": FiltersConfig}
+_TABLES: dict[str, type[BaseModel]] = {
+    "endpoint": EndpointConfig,
+    "filters": FiltersConfig,
+    "models": ModelConfig,
+}
 
 
 def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> str:
@@ -406,6 +426,8 @@ def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> 
         fields = (_TABLES.get(name, RunConfig) if "." in where else RunConfig).model_fields
         near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see woolmill generate --help"
+        if secret_field({where: "given"}):
+            hint = "; a key is read from the variable key_env or the file key_file, never a value"
         return f"{origin}unknown setting {where!r}{hint}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{origin}{shown}: {message}" if shown else f"{origin}{message}"

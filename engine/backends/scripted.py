@@ -79,6 +79,7 @@ POPULAR = 1500
 TAG = re.compile(r"<(\w{1,40})>[^<]{0,40}</\1>")
 """A form of answer that a prompt names: ``<name>…</name>``."""
 LABEL = re.compile(r"[Bb]egin your answer with \"([^\"\n]{1,40})\"")
+LIST = re.compile(r"\b(?:as|in) a (?:numbered |bulleted )?list\b", re.I)
 ANY_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}}
 OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
 
@@ -172,13 +173,13 @@ def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
 
 def fitting_text(asked: str, *, seed: int | None = None, form: Any = None, records: int = 3) -> str:
     """What a willing model might answer: JSON where a schema asks for it, a longer list where
-    Alpaca's prompt begins one, tags that the prompt names, else plain sentences behind the label
-    that it asks for. A pure function.
+    Alpaca's prompt begins one, tags that the prompt names, a list where it asks for one, else plain
+    sentences behind the label that it asks for. A pure function.
 
     Args:
         asked: the prompt, all of its turns.
         form: the request's ``response_format``.
-        records: of Alpaca's list.
+        records: of a list.
     """
     if (schema := schema_of({CONSTRAINT: form})) is not None:
         return made_up_json(schema, seed, asked)
@@ -188,6 +189,9 @@ def fitting_text(asked: str, *, seed: int | None = None, form: Any = None, recor
         return alpaca_text(asked, seed=seed, records=records)
     if tags := dict.fromkeys(TAG.findall(asked)):
         return "".join(f"<{name}>{sentences(seed, asked, name)}</{name}>\n" for name in tags)
+    if LIST.search(asked):
+        items = (sentences(seed, asked, n, count=1) for n in range(1, records + 1))
+        return "\n".join(f"{n}. {item}" for n, item in enumerate(items, 1))
     label = LABEL.search(asked)
     return f"{label[1]} {sentences(seed, asked)}" if label else sentences(seed, asked)
 

@@ -122,8 +122,11 @@ def preview(
     async def run() -> list[Preview]:
         return await run_preview(config, count, answer=text)
 
-    for each in anyio.run(run):
+    previews = anyio.run(run)
+    for each in previews:
         _show(each)
+    if previews and previews[0].stage and not any(each.answer for each in previews):
+        click.echo(f"the stages behind {previews[0].stage} ask about its rows: name a --backend")
 
 
 def _text_of(answer: str | None) -> str | None:
@@ -143,7 +146,7 @@ def _text_of(answer: str | None) -> str | None:
 
 
 def _show(each: Preview) -> None:
-    click.echo(f"━━ request {each.index}")
+    click.echo(f"━━ {each.stage + ': ' if each.stage else ''}request {each.index}")
     prompt = each.prompt
     if prompt is not None:
         if prompt.messages or prompt.api == "chat":

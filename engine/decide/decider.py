@@ -7,7 +7,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -37,6 +37,7 @@ __all__ = [
 ADD_BATCH = 1024
 BEHIND = 2**20
 """The position of what a recipe makes of an answer's pieces: behind all of them."""
+HANGS = "it took more than 60 s and could not be interrupted"
 FIELDS: dict[str, tuple[str, ...]] = {
     "instruction": (),
     "instruction+input": ("instruction", "input"),
@@ -71,6 +72,7 @@ class Decider:
         samples: requests for each input row.
         api: how the answers were asked for, where they do not say so themselves.
         after: (index, position) of the last decision taken earlier; None at the start of a run.
+        skip: answers that the recipe's code hangs at; they are refused.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class Decider:
         samples: int = 1,
         api: Api = "completions",
         after: tuple[int, int] | None = None,
+        skip: Collection[int] = (),
     ) -> None:
         self._recipe = recipe
+        self._skip = frozenset(skip)
         self._cascade = cascade
         self._seed = seed
         self._samples = samples
@@ -167,7 +171,8 @@ class Decider:
         """The pieces of an answer, and what a recipe makes of them behind all of them."""
         pieces, recipe, index = self._pieces(answer), self._recipe, answer.index
         if recipe.keeps_parent and answer.row is not None:
-            pieces.append(_Piece(index, BEHIND, answer.row, None))
+            parent = {name: answer.row[name] for name in recipe.fields if name in answer.row}
+            pieces.append(_Piece(index, BEHIND, parent, None))
         if recipe.reduces:
             sample = index % self._samples
             if sample == 0:
@@ -197,6 +202,8 @@ class Decider:
             if reason not in (NOT_ASKED, RECIPE_ERROR):
                 reason = f"failed:{reason}"
             return [_Piece(index, 0, None, (reason, answer.message))]
+        if index in self._skip:
+            return [_Piece(index, 0, None, (RECIPE_ERROR, HANGS))]
         completion = thoughts_apart(answer.completion)
         if completion.finish_reason not in ("stop", *CUT):
             return [_Piece(index, 0, None, (completion.finish_reason, ""))]

@@ -7,13 +7,19 @@ that.
 
 A message is two lengths (4 bytes each, big-endian), so many bytes of JSON and so many of rows:
 
-    in   {"folder", "config", "tasks", "path"} first
+    in   {"folder", "config", "tasks", "path", "careful", "skip"} first
          {"below"}                             every request with a lower index has its answer
     out  {"ready": true}                       may be told what is answered
+         {"at"}                                the answer that is decided next, where careful
          {"first", "end", "rows"} and the rows' bodies
+         {"full": true}                        the target is reached; nothing follows
          {"note"} · {"error", "message"} · {"bug"}
 
 End of input means that the parent is gone, and ends the process at once.
+
+A recipe's own code can hang so that nothing within the process ends it. Then the parent does, and
+starts another that is careful: it decides one answer at a time and says which. Where that hangs
+too, the answer is skipped, which refuses it.
 """
 
 from __future__ import annotations
@@ -36,13 +42,13 @@ from engine.decide.decider import Decider, make_cascade, restore_cascade, unread
 from engine.errors import UnavailableError, WoolmillError
 from engine.processes.children import Need, environment, how_it_ended, python_command, start_async
 from engine.processes.garbage import seldom_collected
-from engine.recipes.load import module_folders
+from engine.recipes.load import CODED, module_folders
 from engine.records import SeedTask
 from engine.screen import sturdy_streams
 from engine.settings import RunConfig
 from engine.store import DecisionRows, RunReader, decode, encode
 
-__all__ = ["Batch", "Deciding", "DiedError"]
+__all__ = ["Batch", "Deciding", "DiedError", "StuckError"]
 
 BATCH = 256
 """Answers that are decided, sent and committed together."""
@@ -52,11 +58,20 @@ MOST_AHEAD = 8
 """Batches that may wait to be taken; then the process waits."""
 
 
+STUCK_S = 60.0
+"""Without a word while answers wait to be decided; a recipe's code that takes longer hangs."""
+LOOKS = 12
+"""Times that one looks meanwhile: one for all of a time in which the machine slept."""
+
 Message = tuple[dict[str, Any], bytes]
 
 
 class DiedError(Exception):
     """The process has ended by itself; ``str`` says how."""
+
+
+class StuckError(DiedError):
+    """The process was ended, as the recipe's code in it hangs; another can go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +103,14 @@ class Deciding:
             "config": config.model_dump(mode="json"),
             "tasks": [asdict(task) for task in tasks],
             "path": module_folders(config.recipe),
+            "careful": False,
+            "skip": [],
         }
+        self._may_hang = config.recipe not in CODED
+        self._begun = False
+        self._below = self._decided = 0
+        self._at: int | None = None
+        """The answer that a careful process is at."""
         self._needs: tuple[Need, ...] = ("engine",)
         model = config.semantic_model
         if not (model is None or model in models.NAMES or Path(model).exists()):
@@ -137,19 +159,23 @@ class Deciding:
 
         Raises WoolmillError for what makes that impossible.
         """
+        self._begun = False
         try:
             await self._receive()
+            self._begun = True
         except DiedError as error:
             raise UnavailableError(f"{error} before it began; is there memory enough?") from error
 
     def tell(self, below: int) -> None:
         """Every request with an index lower than ``below`` has its answer in the store."""
+        self._below = below
         self._send({"below": below})
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Decisions in plan order, up to the target. Raises WoolmillError, DiedError."""
         while True:
             head, body = await self._receive()
+            self._decided = head["end"]
             rows = DecisionRows.unpack(head["rows"], body)
             yield Batch(first=head["first"], end=head["end"], rows=rows)
 
@@ -180,9 +206,15 @@ class Deciding:
     async def _receive(self) -> Message:
         """The next message that is not for the person."""
         assert self._process is not None
-        while (message := await self._inbox.get()) is not None:
+        while (message := await self._next()) is not None:
             self._ahead.release()
             head = message[0]
+            if "at" in head:
+                self._at = head["at"]
+                continue
+            if "full" in head:
+                self._may_hang = False  # nothing further is decided, whatever is answered
+                continue
             if "error" in head:
                 raise getattr(errors, head["error"])(head["message"])
             if "bug" in head:
@@ -192,6 +224,34 @@ class Deciding:
             self._note(head["note"])
         how = how_it_ended(await self._process.wait())
         raise DiedError(f"the process that decides ended {how}")
+
+    async def _next(self) -> Message | None:
+        """The next message; None: the process has ended. Raises StuckError."""
+        silent = 0
+        while True:
+            try:
+                async with asyncio.timeout(STUCK_S / LOOKS):
+                    return await self._inbox.get()
+            except TimeoutError:
+                waits = self._may_hang and self._begun and self._below > self._decided
+                silent = silent + 1 if waits else 0
+                if silent == LOOKS:
+                    await self._end_stuck()
+
+    async def _end_stuck(self) -> NoReturn:
+        """End a process whose recipe hangs, so that another goes on more carefully."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        while await self._inbox.get() is not None:
+            self._ahead.release()  # not committed: the next process decides it again
+        await self._process.wait()
+        if self._at is None:
+            self._order["careful"] = True
+            raise StuckError("the recipe's code hangs; deciding one answer at a time from here on")
+        self._order["skip"].append(self._at)
+        stuck, self._at = self._at, None
+        raise StuckError(f"the recipe's code hangs at the answer to request {stuck}; it is refused")
 
 
 def _frame(head: dict[str, Any], body: Sequence[bytes] = ()) -> Iterator[bytes]:
@@ -269,7 +329,9 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
         samples=config.samples or 1,
         api=config.asked_api,
         after=counts.last_decided,
+        skip=order["skip"],
     )
+    careful = order["careful"]
     # The answer of the last decision is parsed again: the target may have fallen inside it. So are
     # those of the other samples where they become one row.
     first = counts.last_decided[0] if counts.last_decided else 0
@@ -278,7 +340,9 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     left = config.target - counts.accepted
     with seldom_collected():
         while left > 0:
-            count = min(BATCH, answered.wait_beyond(first) - first)
+            count = min(1 if careful else BATCH, answered.wait_beyond(first) - first)
+            if careful:
+                send({"at": first})
             answers = store.answers(first, count)
             decisions, vectors = decider.decide(answers, limit=left)
             left -= sum(decision.accepted for decision in decisions)
@@ -286,6 +350,7 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
             packed, bodies = store.rows_of(decisions, vectors).pack()
             send({"first": first, "end": end, "rows": packed}, bodies)
             first = end
+    send({"full": True})
     threading.Event().wait()  # for the end of input
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from engine.decide.process import Deciding, DiedError
+from engine.decide.process import Deciding, DiedError, StuckError
 from engine.errors import UnavailableError
 from engine.records import SeedTask
 from engine.settings import RunConfig
@@ -28,16 +28,19 @@ async def decide_stored(store: RunStore, config: RunConfig, tasks: Sequence[Seed
         return accepted
     deciding = Deciding(config, tasks, lambda line: log.info("%s", line))
     try:
-        await deciding.start()
-        await deciding.ready()
-        deciding.tell(below)
-        async for batch in deciding.batches():
-            await store.decided_rows(batch.rows)
-            accepted += sum(reason is None for _, _, reason, _, _ in batch.rows.decisions)
-            if batch.end >= below or accepted >= config.target:
-                break
+        while True:
+            await deciding.start()
+            await deciding.ready()
+            deciding.tell(below)
+            try:
+                async for batch in deciding.batches():
+                    await store.decided_rows(batch.rows)
+                    accepted += sum(reason is None for _, _, reason, _, _ in batch.rows.decisions)
+                    if batch.end >= below or accepted >= config.target:
+                        return accepted
+            except StuckError as error:
+                log.info("%s; starting another process", error)
     except DiedError as error:
         raise UnavailableError(f"{error}; the same command again goes on") from error
     finally:
         await deciding.aclose()
-    return accepted

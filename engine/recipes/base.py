@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from engine.records import Completion, Record
@@ -143,7 +144,9 @@ class Recipe:
         rows_path: input rows that it names itself, where the person names none.
         samples: requests for each input row, where the person does not say.
         model: the table ``[models.NAME]`` of the settings that says who answers; empty: the run's.
-        keeps_parent: where none of an answer's rows is accepted, its input row is, unchanged.
+        model_settings: what that table says where the person's does not.
+        keeps_parent: where none of an answer's rows is accepted, its input row is, as far as it has
+            ``fields``.
         reduces: the samples of an input row become one row, by ``reduce``.
         pooled: prompts show rows that were accepted earlier; see ``Ask.pool``.
         takes_seeds: it, or one of its stages, is made with seed tasks: its constructor takes a
@@ -165,6 +168,7 @@ class Recipe:
     rows_path: Path | None = None
     samples: int = 1
     model: str = ""
+    model_settings: Mapping[str, Any] = MappingProxyType({})
     keeps_parent: bool = False
     reduces: bool = False
     pooled: bool = False

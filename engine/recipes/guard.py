@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 LIMIT_S = 10.0
-"""For one prompt or one answer; those of real recipes take microseconds."""
+"""For one answer; those of real recipes take microseconds."""
+PROMPT_LIMIT_S = 2.0
+"""For one prompt; all of a run wait meanwhile."""
 MOST_WORDS = 500
 """Characters of an exception's text that are told."""
 
@@ -65,14 +67,14 @@ class _TimeUp(BaseException):
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
-    """End what runs within after ``LIMIT_S``, by a RecipeFault.
+def time_limit(limit_s: float | None = None) -> Iterator[None]:
+    """End what runs within after ``limit_s``, or ``LIMIT_S``, by a RecipeFault.
 
     In the main thread by a timer signal, which also ends sleeps and regular expressions; in others
     by an exception that takes effect at the next bytecode. It fires again until it is heeded. A
     timer that the program had set goes on afterwards.
     """
-    seconds = LIMIT_S
+    seconds = LIMIT_S if limit_s is None else limit_s
     main = threading.current_thread() is threading.main_thread()
     watch: _Alarm | _Watchdog = _Alarm() if main else _watchdog
     try:
@@ -158,7 +160,7 @@ def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
     try:
         if recipe.builtin:
             return list(recipe.prompt(ask))
-        with time_limit():
+        with time_limit(PROMPT_LIMIT_S):
             parts = list(recipe.prompt(ask))
     except RecipeFault:
         raise

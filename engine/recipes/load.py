@@ -102,7 +102,7 @@ def load_recipe(
 
 def _coded(name: str, seeded: Seeded, options: Mapping[str, Any], model: str) -> Recipe:
     """A built-in recipe, made with what it takes. Raises ConfigError for other options."""
-    from engine.recipes.template import settle_options
+    from engine.recipes.options import settle_options
 
     coded = CODED[name]
     kind = getattr(importlib.import_module(f"engine.recipes.{coded.module}"), coded.kind)

@@ -26,12 +26,12 @@ class Rule:
     """One table of ``refuse``. Raises ConfigError for a field that rows have not.
 
     Attributes:
+        when: its expression.
         names: names that its expression may use.
         needed: those of them that it cannot do without.
     """
 
-    def __init__(self, rule: Refuse, number: int, fields: Sequence[str]) -> None:
-        where = f"stage.refuse {number}"
+    def __init__(self, rule: Refuse, where: str, fields: Sequence[str]) -> None:
         if rule.field is not None and rule.field not in fields:
             near = get_close_matches(rule.field, fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
@@ -39,9 +39,9 @@ class Rule:
         self._field = rule.field
         self._reason = rule.reason
         self._checks = list(_checks(rule))
-        self._when = Expression(rule.when, f"{where}.when") if rule.when else None
-        self.names = self._when.names if self._when else frozenset()
-        self.needed = self._when.needed if self._when else frozenset()
+        self.when = Expression(rule.when, f"{where}.when") if rule.when else None
+        self.names = self.when.names if self.when else frozenset()
+        self.needed = self.when.needed if self.when else frozenset()
 
     def refusal(self, values: dict[str, Any]) -> Refusal | None:
         """Why the row among ``values`` is refused. Raises RecipeFault."""
@@ -50,8 +50,8 @@ class Rule:
             for reason, check in self._checks:
                 if (detail := check(text)) is not None:
                     return self._reason or reason, f"{self._field}: {detail}"
-        if self._when is not None and self._when.value(values):
-            return self._reason or "refused", self._when.source
+        if self.when is not None and self.when.value(values):
+            return self._reason or "refused", self.when.source
         return None
 
 

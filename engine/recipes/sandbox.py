@@ -118,6 +118,7 @@ class _Compiled:
         where: the key of the file, for messages.
         names: names that it may use.
         needed: those that it cannot do without.
+        of_row: fields of ``row`` that it cannot do without.
     """
 
     def __init__(self, source: str, where: str) -> None:
@@ -125,6 +126,7 @@ class _Compiled:
         self.where = where
         self.names: frozenset[str] = frozenset()
         self.needed: frozenset[str] = frozenset()
+        self.of_row: frozenset[str] = frozenset()
 
     def _parse(self, source: str) -> nodes.Template:
         try:
@@ -140,7 +142,10 @@ class _Compiled:
         except RecursionError as error:
             raise ConfigError(f"{self.where}: it is nested too deeply") from error
         self.names = frozenset(meta.find_undeclared_variables(tree) - _JINJA.globals.keys())
-        self.needed = self.names - set(_may_lack(tree))
+        lacking = list(_may_lack(tree))
+        self.needed = self.names - {node.name for node in lacking if isinstance(node, nodes.Name)}
+        read = [node for node in tree.find_all(nodes.Getattr) if node not in lacking]
+        self.of_row = frozenset(node.attr for node in read if _is_row(node.node))
         return tree
 
     def _fault(self, error: Exception, values: Mapping[str, Any]) -> RecipeFault:
@@ -158,11 +163,15 @@ class _Compiled:
         return RecipeFault(f"{self.where}: {type(error).__name__}: {error}".replace("\n", " "))
 
 
-def _may_lack(tree: nodes.Template) -> Iterator[str]:
+def _may_lack(tree: nodes.Template) -> Iterator[nodes.Node]:
     for found in tree.find_all((nodes.Test, nodes.Filter)):
         assert isinstance(found, nodes.Test | nodes.Filter)
-        if found.name in ALLOWS_ABSENCE and isinstance(found.node, nodes.Name):
-            yield found.node.name
+        if found.name in ALLOWS_ABSENCE and found.node is not None:
+            yield found.node
+
+
+def _is_row(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name == "row"
 
 
 def _some(values: Mapping[str, Any]) -> str:
@@ -237,7 +246,7 @@ class _Alone(Expression):
 
     def __init__(self, text: Text, expression: nodes.Expr) -> None:
         _Compiled.__init__(self, text.source, text.where)
-        self.names, self.needed = text.names, text.needed
+        self.names, self.needed, self.of_row = text.names, text.needed, text.of_row
         self._compile(expression)
 
 

@@ -5,6 +5,10 @@
 The names that templates know: the fields of the input row (and all of it as ``row``), what ``vary``
 draws, ``options``, ``sample`` and ``index``; after the answer also ``text``, ``reasoning``,
 ``item`` and the fields that the format found, which come before the row's.
+
+A file with several stages is a ``TemplateChain``; each of its stages is a ``Template`` that asks
+about the rows of the one before, and keeps their fields. So what a stage needs is checked when the
+file is read.
 """
 
 from __future__ import annotations
@@ -12,56 +16,37 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from engine.datasets import Dataset
-from engine.errors import ConfigError, WoolmillError
-from engine.recipes.answers import (
-    Fields,
-    Format,
-    ListAnswer,
-    NumberedAnswer,
-    RegexAnswer,
-    TagsAnswer,
-    TextAnswer,
-)
+from engine.errors import ConfigError
+from engine.recipes.answers import Fields, TextAnswer
 from engine.recipes.base import CUT, RECIPE_ERROR, Ask, Part, Piece, Recipe, Refusal, Role, chat_of
+from engine.recipes.examples import Example, examples_of
+from engine.recipes.formats import format_of
 from engine.recipes.guard import RecipeFault
 from engine.recipes.load import CODED
+from engine.recipes.options import settle_options
+from engine.recipes.reducing import Reduction, reduction
 from engine.recipes.rules import Rule
 from engine.recipes.sandbox import Expression, Missing, Shortens, Text, as_text, value_of
-from engine.recipes.seeds import bundled_seeds
-from engine.recipes.template_file import (
-    OWN_NAMES,
-    Answer,
-    Examples,
-    Option,
-    Stage,
-    TemplateFile,
-    read_file,
-)
+from engine.recipes.template_file import OWN_NAMES, ROUND, Examples, Stage, TemplateFile, read_file
 from engine.records import Completion, Record
 from engine.text import shorten
 
-__all__ = ["BUILTIN", "Template", "builtin_templates", "load_template", "settle_options"]
+__all__ = ["BUILTIN", "Template", "TemplateChain", "builtin_templates", "load_template"]
 
 BUILTIN = "engine.recipes"
 SUFFIX = ".toml"
 MAX_FILE_BYTES = 16 * 2**20
-MAX_EXAMPLES = 100_000
-SEEDS = "seeds"
-"""As the place of examples: the seed tasks that ship with the package."""
 
 
-def load_template(spec: str, options: Mapping[str, Any]) -> Template:
+def load_template(spec: str, options: Mapping[str, Any]) -> Template | TemplateChain:
     """The recipe of a built-in name or a TOML file, with values for its options.
 
     Raises ConfigError, which names the place and the nearest name that there is.
@@ -77,7 +62,7 @@ def load_template(spec: str, options: Mapping[str, Any]) -> Template:
             ) from error
         if len(data) > MAX_FILE_BYTES:
             raise ConfigError(f"--recipe {spec}: is larger than 16 MiB, which no recipe is")
-        return Template(read_file(data, str(path)), options, where=str(path), folder=path.parent)
+        return _made(read_file(data, str(path)), options, str(path), path.parent)
     known = builtin_templates()
     if spec not in known:
         names = sorted((*CODED, *known))
@@ -88,7 +73,21 @@ def load_template(spec: str, options: Mapping[str, Any]) -> Template:
             "FILE.toml or FILE.py:CLASS"
         )
     content = read_file(known[spec].read_bytes(), spec)
-    return Template(content, options, where=spec, folder=Path(str(known[spec])).parent)
+    return _made(content, options, spec, Path(str(known[spec])).parent)
+
+
+def _made(
+    file: TemplateFile, options: Mapping[str, Any], where: str, folder: Path
+) -> Template | TemplateChain:
+    """The recipe of a file. Raises ConfigError, naming ``where``."""
+    settled = settle_options(file.options, options, where)
+    try:
+        stages: list[Template] = []
+        for _ in file.steps():
+            stages.append(Template(file, settled, folder, stages))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return stages[0] if len(stages) == 1 else TemplateChain(file, stages)
 
 
 def builtin_templates() -> dict[str, Traversable]:
@@ -100,91 +99,153 @@ def builtin_templates() -> dict[str, Traversable]:
     return {f.name.removesuffix(SUFFIX): f for f in files if f.name.endswith(SUFFIX)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """A row that prompts show, and its source."""
-
-    row: Record
-    source: str
-
-
 class Template(Recipe):
-    """The recipe that a file describes; see the head of this module.
+    """One stage that a file describes; see the head of this module.
 
     Args:
         file: what the file says.
-        options: values in the place of its options' defaults.
-        where: what messages call it.
+        options: the value of each of its options.
         folder: what its paths are relative to.
+        before: the file's stages before this one.
 
-    Raises ConfigError for templates that are none, names that cannot be there, options that it has
-    not.
+    Raises ConfigError for templates that are none and names that cannot be there.
     """
 
     def __init__(
-        self, file: TemplateFile, options: Mapping[str, Any], *, where: str, folder: Path
+        self,
+        file: TemplateFile,
+        options: Mapping[str, Any],
+        folder: Path,
+        before: Sequence[Template] = (),
     ) -> None:
-        stage = file.stage[0]
+        steps = file.steps()
+        step, self._round, stage = steps[len(before)]
         self.file = file
-        self._where = where
         self.name, self.version = file.recipe.name, file.recipe.version
+        self._at = "stage"
+        if len(steps) > 1:
+            self.name, self._at = f"{self.name}/{step}", f"stage.{step}"
         self.language = file.recipe.language or ""
         self.asks = "completions" if stage.completion else "chat"
-        self._options = settle_options(file.options, options, where)
-        self._examples, self._no_examples = _examples(file, folder)
-        self.needs_rows = file.rows is not None
-        if file.rows is not None:
-            self.samples = file.rows.samples
-            if file.rows.path is not None:
-                self.rows_path = folder / file.rows.path
-        try:
-            self._format = _format(stage)
-            self.most = self._format.most
-            self._compile(file, stage)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        self._options = options
+        self._examples, self._no_examples = examples_of(file, folder)
+        self._before = before[-1].fields if before else None
+        self._is_last = len(before) + 1 == len(steps)
+        # Each stage draws anew, as its requests have the same numbers.
+        self._draws = ("vary", step) if before else ("vary",)
+        self._own_names = OWN_NAMES | ({ROUND} if self._round else set())
+        self.keeps_parent = stage.on_refuse == "keep_parent"
+        self.model = stage.model or ""
+        if stage.model in file.models:
+            self.model_settings = file.models[stage.model].model_dump(exclude_unset=True)
+        self._of_input(stage, folder)
+        self._format = format_of(stage.answer, stage.sampling.stop, f"{self._at}.answer")
+        self.most = 1 if stage.reduce else self._format.most
+        self._compile(stage)
+        self._settle_compare(stage, before)
+        if self._before is not None:
+            self._check_names({*self._before})
         self._sampling = self._body(stage)
-        self.asks_sha256, self.source_sha256 = self._hashes(file, stage)
+        self.asks_sha256, self.source_sha256 = self._hashes(stage)
 
-    def _compile(self, file: TemplateFile, stage: Stage) -> None:
+    def _of_input(self, stage: Stage, folder: Path) -> None:
+        """What the stage's input is."""
+        rows = self.file.rows if self._before is None else None
+        self.needs_rows = rows is not None or self._before is not None
+        if rows is not None and rows.path is not None:
+            self.rows_path = folder / rows.path
+        self.samples = stage.samples or (rows.samples if rows is not None else 1)
+
+    def _compile(self, stage: Stage) -> None:
+        at = self._at
         turns: list[tuple[Role, str]] = [("user", "completion"), ("system", "system")]
         turns += [("user", "user"), ("assistant", "assistant")]
         self._turns = [
-            (role, Text(source, f"stage.{key}"))
+            (role, Text(source, f"{at}.{key}"))
             for role, key in turns
             if (source := getattr(stage, key)) is not None
         ]
         self._prefill = self._turns[-1][1] if stage.assistant else None
         given = stage.give or {name: f"{{{{ {name} }}}}" for name in self._format.names or ()}
-        if not given:
+        if not given and not (self._before and (stage.keep or stage.refuse)):
             raise ConfigError(
-                'stage.give is missing: name the fields of a row, as in give = { answer = "{{ text }}" }'
+                f'{at}.give is missing: name the fields of a row, as in give = {{ answer = "{{{{ text }}}}" }}'
             )
-        self.fields = tuple(given)
-        self._give = {
-            name: value_of(source, f"stage.give.{name}") for name, source in given.items()
-        }
-        self._rules = [Rule(rule, n, self.fields) for n, rule in enumerate(stage.refuse, 1)]
-        self._keep = Expression(stage.keep, "stage.keep") if stage.keep else None
-        of_row = {*self.fields, "options"}
-        source = file.recipe.compare
-        self._compare = None if source is None else _of_row(source, "recipe.compare", of_row)
+        self._kept = self._kept_fields(stage, given)
+        self.fields = (*self._kept, *given)
+        self._give = {name: value_of(source, f"{at}.give.{name}") for name, source in given.items()}
+        self._rules = [
+            Rule(rule, f"{at}.refuse {n}", self.fields) for n, rule in enumerate(stage.refuse, 1)
+        ]
+        self._keep = Expression(stage.keep, f"{at}.keep") if stage.keep else None
+        self._reduce: Reduction | None = None
+        if stage.reduce:
+            self.reduces = True
+            self._reduce = reduction(stage.reduce, self.fields, tuple(given), f"{at}.reduce")
+        turns_of = self.file.export.messages if self._is_last else ()
         self._messages = [
-            (turn.role, _of_row(turn.content, f"export.messages {n}", of_row))
-            for n, turn in enumerate(file.export.messages, 1)
+            (turn.role, _of_row(turn.content, f"export.messages {n}", self._of_row))
+            for n, turn in enumerate(turns_of, 1)
         ]
         self._after = self._needed_after()
 
+    def _kept_fields(self, stage: Stage, given: Mapping[str, str]) -> tuple[str, ...]:
+        """Fields of the row before that stay. Raises ConfigError."""
+        before = self._before or ()
+        if absent := next((name for name in stage.drop if name not in before), None):
+            raise ConfigError(f"{self._at}.drop: {_no_such(absent, before)}")
+        new = sorted(given.keys() - set(before))
+        if self.keeps_parent and new and self._before is not None:
+            raise ConfigError(
+                f"{self._at}.give.{new[0]}: on_refuse keeps the row before where none is accepted, "
+                f"which has no {new[0]!r}; give it in an earlier stage too"
+            )
+        return tuple(name for name in before if name not in given and name not in stage.drop)
+
+    @property
+    def _of_row(self) -> set[str]:
+        return {*self.fields, "options"}
+
+    def _settle_compare(self, stage: Stage, before: Sequence[Template]) -> None:
+        """A stage's own ``compare``; that of the recipe is for the first stage that gives all that
+        it names.
+        """
+        source, at = stage.compare, f"{self._at}.compare"
+        common = self.file.recipe.compare
+        self._compares_common = False
+        if source is None and common is not None and not any(b._compares_common for b in before):
+            self._compares_common = Text(common, "recipe.compare").needed <= self._of_row
+            if self._compares_common or self._is_last:
+                source, at = common, "recipe.compare"
+        self._compare = None if source is None else _of_row(source, at, self._of_row)
+
+    def _check_names(self, before: set[str]) -> None:
+        """Raises ConfigError for a name that the stages before do not give."""
+        asking = before | self.file.vary.keys() | self._own_names
+        texts: list[tuple[Text | Expression, set[str]]] = [(t, asking) for _, t in self._turns]
+        if self._format.names is not None:  # else the answer may have any
+            found = asking | set(self._format.names)
+            whole = found | set(self.fields)
+            texts += [(each, found) for each in self._give.values()]
+            texts += [(rule.when, whole) for rule in self._rules if rule.when is not None]
+            texts += [(self._keep, whole)] if self._keep is not None else []
+        for text, known in texts:
+            if absent := sorted(text.needed - known):
+                raise ConfigError(f"{text.where}: {_no_such(absent[0], known)}")
+            if absent := sorted(text.of_row - before):
+                raise ConfigError(f"{text.where}: {_no_such(absent[0], before)}")
+
     def _needed_after(self) -> frozenset[str]:
         """Names that only the input row can give, and that the answer's templates need."""
+        kept = frozenset(self.fields) if self.keeps_parent else frozenset()
         if self._format.names is None:
-            return frozenset()  # the answer may have any
-        known = {*OWN_NAMES, *self._format.names, *self.file.vary}
+            return kept  # the answer may have any
+        known = {*self._own_names, *self._format.names, *self.file.vary}
         needed = {name for each in self._give.values() for name in each.needed}
         later = [rule.needed for rule in self._rules]
         later += [self._keep.needed] if self._keep else []
         needed |= {name for names in later for name in names} - set(self.fields)
-        return frozenset(needed - known)
+        return kept | frozenset(needed - known)
 
     # -- asking
 
@@ -206,7 +267,7 @@ class Template(Recipe):
         return parts
 
     def _with_examples(
-        self, role: Role, text: Text, values: Fields, shown: Sequence[tuple[str, _Example]]
+        self, role: Role, text: Text, values: Fields, shown: Sequence[tuple[str, Example]]
     ) -> list[Part]:
         """A turn as parts that follow how many examples are left."""
         if text.names.isdisjoint(self._examples):
@@ -230,28 +291,30 @@ class Template(Recipe):
             for place, part in enumerate(whole)
         ]
 
-    def _left(self, shown: Sequence[tuple[str, _Example]], left: int) -> Fields:
+    def _left(self, shown: Sequence[tuple[str, Example]], left: int) -> Fields:
         """The examples by name, the first ``left`` of them."""
         values: Fields = {name: [] for name in self._examples}
         for name, example in shown[:left]:
             values[name].append(example.row)
         return values
 
-    def _values(self, ask: Ask) -> tuple[Fields, list[tuple[str, _Example]]]:
+    def _values(self, ask: Ask) -> tuple[Fields, list[tuple[str, Example]]]:
         """What templates are filled with, and the examples among it."""
         values: Fields = {}
         if ask.row is not None:
             values = {**ask.row, "row": ask.row}
-        shown: list[tuple[str, _Example]] = []
+        shown: list[tuple[str, Example]] = []
         for name, choices in self.file.vary.items():
             if isinstance(choices, Examples):
-                chosen = ask.choose(self._examples[name], choices.count, "vary", name)
+                chosen = ask.choose(self._examples[name], choices.count, *self._draws, name)
                 shown += [(name, example) for example in chosen]
                 values[name] = [example.row for example in chosen]
             else:
-                values[name] = choices[ask.draw("vary", name) % len(choices)]
+                values[name] = choices[ask.draw(*self._draws, name) % len(choices)]
         values["options"] = self._options
         values["sample"], values["index"] = ask.sample, ask.index
+        if self._round:
+            values[ROUND] = self._round
         return values, shown
 
     def _say_absent(self, name: str, values: Fields) -> None:
@@ -302,7 +365,8 @@ class Template(Recipe):
             if self._format.names is None:  # whatever a model may call a field
                 known |= {name: values[name] for name in self._own if name in values}
                 known["item"] = found["item"]
-            record = {name: template.value(known) for name, template in self._give.items()}
+            record = {name: values["row"][name] for name in self._kept}
+            record |= {name: template.value(known) for name, template in self._give.items()}
             return Piece(position, record, self._refusal(known | record))
         except Missing as error:
             if self._format.names is None and error.name not in self._own:
@@ -314,7 +378,7 @@ class Template(Recipe):
     @cached_property
     def _own(self) -> frozenset[str]:
         """Names that mean the same whatever a model answers."""
-        return OWN_NAMES | self.file.vary.keys()
+        return self._own_names | self.file.vary.keys()
 
     def _refusal(self, values: Fields) -> Refusal | None:
         for rule in self._rules:
@@ -326,6 +390,11 @@ class Template(Recipe):
         return None
 
     # -- rows
+
+    def reduce(self, ask: Ask, rows: Sequence[Record | None]) -> Record | Refusal:
+        assert self._reduce is not None
+        given = [row for row in rows if row is not None]
+        return self._reduce(given) if given else ("no_sample", "no sample gave a row")
 
     def compared(self, row: Record) -> str | None:
         if self._compare is None:
@@ -347,22 +416,26 @@ class Template(Recipe):
         """An answer in the format that is meant, for trying the recipe out."""
         return self._format.sample()
 
-    def _hashes(self, file: TemplateFile, stage: Stage) -> tuple[str, str]:
+    def _hashes(self, stage: Stage) -> tuple[str, str]:
         """Of what prompts follow from, and of what decisions follow from."""
         said = stage.model_dump(mode="json", by_alias=True)
         shown = {
             name: [[example.source, example.row] for example in examples]
             for name, examples in self._examples.items()
         }
-        vary = file.model_dump(mode="json", include={"vary"}, by_alias=True)["vary"]
+        vary = self.file.model_dump(mode="json", include={"vary"}, by_alias=True)["vary"]
         both = [self.name, vary, self._options, said["assistant"], said["sampling"]]
         asked = [said[name] for name in ("system", "user", "completion")]
         decided = [said[name] for name in ("answer", "give", "refuse", "keep")]
         after = self._names_after()
         kept = {name: rows for name, rows in shown.items() if name in after}
+        compare = None if self._compare is None else self._compare.source
+        of_stages = [self.fields, stage.reduce, stage.on_refuse]
+        if self._before is None and of_stages[1:] == [None, None]:
+            of_stages = []  # as in runs made before there were stages
         return (
             _digest([*both, shown, *asked, self._sampling.get("response_format")]),
-            _digest([*both, kept, *decided, file.recipe.compare]),
+            _digest([*both, kept, *decided, compare, *of_stages]),
         )
 
     def _names_after(self) -> set[str]:
@@ -403,103 +476,11 @@ def _of_row(source: str, where: str, known: set[str]) -> Text:
     return text
 
 
-def _format(stage: Stage) -> Format:
-    answer: Answer = stage.answer
-    if answer.format == "json":
-        from engine.recipes.json_answers import JsonAnswer  # its validator takes a while to load
-
-        try:
-            return JsonAnswer(answer.schema_, repair=answer.repair)
-        except ConfigError as error:
-            raise ConfigError(f"stage.answer.{error}") from error
-    if answer.format == "tags":
-        stops = [stop.strip() for stop in stage.sampling.stop]
-        closed = [name for name in (*answer.tags, *answer.optional) if f"</{name}>" in stops]
-        return TagsAnswer(answer.tags, answer.optional, closed)
-    if answer.format == "regex":
-        assert answer.pattern is not None
-        return RegexAnswer(re.compile(answer.pattern))
-    if answer.format == "numbered":
-        return NumberedAnswer(answer.labels)
-    return ListAnswer() if answer.format == "list" else TextAnswer(keep_cut=answer.keep_cut)
-
-
-# -- options and examples
-
-
-def settle_options(
-    declared: Mapping[str, Any], given: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """Each option's value. Raises ConfigError for what the file does not declare."""
-    values = {
-        name: option.default if isinstance(option, Option) else option
-        for name, option in declared.items()
-    }
-    for name, value in given.items():
-        if name not in declared:
-            near = get_close_matches(name, declared, n=1)
-            there = ", ".join(declared) or "none"
-            hint = f"did you mean {near[0]}?" if near else f"its options: {there}"
-            raise ConfigError(f"--set {name}: {where} has no such option; {hint}")
-        values[name] = _converted(name, value, values[name])
-        option = declared[name]
-        if isinstance(option, Option) and values[name] not in option.choices:
-            choices = ", ".join(map(str, option.choices))
-            raise ConfigError(f"--set {name}={value}: choose one of {choices}")
-    return values
-
-
-def _converted(name: str, value: Any, default: Any) -> Any:
-    """A value of the default's type; text from the command line is read as JSON for others."""
-    if isinstance(value, str) and not isinstance(default, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ConfigError(f"--set {name}={value}: write {_kind(default)}") from None
-    same = isinstance(value, bool) == isinstance(default, bool)
-    number = isinstance(default, float) and isinstance(value, int)
-    if not same or not (number or isinstance(value, type(default))):
-        raise ConfigError(f"--set {name}={value}: write {_kind(default)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    kinds: dict[type, str] = {int: "a whole number", float: "a number", list: "a JSON list"}
-    return kinds.get(type(value), "a text" if isinstance(value, str) else "a JSON object")
-
-
-def _examples(file: TemplateFile, folder: Path) -> tuple[dict[str, list[_Example]], str]:
-    """The rows that prompts show, by name; and why they cannot be had, or nothing.
-
-    That is told when a prompt is made: answers can be decided again without them.
-    """
-    examples: dict[str, list[_Example]] = {}
-    fault = ""
-    for name, wanted in file.vary.items():
-        if not isinstance(wanted, Examples):
-            continue
-        path = bundled_seeds() if wanted.source == SEEDS else folder / wanted.source
-        examples[name] = []
-        try:
-            rows = [_row(row.values) for row in islice(Dataset(path), MAX_EXAMPLES)]
-        except WoolmillError as error:
-            fault = f"vary.{name}: {error}"
-            continue
-        prefix = f"{name}." if sum(isinstance(v, Examples) for v in file.vary.values()) > 1 else ""
-        ids = [str(row.get("id", number)) for number, row in enumerate(rows, 1)]
-        if len(set(ids)) < len(ids):
-            ids = [str(number) for number in range(1, len(rows) + 1)]
-        examples[name] = [
-            _Example(row, f"seed:{prefix}{id}") for id, row in zip(ids, rows, strict=True)
-        ]
-    return examples, fault
-
-
-def _row(values: dict[str, Any]) -> Record:
-    row: Record = json.loads(json.dumps(values, default=str))
-    return row
+def _no_such(name: str, known: Iterable[str]) -> str:
+    """What is said of a name that the rows of the stage before have not."""
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(known))}"
+    return f"no stage before gives {name!r}; {hint}"
 
 
 def _digest(value: Any) -> str:
@@ -509,3 +490,30 @@ def _digest(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     return shorten(as_text(value), 60) if not isinstance(value, dict) else "{…}"
+
+
+class TemplateChain(Recipe):
+    """All stages of a file that has several.
+
+    Args:
+        file: what the file says.
+        stages: two or more, in order.
+    """
+
+    asks = "any"
+
+    def __init__(self, file: TemplateFile, stages: Sequence[Template]) -> None:
+        first, last = stages[0], stages[-1]
+        self.file = file
+        self.name, self.version = file.recipe.name, file.recipe.version
+        self.language, self.fields = first.language, last.fields
+        self.needs_rows, self.rows_path = first.needs_rows, first.rows_path
+        self.samples = first.samples
+        self._stages = tuple(stages)
+
+    @property
+    def stages(self) -> Sequence[Template]:
+        return self._stages
+
+    def messages(self, row: Record) -> list[dict[str, str]] | None:
+        return self._stages[-1].messages(row)

@@ -25,6 +25,7 @@ from engine.errors import ConfigError
 from engine.languages import language_of
 from engine.records import RESERVED
 from engine.secrets import secret_field
+from engine.settings import ModelConfig
 
 __all__ = [
     "OWN_NAMES",
@@ -39,6 +40,8 @@ __all__ = [
 
 OWN_NAMES = frozenset(("row", "options", "sample", "index", "text", "reasoning", "item"))
 """What templates know besides fields; nothing else may be called so."""
+ROUND = "round"
+"""What the templates of a stage with rounds know too, from 1."""
 
 
 def _name(name: str) -> str:
@@ -59,6 +62,12 @@ def _pattern(source: str) -> str:
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"it is no regular expression: {error}") from error
     return source
+
+
+def _stage_name(name: str) -> str:
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"{name!r} names a folder too; use letters, digits, - and _")
+    return name
 
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
@@ -211,7 +220,7 @@ class Sampling(BaseModel):
 class Stage(_Table):
     """One request, and what becomes of its answer."""
 
-    name: str = ""
+    name: Annotated[str, Field(max_length=60), AfterValidator(_stage_name)] = ""
     system: Filled | None = None
     user: Filled | None = None
     assistant: Filled | None = None
@@ -220,7 +229,24 @@ class Stage(_Table):
     give: dict[Name, str] = {}
     refuse: tuple[Refuse, ...] = ()
     keep: Filled | None = None
+    compare: Filled | None = None
+    drop: tuple[Filled, ...] = ()
+    """Fields of the row before that are not kept."""
     sampling: Sampling = Sampling()
+    model: Name | None = None
+    """The table of ``models`` that says who answers."""
+    samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    reduce: Annotated[str, Field(pattern=r"^(all|(majority|best):.+)$")] | None = None
+    on_refuse: Literal["keep_parent"] | None = None
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Stage:
+        if self.on_refuse and (self.samples or 1) > 1:
+            raise ValueError("on_refuse goes with one sample: each would keep the same row")
+        if self.on_refuse and self.reduce:
+            raise ValueError("on_refuse and reduce do not go together")
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Stage:
@@ -253,18 +279,52 @@ class TemplateFile(_Table):
     rows: Rows | None = None
     vary: dict[OwnName, Examples | Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    models: dict[Name, ModelConfig] = {}
     export: Export = Export()
 
     @model_validator(mode="before")
     @classmethod
     def _one_stage(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            stage = values.get("stage")
-            if isinstance(stage, dict):
-                return {**values, "stage": [stage]}
-            if isinstance(stage, list) and len(stage) > 1:
-                raise ValueError("stage: a recipe has one stage; several are not possible yet")
+        if isinstance(values, dict) and isinstance(values.get("stage"), dict):
+            return {**values, "stage": [values["stage"]]}
         return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> TemplateFile:
+        several = len(self.stage) > 1
+        for number, stage in enumerate(self.stage, 1):
+            if several and not stage.name:
+                raise ValueError(f"stage {number}: give it a name, as there are several")
+            if stage.rounds > 1 and not stage.name:
+                raise ValueError("stage: give it a name, as it has rounds")
+            if stage.rounds > 1 and ROUND in self.vary:
+                raise ValueError(f"vary.{ROUND} has a meaning where a stage has rounds")
+        names = [name for name, _, _ in self.steps()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"stage: there are two called {twice!r}")
+        asked = {stage.model for stage in self.stage}
+        for name, settings in self.models.items():
+            if name not in asked:
+                raise ValueError(f"models.{name}: no stage asks it")
+            if settings.key_file is not None:
+                raise ValueError(f"models.{name}.key_file has no place in a recipe; give key_env")
+        first = self.stage[0]
+        for key in ("samples", "on_refuse"):
+            if getattr(first, key) and self.rows is None:
+                raise ValueError(f"stage.{key} is about input rows; add a table [rows]")
+        for stage in self.stage:
+            of_rows = self.rows.samples if self.rows is not None and stage is first else 1
+            if stage.reduce and (stage.samples or of_rows) == 1:
+                raise ValueError(f"stage.{stage.name}.reduce needs samples, two or more")
+        return self
+
+    def steps(self) -> list[tuple[str, int, Stage]]:
+        """What a row goes through: name, number of the round (0: it has none) and stage."""
+        return [
+            (f"{stage.name}-{number}" if number else stage.name, number, stage)
+            for stage in self.stage
+            for number in (range(1, stage.rounds + 1) if stage.rounds > 1 else (0,))
+        ]
 
 
 TABLES: dict[str, type[BaseModel]] = {
@@ -273,6 +333,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "stage": Stage,
     "answer": Answer,
     "refuse": Refuse,
+    "models": ModelConfig,
     "export": Export,
     "messages": Turn,
     "vary": Examples,

@@ -28,9 +28,10 @@ from engine.processes.children import environment, how_it_ended, python_command,
 from engine.recipes import guard
 from engine.recipes.base import RECIPE_ERROR, Recipe, drawn
 from engine.recipes.guard import RecipeFault
-from engine.records import Answer, Completion, Prompt, Usage
+from engine.records import Answer, Completion, Decision, Prompt, Record, Usage
 from engine.run.generate import make_prompts
-from engine.run.settle import settle
+from engine.run.preview import Given
+from engine.run.settle import Settled, settle, stages_of
 from engine.settings import RunConfig
 
 __all__ = ["Report", "check"]
@@ -60,7 +61,9 @@ class Report:
 
 
 def check(config: RunConfig, answer: str | None = None) -> Report:
-    """Try the recipe of ``config`` out in two processes. ``answer`` is a real answer to begin with.
+    """Try the recipe of ``config`` out in two processes, each of its stages.
+
+    ``answer`` is a real answer of the first stage to begin with.
 
     Raises WoolmillError where the recipe cannot be loaded.
     """
@@ -141,42 +144,19 @@ class _Seen:
 
 
 def _observe(config: RunConfig, answer: str | None) -> dict[str, Any]:
-    settled = settle(config)
-    seen = _Seen()
-    prompts, made = make_prompts(settled), []
-    for index in range(PROMPTS):
-        what, came = f"the prompt of request {index}", None
-        seen.begin()
-        try:
-            prompt = prompts.prompt(index)
-            if prompt is None:
-                break
-            made.append(prompt)
-            came = _said(prompt)
-        except RecipeFault as fault:
-            came = str(fault)
-            seen.fault(f"prompt: {fault}")
-        if not seen.end(what, came):
-            break
-    decider = Decider(settled.recipe, Cascade(None), seed=config.seed, samples=config.samples or 1)
-    reasons: Counter[str] = Counter()
-    rows = answers = 0
-    for what, text, finish in _answers(_begin_with(settled.recipe, answer)) if made else ():
-        asked = made[answers % len(made)]
-        seen.begin()
-        decisions, _ = decider.decide([_answered(answers, asked, text, finish)], limit=1 << 40)
-        answers += 1
-        for decision in decisions:
-            if decision.reason == RECIPE_ERROR:
-                seen.fault(f"parse: {decision.detail}, of {what}")
-            if decision.reason is None or decision.reason.startswith("duplicate"):
-                rows += 1
-            else:
-                reasons[decision.reason] += 1
-        if not seen.end(f"the rows of {what}", [[d.reason, d.record, d.detail] for d in decisions]):
-            break
+    seen, reasons = _Seen(), Counter[str]()
+    prompts = answers = rows = 0
+    given: list[Record] | None = None
+    for settled in stages_of(settle(config)):
+        came = _Stage(settled, seen, given)
+        came.ask()
+        came.answer(_begin_with(settled.recipe, answer))
+        prompts, answers = prompts + len(came.made), answers + came.answers
+        rows += came.rows
+        reasons += came.reasons
+        given, answer = came.gave(), None
     return {
-        "prompts": len(made),
+        "prompts": prompts,
         "answers": answers,
         "rows": rows,
         "reasons": dict(reasons.most_common()),
@@ -184,6 +164,73 @@ def _observe(config: RunConfig, answer: str | None) -> dict[str, Any]:
         "slowest_s": seen.slowest_s,
         "faults": list(seen.faults),
     }
+
+
+class _Stage:
+    """One stage of a recipe, tried out; of most recipes the one that there is."""
+
+    def __init__(self, settled: Settled, seen: _Seen, given: list[Record] | None) -> None:
+        self._settled = settled
+        self._seen = seen
+        self._given = given
+        name = settled.config.stage.rpartition("/")[2]
+        self._of = f"stage {name}: " if name else ""
+        self.made: list[Prompt] = []
+        self.answers = self.rows = 0
+        self.reasons: Counter[str] = Counter()
+        self._records: dict[bool, list[Record]] = {True: [], False: []}
+
+    def ask(self) -> None:
+        """Make the first prompts."""
+        prompts = make_prompts(self._settled, None if self._given is None else Given(self._given))
+        for index in range(PROMPTS):
+            what, came = f"{self._of}the prompt of request {index}", None
+            self._seen.begin()
+            try:
+                prompt = prompts.prompt(index)
+                if prompt is None:
+                    break
+                self.made.append(prompt)
+                came = _said(prompt)
+            except RecipeFault as fault:
+                came = str(fault)
+                self._seen.fault(f"{self._of}prompt: {fault}")
+            if not self._seen.end(what, came):
+                break
+
+    def answer(self, whole: Sequence[str]) -> None:
+        """Have ``ANSWERS`` answers decided, which are damages of ``whole``."""
+        config = self._settled.config
+        decider = Decider(
+            self._settled.recipe, Cascade(None), seed=config.seed, samples=config.samples or 1
+        )
+        for what, text, finish in _answers(whole) if self.made else ():
+            asked = self.made[self.answers % len(self.made)]
+            self._seen.begin()
+            answered = _answered(self.answers, asked, text, finish)
+            decisions, _ = decider.decide([answered], limit=1 << 40)
+            self.answers += 1
+            for decision in decisions:
+                self._take(decision, what)
+            came = [[d.reason, d.record, d.detail] for d in decisions]
+            if not self._seen.end(f"{self._of}the rows of {what}", came):
+                break
+
+    def _take(self, decision: Decision, what: str) -> None:
+        if decision.reason == RECIPE_ERROR:
+            self._seen.fault(f"{self._of}parse: {decision.detail}, of {what}")
+        if decision.reason is None or decision.reason.startswith("duplicate"):
+            self.rows += 1
+        else:
+            self.reasons[decision.reason] += 1
+        kept = self._records[decision.accepted]
+        if decision.record is not None and len(kept) < PROMPTS:
+            kept.append(decision.record)
+
+    def gave(self) -> list[Record]:
+        """Rows for the stage behind: those accepted, else refused ones, else one made up."""
+        made_up: Record = dict.fromkeys(self._settled.recipe.fields, "Something.")
+        return self._records[True] or self._records[False] or [made_up]
 
 
 def _said(prompt: Prompt) -> Any:

@@ -31,7 +31,7 @@ import anyio
 import anyio.abc
 
 from engine.backends.base import GivesUp, Making
-from engine.decide.process import Batch, Deciding, DiedError
+from engine.decide.process import Batch, Deciding, DiedError, StuckError
 from engine.errors import (
     ConfigError,
     DiskError,
@@ -511,12 +511,12 @@ class Pipeline:
                         await self._changed.until(lambda: self._committing < MOST_COMMITTING)
                 except DiedError as error:
                     await self._changed.until(lambda: self._committing == 0)
-                    if died:
+                    if died and not isinstance(error, StuckError):
                         raise UnavailableError(
                             f"{error}, and another too; resume the run"
                         ) from None
                     died = True
-                    self._display.note(f"{error}; starting another")
+                    self._display.note(f"{error}; starting another process")
                     await self._deciding.start()
                     await self._deciding.ready()
                     self._tell()

@@ -57,7 +57,11 @@ def settle(config: RunConfig) -> Settled:
         config = _for_recipe(config, recipe)
     if recipe.raw:
         _refuse_chat_hosts(config, recipe)
-    config, any_api = _with_api(config, recipe, earlier)
+    _refuse_unused_models(config, recipe)
+    any_api = False
+    if len(recipe.stages) == 1:  # else each stage has its own
+        config = _of_stage(config, recipe)
+        config, any_api = _with_api(config, recipe, earlier)
     rows = None
     if config.rows is not None:
         rows = InputRows(config.rows)
@@ -113,24 +117,37 @@ def stages_of(whole: Settled) -> list[Settled]:
     return stages
 
 
+def _refuse_unused_models(config: RunConfig, recipe: Recipe) -> None:
+    """Raises ConfigError for a table that no stage asks, as a misspelt one."""
+    asked = [stage.model for stage in recipe.stages if stage.model]
+    if unused := next((name for name in config.models if name not in asked), None):
+        there = f"its stages ask {', '.join(asked)}" if asked else "no stage names a model"
+        raise ConfigError(f"[models.{unused}]: recipe {recipe.name} does not ask it; {there}")
+
+
+OF_A_HOST = frozenset(
+    "base_url endpoint backend key_env key_file header query extra_body without".split()
+)
+"""Settings that are for one host alone; its key and headers never go to another."""
+OF_A_MODEL = frozenset("context_length tokenizer".split())
+
+
 def _of_stage(config: RunConfig, recipe: Recipe) -> RunConfig:
     """The settings with those of the stage's model. Raises ConfigError where it is not named."""
     if not recipe.model:
         return config
     own = config.models.get(recipe.model)
-    if own is None:
+    if own is None and not recipe.model_settings:
         raise ConfigError(
             f"stage {recipe.name} asks the model {recipe.model}, which the settings do not name; "
             f"add a table [models.{recipe.model}] with base_url and model"
         )
-    given = own.model_dump(exclude_unset=True)
+    given = dict(recipe.model_settings) | (own.model_dump(exclude_unset=True) if own else {})
     kept = config.model_dump(exclude_unset=True, exclude={"models"})
-    if own.base_url or own.backend:
-        kept = {
-            name: value
-            for name, value in kept.items()
-            if name not in ("base_url", "endpoint", "backend")
-        }
+    if given.get("base_url") or given.get("backend"):
+        kept = {name: value for name, value in kept.items() if name not in OF_A_HOST}
+    if not given.keys().isdisjoint(("base_url", "backend", "model")):
+        kept = {name: value for name, value in kept.items() if name not in OF_A_MODEL}
     try:
         return RunConfig.model_validate({**kept, **given})
     except ValueError as error:

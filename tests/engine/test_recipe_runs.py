@@ -281,6 +281,40 @@ async def test_a_parser_s_fault_is_a_refusal(
         assert index % 8 or fault != "raises" or "own.py:" in detail
 
 
+HANGS = """
+        if ask.index == 5:
+            while True:
+                try:
+                    time.sleep(3600)
+                except:
+                    pass
+        if ask.index == 9:
+            sum(range(10**12))
+"""
+
+
+async def test_a_parser_that_nothing_interrupts_loses_its_own_answers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that it hangs in is ended, another says at which answer, and that is refused."""
+    parse = "    def parse(self, ask, answer):"
+    assert parse in RECIPE
+    text = RECIPE.replace(parse, parse + HANGS)
+    text = "import time\nfrom engine.recipes import guard\nguard.LIMIT_S = 0.3\n" + text
+    monkeypatch.setattr("engine.decide.process.STUCK_S", 2.0)
+    recipe, rows = recipe_file(tmp_path, text), input_rows(tmp_path, 16)
+    result = await ran(tmp_path / "run", recipe=recipe, rows=rows)
+    assert result.stop.reached
+    lost = {
+        i: detail
+        for i, _, reason, _, detail, _ in dump(tmp_path / "run")
+        if reason == "recipe_error"
+    }
+    said = "it took more than 60 s and could not be interrupted"
+    assert lost == {5: said, 9: said}
+    assert {index for index, *_ in dump(tmp_path / "run")} == set(range(16))
+
+
 async def test_a_prompt_s_fault_is_a_refusal_or_said_at_the_start(tmp_path: Path) -> None:
     """Where no first prompt can be made the run does not begin; one bad row is one refusal."""
     rows = input_rows(tmp_path, 20)

@@ -457,7 +457,7 @@ WRONG = {
     stage('user = "a"\nanswer = { format = "tags" }'): "format tags needs tags",
     stage('user = "a"\nanswer = { format = "regex", pattern = "a" }'): "no named group",
     stage('user = "a"\nanswer = { format = "json", schema = { type = "x" } }'): "stage.answer.schema: it is no JSON schema",
-    HEAD + '[[stage]]\nuser = "a"\n[[stage]]\nuser = "b"': "a recipe has one stage",
+    HEAD + '[[stage]]\nuser = "a"\n[[stage]]\nuser = "b"': "stage 1: give it a name",
     stage('system = "a"'): "it asks nothing",
     stage('user = "a"', vary="tone = []"): "vary.tone",
     stage('user = "a"', vary='tone = { frm = "x" }'): "'vary.tone.frm'; did you mean 'from'",
@@ -512,9 +512,10 @@ def test_what_prompts_follow_from_is_told_apart_from_what_decisions_do(tmp_path:
 def test_what_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A template's loop, and a regular expression that backtracks for ever."""
     monkeypatch.setattr(guard, "LIMIT_S", 0.3)
+    monkeypatch.setattr(guard, "PROMPT_LIMIT_S", 0.2)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     made = recipe(tmp_path, stage(f'user = "{loop}"\ngive = {{ a = "b" }}'))
-    with pytest.raises(RecipeFault, match=r"it took more than 0\.3 s"):
+    with pytest.raises(RecipeFault, match=r"it took more than 0\.2 s"):
         parts_of(made, Ask(index=0))
     made = recipe(
         tmp_path, stage('user = "q"\nanswer = { format = "regex", pattern = "(?P<x>(a+)+)$" }')
