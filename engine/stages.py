@@ -23,6 +23,7 @@ from engine.records import SAMPLE, Decision, Record
 from engine.store import RunReader
 
 __all__ = [
+    "BELOW",
     "Lineage",
     "Stage",
     "Stale",
@@ -106,11 +107,11 @@ def place_in_chain(folder: Path) -> tuple[list[Stage], int]:
 
 def stage_named(folder: Path, name: str | None) -> tuple[list[Stage], int]:
     """A run's stages, and the place of the one called ``name`` (``NUMBER-NAME``, NUMBER or NAME);
-    of the last one where it is None. Raises UsageError where there is none.
+    of the one in ``folder`` itself where it is None. Raises UsageError where there is none.
     """
-    stages = stages_of_run(folder)
     if name is None:
-        return stages, len(stages) - 1
+        return place_in_chain(folder)
+    stages = stages_of_run(folder)
     found = [
         place
         for place, stage in enumerate(stages)

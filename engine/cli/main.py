@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from engine.run.generate import Result
     from engine.run.progress import Display
     from engine.settings import RunConfig
-    from engine.store import RunReader
 
 __all__ = ["cli", "main"]
 
@@ -273,7 +272,7 @@ def generate(
         with RunStore.read(config.out) as store:
             store.named_recipe = config.recipe
             samples = store.manifest.fixed.get("samples") or 1
-            stages = _stages(store)
+            stages = _stages(config.out)
             format, name = dataset_of(store.manifest)
             dataset = config.out / name
             if result.progress.accepted:
@@ -285,13 +284,19 @@ def generate(
     _say_end(result, dataset, failed, samples, stages)
 
 
-def _stages(run: RunReader) -> list[str]:
+def _stages(folder: Path) -> list[str]:
     """A line for each stage of a run of several."""
-    from engine.report.stages import main_reasons, stage_figures
+    from engine.report.stages import main_reasons
+    from engine.stages import open_stages, stages_of_run
 
+    stages = stages_of_run(folder)
+    if len(stages) == 1:
+        return []
+    with open_stages(stages) as runs:
+        counts = [run.counts() for run in runs]
     return [
-        f"stage {told['stage']}: {told['accepted']:,} accepted, {main_reasons(told['rejected'])}"
-        for told in stage_figures(run)["stages"]
+        f"stage {stage.name}: {count.accepted:,} accepted, {main_reasons(count.reasons)}"
+        for stage, count in zip(stages, counts, strict=True)
     ]
 
 

@@ -31,7 +31,7 @@ from engine.files import cannot_write, check_output
 from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
-from engine.stages import Lineage, open_stages, place_in_chain
+from engine.stages import BELOW, Lineage, folders_below, open_stages, place_in_chain
 from engine.store import Manifest, RunReader
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "export",
     "export_dataset",
     "is_earlier",
+    "own_files",
 ]
 
 Part = Literal["train", "validation"]
@@ -50,6 +51,14 @@ OWN_FILES = (
     *("exports.json", KEPT, "recipe.py", "recipe.toml"),
 )
 """Of a run, and never replaced by an export, whatever is asked."""
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Those of the run in ``folder``, and of all stages of the run that this is a stage of."""
+    folder = folder.absolute()
+    root = folder.parent.parent if folder.parent.name == BELOW else folder
+    folders = [root, folder, *(stage.folder for _, stage in folders_below(root))]
+    return [place / name for place in folders for name in OWN_FILES]
 
 
 def dataset_of(manifest: Manifest) -> tuple[Format, str]:
@@ -126,7 +135,7 @@ def export_dataset(
         ConfigError: the format needs a package or other rows, or the run holds nothing to split by.
         UsageError: options that do not go together.
     """
-    check_output(path, overwrite=True, inputs=[run.folder / name for name in OWN_FILES])
+    check_output(path, overwrite=True, inputs=own_files(run.folder))
     format = format or dataset_of(run.manifest)[0]
     as_folder = format == "datasets" or validation > 0 or shard_rows is not None
     if path.is_dir() and not as_folder:

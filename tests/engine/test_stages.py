@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 from engine.cli.main import cli
-from engine.errors import ConfigError, InputError, UsageError
+from engine.errors import ConfigError, DiskError, InputError, OutputError, UsageError
 from engine.stages import Lineage, open_stages, stages_of_run
-from engine.store import RunReader
+from engine.store import RunReader, RunStore
 from engine.upkeep.verify import problems
 from tests.engine.browser import Chromium
 from tests.engine.run.test_chain import accepted, dump, ran, spec, stage_folders
@@ -100,6 +100,12 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(chain: Path, base:
     assert "stage 3-judge" in told
     assert [dump(folder) for folder in stage_folders(chain)] == was
     assert not list((chain / "stages" / "1-ask").glob(".trial*"))
+    # The same where the stage's own folder is named.
+    words = (chain / "stages" / "1-ask", *code(base), "--rouge-threshold", "0.3", "--dry-run")
+    assert invoke("redecide", *words) == told
+    for wrong in (("--stage", "none"), ("--stage", "1-ask", "--target", "5")):
+        result = CliRunner().invoke(cli, ["redecide", str(chain), *wrong])
+        assert isinstance(result.exception, UsageError)
 
 
 async def test_dropping_stale_answers_lets_the_run_go_on(
@@ -130,6 +136,42 @@ async def test_dropping_stale_answers_lets_the_run_go_on(
     with RunReader(chain / "stages" / "2-answer") as run:
         now = {answer.index: at for answer, at in run.all_answers()}
     assert left.items() <= now.items()
+    for folder in stage_folders(chain):
+        assert list(problems(folder)) == []
+
+
+def test_nothing_changes_where_nothing_is_changed(chain: Path, base: Path) -> None:
+    told = invoke("redecide", chain, *code(base), "--dry-run")
+    assert told == "40 rows would be accepted (now 40): 0 come, 0 go\n"
+    was = [dump(folder) for folder in stage_folders(chain)]
+    told = redecide(chain, base)
+    assert "no answer of a later stage becomes stale" in told
+    assert [dump(folder) for folder in stage_folders(chain)] == was
+
+
+async def test_a_drop_that_is_cut_short_is_no_run_that_goes_on(
+    chain: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last stage's answers go first, so that the stage before still refuses; the same command
+    drops the rest."""
+    words = ("--rouge-threshold", "0.3", "--drop-stale")
+    dropping, seen = RunStore.drop_answers, list[str]()
+
+    def cut_short(store: RunStore, *requests: Any, **group: Any) -> None:
+        seen.append(store.folder.name)
+        if len(seen) == 2:
+            raise DiskError("no more")
+        dropping(store, *requests, **group)
+
+    monkeypatch.setattr(RunStore, "drop_answers", cut_short)
+    with pytest.raises(AssertionError, match="no more"):
+        await anyio.to_thread.run_sync(redecide, chain, base, *words)
+    assert seen == ["run", "2-answer"]
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="--drop-stale"):
+        await ran(chain, base, "Chain", target=40, rouge_threshold=0.3)
+    await anyio.to_thread.run_sync(redecide, chain, base, *words)
+    await ran(chain, base, "Chain", target=40, rouge_threshold=0.3)
     for folder in stage_folders(chain):
         assert list(problems(folder)) == []
 
@@ -301,6 +343,8 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
 ) -> None:
     """Of samples that another stage judged, and of samples that became one row; computed anew here
     by the field that holds the input row."""
+    from trl import data_utils
+
     (tmp_path / "scored.py").write_text(SCORED)
     recipe = f"{tmp_path / 'scored.py'}:{kind}"
 
@@ -333,6 +377,7 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
     assert lines(out) == wanted
     assert not ties or f"a tie of best and worst: {ties}" in told
     assert len(wanted) + ties == 40
+    assert all(data_utils.is_conversational(pair) for pair in wanted)
     for more, error in (
         ((), UsageError),
         (("--by", "score", "--sort", "score"), UsageError),
@@ -349,6 +394,18 @@ def test_pairs_need_samples(chain: Path, base: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*words, "-o", str(tmp_path / "pairs.jsonl")])
     assert isinstance(result.exception, ConfigError)
     assert "--samples" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "place", ["stages", "stages/1-ask", "stages/1-ask/run.sqlite", "run.sqlite"]
+)
+@pytest.mark.parametrize("read", ["", "stages/2-answer"])
+def test_no_export_takes_the_place_of_a_stage(read: str, place: str, chain: Path) -> None:
+    words = ["export", str(chain / read), "--format", "datasets", "--overwrite"]
+    result = CliRunner().invoke(cli, [*words, "-o", str(chain / place)])
+    assert isinstance(result.exception, OutputError)
+    for folder in stage_folders(chain):
+        assert list(problems(folder)) == []
 
 
 # -- report ---------------------------------------------------------------------------------------
