@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -171,6 +171,8 @@ class Run:
 
     def kill(self) -> None:
         """The program and all its processes."""
+        if self.process.returncode is not None:
+            return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -208,10 +210,23 @@ def phase(outcome: Outcome, name: str) -> Iterator[None]:
 def measure(peer: str, python: Path, rows: Path, folder: Path, args: Any) -> Outcome:
     outcome = Outcome()
 
+    started: list[Run] = []
+
     def start(url: str, name: str) -> Run:
         where = folder / name
         where.mkdir(exist_ok=True)
-        return Run(peer, python, rows, url, where, args.in_flight)
+        started.append(Run(peer, python, rows, url, where, args.in_flight))
+        return started[-1]
+
+    try:
+        _phases(outcome, start, args)
+    finally:
+        for run in started:
+            run.kill()
+    return outcome
+
+
+def _phases(outcome: Outcome, start: Callable[[str, str], Run], args: Any) -> None:
 
     with phase(outcome, "good answers"), server(args.latency, 0) as url:
         made, seconds, cpu_s = start(url, "good").result(args.limit)
@@ -238,7 +253,6 @@ def measure(peer: str, python: Path, rows: Path, folder: Path, args: Any) -> Out
             outcome.killed_rows = made["rows"]
         finally:
             outcome.paid_again = ledger(url)["paid_twice"]
-    return outcome
 
 
 def version(peer: str, python: Path) -> str:
@@ -260,6 +274,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "woolmill-peers")
     parser.add_argument("--only", default=",".join(PEERS), help="comma-separated peers")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end what was started
     folder = Path(tempfile.mkdtemp(prefix="bench-recipes-"))
     rows = folder / "rows.jsonl"
     rows.write_text(

@@ -426,6 +426,8 @@ def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> 
         fields = (_TABLES.get(name, RunConfig) if "." in where else RunConfig).model_fields
         near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see woolmill generate --help"
+        if secret_field({where: "given"}):
+            hint = "; a key is read from the variable key_env or the file key_file, never a value"
         return f"{origin}unknown setting {where!r}{hint}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{origin}{shown}: {message}" if shown else f"{origin}{message}"

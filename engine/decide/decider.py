@@ -19,7 +19,7 @@ from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.errors import ConfigError
 from engine.recipes.base import CUT, NOT_ASKED, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
 from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of
-from engine.records import Answer, Api, Decision, Record
+from engine.records import SAMPLE, Answer, Api, Decision, Record
 from engine.settings import RunConfig
 from engine.store import RunReader, Vector
 from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
@@ -37,8 +37,6 @@ __all__ = [
 ADD_BATCH = 1024
 BEHIND = 2**20
 """The position of what a recipe makes of an answer's pieces: behind all of them."""
-SAMPLE = "sample"
-"""The reason of a row that went into another, with those of the other samples."""
 HANGS = "it took more than 60 s and could not be interrupted"
 FIELDS: dict[str, tuple[str, ...]] = {
     "instruction": (),

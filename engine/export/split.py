@@ -31,11 +31,11 @@ from rapidfuzz.distance import LCSseq
 
 from engine.dedup.rouge import tokenize
 from engine.errors import ConfigError
-from engine.export.layout import samples_of
 from engine.kept import recipe_of
 from engine.languages import ENGLISH
 from engine.recipes.guard import RecipeFault, compared_text
 from engine.records import Decision
+from engine.stages import samples_of
 from engine.store import RunReader
 
 __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]

@@ -36,10 +36,11 @@ from engine.run.inputs import InputRows
 from engine.run.pipeline import Pipeline
 from engine.run.progress import Display, Owner, Pace, Stop
 from engine.run.settle import Settled
+from engine.stages import remedy, stale_answers
 from engine.store import RunReader, RunStore
 from engine.store.reader import Resume
 
-__all__ = ["Following", "Stage", "link", "run_chain"]
+__all__ = ["Following", "Stage", "link", "refuse_stale", "run_chain"]
 
 
 class Following:
@@ -82,23 +83,18 @@ class Following:
                     return decision.record
         return self._rows[number]
 
-    def check(self, store: RunReader, samples: int) -> None:
-        """Compare with what the stage behind asked about earlier. Raises ConfigError with how many
-        of its answers belong to rows that are others now.
-        """
-        rows = iter(self._store.decisions(accepted=True))
-        stale, number, record = 0, -1, None
-        for answer, _ in store.all_answers():
-            while number < answer.index // samples:
-                decision = next(rows, None)
-                number, record = number + 1, None if decision is None else decision.record
-            stale += answer.row != record
-        if stale:
-            raise ConfigError(
-                f"{store.folder}: {stale:,} of its answers are about rows that {self._store.folder}"
-                " no longer gives, as after deciding again with other settings; they would have to"
-                " be asked anew: decide again as before, or start a new run"
-            )
+
+def refuse_stale(before: RunReader, store: RunReader, samples: int) -> None:
+    """Compare with what a stage asked about earlier. Raises ConfigError with how many of its
+    answers belong to rows that are others now.
+    """
+    stale = len(stale_answers(before.decisions(accepted=True), store, samples).requests)
+    if stale:
+        raise ConfigError(
+            f"{store.folder}: {stale:,} of its answers are about rows that {before.folder} no "
+            "longer gives, as after deciding again with other settings; decide again as before, or "
+            f"drop these answers, to be asked anew, with: {remedy(before.folder)}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

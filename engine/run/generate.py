@@ -25,7 +25,7 @@ from engine.prompts.tokens import tokenizer_counter
 from engine.recipes.base import Recipe
 from engine.recipes.guard import RecipeFault
 from engine.recipes.seeds import keep
-from engine.run.chain import Following, Pooled, Stage, link, run_chain
+from engine.run.chain import Following, Pooled, Stage, link, refuse_stale, run_chain
 from engine.run.display import Guarded
 from engine.run.inputs import InputRows
 from engine.run.manifest import make_manifest
@@ -155,6 +155,7 @@ async def _opened(
     manifest = make_manifest(config, recipe, tasks, pool.backends[0].model)
     if before is not None:
         manifest = replace(manifest, free={**manifest.free, "rows_identity": before.identity})
+    _check_input(settled, before)
     store = RunStore.open(config.out, manifest)
     stack.push_async_callback(_surely, store.aclose)
     with suppress(OSError):  # a disk in trouble stops the store, and says so there
@@ -164,12 +165,8 @@ async def _opened(
     samples = config.samples or 1
     resume = store.resume()
     rows: InputRows | Following | None = settled.rows
-    same = settled.same_rows
     if before is not None:
         rows = Following(before.store, resume.answered_below // samples)
-        same = settled.earlier_rows in (None, before.identity)
-    if rows is not None and not same:
-        rows.check(store, samples)
     deciding = Deciding(config, tasks, display.note)
     stack.push_async_callback(_surely, deciding.aclose)
     pooled = Pooled(store) if recipe.pooled else None
@@ -184,6 +181,22 @@ async def _opened(
         before=before,
         pooled=pooled,
     )
+
+
+def _check_input(settled: Settled, before: Stage | None) -> None:
+    """Raises ConfigError where what was asked about earlier is no longer what the input gives.
+
+    Before the store is opened, which notes of what input it is: a start that is refused here is
+    refused the next time too.
+    """
+    config, rows = settled.config, settled.rows
+    if not (config.out / "run.sqlite").is_file():
+        return
+    with RunStore.read(config.out) as earlier:
+        if before is not None and settled.earlier_rows not in (None, before.identity):
+            refuse_stale(before.store, earlier, config.samples or 1)
+        elif before is None and rows is not None and not settled.same_rows:
+            rows.check(earlier, config.samples or 1)
 
 
 async def _ready(stage: Stage) -> None:

@@ -231,6 +231,29 @@ class RunReader:
         )
         return self._decision(*rows[0]) if rows else None
 
+    def accepted_places(self) -> Iterator[tuple[int, int]]:
+        """(request, position) of every accepted row in plan order, without what is in it."""
+        expected, after, count = self.counts().accepted, (-1, -1), 0
+        while rows := self._query(
+            "SELECT request, position FROM decision"
+            " WHERE (request, position) > (?, ?) AND reason IS NULL"
+            f" ORDER BY request, position LIMIT {_CHUNK}",
+            after,
+        ):
+            yield from rows
+            after = rows[-1]
+            count += len(rows)
+        self._complete("decision", count, expected)
+
+    def accepted_at(self, rank: int) -> Decision | None:
+        """The accepted row of this rank in plan order, from 0; None: there are not so many."""
+        rows = self._query(
+            "SELECT request, position, reason, body, sum FROM decision WHERE reason IS NULL"
+            " ORDER BY request, position LIMIT 1 OFFSET ?",
+            (rank,),
+        )
+        return self._decision(*rows[0]) if rows else None
+
     def accepted(self, *, vectors: bool = False) -> Iterator[tuple[Decision, Vector | None]]:
         """Accepted decisions in plan order, each with its vector where asked for and there."""
         decisions = self.decisions(accepted=True)

@@ -221,6 +221,44 @@ class RunStore(RunReader):
         self.manifest = replace(self.manifest, decision=decision)
         self._start_inserts()
 
+    def drop_answers(self, requests: Sequence[int], *, group: int = 1) -> None:
+        """Drop the answers to ``requests`` (in order) in one transaction, to be asked anew, with
+        all decisions from the first of them on, which are taken again when they are there.
+
+        What they cost is no longer in the sums; their number is added to ``wasted``. Requests are
+        decided in groups of ``group``. Before anything is written in this session.
+        """
+        if not requests:
+            return
+        gone, first = frozenset(requests), requests[0] - requests[0] % group
+        was, counts = self.counts(), Counts()
+        for answer, _ in self.all_answers():
+            if answer.index not in gone:
+                counts.add_answer(answer)
+        for decision in self.decisions():
+            if decision.index >= first:
+                break
+            counts.add_decision((decision.index, decision.position), decision.reason)
+        counts.commits = was.commits + 1
+        counts.wasted = was.wasted + len(gone)
+        counts.first_at_s, counts.last_at_s = was.first_at_s, was.last_at_s
+        counts.answered_below = min(was.answered_below, requests[0])
+        execute = self._writing.execute
+        with disk_errors(self.path):
+            execute("BEGIN IMMEDIATE")
+            for table in ("answer", "sent"):
+                self._writing.executemany(
+                    f"DELETE FROM {table} WHERE request = ?", ((request,) for request in requests)
+                )
+            for table in ("decision", "vector"):
+                execute(f"DELETE FROM {table} WHERE request >= ?", (first,))
+            counts.sent = execute("SELECT count(*) FROM sent").fetchone()[0]
+            counts.vectors = execute("SELECT count(*) FROM vector").fetchone()[0]
+            put_meta(self._writing, self._checksum, "counts", counts)
+            execute("COMMIT")
+            self._lock.set_mark(counts.commits)
+        self._start_inserts()
+
     async def aclose(self) -> None:
         """Commit what waits, fold the log into the database, let go of the run.
 

@@ -20,12 +20,12 @@ import click
 
 from engine.decide.stored import decide_stored
 from engine.errors import ConfigError
-from engine.export.layout import samples_of
 from engine.kept import keep_recipe, settings_of
 from engine.recipes.seeds import keep
 from engine.records import EVERY, Answer, SeedTask
 from engine.run.manifest import make_manifest
 from engine.settings import RunConfig
+from engine.stages import samples_of, stages_of_run
 from engine.store import Manifest, RunReader, RunStore
 from engine.upkeep.redecide import decision_options
 from engine.upkeep.salvage import new_run
@@ -34,7 +34,7 @@ __all__ = ["merge", "merge_runs"]
 
 BATCH = 256
 
-SHARED = ("recipe", "recipe_version", "api", "seeds", "samples")
+SHARED = ("recipe", "recipe_version", "stage", "api", "seeds", "samples")
 """Fixed settings in which merged runs must agree: how answers are parsed and what records are
 compared with.
 """
@@ -56,6 +56,8 @@ def merge(folders: tuple[Path, ...], output: Path, seeds: Path | None, **changes
     given = {name: value for name, value in changes.items() if value is not None}
     accepted = anyio.run(merge_runs, folders, output, seeds, given)
     click.echo(f"accepted {accepted} from {len(folders)} runs  {output}")
+    if any(len(stages_of_run(folder)) > 1 for folder in folders):
+        click.echo("only the rows of the runs' last stages are in it; the stages before stay there")
 
 
 async def merge_runs(
@@ -108,7 +110,8 @@ def _settings(
     manifest = Manifest(
         fixed={**first.manifest.fixed, "merged": merged},
         decision=wanted.decision,
-        free=wanted.free,
+        # Which says that there are input rows, also where these came from a stage before.
+        free={**wanted.free, "rows_identity": first.manifest.free.get("rows_identity")},
         engine_version=wanted.engine_version,
     )
     return manifest, config, tasks

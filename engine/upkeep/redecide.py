@@ -4,12 +4,15 @@ The old decisions are dropped in one transaction, together with the settings tha
 from. From then on the run is one whose answers have not all been decided yet, so that a crash in
 the middle costs nothing either: the same command, or the run going on, decides the rest. The old
 decisions come back with the old settings.
+
+A stage that others follow is first decided on trial, in a copy (``engine.upkeep.trial``), so that
+the person knows beforehand how many of the answers behind it are about rows that go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,15 @@ import anyio
 import click
 
 from engine.decide.stored import decide_stored
+from engine.errors import UsageError
 from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
-from engine.store import Manifest, RunStore
+from engine.stages import remedy, stage_named
+from engine.store import RunStore
+from engine.upkeep.trial import Trial, trial_of
+from engine.upkeep.trial import drop_stale as drop
 
 __all__ = ["Redecided", "decision_options", "redecide", "redecide_run"]
 
@@ -58,48 +65,115 @@ def decision_options(command: Any) -> Any:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @decision_options
-def redecide(folder: Path, seeds: Path | None, **changes: Any) -> None:
+@click.option("--stage", metavar="NAME", help="Which stage of the run. [the last one]")
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@click.option("--drop-stale", is_flag=True,
+              help="Drop later stages' answers about rows that go, to be asked anew.")  # fmt: skip
+def redecide(
+    folder: Path,
+    seeds: Path | None,
+    stage: str | None,
+    dry_run: bool,
+    drop_stale: bool,
+    **changes: Any,
+) -> None:
     """Decide a run's answers again, under other thresholds; nothing is asked or paid.
 
     \b
     woolmill redecide runs/alpaca --rouge-threshold 0.6
+    woolmill redecide runs/judged --stage 1-ask --rouge-threshold 0.6 --dry-run
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    done = anyio.run(redecide_run, folder, seeds, given)
+    stages, place = stage_named(folder, stage)
+    chosen, behind = stages[place].folder, stages[place + 1 :]
+    if behind and "target" in given:
+        raise UsageError("--target is the last stage's; leave it out for a stage before")
+    trial = None
+    if behind or dry_run:
+        with RunStore.read(chosen):  # says what is wrong with it before anything else does
+            pass
+        trial = anyio.run(trial_of, chosen, behind, _deciding(chosen, seeds, given))
+        for line in _told(trial, dry_run=dry_run):
+            click.echo(line)
+    if dry_run:
+        return
+    done = anyio.run(redecide_run, chosen, seeds, given)
     click.echo(
         f"accepted {done.accepted}{of_target(done.target)} from {done.answers} answers "
-        f"(before: {done.accepted_before})  {folder}"
+        f"(before: {done.accepted_before})  {chosen}"
     )
-    with RunStore.read(folder) as run:
-        dataset = folder / dataset_of(run.manifest)[1]
-    click.echo(f"write the dataset with: woolmill export {folder} -o {dataset}")
+    if trial is not None and trial.stale:
+        if drop_stale:
+            dropped = drop(chosen, behind)
+            click.echo(f"dropped {dropped:,} answers; woolmill generate asks them anew")
+        else:
+            click.echo(f"woolmill generate goes on after: {remedy(chosen)}")
+        return
+    with RunStore.read(chosen) as run:
+        dataset = chosen / dataset_of(run.manifest)[1]
+    click.echo(f"write the dataset with: woolmill export {chosen} -o {dataset}")
 
 
-async def redecide_run(folder: Path, seeds: Path | None, changes: Mapping[str, Any]) -> Redecided:
-    """Decide the answers of the run in ``folder`` again under its settings with ``changes``.
+def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
+    """What would change, for the person."""
+    verb = "would be" if dry_run else "will be"
+    yield (
+        f"{trial.accepted:,} rows {verb} accepted (now {trial.accepted_before:,}): "
+        f"{trial.come:,} come, {trial.go:,} go"
+    )
+    for reason in sorted(trial.reasons.keys() | trial.reasons_before.keys()):
+        now, then = trial.reasons_before.get(reason, 0), trial.reasons.get(reason, 0)
+        if now != then:
+            yield f"  refused as {reason}: {then:,} (now {now:,})"
+    for each in trial.behind:
+        if not each.stale.requests:
+            continue
+        cost = f", which cost {each.cost:,.4g}" if each.cost is not None else ""
+        yield (
+            f"stage {each.stage.name}: {len(each.stale.requests):,} of its {each.stale.answers:,} "
+            f"answers become stale; asking them anew takes some {each.stale.spent.tokens:,} "
+            f"tokens{cost} the first time"
+        )
+    if trial.behind and not trial.stale:
+        yield "no answer of a later stage becomes stale"
+
+
+def _deciding(folder: Path, seeds: Path | None, changes: Mapping[str, Any]) -> Any:
+    """What decides a copy of the run in ``folder`` as the run itself would be decided."""
+
+    async def decide(copy: Path) -> None:
+        await redecide_run(folder, seeds, changes, copy)
+
+    return decide
+
+
+async def redecide_run(
+    folder: Path, seeds: Path | None, changes: Mapping[str, Any], copy: Path | None = None
+) -> Redecided:
+    """Decide the answers of the run in ``folder`` again under its settings with ``changes``, or
+    those of its ``copy``.
 
     Raises ConfigError where the seeds are not the run's or a setting is wrong, and what
     ``RunStore.open`` raises.
     """
     with RunStore.read(folder) as reader:
         stored = reader.manifest
+    out = copy or folder
     config, tasks = settings_of(folder, stored, seeds, changes)
-    config = config.model_copy(update={"out": folder})
+    config = config.model_copy(update={"out": out})
     recipe = config.make_recipe(tasks)
     wanted = make_manifest(config, recipe, tasks, str(stored.fixed["model"]))
+    # Of which rows the answers are does not change, whatever is decided on them.
+    identity = {"rows_identity": stored.free.get("rows_identity")}
     store = RunStore.open(
-        folder,
-        Manifest(
-            fixed=stored.fixed,
-            decision=stored.decision,
-            free=wanted.free,
-            engine_version=wanted.engine_version,
-        ),
-    )
+        out, replace(wanted, fixed=stored.fixed, decision=stored.decision,
+                     free={**wanted.free, **identity}),
+    )  # fmt: skip
     try:
         before = store.counts()
         store.forget_decisions(wanted.decision)
-        keep_recipe(config.recipe, folder)
+        if copy is None:
+            keep_recipe(config.recipe, folder)
         accepted = await decide_stored(store, config, tasks)
     finally:
         await store.aclose()

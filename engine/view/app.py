@@ -12,12 +12,13 @@ from __future__ import annotations
 import hmac
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import anyio.to_thread
 import orjson
@@ -67,21 +68,46 @@ class Access:
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
 
-def make_app(rows: Rows, folder: Path, access: Access) -> ASGIApp:
-    """The page, its data, the report and metrics, behind the guard."""
-    report = _Report(folder)
+def make_app(stages: Sequence[Rows], access: Access) -> ASGIApp:
+    """The page, its data, the report and metrics, behind the guard.
+
+    ``stages`` are those of the run in their order; what names none is answered for the last one.
+    """
+    views = _Stages(stages)
     routes = [
         Route("/", _page),
         Route("/enter", partial(_enter, access=access)),
         Route("/static/{name}", _static),
-        Route("/api/state", partial(_json, ask=lambda query: rows.state())),
-        Route("/api/rows", partial(_json, ask=partial(_rows, rows))),
-        Route("/api/row/{request:int}/{position:int}", partial(_row, rows=rows)),
-        Route("/report", partial(_report, report=report)),
-        Route("/metrics", partial(_metrics, folder=folder)),
+        Route("/api/state", partial(_json, ask=views.state)),
+        Route("/api/rows", partial(_json, ask=lambda query: _rows(views.rows(query), query))),
+        Route("/api/row/{request:int}/{position:int}", partial(_row, views=views)),
+        Route("/report", partial(_report, views=views)),
+        Route("/metrics", partial(_metrics, folder=stages[-1].folder)),
     ]
     handlers = {WoolmillError: _failed}
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), access)  # type: ignore[arg-type]
+
+
+class _Stages:
+    """The stages of a run, each with its rows and its report."""
+
+    def __init__(self, stages: Sequence[Rows]) -> None:
+        self._rows = {rows.name: rows for rows in stages}
+        self._reports = {rows.name: _Report(rows.folder) for rows in stages}
+        self._last = stages[-1].name
+
+    def _name(self, query: QueryParams) -> str:
+        name = query.get("stage", "")
+        return name if name in self._rows else self._last
+
+    def rows(self, query: QueryParams) -> Rows:
+        return self._rows[self._name(query)]
+
+    def report(self, query: QueryParams) -> _Report:
+        return self._reports[self._name(query)]
+
+    def state(self, query: QueryParams) -> dict[str, Any]:
+        return {**self.rows(query).state(), "stages": list(self._rows)}
 
 
 class _Guard:
@@ -147,7 +173,8 @@ async def _enter(request: Request, *, access: Access) -> Response:
     """Exchange the link's token for a cookie, and lead to an address without it."""
     if not access.admits(request.query_params.get("token")):
         return PlainTextResponse("open the link that woolmill view printed", 401)
-    response = RedirectResponse("/", 303)
+    stage = request.query_params.get("stage")
+    response = RedirectResponse(f"/?{urlencode({'stage': stage})}" if stage else "/", 303)
     response.set_cookie(access.cookie, access.token, httponly=True, samesite="strict", path="/")
     return response
 
@@ -205,10 +232,11 @@ def _rows(rows: Rows, query: QueryParams) -> dict[str, Any]:
     )
 
 
-async def _row(request: Request, *, rows: Rows) -> Response:
+async def _row(request: Request, *, views: _Stages) -> Response:
     place = request.path_params["request"], request.path_params["position"]
     if max(place) >= 2**62:
         raise InputError(f"no row {place[0]}.{place[1]}")
+    rows = views.rows(request.query_params)
     return _told(await anyio.to_thread.run_sync(rows.row, *place))
 
 
@@ -248,8 +276,8 @@ class _Report:
             self._lock.release()
 
 
-async def _report(request: Request, *, report: _Report) -> Response:
-    text = report.get()
+async def _report(request: Request, *, views: _Stages) -> Response:
+    text = views.report(request.query_params).get()
     if text is None:
         return PlainTextResponse(
             "The report is being made; this page follows.", 200, {"refresh": "1"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -12,6 +13,8 @@ import click
 
 from engine.errors import ConfigError, UsageError
 from engine.kept import recipe_of
+from engine.recipes.base import Recipe
+from engine.stages import Stage, place_in_chain
 from engine.store import RunStore
 
 __all__ = ["view"]
@@ -57,10 +60,8 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, r
         from engine.view.server import bind, make_server
     except ImportError as exc:
         raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
-    with RunStore.read(folder) as run:
-        run.named_recipe = recipe
-        found = recipe_of(run, seeds)
-    if found is None:
+    found = _recipes(folder, recipe, seeds)
+    if any(each is None for _, each in found):
         click.echo(
             "the run's recipe is not here: prompts are not shown (see --seeds and --recipe)",
             err=True,
@@ -77,11 +78,24 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, r
         cookie=f"woolmill-{bound}",
     )
     os.nice(10)  # a run on this machine comes first
-    rows = Rows(folder, found)
-    try:
+    with ExitStack() as stack:
+        stack.callback(listener.close)
+        rows: list[Rows] = []
+        for stage, known in found:
+            before = rows[-1] if rows else None
+            rows.append(Rows(stage.folder, known, name=stage.name, before=before))
+            stack.callback(rows[-1].close)
         click.echo(f"http://{shown}:{bound}/enter?token={token}")
-        server = make_server(make_app(rows, folder, access))
+        server = make_server(make_app(rows, access))
         anyio.run(lambda: server.serve(sockets=[listener]))
-    finally:
-        rows.close()
-        listener.close()
+
+
+def _recipes(folder: Path, named: str, seeds: Path | None) -> list[tuple[Stage, Recipe | None]]:
+    """A run's stages, each with its recipe where that can be had."""
+    found = []
+    stages, place = place_in_chain(folder)
+    for stage in stages[: place + 1]:
+        with RunStore.read(stage.folder) as run:
+            run.named_recipe = named
+            found.append((stage, recipe_of(run, seeds)))
+    return found

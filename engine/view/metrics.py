@@ -4,50 +4,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from engine.store import RunReader
+from engine.stages import open_stages, stages_of_run
+from engine.store import Counts, RunReader
 
 __all__ = ["metrics"]
+
+Samples = Mapping[tuple[tuple[str, str], ...], float]
+"""Values by their labels."""
 
 
 def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
     """Counters of acknowledged rows, which never fall while a run goes on; and what only the run
     itself knows, where it is the one that asks.
+
+    Those of a run of several stages have the label ``stage``; the last one is ``run`` itself.
     """
-    counts = run.counts()
+    *earlier, last = stages_of_run(run.folder)
     lines: list[str] = []
+    with open_stages(earlier) as before:
+        told = [*zip(earlier, before, strict=True), (last, run)]
+        counts = [(stage.name, each.counts()) for stage, each in told]
 
-    def metric(name: str, kind: str, help_: str, samples: Mapping[str, float]) -> None:
+    def metric(name: str, kind: str, help_: str, samples: Callable[[Counts], Samples]) -> None:
         lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} {kind}"))
-        lines.extend(f"woolmill_{name}{labels} {value}" for labels, value in samples.items())
+        for stage, each in counts:
+            own = (("stage", stage),) if stage else ()
+            for labels, value in samples(each).items():
+                lines.append(f"woolmill_{name}{_labels((*own, *labels))} {value}")
 
-    metric("accepted_records_total", "counter", "Accepted records.", {"": counts.accepted})
+    def of_last(name: str, help_: str, value: int) -> None:
+        """What only the stage has that gives the dataset."""
+        own = (("stage", last.name),) if last.name else ()
+        lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} gauge"))
+        lines.append(f"woolmill_{name}{_labels(own)} {value}")
+
+    metric("accepted_records_total", "counter", "Accepted records.", lambda c: {(): c.accepted})
     target = run.manifest.free.get("target")
     if target is not None:
-        metric("target_records", "gauge", "Accepted records wanted.", {"": target})
+        of_last("target_records", "Accepted records wanted.", target)
     metric("refused_pieces_total", "counter", "Refused pieces by reason.",
-           {_labels("reason", reason): n for reason, n in counts.reasons.items()})  # fmt: skip
-    metric("requests_sent_total", "counter", "Requests sent.", {"": counts.sent})
+           lambda c: {(("reason", reason),): n for reason, n in c.reasons.items()})  # fmt: skip
+    metric("requests_sent_total", "counter", "Requests sent.", lambda c: {(): c.sent})
     metric("answers_total", "counter", "Requests that came to an end, by backend.",
-           {_labels("backend", name): n for name, n in counts.backends.items()})  # fmt: skip
+           lambda c: {(("backend", name),): n for name, n in c.backends.items()})  # fmt: skip
     metric("failed_requests_total", "counter", "Requests that failed for good.",
-           {"": counts.failed})  # fmt: skip
-    metric("attempts_total", "counter", "Attempts, retries among them.", {"": counts.attempts})
+           lambda c: {(): c.failed})  # fmt: skip
+    metric("attempts_total", "counter", "Attempts, retries among them.",
+           lambda c: {(): c.attempts})  # fmt: skip
     metric("tokens_total", "counter", "Tokens billed.",
-           {_labels("kind", "prompt"): counts.prompt_tokens,
-            _labels("kind", "completion"): counts.completion_tokens})  # fmt: skip
+           lambda c: {(("kind", "prompt"),): c.prompt_tokens,
+                      (("kind", "completion"),): c.completion_tokens})  # fmt: skip
     metric("wasted_answers_total", "counter", "Answers to requests that had one already.",
-           {"": counts.wasted})  # fmt: skip
+           lambda c: {(): c.wasted})  # fmt: skip
     if tokens_in_the_making is not None:
-        metric("tokens_in_the_making", "gauge", "Completion tokens of unfinished answers.",
-               {"": tokens_in_the_making})  # fmt: skip
-    if counts.last_at_s is not None:
+        of_last("tokens_in_the_making", "Completion tokens of unfinished answers.",
+                tokens_in_the_making)  # fmt: skip
+    if any(each.last_at_s is not None for _, each in counts):
         metric("last_answer_timestamp_seconds", "gauge", "Unix time of the last answer's commit.",
-               {"": counts.last_at_s})  # fmt: skip
+               lambda c: {} if c.last_at_s is None else {(): c.last_at_s})  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _labels(name: str, value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'{{{name}="{escaped}"}}'
+def _labels(labels: tuple[tuple[str, str], ...]) -> str:
+    told = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels)
+    return f"{{{told}}}" if told else ""
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

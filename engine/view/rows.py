@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InputError
+from engine.errors import ConfigError, InputError
 from engine.languages import spread
 from engine.prompts.fit import join
 from engine.recipes.base import Ask, Recipe
@@ -25,6 +25,7 @@ from engine.recipes.load import ALPACA
 from engine.records import Answer, Decision, Record
 from engine.report.figures import figures
 from engine.report.shape import Shape
+from engine.stages import parent_of
 from engine.store import RunReader
 from engine.thoughts import thoughts_apart
 
@@ -56,10 +57,21 @@ class Rows:
 
     Args:
         recipe: the run's, where it is known, to show what a prompt was.
+        name: of the stage; empty where the run has one.
+        before: the stage whose rows this one's requests are about.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe | None) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe | None,
+        *,
+        name: str = "",
+        before: Rows | None = None,
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        self._before = before
         self._recipe = recipe
         self._lock = threading.Lock()
         with RunReader(folder) as run:
@@ -79,9 +91,10 @@ class Rows:
 
     def state(self) -> dict[str, Any]:
         """The run's figures as of its last commit."""
-        with RunReader(self._folder) as run:
+        with RunReader(self.folder) as run:
             return {
                 **figures(run, exact=False),
+                "stage": self.name,
                 "target": run.manifest.free.get("target"),
                 "last_at_s": run.counts().last_at_s,
             }
@@ -125,7 +138,7 @@ class Rows:
                 f" LIMIT {COUNTED + 1})",
                 [NEWEST, *values],
             ).fetchone()[0]
-        with RunReader(self._folder) as run:
+        with RunReader(self.folder) as run:
             decisions = [_decision(run, request, position) for _, request, position in found[:PAGE]]
         return {
             "rows": [self._brief(decision) for decision in decisions],
@@ -152,7 +165,7 @@ class Rows:
 
     def row(self, request: int, position: int) -> dict[str, Any]:
         """One decision and all that led to it. Raises InputError where there is none."""
-        with RunReader(self._folder) as run:
+        with RunReader(self.folder) as run:
             decision = _decision(run, request, position)
             answers = run.answers(request, 1)
             settings = run.manifest.fixed
@@ -160,6 +173,7 @@ class Rows:
         nearest = decision.nearest
         told: dict[str, Any] = {
             "id": f"{request}.{position}",
+            "stage": self.name,
             "reason": decision.reason,
             "detail": decision.detail,
             "fields": _fields(decision.record),
@@ -168,7 +182,21 @@ class Rows:
             "most_similar": [[text, score] for text, score in decision.most_similar.items()],
             "mean_similarity": decision.mean_similarity,
         }
-        return told | self._provenance(answer, settings) if answer is not None else told
+        if answer is None:
+            return told
+        return told | self._provenance(answer, settings) | self._made_of(answer)
+
+    def _made_of(self, answer: Answer) -> dict[str, Any]:
+        """The row of the stage before that the answer is about, with what that was made of."""
+        if self._before is None:
+            return {"parent": None}
+        rank = answer.index // self._samples
+        with RunReader(self._before.folder) as run:
+            try:
+                decision = parent_of(run, rank, answer.row)
+            except ConfigError as error:
+                return {"parent": {"stage": self._before.name, "missing": str(error)}}
+        return {"parent": self._before.row(decision.index, decision.position)}
 
     def _provenance(self, answer: Answer, settings: Mapping[str, Any]) -> dict[str, Any]:
         completion = answer.completion
@@ -219,7 +247,7 @@ class Rows:
 
     def _take_in(self) -> None:
         """Index what was decided since the last question."""
-        with self._lock, RunReader(self._folder) as run:
+        with self._lock, RunReader(self.folder) as run:
             self._index.execute("BEGIN")
             for decision in run.decisions(after=self._last):
                 record = decision.record

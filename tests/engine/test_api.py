@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -166,7 +167,8 @@ def test_a_refused_key_is_raised_and_leaves_no_rows_behind(tmp_path: Path) -> No
 
 
 def test_two_runs_at_once(tmp_path: Path, server: Loopback) -> None:
-    """In one process, in two folders, row by row in turns; the third in a folder in use is told."""
+    """In one process, in two folders, row by row in turns; the process is then as it was."""
+    thresholds = gc.get_threshold()
     first, second = (
         engine.generate(
             Answers, rows=questions(60), out=tmp_path / name, base_url=server.url, **QUICK
@@ -175,6 +177,7 @@ def test_two_runs_at_once(tmp_path: Path, server: Loopback) -> None:
     )
     both = list(zip(first, second, strict=True))
     assert [(a["number"], b["number"]) for a, b in both] == [(n, n) for n in accepted(60)]
+    assert gc.get_threshold() == thresholds
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, server: Loopback) -> None:
@@ -473,6 +476,9 @@ def test_a_wrong_setting_is_told_at_the_call(tmp_path: Path) -> None:
     """By its name as it was given, before anything is started."""
     with pytest.raises(ConfigError, match=r"unknown setting 'taget'; did you mean 'target'\?"):
         engine.generate("alpaca", out=tmp_path, taget=3)
+    with pytest.raises(ConfigError, match="key_env or the file key_file") as caught:
+        engine.generate("alpaca", out=tmp_path, api_key="sk-never-said-back")
+    assert "never-said-back" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"^temperature: "):
         engine.generate("alpaca", out=tmp_path, temperature=7)
     with pytest.raises(ConfigError, match="base_url"):

@@ -21,6 +21,7 @@ from engine.errors import ConfigError, InputError, UsageError
 from engine.kept import recipe_of
 from engine.recipes.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 from engine.records import Prompt
+from engine.stages import stages_of_run
 from engine.store import RunReader
 from engine.view import app as app_module
 from engine.view import server as server_module
@@ -62,21 +63,31 @@ class Served:
 
 
 def page_rows(folder: Path) -> Rows:
-    """What the page of ``folder`` tells, with the run's own recipe."""
-    with RunReader(folder) as run:
-        run.named_recipe = run.manifest.free.get("recipe_spec", "")
-        return Rows(folder, recipe_of(run))
+    """What the page of ``folder`` tells of its last stage, with the run's own recipe."""
+    return stage_rows(folder)[-1]
+
+
+def stage_rows(folder: Path) -> list[Rows]:
+    """That of all its stages."""
+    rows: list[Rows] = []
+    for stage in stages_of_run(folder):
+        with RunReader(stage.folder) as run:
+            run.named_recipe = run.manifest.free.get("recipe_spec", "")
+            recipe = recipe_of(run)
+        before = rows[-1] if rows else None
+        rows.append(Rows(stage.folder, recipe, name=stage.name, before=before))
+    return rows
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[Served]:
     """The page of ``folder``, as ``woolmill view`` serves it, from a thread."""
-    rows = page_rows(folder)
+    rows = stage_rows(folder)
     listener, _ = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     hosts = frozenset({f"127.0.0.1:{port}", f"localhost:{port}"})
     access = Access(token=TOKEN, hosts=hosts, cookie=f"woolmill-{port}")
-    server = make_server(make_app(rows, folder, access))
+    server = make_server(make_app(rows, access))
     loop = asyncio.new_event_loop()
     work = server.serve(sockets=[listener])
     thread = threading.Thread(target=loop.run_until_complete, args=(work,))
@@ -87,7 +98,8 @@ def served(folder: Path) -> Iterator[Served]:
         server.should_exit = True
         thread.join()
         loop.close()
-        rows.close()
+        for stage in rows:
+            stage.close()
         listener.close()
 
 

@@ -33,12 +33,49 @@ async function ask(path) {
   return response.json();
 }
 
+// -- stages -------------------------------------------------------------------------------------
+
+let stage = new URLSearchParams(location.search).get("stage") ?? "";
+
+const ofStage = (path) => stage ? `${path}${path.includes("?") ? "&" : "?"}${new URLSearchParams({ stage })}` : path;
+const address = (id) => `${ofStage(location.pathname)}${id ? `#${id}` : ""}`;
+
+function showStages(state) {
+  const select = at("stage");
+  select.hidden = state.stages.length < 2;
+  at("report").href = ofStage("/report");
+  if (select.dataset.shown !== state.stages.join("\n")) {
+    select.dataset.shown = state.stages.join("\n");
+    select.replaceChildren(...state.stages.map((name) => {
+      const option = element("option", "", `stage ${visible(name)}`);
+      option.value = name;
+      return option;
+    }));
+  }
+  select.value = state.stage;
+}
+
+function enter(name, id = null) {
+  stage = name;
+  lastDecided = -1;
+  at("list").scrollTop = 0;
+  Object.assign(speed, { at: 0, answers: 0, perSecond: null });
+  at("reason").value = "";
+  history.replaceState(null, "", address(id));
+  if (id === null) {
+    current = null;
+    at("row").replaceChildren(element("p", "dim", "Choose a row to see where it comes from."));
+  }
+  return refresh();
+}
+
 // -- the head -----------------------------------------------------------------------------------
 
 let lastDecided = -1;
 const speed = { at: 0, answers: 0, perSecond: null };
 
 function showState(state) {
+  showStages(state);
   at("run").textContent = visible(`${state.run} · ${state.model}`);
   document.title = `${number(state.accepted)} · Woolmill`;
   const share = state.target ? Math.min(1, state.accepted / state.target) : 0;
@@ -97,7 +134,7 @@ function query(before) {
     q: at("words").value, status: at("status").value, reason: at("reason").value,
   });
   if (before !== null) parameters.set("before", before);
-  return `/api/rows?${parameters}`;
+  return ofStage(`/api/rows?${parameters}`);
 }
 
 async function search(before = null) {
@@ -130,9 +167,9 @@ function item(row) {
 
 async function open(id) {
   const [request, position] = id.split(".");
-  const row = await ask(`/api/row/${request}/${position}`);
+  const row = await ask(ofStage(`/api/row/${request}/${position}`));
   current = id;
-  history.replaceState(null, "", `#${id}`);
+  history.replaceState(null, "", address(id));
   for (const line of at("rows").children) {
     line.firstChild.setAttribute("aria-current", String(line.dataset.id === id));
   }
@@ -145,24 +182,54 @@ async function open(id) {
   if (row.nearest) {
     add(`nearest: ${visible(row.nearest.source)}, ${row.nearest.score.toFixed(3)}`, shown(row.nearest.text));
   }
-  const model = [row.model, row.backend, row.finish_reason, row.latency_s === null ? "" : `${number(row.latency_s, 2)} s`,
-    `${number(row.prompt_tokens)} + ${number(row.completion_tokens)} tokens`, `attempt ${row.attempts}`];
-  add("answer of", shown(model.filter(Boolean).join(" · ")));
+  add("answer of", shown(answeredBy(row)));
   if (row.demonstrations?.length || !row.place) {
     add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
   }
-  if (row.input) {
+  if (row.input && !row.parent) {
     add(row.place);
     for (const [name, value] of row.input) fold(pane, visible(name), value);
   }
+  foldAnswer(pane, row);
+  const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);
+  if (near.length) fold(pane, "nearest by ROUGE-L", near.join("\n"));
+  if (row.parent) add(`made of ${row.place}`);
+  for (let parent = row.parent; parent; parent = parent.parent) pane.append(ancestor(parent));
+  pane.scrollTop = 0;
+}
+
+function answeredBy(row) {
+  const model = [row.model, row.backend, row.finish_reason, row.latency_s === null ? "" : `${number(row.latency_s, 2)} s`,
+    `${number(row.prompt_tokens)} + ${number(row.completion_tokens)} tokens`, `attempt ${row.attempts}`];
+  return model.filter(Boolean).join(" · ");
+}
+
+function foldAnswer(pane, row) {
   if (row.reasoning) fold(pane, "reasoning", row.reasoning);
   fold(pane, "raw answer", row.answer ?? `${row.failure}: ${row.message}`);
   fold(pane, "prompt", row.prompt ?? (row.truncated
     ? "not shown: it was shortened to fit the context, and the store keeps only its hash"
     : "not shown: the run's recipe or its seed tasks are not here, or were changed; see woolmill view --seeds"));
-  const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);
-  if (near.length) fold(pane, "nearest by ROUGE-L", near.join("\n"));
-  pane.scrollTop = 0;
+}
+
+// The row of an earlier stage that this one was made of, folded; a button leads to it.
+function ancestor(row) {
+  const details = element("details", "ancestor");
+  if (row.missing) {
+    details.append(element("summary", "", `stage ${visible(row.stage)}`), shown(row.missing, "reason"));
+    return details;
+  }
+  details.append(element("summary", "", `stage ${visible(row.stage)}, row ${row.id}`));
+  const verdict = row.reason === null ? `accepted${row.detail ? `: ${row.detail}` : ""}` : `${row.reason}: ${row.detail}`;
+  details.append(shown(verdict, row.reason === null ? "kept" : "reason"));
+  for (const [name, value] of row.fields ?? []) details.append(element("h2", "", visible(name)), shown(value));
+  details.append(element("h2", "", "answer of"), shown(answeredBy(row)));
+  foldAnswer(details, row);
+  if (row.place && !row.parent) for (const [name, value] of row.input ?? []) fold(details, `${row.place}: ${visible(name)}`, value);
+  const there = element("button", "", "show it in its stage");
+  there.addEventListener("click", () => enter(row.stage, row.id).then(() => open(row.id)).catch(complain));
+  details.append(there);
+  return details;
 }
 
 function fold(pane, title, text) {
@@ -177,10 +244,17 @@ function complain(error) {
   at("state").textContent = error instanceof TypeError ? "woolmill view has ended" : String(error.message);
 }
 
+async function refresh() {
+  const mine = stage;
+  const state = await ask(ofStage("/api/state"));
+  if (mine !== stage) return; // another stage was chosen meanwhile
+  const changed = showState(state);
+  if (changed && at("list").scrollTop === 0) await search();
+}
+
 async function poll() {
   try {
-    const changed = showState(await ask("/api/state"));
-    if (changed && at("list").scrollTop === 0) await search();
+    await refresh();
   } catch (error) {
     complain(error);
   }
@@ -190,6 +264,7 @@ async function poll() {
 const again = () => search().catch(complain);
 at("search").addEventListener("submit", (event) => { event.preventDefault(); again(); });
 at("words").addEventListener("input", again);
+at("stage").addEventListener("change", () => enter(at("stage").value).catch(complain));
 at("status").addEventListener("change", () => { if (at("status").value !== "refused") at("reason").value = ""; again(); });
 at("reason").addEventListener("change", () => { if (at("reason").value) at("status").value = "refused"; again(); });
 at("more").addEventListener("click", () => search(next).catch(complain));
