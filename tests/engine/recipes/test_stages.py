@@ -331,8 +331,7 @@ async def test_each_stage_is_decided_again_by_itself(
     spec.write_text(QUIZ.replace("score >= 3", "score >= 4"))
     await redecide_run(tmp_path / "run", None, {"recipe": str(spec)})
     scores = [row["score"] for row in accepted(tmp_path / "run")]
-    assert 0 < len(scores) < 30
-    assert min(scores) == 4
+    assert set(scores) == {4, 5}
     edited = QUIZ.replace('matches = "7.$"', 'matches = "8.$"').replace("score >= 3", "score >= 4")
     spec.write_text(edited)
     first = tmp_path / "run" / "stages" / "1-ask"
