@@ -99,7 +99,9 @@ LEAKS = (
     "new prompt#",
 )
 """What evolved texts hold that repeat the prompt; ours and the published ones."""
-_APOLOGY = re.compile(r"\W*+(?:i(?:'|’| a)m|we(?:'|’| a)re) (?:very |so )?sorry\b", re.IGNORECASE)
+_APOLOGY = re.compile(
+    r"\W*+(?:i(?:'|\u2019| a)m|we(?:'|\u2019| a)re) (?:very |so )?sorry\b", re.IGNORECASE
+)
 SHORT_WORDS = 80
 """An answer with "sorry" that is shorter than this is none."""
 STOP_WORDS = frozenset(
@@ -109,9 +111,9 @@ STOP_WORDS = frozenset(
     just me more most my myself no nor not now of off on once only or other our ours ourselves out
     over own same she should so some such than that the their theirs them themselves then there
     these they this those through to too under until up very was we were what when where which
-    while who whom why will with would you your yours yourself yourselves""".split()
+    while who whom why will with would you your yours yourself yourselves i'm you're it's that's we're they're don't isn't""".split()
 )
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 
 class Evol(Recipe):
@@ -302,7 +304,7 @@ def unanswered(output: str) -> Refusal | None:
     words = len(output.split())
     if "sorry" in output.lower() and words < SHORT_WORDS:
         return "apology", f"sorry, in {words} words"
-    said = [word.replace("’", "'").lower() for word in _WORD.findall(output)]
+    said = [word.replace("\u2019", "'").lower() for word in _WORD.findall(output)]
     if all(word in STOP_WORDS for word in said) and not _has_signs(output):
         return "says_nothing", "punctuation and stop words alone"
     return None

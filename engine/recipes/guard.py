@@ -179,7 +179,10 @@ def parsed(recipe: Recipe, ask: Ask, answer: Completion) -> list[Piece]:
     pieces: list[Piece] = []
     try:
         if recipe.builtin:
-            pieces = [_filtered(recipe, piece) for piece in recipe.parse(ask, answer)]
+            for found in recipe.parse(ask, answer):
+                own = isinstance(found, Piece)
+                piece = found if own else _piece(recipe, found, len(pieces), pieces)
+                pieces.append(_filtered(recipe, piece))
         else:
             with time_limit():
                 for found in recipe.parse(ask, answer):

@@ -27,7 +27,7 @@ from engine.errors import InputError, WoolmillError
 from engine.processes.children import environment, how_it_ended, python_command, start
 from engine.recipes import guard
 from engine.recipes.base import RECIPE_ERROR, Recipe, drawn
-from engine.recipes.guard import RecipeFault
+from engine.recipes.guard import NotAsked, RecipeFault
 from engine.records import Answer, Completion, Decision, Prompt, Record, Usage
 from engine.run.generate import make_prompts
 from engine.run.preview import Given
@@ -194,7 +194,8 @@ class _Stage:
                 came = _said(prompt)
             except RecipeFault as fault:
                 came = str(fault)
-                self._seen.fault(f"{self._of}prompt: {fault}")
+                if not isinstance(fault, NotAsked):
+                    self._seen.fault(f"{self._of}prompt: {fault}")
             if not self._seen.end(what, came):
                 break
 
