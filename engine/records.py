@@ -17,6 +17,7 @@ import orjson
 __all__ = [
     "EVERY",
     "RESERVED",
+    "SAMPLE",
     "Answer",
     "Api",
     "Completion",
@@ -33,6 +34,8 @@ __all__ = [
 Api = Literal["completions", "chat"]
 EVERY = 2**62
 """As a run's target: a decision on every input row, however many are accepted."""
+SAMPLE = "sample"
+"""The reason of a row that went into another, with those of the other samples."""
 RESERVED = frozenset(("model", "prompt", "messages", "stream", "stream_options", "n"))
 """Fields of a request's body that the engine itself must fill."""
 Record = dict[str, Any]

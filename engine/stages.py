@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigError, InputError, UsageError
 from engine.money import Prices, Spent
-from engine.records import Decision, Record
+from engine.records import SAMPLE, Decision, Record
 from engine.store import RunReader
 
 __all__ = [
+    "BELOW",
     "Lineage",
     "Stage",
     "Stale",
+    "folders_below",
     "missing_stages",
     "open_stages",
     "parent_of",
@@ -57,8 +59,9 @@ def stages_of_run(folder: Path) -> list[Stage]:
     Raises InputError where there is no run.
     """
     with RunReader(folder) as run:
-        own = str(run.manifest.fixed.get("stage") or "")
-    before = _below(folder) if own else []
+        fixed = run.manifest.fixed
+    own = "" if fixed.get("merged") else str(fixed.get("stage") or "")
+    before = folders_below(folder) if own else []
     if not before:
         return [Stage("", folder)]
     number = 1 + max(number for number, _ in before)
@@ -66,7 +69,7 @@ def stages_of_run(folder: Path) -> list[Stage]:
     return [*(stage for _, stage in before), Stage(f"{number}-{name}", folder)]
 
 
-def _below(folder: Path) -> list[tuple[int, Stage]]:
+def folders_below(folder: Path) -> list[tuple[int, Stage]]:
     """The stages before the last one that are there, each with its number."""
     found = []
     if (folder / BELOW).is_dir():
@@ -83,7 +86,7 @@ def missing_stages(folder: Path) -> list[int]:
         fixed, free = run.manifest.fixed, run.manifest.free
     if not fixed.get("stage") or fixed.get("merged"):
         return []
-    there = [number for number, _ in _below(folder)]
+    there = [number for number, _ in folders_below(folder)]
     follows = isinstance(free.get("rows_identity"), list) and not free.get("rows")
     last = max(there, default=1 if follows and folder.parent.name != BELOW else 0)
     return [number for number in range(1, last + 1) if number not in there]
@@ -104,11 +107,11 @@ def place_in_chain(folder: Path) -> tuple[list[Stage], int]:
 
 def stage_named(folder: Path, name: str | None) -> tuple[list[Stage], int]:
     """A run's stages, and the place of the one called ``name`` (``NUMBER-NAME``, NUMBER or NAME);
-    of the last one where it is None. Raises UsageError where there is none.
+    of the one in ``folder`` itself where it is None. Raises UsageError where there is none.
     """
-    stages = stages_of_run(folder)
     if name is None:
-        return stages, len(stages) - 1
+        return place_in_chain(folder)
+    stages = stages_of_run(folder)
     found = [
         place
         for place, stage in enumerate(stages)
@@ -156,37 +159,47 @@ class Lineage:
         self._names = [stage.name for stage in stages]
         self._samples = [samples_of(run) or 1 for run in runs]
         self._places = [_accepted_places(run) for run in runs[:-1]]
+        reduces = [SAMPLE in run.counts().reasons for run in runs]
+        several = [
+            place
+            for place, samples in enumerate(self._samples)
+            if samples > 1 and not reduces[place]
+        ]
+        last = len(runs) - 1
+        self.pairs_samples = not several and reduces[last]
+        """The stage's own samples are those of an input row, and not the rows they became."""
+        self._grouped_at = several[-1] if several else last if self.pairs_samples else None
 
     def parents(self, request: int) -> list[tuple[str, int, int]]:
         """(stage, request, position) of the row that ``request`` was about, and of those that this
         one was made of in turn; the nearest first. Raises InputError where one is not there.
         """
         found = []
-        for place in reversed(range(len(self._places))):
-            rank = request // self._samples[place + 1]
-            requests, positions = self._places[place]
-            if rank >= len(requests):
-                raise InputError(
-                    f"stage {self._names[place]} has no accepted row {rank}, which a row of stage "
-                    f"{self._names[place + 1]} was made of; see: woolmill verify"
-                )
-            request = int(requests[rank])
-            found.append((self._names[place], request, int(positions[rank])))
+        for place in range(len(self._places), 0, -1):
+            request, position = self._parent(place, request)
+            found.append((self._names[place - 1], request, position))
         return found
 
     def group(self, request: int) -> int | None:
-        """The number of the row that ``request`` and others are samples of: in the nearest stage
-        that has several samples of each input row. None: no stage has.
+        """The rank of the row that ``request`` and others are samples of: in the nearest stage that
+        has several for each input row and does not make one row of them. None: no stage has.
         """
-        for place in reversed(range(len(self._samples))):
-            rank = request // self._samples[place]
-            if self._samples[place] > 1 or place == 0:
-                return rank if self._samples[place] > 1 else None
-            requests, _ = self._places[place - 1]
-            if rank >= len(requests):
-                return None
-            request = int(requests[rank])
-        return None
+        if self._grouped_at is None:
+            return None
+        for place in range(len(self._places), self._grouped_at, -1):
+            request, _ = self._parent(place, request)
+        return request // self._samples[self._grouped_at]
+
+    def _parent(self, place: int, request: int) -> tuple[int, int]:
+        """(request, position) of the row that a request of the stage at ``place`` was about."""
+        rank = request // self._samples[place]
+        requests, positions = self._places[place - 1]
+        if rank >= len(requests):
+            raise InputError(
+                f"stage {self._names[place - 1]} has no accepted row {rank}, which a row of stage "
+                f"{self._names[place]} was made of; see: woolmill verify"
+            )
+        return int(requests[rank]), int(positions[rank])
 
 
 def _accepted_places(run: RunReader) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

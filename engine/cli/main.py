@@ -266,12 +266,13 @@ def generate(
             metrics = MetricsFile(display, metrics_file, config.out)
             display = stack.enter_context(Guarded(metrics, display))
         result = anyio.run(run, config, display, backend_options=uvloop)
-    dataset, samples = config.out, 1
+    dataset, samples, stages = config.out, 1, list[str]()
     failed: WoolmillError | None = None
     try:
         with RunStore.read(config.out) as store:
             store.named_recipe = config.recipe
             samples = store.manifest.fixed.get("samples") or 1
+            stages = _stages(config.out)
             format, name = dataset_of(store.manifest)
             dataset = config.out / name
             if result.progress.accepted:
@@ -280,7 +281,23 @@ def generate(
         failed = error
     except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
         failed = InternalError.of(error)
-    _say_end(result, dataset, failed, samples)
+    _say_end(result, dataset, failed, samples, stages)
+
+
+def _stages(folder: Path) -> list[str]:
+    """A line for each stage of a run of several."""
+    from engine.report.stages import main_reasons
+    from engine.stages import open_stages, stages_of_run
+
+    stages = stages_of_run(folder)
+    if len(stages) == 1:
+        return []
+    with open_stages(stages) as runs:
+        counts = [run.counts() for run in runs]
+    return [
+        f"stage {stage.name}: {count.accepted:,} accepted, {main_reasons(count.reasons)}"
+        for stage, count in zip(stages, counts, strict=True)
+    ]
 
 
 def _display(log_format: str, no_progress: bool, stack: ExitStack) -> Display:
@@ -329,13 +346,22 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _say_end(result: Result, dataset: Path, failed: WoolmillError | None, samples: int) -> NoReturn:
+def _say_end(
+    result: Result,
+    dataset: Path,
+    failed: WoolmillError | None,
+    samples: int,
+    stages: Sequence[str],
+) -> NoReturn:
     """Say how the run ended, and leave with the code of what ended it; ``failed`` says why there is
     no dataset, which comes second. ``samples``: requests for each input row, where there are any.
+    ``stages``: a line for each.
     """
     progress, stop = result.progress, result.stop
     drain()  # the live block is gone before lines come where it stood
     _say(f"{_came_to(result, samples)} in {result.seconds:.0f} s")
+    for line in stages:
+        _say(line)
     if progress.accepted and failed is None:
         _say(f"dataset  {dataset}")
     _say(f"store    {result.folder / 'run.sqlite'}")

@@ -98,7 +98,7 @@ class Deciding:
     def __init__(
         self, config: RunConfig, tasks: Sequence[SeedTask], note: Callable[[str], None]
     ) -> None:
-        self._order = {  # not by argv, which others can read
+        self._order: dict[str, Any] = {  # not by argv, which others can read
             "folder": str(config.out.absolute()),
             "config": config.model_dump(mode="json"),
             "tasks": [asdict(task) for task in tasks],

@@ -23,6 +23,7 @@ from engine.export.card import card
 from engine.export.choice import Choice, choose
 from engine.export.formats import Format
 from engine.export.layout import ALPACA_FIELDS, Layout, check_alpaca, layout_of, typed
+from engine.export.preference import Pairs
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.failpoints import failpoint
@@ -30,6 +31,7 @@ from engine.files import cannot_write, check_output
 from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
+from engine.stages import BELOW, Lineage, folders_below, open_stages, place_in_chain
 from engine.store import Manifest, RunReader
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "export",
     "export_dataset",
     "is_earlier",
+    "own_files",
 ]
 
 Part = Literal["train", "validation"]
@@ -48,6 +51,14 @@ OWN_FILES = (
     *("exports.json", KEPT, "recipe.py", "recipe.toml"),
 )
 """Of a run, and never replaced by an export, whatever is asked."""
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Those of the run in ``folder``, and of all stages of the run that this is a stage of."""
+    folder = folder.absolute()
+    root = folder.parent.parent if folder.parent.name == BELOW else folder
+    folders = [root, folder, *(stage.folder for _, stage in folders_below(root))]
+    return [place / name for place in folders for name in OWN_FILES]
 
 
 def dataset_of(manifest: Manifest) -> tuple[Format, str]:
@@ -71,6 +82,8 @@ class Export:
     """Fields that the format has no place for."""
     unsorted: int = 0
     """Rows without a value to sort by, which come last."""
+    unpaired: tuple[tuple[str, int], ...] = ()
+    """Input rows that gave no preference pair: why, and how many."""
 
 
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
@@ -89,6 +102,9 @@ def export_dataset(
     with_similarity: bool = False,
     reasoning: bool = False,
     group: bool = False,
+    all_samples: bool = False,
+    lineage: bool = False,
+    by: str | None = None,
     take: int | None = None,
     sort: str | None = None,
     top: int | None = None,
@@ -104,6 +120,9 @@ def export_dataset(
         with_similarity: ``alpaca`` only: add what its ``regen.json`` has besides.
         reasoning: keep the thoughts of answers, where the format has a place for them.
         group: ``jsonl`` only: all rows made of one input row on one line.
+        all_samples: ``jsonl`` only: also the samples that rows were made of.
+        lineage: ``jsonl`` and tables: what each row was made of in the stages before.
+        by: ``preference`` only, which needs it: the field with the score.
         take, sort, top: which rows, in which order; see ``engine.export.choice.choose``. With
             ``group``, ``take`` counts lines.
         validation: share of the rows for a validation part that no near-duplicate straddles.
@@ -116,19 +135,29 @@ def export_dataset(
         ConfigError: the format needs a package or other rows, or the run holds nothing to split by.
         UsageError: options that do not go together.
     """
-    check_output(path, overwrite=True, inputs=[run.folder / name for name in OWN_FILES])
+    check_output(path, overwrite=True, inputs=own_files(run.folder))
     format = format or dataset_of(run.manifest)[0]
     as_folder = format == "datasets" or validation > 0 or shard_rows is not None
     if path.is_dir() and not as_folder:
         raise OutputError(f"{path}: is a folder; choose another -o")
-    if format in ("messages", "sharegpt"):
+    if format in formats.CHATS:
         refuse_unnamed_code(run)
     layout = layout_of(run)
-    _check(format, layout, reasoning=reasoning, group=group, alone=not as_folder and sort is None)
+    alone = not as_folder and sort is None
+    _check(format, layout, reasoning=reasoning, group=group, alone=alone)
+    alone = alone and take is None and not (group and by)
+    _check_stages(format, all_samples=all_samples, lineage=lineage, by=by, alone=alone)
     touched = ledger.touched(run.folder, path)
     if touched and not overwrite and not is_earlier(run, path, format):
         raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
-    layout = replace(layout, similarity=with_similarity, reasoning=reasoning, grouped=group)
+    layout = replace(
+        layout,
+        similarity=with_similarity,
+        reasoning=reasoning,
+        grouped=group,
+        all_samples=all_samples,
+        lineage=_lineage_of(run, needed=lineage) if lineage or by else None,
+    )
     choice = choose(run, take=take, sort=sort, top=top, samples=layout.samples if group else None)
     if format in ("parquet", "datasets"):
         layout = typed(layout, run)
@@ -137,10 +166,17 @@ def export_dataset(
         failpoint("export.written")
         ledger.expect(run.folder, path, written)
 
+    if by is not None:
+        return _preference(run, layout, path, by, placing)
     parts = split(run, validation) if validation else None
     records = 0
     provenance = format in formats.WITH_PROVENANCE or reasoning
-    chosen = rows(run, provenance=provenance, choice=choice)
+    chosen = rows(
+        run,
+        provenance=provenance,
+        choice=None if all_samples else choice,
+        all_samples=all_samples,
+    )
     with ExitStack() as stack:
         write: Callable[[Row], None]
         if as_folder:
@@ -185,6 +221,71 @@ def _check(format: Format, layout: Layout, *, reasoning: bool, group: bool, alon
         raise UsageError(
             "--group goes with --format jsonl, and without --sort, --validation and --shard-rows"
         )
+
+
+def _check_stages(
+    format: Format, *, all_samples: bool, lineage: bool, by: str | None, alone: bool
+) -> None:
+    """The same for samples, lineage and pairs. ``alone``: all rows, in plan order, in one file."""
+    if (by is not None) != (format == "preference"):
+        raise UsageError(
+            "--format preference needs --by: name the field with the score, as in --by score"
+            if by is None
+            else "--by goes with --format preference"
+        )
+    if all_samples and format != "jsonl":
+        raise UsageError("--all-samples goes with --format jsonl")
+    if lineage and format not in formats.WITH_PROVENANCE:
+        raise UsageError(
+            f"--lineage: --format {format} has no place for it; choose "
+            f"{', '.join(sorted(formats.WITH_PROVENANCE))}"
+        )
+    if (all_samples or by is not None) and not alone:
+        flag = "--all-samples" if all_samples else "--format preference"
+        raise UsageError(
+            f"{flag} goes without --take, --sort, --top, --validation and --shard-rows"
+        )
+
+
+def _lineage_of(run: RunReader, *, needed: bool) -> Lineage:
+    """What the run's rows were made of. Raises UsageError where lineage is ``needed`` and the run
+    has no stage before.
+    """
+    stages, place = place_in_chain(run.folder)
+    if needed and place == 0:
+        raise UsageError(
+            f"--lineage: nothing goes before the rows of {run.folder}, which has one"
+            " stage or is the first"
+        )
+    with open_stages(stages[:place]) as before:
+        return Lineage(stages[: place + 1], [*before, run])
+
+
+def _preference(
+    run: RunReader, layout: Layout, path: Path, by: str, placing: Callable[[Path], None]
+) -> Export:
+    assert layout.lineage is not None
+    pairs = Pairs(run=run, layout=layout, lineage=layout.lineage, by=by)
+    records = 0
+    with files.new_file(path, placing) as file:
+        for pair in pairs:
+            file.write(formats.dumps(pair) + b"\n")
+            records += 1
+    with cannot_write(path):
+        failpoint("export.renamed")
+    ledger.remember(run.folder, path)
+    unpaired = (
+        ("a tie of best and worst", pairs.ties),
+        ("fewer than two samples with a score", pairs.alone),
+        ("best and worst answer different prompts", pairs.other_prompts),
+    )
+    return Export(
+        path=path,
+        format="preference",
+        records=records,
+        split=None,
+        unpaired=tuple((why, count) for why, count in unpaired if count),
+    )
 
 
 def _left_out(format: Format, layout: Layout) -> tuple[str, ...]:

@@ -27,6 +27,11 @@ __all__ = ["export"]
               help="Thoughts: as reasoning_content in messages, else as a column.")  # fmt: skip
 @click.option("--group", is_flag=True,
               help="jsonl: all rows made of one input row on one line.")  # fmt: skip
+@click.option("--all-samples", is_flag=True,
+              help="jsonl: also the samples that rows were made of.")  # fmt: skip
+@click.option("--lineage", is_flag=True,
+              help="jsonl and tables: what each row was made of in earlier stages.")  # fmt: skip
+@click.option("--by", metavar="FIELD", help="preference: the field with the score.")
 @click.option("--take", type=click.IntRange(min=0), metavar="N",
               help="Only the first N rows; with --group the first N lines.")  # fmt: skip
 @click.option("--sort", metavar="FIELD",
@@ -46,6 +51,9 @@ def export(
     with_similarity: bool,
     reasoning: str,
     group: bool,
+    all_samples: bool,
+    lineage: bool,
+    by: str | None,
     take: int | None,
     sort: str | None,
     top: int | None,
@@ -61,6 +69,7 @@ def export(
     woolmill export runs/alpaca --format messages -o chat.jsonl
     woolmill export runs/alpaca --format datasets --validation 0.02 -o my-dataset
     woolmill export runs/judged --sort=-score --top 500 -o best.jsonl
+    woolmill export runs/judged --format preference --by score -o pairs.jsonl
     """
     with RunStore.read(folder) as run:
         run.named_recipe = recipe
@@ -71,6 +80,9 @@ def export(
             with_similarity=with_similarity,
             reasoning=reasoning == "keep",
             group=group,
+            all_samples=all_samples,
+            lineage=lineage,
+            by=by,
             take=take,
             sort=sort,
             top=top,
@@ -80,7 +92,10 @@ def export(
         )
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
-    click.echo(f"{written.records} records{held_out}  {output}")
+    noun = "pairs" if written.format == "preference" else "records"
+    click.echo(f"{written.records} {noun}{held_out}  {output}")
+    for why, count in written.unpaired:
+        click.echo(f"input rows without a pair, {why}: {count}")
     if written.as_json:
         click.echo(f"columns that hold JSON text: {', '.join(written.as_json)}")
     if written.left_out:

@@ -6,6 +6,8 @@
 ``csv``       the row's fields for a spreadsheet; cells that one would run are quoted
 ``messages``  JSON Lines: ``{"messages": [user, assistant]}``, as chat templates and TRL take it
 ``sharegpt``  JSON list of ``{"id", "conversations": [human, gpt]}``, as FastChat takes it
+``preference`` JSON Lines: ``{"prompt", "chosen", "rejected"}`` as lists of turns, as TRL takes it;
+              pairs of rows, which ``engine.export.preference`` makes
 ``alpaca``    JSON list of ``{instruction, input, output}``, indented by 4, ASCII, as Alpaca's
               ``utils.jdump`` writes it; with similarity also what its ``regen.json`` has
 
@@ -45,19 +47,22 @@ __all__ = [
     "writer",
 ]
 
-Format = Literal["alpaca", "jsonl", "messages", "sharegpt", "csv", "parquet", "datasets"]
+Format = Literal[
+    "alpaca", "jsonl", "messages", "sharegpt", "preference", "csv", "parquet", "datasets"
+]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIX: dict[Format, str] = {
     "alpaca": ".json",
     "jsonl": ".jsonl",
     "messages": ".jsonl",
     "sharegpt": ".json",
+    "preference": ".jsonl",
     "csv": ".csv",
     "parquet": ".parquet",
     "datasets": ".parquet",
 }
 WITH_PROVENANCE: frozenset[Format] = frozenset({"jsonl", "parquet", "datasets"})
-CHATS: frozenset[Format] = frozenset({"messages", "sharegpt"})
+CHATS: frozenset[Format] = frozenset({"messages", "sharegpt", "preference"})
 WITH_REASONING: frozenset[Format] = WITH_PROVENANCE | {"messages"}
 """Formats that have a place for thoughts."""
 
@@ -234,6 +239,7 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
         (own("model"), pa.string()),
         (own("demonstrations"), pa.list_(pa.string())),
         *((own(name), pa.int64()) for name in ("row", "sample") if numbered),
+        *((own(name), pa.list_(pa.string())) for name in ("parents",) if layout.lineage),
         *(
             (own(name), pa.float64())
             for name in ("max_similarity", "avg_similarity_score")
@@ -256,6 +262,8 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
         line[own("demonstrations")] = list(row.demonstrations)
         if numbered:
             line[own("row")], line[own("sample")] = layout.place(row)
+        if layout.lineage:
+            line[own("parents")] = layout.parents(row)
         if layout.compared:
             near = row.decision.most_similar.values()
             line[own("max_similarity")] = max(near, default=None)

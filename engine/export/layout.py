@@ -17,7 +17,7 @@ from engine.kept import recipe_of
 from engine.recipes.base import Recipe
 from engine.recipes.load import ALPACA
 from engine.records import Record
-from engine.stages import samples_of
+from engine.stages import Lineage, samples_of
 from engine.store import RunReader
 
 __all__ = [
@@ -47,6 +47,10 @@ class Layout:
     """``alpaca`` only: with what its ``regen.json`` has besides."""
     reasoning: bool = False
     grouped: bool = False
+    all_samples: bool = False
+    """Samples too that a row was made of; each line says which it is."""
+    lineage: Lineage | None = None
+    """Each line says what its row was made of in the stages before."""
     types: Mapping[str, tuple[Type, bool]] | None = None
     """Of a table's columns; None: all are text."""
 
@@ -70,6 +74,11 @@ class Layout:
         """The number of its input row, from 0, and which of the samples for that it is."""
         return divmod(row.decision.index, self.samples or 1)
 
+    def parents(self, row: Row) -> list[str]:
+        """What the row was made of, the nearest first: ``STAGE:REQUEST.POSITION``."""
+        found = self.lineage.parents(row.decision.index) if self.lineage is not None else []
+        return [f"{stage}:{request}.{position}" for stage, request, position in found]
+
     def line(self, row: Row) -> dict[str, Any]:
         """The row with where it comes from, as JSON has it."""
         own, decision = self.own, row.decision
@@ -77,6 +86,10 @@ class Layout:
         line[own("demonstrations")] = row.demonstrations
         if self.samples is not None:
             line[own("row")], line[own("sample")] = self.place(row)
+        if self.all_samples:
+            line[own("is_sample")] = not decision.accepted
+        if self.lineage is not None:
+            line[own("parents")] = self.parents(row)
         if self.compared:
             # A list, where Alpaca has an object: a key for each neighbour would give a table
             # thousands of columns.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.errors import InputError
 from engine.export.choice import Choice
-from engine.records import Answer, Decision, Record
+from engine.records import SAMPLE, Answer, Decision, Record
 from engine.store import RunReader
 from engine.thoughts import thoughts_apart
 
@@ -33,11 +33,17 @@ class Row:
 
 
 def rows(
-    run: RunReader, *, provenance: bool = False, choice: Choice | None = None
+    run: RunReader,
+    *,
+    provenance: bool = False,
+    choice: Choice | None = None,
+    all_samples: bool = False,
 ) -> Iterator[Row]:
     """The rows of ``choice`` in its order; without one, all accepted rows in plan order.
 
-    ``provenance`` reads the answers as well: twice the work.
+    Args:
+        provenance: reads the answers as well: twice the work.
+        all_samples: without a choice, also the samples that an accepted row was made of.
     """
     if choice is not None and choice.sorted is not None:
         for place in choice.sorted:
@@ -49,7 +55,12 @@ def rows(
         return
     answers = (answer for answer, _ in run.all_answers()) if provenance else iter(())
     answer = None
-    for number, decision in enumerate(run.decisions(accepted=True)):
+    decisions = run.decisions(accepted=None if all_samples else True)
+    number = -1
+    for decision in decisions:
+        if decision.reason not in (None, SAMPLE):
+            continue
+        number += 1
         if choice is not None and number == choice.count:
             return
         while provenance and (answer is None or answer.index < decision.index):

@@ -181,7 +181,7 @@ class Evolve(Recipe):
         return [
             Part(SYSTEM, role="system"),
             Part(before),
-            Part(_task(ask), "shorten"),
+            Part(_task(ask.row or {}), "shorten"),
             Part(after),
         ]
 
@@ -189,26 +189,28 @@ class Evolve(Recipe):
         return SAMPLING
 
     def parse(self, ask: Ask, answer: Completion) -> Iterator[Record | Refusal]:
-        parent, evolved = _task(ask), answer.text.strip()
+        parent, evolved = _task(ask.row or {}), answer.text.strip()
         if answer.finish_reason in CUT:
             yield "cut_off", CUT[answer.finish_reason]
         elif evolved:
             if refusal := eliminated(evolved, parent):
                 yield refusal
                 return
-            row = ask.row or {}
+            before = self.unchanged(ask.row or {})
+            del before["before"]
             yield {
                 "instruction": evolved,
                 "round": self._number,
                 "operation": self._operation(ask),
                 "parent": parent,
-                "before": {
-                    "instruction": parent,
-                    "round": row.get("round", 0) if _is_evolved(row) else 0,
-                    "operation": row["operation"] if _is_evolved(row) else "",
-                    "parent": row["parent"] if _is_evolved(row) else "",
-                },
+                "before": before,
             }
+
+    def unchanged(self, row: Record) -> Record:
+        lineage = {"round": 0, "operation": "", "parent": "", "before": None}
+        if self._number > 1:  # what came in before may have fields of these names
+            lineage |= {name: row[name] for name in lineage if name in row}
+        return {"instruction": _task(row), **lineage}
 
     def sample_answer(self) -> str:
         """An answer as it is meant, for trying the recipe out."""
@@ -229,7 +231,7 @@ class Compare(Recipe):
 
     def prompt(self, ask: Ask) -> list[Part]:
         row = ask.row or {}
-        if not _is_evolved(row) or row["round"] != self._number:
+        if row["round"] != self._number:
             raise NotAsked("this round left the row as it was")
         before, between, after = re.split(r"\{parent\}|\{task\}", JUDGE)
         return [Part(f"{before}{row['parent']}{between}{row['instruction']}{after}")]
@@ -259,7 +261,7 @@ class Answers(Recipe):
     builtin = True
 
     def prompt(self, ask: Ask) -> list[Part]:
-        return [Part(_task(ask), "shorten")]
+        return [Part(_task(ask.row or {}), "shorten")]
 
     def sampling(self, ask: Ask) -> Mapping[str, Any]:
         return SAMPLING
@@ -269,14 +271,11 @@ class Answers(Recipe):
             yield Piece(0, None, ("cut_off", CUT[answer.finish_reason]))
         elif output := answer.text.strip():
             row = ask.row or {}
-            evolved = _is_evolved(row)
             record = {
-                "instruction": _task(ask),
+                "instruction": row["instruction"],
                 "output": output,
                 "reasoning": answer.reasoning,
-                "round": row["round"] if evolved else 0,
-                "operation": row["operation"] if evolved else "",
-                "parent": row["parent"] if evolved else "",
+                **{name: row[name] for name in ("round", "operation", "parent")},
             }
             yield Piece(0, record, unanswered(output))
 
@@ -318,13 +317,7 @@ def _has_signs(text: str) -> bool:
     return any(not sign.isspace() and sign not in string.punctuation for sign in left)
 
 
-def _task(ask: Ask) -> str:
+def _task(row: Record) -> str:
     """The task of a row. Raises RecipeFault where it has none."""
-    row = ask.row or {}
     task, given = question_of(row), input_of(row)
     return f"{task}\n\n{given}" if given else task
-
-
-def _is_evolved(row: Record) -> bool:
-    """Whether a round made the row. What came in may have fields of the same names."""
-    return row.keys() in (set(Evolve.fields), set(Compare.fields)) and isinstance(row["round"], int)

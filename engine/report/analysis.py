@@ -22,6 +22,7 @@ from engine.records import Decision, Record
 from engine.report.bursts import Bursts
 from engine.report.figures import figures
 from engine.report.shape import Shape, shape_of, shown, texts_of
+from engine.report.stages import stage_figures
 from engine.store import RunReader
 from engine.text import shorten, visible
 
@@ -58,6 +59,7 @@ def analyse(run: RunReader) -> dict[str, Any]:
             times.accepted(decision.index)
     return {
         "figures": {**figures(run, exact=False), "parsed": rows.parsed},
+        **stage_figures(run),
         "told_by": shape.noun,
         "settings": {
             part: {

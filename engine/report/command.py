@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import orjson
 
-from engine.export import OWN_FILES
+from engine.export import own_files
 from engine.files import check_output, new_file
 from engine.report.analysis import analyse
 from engine.report.compare import compare as compare_runs
@@ -43,8 +43,7 @@ def report(
     suffixes = {".html": "html", ".md": "md"}
     chosen = format_ or suffixes.get(output.suffix if output else "", "json")
     if output is not None:
-        own = [folder / name for name in OWN_FILES]
-        check_output(output, overwrite=overwrite, inputs=own)
+        check_output(output, overwrite=overwrite, inputs=own_files(folder))
     with RunStore.read(folder) as run:
         run.named_recipe = recipe
         if chosen == "html":

@@ -23,6 +23,7 @@ from engine.languages import ENGLISH
 from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
+from engine.report.stages import COLUMNS, lines
 from engine.store import RunReader
 from engine.text import visible
 
@@ -109,6 +110,8 @@ def _sections(
     yield f"<h1>{figures['accepted']:,} records <small>{_shown(figures['run'])}</small></h1>"
     yield _tiles(analysis)
     yield f"<p>{_requests(figures)}</p>\n"
+    if stages := lines(analysis):
+        yield _section("Stages", _stages(stages), "Figures below are those of the last stage.")
     yield _section("Over time", _row(drawn, "accepted-over-time", "tokens-over-time"))
     yield _section("Why pieces were refused", _row(drawn, "reasons") + _rejected(analysis))
     yield _section(
@@ -199,6 +202,18 @@ def _requests(figures: Mapping[str, Any]) -> str:
     wasted = figures["wasted"]
     more = f" Another {wasted:,} answers came to requests that had one already." if wasted else ""
     return f"Of {figures['requests']:,} requests sent: {', '.join(parts)}.{more}"
+
+
+def _stages(stages: Sequence[Sequence[Any]]) -> str:
+    def cell(value: Any) -> str:
+        number = isinstance(value, int | float)
+        return f"{value:,}" if number else _shown("" if value is None else value)
+
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{cell(value)}</td>' for value in stage)}</tr>" for stage in stages
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>"
 
 
 def _number(value: float | None) -> str:

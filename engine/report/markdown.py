@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from engine.report.stages import COLUMNS, lines
 from engine.text import visible
 
 __all__ = ["markdown", "table"]
@@ -25,6 +26,9 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
         "tokens_per_accepted", "tokens_per_s", "cost", "seconds", "sessions",
     )  # fmt: skip
     yield table(("figure", "value"), [(name, figures[name]) for name in names])
+    if stages := lines(analysis):
+        yield "## Stages"
+        yield table(COLUMNS, stages)
     yield "## Refused"
     refused = [
         (reason, told["count"], *_example(told["examples"], analysis["told_by"]))

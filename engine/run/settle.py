@@ -179,7 +179,7 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
     if config.rows is None and recipe.rows_path is not None:
         settled["rows"] = recipe.rows_path
     if config.samples is None:
-        settled["samples"] = recipe.samples
+        settled["samples"] = recipe.stages[0].samples
     return config.model_copy(update=settled)
 
 

@@ -87,7 +87,7 @@ def redecide(
     stages, place = stage_named(folder, stage)
     chosen, behind = stages[place].folder, stages[place + 1 :]
     if behind and "target" in given:
-        raise UsageError("--target is of the last stage; leave it out with another --stage")
+        raise UsageError("--target is the last stage's; leave it out for a stage before")
     trial = None
     if behind or dry_run:
         with RunStore.read(chosen):  # says what is wrong with it before anything else does

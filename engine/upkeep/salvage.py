@@ -25,6 +25,7 @@ import numpy as np
 from engine.errors import InputError, OutputError
 from engine.kept import copy_recipe
 from engine.recipes.seeds import keep, kept_seeds
+from engine.stages import Stage, folders_below
 from engine.store import Counts, Manifest, RunStore, Vector
 from engine.store.database import connect, mend_header, meta, read_manifest, read_run_id
 from engine.store.lock import RunLock, read_mark
@@ -55,17 +56,33 @@ class Salvaged:
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="Folder for the new run.")  # fmt: skip
 def salvage(folder: Path, output: Path) -> None:
-    """Copy what is whole in a damaged run into a new one.
+    """Copy what is whole in a damaged run into a new one, with all its stages.
 
     \b
     woolmill salvage runs/alpaca -o runs/alpaca-salvaged
     """
-    found = salvage_run(folder, output)
-    click.echo(f"{found.answers} answers and {found.decisions} decisions kept  {output}")
+    new_run(output)
+    places = [(stage, output / "stages" / stage.name) for _, stage in folders_below(folder)]
+    failed = None
+    for stage, place in [*places, (Stage("", folder), output)]:
+        try:
+            for line in _told(_salvaged(stage.folder, place), place):
+                click.echo(f"stage {stage.name}: {line}" if stage.name else line)
+        except InputError as error:  # what is whole in the others is saved all the same
+            if not places:
+                raise
+            click.echo(f"stage {stage.name or 'the last'}: {error}", err=True)
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _told(found: Salvaged, output: Path) -> Iterator[str]:
+    yield f"{found.answers} answers and {found.decisions} decisions kept  {output}"
     if found.lost_answers:
-        click.echo(f"{found.lost_answers} answers are lost; they are asked for again on resume")
+        yield f"{found.lost_answers} answers are lost; they are asked for again on resume"
     if found.dropped_decisions:
-        click.echo(
+        yield (
             f"{found.dropped_decisions} decisions are taken again on resume, or now with: "
             f"woolmill redecide {output}"
         )
@@ -84,6 +101,10 @@ def salvage_run(folder: Path, output: Path) -> Salvaged:
     StoppedError while the run goes on.
     """
     new_run(output)
+    return _salvaged(folder, output)
+
+
+def _salvaged(folder: Path, output: Path) -> Salvaged:
     if not (folder / "run.sqlite").is_file():
         raise InputError(f"{folder}: holds no run (no run.sqlite)")
     with ExitStack() as stack:

@@ -6,8 +6,8 @@ import hashlib
 import math
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,15 @@ from engine.export.formats import WITH_PROVENANCE, writer
 from engine.export.layout import Layout, layout_of
 from engine.export.ledger import CHANGED, exported, touched
 from engine.export.rows import rows
+from engine.stages import (
+    Stage,
+    missing_stages,
+    open_stages,
+    remedy,
+    samples_of,
+    stages_of_run,
+    stale_answers,
+)
 from engine.store import Counts, RunReader
 from engine.store.database import check_header, connect, disk_errors, read_run_id
 from engine.store.lock import read_mark
@@ -39,30 +48,66 @@ def verify(folder: Path) -> None:
 
     \b
     woolmill verify runs/alpaca        exit 0: all is as it should be; 65: what is not is named
+
+    A run of several stages is checked with all of them.
     """
     found = 0
-    for problem in damages(folder):
-        found += 1
-        click.echo(problem)
+    stages = [Stage("", folder)]
+    with suppress(InputError):  # where the run itself is damaged, that is said first
+        stages = stages_of_run(folder)
+    for stage in reversed(stages):
+        for problem in damages(stage.folder):
+            found += 1
+            click.echo(_of(stage, problem))
+    if not found:
+        for number in missing_stages(folder):
+            found += 1
+            click.echo(f"{folder / 'stages'}: stage {number} is missing")
     if found:
         raise InputError(
             f"{folder}: {_count(found)}; save what is whole with: "
             f"woolmill salvage {folder} -o {folder}-salvaged"
         )
-    for finding in _exports(folder):
-        found += finding.is_problem
-        click.echo(finding.line)
+    for stage in stages:
+        for finding in _exports(stage.folder):
+            found += finding.is_problem
+            click.echo(_of(stage, finding.line))
     if found:
         raise InputError(
             f"{folder}: {_count(found)} with exports; the store itself is sound, and they can be "
             "written again"
         )
-    with RunReader(folder) as run:
-        counts = run.counts()
-    click.echo(
-        f"{folder}: sound ({counts.answered} answers, {counts.decided} decisions, "
-        f"{counts.accepted} accepted, {counts.commits} commits)"
-    )
+    for line in _stale(stages):
+        click.echo(line)
+    for stage in stages:
+        with RunReader(stage.folder) as run:
+            counts = run.counts()
+        told = (
+            f"{stage.folder}: sound ({counts.answered} answers, {counts.decided} decisions, "
+            f"{counts.accepted} accepted, {counts.commits} commits)"
+        )
+        click.echo(_of(stage, told))
+
+
+def _of(stage: Stage, line: str) -> str:
+    """A line with its stage, of a run that has several."""
+    return f"stage {stage.name}: {line}" if stage.name else line
+
+
+def _stale(stages: Sequence[Stage]) -> Iterator[str]:
+    """What a person should know before the run goes on; no store is less sound for it."""
+    with open_stages(stages) as runs:
+        for before, (stage, run) in zip(
+            zip(stages, runs, strict=True), zip(stages[1:], runs[1:], strict=True), strict=False
+        ):
+            rows = before[1].decisions(accepted=True)
+            stale = len(stale_answers(rows, run, samples_of(run) or 1).requests)
+            if stale:
+                yield (
+                    f"stage {stage.name}: {stale:,} of its answers are about rows that stage "
+                    f"{before[0].name} no longer gives, as after deciding again; drop them with: "
+                    f"{remedy(before[0].folder)}"
+                )
 
 
 def _count(problems: int) -> str:

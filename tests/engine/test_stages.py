@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,14 +16,16 @@ import anyio
 import anyio.to_thread
 import pytest
 from click.testing import CliRunner
+from pyarrow import parquet
 
 from engine.cli.main import cli
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DiskError, InputError, OutputError, UsageError
 from engine.stages import Lineage, open_stages, stages_of_run
-from engine.store import RunReader
+from engine.store import RunReader, RunStore
 from engine.upkeep.verify import problems
 from tests.engine.browser import Chromium
 from tests.engine.run.test_chain import accepted, dump, ran, spec, stage_folders
+from tests.engine.run.test_chain import rows as input_rows
 from tests.engine.test_view import served, stage_rows
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +100,12 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(chain: Path, base:
     assert "stage 3-judge" in told
     assert [dump(folder) for folder in stage_folders(chain)] == was
     assert not list((chain / "stages" / "1-ask").glob(".trial*"))
+    # The same where the stage's own folder is named.
+    words = (chain / "stages" / "1-ask", *code(base), "--rouge-threshold", "0.3", "--dry-run")
+    assert invoke("redecide", *words) == told
+    for wrong in (("--stage", "none"), ("--stage", "1-ask", "--target", "5")):
+        result = CliRunner().invoke(cli, ["redecide", str(chain), *wrong])
+        assert isinstance(result.exception, UsageError)
 
 
 async def test_dropping_stale_answers_lets_the_run_go_on(
@@ -126,6 +138,311 @@ async def test_dropping_stale_answers_lets_the_run_go_on(
     assert left.items() <= now.items()
     for folder in stage_folders(chain):
         assert list(problems(folder)) == []
+
+
+def test_nothing_changes_where_nothing_is_changed(chain: Path, base: Path) -> None:
+    told = invoke("redecide", chain, *code(base), "--dry-run")
+    assert told == "40 rows would be accepted (now 40): 0 come, 0 go\n"
+    was = [dump(folder) for folder in stage_folders(chain)]
+    told = redecide(chain, base)
+    assert "no answer of a later stage becomes stale" in told
+    assert [dump(folder) for folder in stage_folders(chain)] == was
+
+
+async def test_a_drop_that_is_cut_short_is_no_run_that_goes_on(
+    chain: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last stage's answers go first, so that the stage before still refuses; the same command
+    drops the rest."""
+    words = ("--rouge-threshold", "0.3", "--drop-stale")
+    dropping, seen = RunStore.drop_answers, list[str]()
+
+    def cut_short(store: RunStore, *requests: Any, **group: Any) -> None:
+        seen.append(store.folder.name)
+        if len(seen) == 2:
+            raise DiskError("no more")
+        dropping(store, *requests, **group)
+
+    monkeypatch.setattr(RunStore, "drop_answers", cut_short)
+    with pytest.raises(AssertionError, match="no more"):
+        await anyio.to_thread.run_sync(redecide, chain, base, *words)
+    assert seen == ["run", "2-answer"]
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="--drop-stale"):
+        await ran(chain, base, "Chain", target=40, rouge_threshold=0.3)
+    await anyio.to_thread.run_sync(redecide, chain, base, *words)
+    await ran(chain, base, "Chain", target=40, rouge_threshold=0.3)
+    for folder in stage_folders(chain):
+        assert list(problems(folder)) == []
+
+
+# -- verify, salvage, merge -----------------------------------------------------------------------
+
+
+def test_verify_covers_all_stages(chain: Path, base: Path) -> None:
+    told = invoke("verify", chain)
+    assert [line[:15].split(":")[0] for line in told.splitlines()] == [
+        "stage 1-ask",
+        "stage 2-answer",
+        "stage 3-judge",
+    ]
+    assert told.count(": sound (") == 3
+    redecide(chain, base, "--rouge-threshold", "0.3")
+    told = invoke("verify", chain)
+    assert "of its answers are about rows that stage 1-ask no longer gives" in told
+    assert told.count(": sound (") == 3
+
+
+def test_verify_names_the_stage_that_is_damaged_and_salvage_saves_the_rest(
+    chain: Path, tmp_path: Path
+) -> None:
+    was = [dump(folder) for folder in stage_folders(chain)]
+    with closing(sqlite3.connect(chain / "stages" / "2-answer" / "run.sqlite")) as store:
+        store.execute("UPDATE answer SET body = replace(body, 'a', 'b') WHERE request = 3")
+        store.commit()
+    result = CliRunner().invoke(cli, ["verify", str(chain)])
+    assert isinstance(result.exception, InputError)
+    assert "stage 2-answer: " in result.output
+    assert "row 3" in result.output
+    assert "stage 1-ask: " not in result.output
+    told = invoke("salvage", chain, "-o", tmp_path / "saved")
+    assert "stage 2-answer: 1 answers are lost" in told
+    saved = [dump(folder) for folder in stage_folders(tmp_path / "saved")]
+    assert saved[0] == was[0]
+    assert saved[2] == was[2]
+
+
+def test_a_stage_that_is_gone_is_missed(chain: Path) -> None:
+    shutil.rmtree(chain / "stages" / "1-ask")
+    result = CliRunner().invoke(cli, ["verify", str(chain)])
+    assert isinstance(result.exception, InputError)
+    assert "stage 1 is missing" in result.output
+
+
+async def test_a_salvaged_run_of_stages_goes_on(chain: Path, base: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    await anyio.to_thread.run_sync(invoke, "salvage", chain, "-o", saved)
+    await ran(saved, base, "Chain", target=60)
+    await ran(chain, base, "Chain", target=60)
+    assert accepted(saved) == accepted(chain)
+
+
+async def test_a_merge_takes_the_last_stages_and_says_so(
+    chain: Path, base: Path, tmp_path: Path
+) -> None:
+    await ran(tmp_path / "other", base, "Chain", target=20, seed=6)
+    out = tmp_path / "both"
+    words = ("merge", chain, tmp_path / "other", "-o", out, *code(base))
+    told = await anyio.to_thread.run_sync(invoke, *words)
+    assert "only the rows of the runs' last stages" in told
+    merged = accepted(out)
+    assert merged[:40] == accepted(chain)
+    assert all(row in merged[40:] for row in accepted(tmp_path / "other"))
+    assert [stage.name for stage in stages_of_run(out)] == [""]
+    assert list(problems(out)) == []
+
+
+# -- export ---------------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_export_says_what_rows_were_made_of(chain: Path, tmp_path: Path) -> None:
+    invoke("export", chain, "--lineage", "-o", tmp_path / "out.jsonl")
+    rows_ = lines(tmp_path / "out.jsonl")
+    assert len(rows_) == 40
+    for row in rows_:
+        answer, question = row["parents"]
+        n, p = answer.removeprefix("2-answer:").split(".")
+        m, q = question.removeprefix("1-ask:").split(".")
+        with RunReader(chain / "stages" / "2-answer") as run:
+            parent = run.decision(int(n), int(p))
+        with RunReader(chain / "stages" / "1-ask") as run:
+            grandparent = run.decision(int(m), int(q))
+        assert parent is not None
+        assert grandparent is not None
+        assert (parent.record or {})["answer"] == row["answer"]
+        assert (grandparent.record or {})["question"] == row["question"]
+    invoke("export", chain, "--lineage", "--format", "parquet", "-o", tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["parents"].to_pylist() == [row["parents"] for row in rows_]
+    stage = chain / "stages" / "2-answer"
+    invoke("export", stage, "--lineage", *code(tmp_path), "-o", tmp_path / "middle.jsonl")
+    assert all(len(row["parents"]) == 1 for row in lines(tmp_path / "middle.jsonl"))
+
+
+def test_all_samples_stand_beside_the_row_they_became(base: Path, tmp_path: Path) -> None:
+    async def make() -> None:
+        await ran(tmp_path / "votes", base, "Votes")
+
+    anyio.run(make)
+    out = tmp_path / "all.jsonl"
+    invoke("export", tmp_path / "votes", "--all-samples", "--group", "-o", out)
+    groups = lines(out)
+    assert [group["row"] for group in groups] == list(range(40))
+    for group in groups:
+        *samples, row = group["samples"]
+        assert not row["is_sample"]
+        assert all(sample["is_sample"] for sample in samples)
+        assert row["of"] == len(samples)
+        votes = [sample["vote"] for sample in samples]
+        assert votes.count(row["vote"]) == max(map(votes.count, votes))
+
+
+SCORED = """
+from engine.recipes.base import Part, Recipe
+
+
+class Tries(Recipe):
+    name, fields, asks, needs_rows, samples = "s/try", ("question", "answer"), "any", True, 4
+
+    def prompt(self, ask):
+        return [Part(f"{ask.row['text']} (sample {ask.sample})")]
+
+    def parse(self, ask, answer):
+        yield {"question": ask.row["text"], "answer": answer.text[:40]}
+
+
+class Scores(Recipe):
+    name, fields, asks, needs_rows = "s/score", ("question", "answer", "score"), "any", True
+
+    def prompt(self, ask):
+        return [Part("Score: "), Part(ask.row["answer"])]
+
+    def parse(self, ask, answer):
+        yield {**ask.row, "score": len(answer.text) % 3}
+
+
+class Votes(Tries):
+    # Samples that score themselves and become one row.
+
+    name, fields, reduces = "votes", ("question", "answer", "score"), True
+
+    def parse(self, ask, answer):
+        text = answer.text[:40]
+        yield {"question": ask.row["text"], "answer": text, "score": len(answer.text) % 3}
+
+    def reduce(self, ask, rows):
+        return max(filter(None, rows), key=lambda row: row["score"])
+
+
+class Both(Tries):
+    name, fields = "both", ("question", "answer", "score")
+
+    @property
+    def stages(self):
+        return (Tries(), Scores())
+"""
+
+
+@pytest.mark.parametrize("kind", ["Both", "Votes"])
+def test_pairs_are_the_best_and_the_worst_of_an_input_row(
+    kind: str, base: Path, tmp_path: Path
+) -> None:
+    """Of samples that another stage judged, and of samples that became one row; computed anew here
+    by the field that holds the input row."""
+    from trl import data_utils
+
+    (tmp_path / "scored.py").write_text(SCORED)
+    recipe = f"{tmp_path / 'scored.py'}:{kind}"
+
+    async def make() -> None:
+        await ran(tmp_path / "run", base, "Rounds", recipe=recipe, rows=input_rows(tmp_path))
+
+    anyio.run(make)
+    run, out = tmp_path / "run", tmp_path / "pairs.jsonl"
+    words = ("export", run, "--format", "preference", "--recipe", recipe, "-o", out)
+    told = invoke(*words, "--by", "score")
+    reason = "sample" if kind == "Votes" else None
+    by_row: dict[str, list[Any]] = {}
+    for _, _, why, row, _ in dump(run):
+        if why == reason:
+            by_row.setdefault(row["question"], []).append(row)
+    assert {len(group) for group in by_row.values()} == {4}
+    wanted, ties = [], 0
+    for question, group in by_row.items():
+        best = max(group, key=lambda row: row["score"])
+        worst = min(group, key=lambda row: row["score"])
+        if best["score"] == worst["score"] or best["answer"] == worst["answer"]:
+            ties += 1
+            continue
+        pair: dict[str, Any] = {"prompt": [{"role": "user", "content": question}]}
+        for name, row in (("chosen", best), ("rejected", worst)):
+            pair[name] = [{"role": "assistant", "content": row["answer"]}]
+        pair |= {"score_chosen": best["score"], "score_rejected": worst["score"]}
+        wanted.append(pair)
+    assert wanted
+    assert lines(out) == wanted
+    assert not ties or f"a tie of best and worst: {ties}" in told
+    assert len(wanted) + ties == 40
+    assert all(data_utils.is_conversational(pair) for pair in wanted)
+    for more, error in (
+        ((), UsageError),
+        (("--by", "score", "--sort", "score"), UsageError),
+        (("--by", "nothing"), ConfigError),
+        (("--by", "answer"), ConfigError),
+    ):
+        result = CliRunner().invoke(cli, [str(word) for word in (*words, *more, "--overwrite")])
+        assert isinstance(result.exception, error), more
+    assert lines(out) == wanted
+
+
+def test_pairs_need_samples(chain: Path, base: Path, tmp_path: Path) -> None:
+    words = ["export", str(chain), "--format", "preference", "--by", "score", *code(base)]
+    result = CliRunner().invoke(cli, [*words, "-o", str(tmp_path / "pairs.jsonl")])
+    assert isinstance(result.exception, ConfigError)
+    assert "--samples" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "place", ["stages", "stages/1-ask", "stages/1-ask/run.sqlite", "run.sqlite"]
+)
+@pytest.mark.parametrize("read", ["", "stages/2-answer"])
+def test_no_export_takes_the_place_of_a_stage(read: str, place: str, chain: Path) -> None:
+    words = ["export", str(chain / read), "--format", "datasets", "--overwrite"]
+    result = CliRunner().invoke(cli, [*words, "-o", str(chain / place)])
+    assert isinstance(result.exception, OutputError)
+    for folder in stage_folders(chain):
+        assert list(problems(folder)) == []
+
+
+# -- report ---------------------------------------------------------------------------------------
+
+
+def test_a_report_has_a_line_for_each_stage_and_their_sums(chain: Path, base: Path) -> None:
+    told = json.loads(invoke("report", chain, *code(base)))
+    assert [stage["stage"] for stage in told["stages"]] == ["1-ask", "2-answer", "3-judge"]
+    for stage, folder in zip(told["stages"], stage_folders(chain), strict=True):
+        assert stage["accepted"] == len(accepted(folder))
+        reasons = Counter(reason for _, _, reason, _, _ in dump(folder) if reason)
+        assert stage["rejected"] == reasons
+    for kind in ("prompt", "completion"):
+        tokens = [stage["tokens"][kind] for stage in told["stages"]]
+        assert told["all_stages"]["tokens"][kind] == sum(tokens) > 0
+    text = invoke("report", chain, "--format", "md", *code(base))
+    assert "## Stages" in text
+    assert "all stages" in text
+    page = invoke("report", chain, "--format", "html", *code(base))
+    assert "<h2>Stages</h2>" in page
+    alone = json.loads(invoke("report", chain / "stages" / "1-ask", *code(base)))
+    assert alone["accepted"] == told["stages"][0]["accepted"]
+    assert alone["stages"] == []
+
+
+def test_the_end_of_a_run_has_a_line_for_each_stage(base: Path, tmp_path: Path) -> None:
+    words = ["generate", "--recipe", spec(base, "Chain"), "--backend", "scripted", "--seed", "5"]
+    words += ["--no-semantic", "--target", "10", "--out", str(tmp_path / "run"), "--no-progress"]
+    result = CliRunner().invoke(cli, words)
+    told = [line for line in result.output.splitlines() if line.startswith("stage ")]
+    assert [line.split(":")[0] for line in told] == [
+        "stage 1-ask",
+        "stage 2-answer",
+        "stage 3-judge",
+    ]
+    assert "10 accepted" in told[2]
+    assert "refused (low " in told[2]
 
 
 # -- the view -------------------------------------------------------------------------------------

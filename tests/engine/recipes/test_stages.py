@@ -285,12 +285,9 @@ async def test_a_stage_may_ask_a_model_of_its_own(
 async def test_a_host_s_key_and_headers_never_go_to_another(tmp_path: Path) -> None:
     spec = tmp_path / "own.toml"
     spec.write_text(QUIZ.replace('name = "judge"', 'name = "judge"\nmodel = "j"'))
-    settings = {"recipe": str(spec), "base_url": ["http://127.0.0.1:1/v1"], "key_env": "FIRST_KEY"}
-    settings |= {
-        "header": ["X-Team=env:TEAM"],
-        "query": ["a=b"],
-        "models": {"j": {"base_url": "http://127.0.0.1:2/v1"}},
-    }
+    settings: dict[str, Any] = {"recipe": str(spec), "base_url": ["http://127.0.0.1:1/v1"]}
+    settings |= {"key_env": "FIRST_KEY", "header": ["X-Team=env:TEAM"], "query": ["a=b"]}
+    settings["models"] = {"j": {"base_url": "http://127.0.0.1:2/v1"}}
     first, _, judge = stages_of(settle(RunConfig.model_validate(settings)))
     assert first.config.key_env == "FIRST_KEY"
     assert judge.config.base_url == ("http://127.0.0.1:2/v1",)

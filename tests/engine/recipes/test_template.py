@@ -59,7 +59,9 @@ schema = { type = "object", properties = { question = { type = "string" }, score
 def recipe(folder: Path, text: str, name: str = "own.toml", **options: Any) -> Template:
     path = folder / name
     path.write_text(text)
-    return load_template(str(path), options)
+    made = load_template(str(path), options)
+    assert isinstance(made, Template)
+    return made
 
 
 def stage(text: str, **more: str) -> str:

@@ -1,0 +1,130 @@
+"""Preference pairs: of the samples of one input row the best and the worst, by a score.
+
+A row is about the input row that it, or what it was made of in the stages before, is a sample of:
+so a stage that judges the samples of the stage before gives pairs as well as one that scores its
+own. Of a stage that makes one row of its samples, the samples are paired and not that row, where
+no stage before it has samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from engine.errors import ConfigError
+from engine.export.chat import turns_of
+from engine.export.layout import Layout
+from engine.export.rows import Row, rows
+from engine.stages import Lineage
+from engine.store import RunReader
+
+__all__ = ["Pairs"]
+
+
+class _Scored(NamedTuple):
+    score: float
+    row: Row
+
+
+@dataclass(slots=True, kw_only=True)
+class Pairs:
+    """The pairs of a run, and what gave none.
+
+    Args:
+        by: the field with the score; more is better.
+        reasoning: turns have the thoughts of their answers.
+    """
+
+    run: RunReader
+    layout: Layout
+    lineage: Lineage
+    by: str
+    ties: int = 0
+    """Input rows whose best and worst sample have the same score, or say the same."""
+    alone: int = 0
+    """Input rows with fewer than two samples that have a score."""
+    other_prompts: int = 0
+    """Input rows whose best and worst sample do not answer the same turns."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """``prompt``, ``chosen``, ``rejected`` (lists of turns) and both scores, in plan order.
+
+        Raises ConfigError where rows have no such field or number, where no stage has several
+        samples, and where a row makes no chat.
+        """
+        reasoning = self.layout.reasoning
+        samples = self.lineage.pairs_samples
+        candidates = (
+            row
+            for row in rows(self.run, provenance=reasoning, all_samples=samples)
+            if row.decision.accepted is not samples
+        )
+        for _, group in groupby(candidates, self._group):
+            pair = self._pair([each for row in group if (each := self._scored(row)) is not None])
+            if pair is not None:
+                yield pair
+
+    def _group(self, row: Row) -> int:
+        group = self.lineage.group(row.decision.index)
+        if group is None:
+            raise ConfigError(
+                "--format preference needs several samples of each input row, and this run has one "
+                "of each; generate with --samples 4, or let a stage of the recipe have samples"
+            )
+        return group
+
+    def _scored(self, row: Row) -> _Scored | None:
+        """None: the row has no score."""
+        if self.by not in row.record:
+            raise ConfigError(
+                f"--by: rows have no field {self.by!r}; there are: {', '.join(row.record)}"
+            )
+        value = row.record[self.by]
+        if value is None:
+            return None
+        if not isinstance(value, int | float):
+            raise ConfigError(f"--by: row {row.id}: {self.by!r} is no number")
+        try:
+            score = float(value)
+        except OverflowError:
+            score = math.inf if value > 0 else -math.inf
+        return None if math.isnan(score) else _Scored(score, row)
+
+    def _pair(self, scored: list[_Scored]) -> dict[str, Any] | None:
+        if len(scored) < 2:
+            self.alone += 1
+            return None
+        # The first of those that are alike.
+        best = max(scored, key=lambda each: each.score)
+        worst = min(scored, key=lambda each: each.score)
+        if best.score == worst.score:
+            self.ties += 1
+            return None
+        asked, chosen = self._turns(best.row)
+        asked_too, rejected = self._turns(worst.row)
+        if asked != asked_too:
+            self.other_prompts += 1
+            return None
+        if chosen == rejected:
+            self.ties += 1
+            return None
+        return {
+            "prompt": asked,
+            "chosen": chosen,
+            "rejected": rejected,
+            "score_chosen": best.score,
+            "score_rejected": worst.score,
+        }
+
+    def _turns(self, row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The turns that ask, and the one that answers."""
+        turns = turns_of(self.layout.recipe, row, reasoning=self.layout.reasoning)
+        if len(turns) < 2 or turns[-1]["role"] != "assistant":
+            raise ConfigError(
+                f"row {row.id}: its chat does not end with an answer to a question, as --format "
+                "preference needs it"
+            )
+        return turns[:-1], turns[-1:]

@@ -1,0 +1,80 @@
+"""A line for each stage of a run, and what all of them took together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.records import SAMPLE
+from engine.report.figures import figures
+from engine.stages import open_stages, stages_of_run
+from engine.store import RunReader
+
+__all__ = ["COLUMNS", "lines", "main_reasons", "stage_figures"]
+
+KEPT = ("requests", "responses", "failed", "pieces", "accepted", "rejected", "tokens", "cost")
+COLUMNS = ("stage", "asked", "answered", "failed", "accepted", "refused", "tokens", "cost")
+MAIN = 3
+"""Reasons that are named; the others are counted."""
+
+
+def stage_figures(run: RunReader) -> dict[str, Any]:
+    """``stages``: figures of each stage in order; ``all_stages``: tokens and cost of all. Of a run
+    of one stage, an empty list and None. Plain JSON values.
+    """
+    *earlier, last = stages_of_run(run.folder)
+    if not earlier:
+        return {"stages": [], "all_stages": None}
+    with open_stages(earlier) as before:
+        told = [*zip(earlier, before, strict=True), (last, run)]
+        stages = [
+            {"stage": stage.name, **{name: each[name] for name in KEPT}}
+            for stage, each in ((stage, figures(reader, exact=False)) for stage, reader in told)
+        ]
+    costs = [stage["cost"] for stage in stages]
+    summed = {
+        "requests": sum(stage["requests"] for stage in stages),
+        "tokens": {
+            kind: sum(stage["tokens"][kind] for stage in stages)
+            for kind in ("prompt", "completion")
+        },
+        # Where one stage's cost is not known, neither is the sum.
+        "cost": None if None in costs else round(sum(costs), 6),
+    }
+    return {"stages": stages, "all_stages": summed}
+
+
+def main_reasons(rejected: Mapping[str, int]) -> str:
+    """The refusals in a few words: ``40 refused (short 30, duplicate_exact 10)``. A sample that a
+    row was made of is none.
+    """
+    refused = {reason: count for reason, count in rejected.items() if reason != SAMPLE}
+    total = sum(refused.values())
+    if not total:
+        return "none refused"
+    ranked = sorted(refused.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{reason} {count:,}" for reason, count in ranked[:MAIN])
+    more = sum(count for _, count in ranked[MAIN:])
+    return f"{total:,} refused ({named}{f', others {more:,}' if more else ''})"
+
+
+def lines(analysis: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    """The rows of a table with ``COLUMNS``, the sums last; none for a run of one stage."""
+    if not analysis["stages"]:
+        return []
+    told = [
+        (
+            stage["stage"],
+            stage["requests"],
+            stage["responses"],
+            stage["failed"],
+            stage["accepted"],
+            main_reasons(stage["rejected"]),
+            sum(stage["tokens"].values()),
+            stage["cost"],
+        )
+        for stage in analysis["stages"]
+    ]
+    summed = analysis["all_stages"]
+    tokens = sum(summed["tokens"].values())
+    return [*told, ("all stages", summed["requests"], "", "", "", "", tokens, summed["cost"])]
