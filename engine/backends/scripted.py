@@ -79,6 +79,10 @@ POPULAR = 1500
 TAG = re.compile(r"<(\w{1,40})>[^<]{0,40}</\1>")
 """A form of answer that a prompt names: ``<name>…</name>``."""
 LABEL = re.compile(r"[Bb]egin your answer with \"([^\"\n]{1,40})\"")
+YES_OR_NO = "Is it classification?"
+OPEN_TASK = re.compile(r"^Output: .*^Task: [^\n]+\n\Z", re.MULTILINE | re.DOTALL)
+"""What Self-Instruct's last two stages end with."""
+BOX = "\\boxed{"
 LIST = re.compile(r"\b(?:as|in) a (?:numbered |bulleted )?list\b", re.I)
 ANY_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}}
 OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
@@ -173,8 +177,9 @@ def _words(bits: int, parts: Sequence[Sequence[str]]) -> tuple[list[str], int]:
 
 def fitting_text(asked: str, *, seed: int | None = None, form: Any = None, records: int = 3) -> str:
     """What a willing model might answer: JSON where a schema asks for it, a longer list where
-    Alpaca's prompt begins one, tags that the prompt names, a list where it asks for one, else plain
-    sentences behind the label that it asks for. A pure function.
+    Alpaca's prompt begins one, what Self-Instruct's stages ask for, a boxed number or tags that the
+    prompt names, a list where it asks for one, else plain sentences behind the label that it asks
+    for. A pure function.
 
     Args:
         asked: the prompt, all of its turns.
@@ -187,6 +192,12 @@ def fitting_text(asked: str, *, seed: int | None = None, form: Any = None, recor
         return made_up_json(ANY_OBJECT, seed, asked)
     if OPEN_NUMBER.search(asked[-64:]):
         return alpaca_text(asked, seed=seed, records=records)
+    if asked.endswith(YES_OR_NO):
+        return " No"
+    if OPEN_TASK.search(asked):
+        return f"Output: {sentences(seed, asked)}"
+    if BOX in asked:
+        return f"{sentences(seed, asked)} {BOX}{len(asked) % 9}}}"
     if tags := dict.fromkeys(TAG.findall(asked)):
         return "".join(f"<{name}>{sentences(seed, asked, name)}</{name}>\n" for name in tags)
     if LIST.search(asked):

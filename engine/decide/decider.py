@@ -18,7 +18,7 @@ from engine.dedup.against import add_references
 from engine.dedup.cascade import Candidate, Cascade, Judgement
 from engine.errors import ConfigError
 from engine.recipes.base import CUT, NOT_ASKED, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
-from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of
+from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of, unchanged_of
 from engine.records import SAMPLE, Answer, Api, Decision, Record
 from engine.settings import RunConfig
 from engine.store import RunReader, Vector
@@ -128,7 +128,8 @@ class Decider:
             if piece.position == BEHIND and self._recipe.keeps_parent:
                 if fruitful == piece.index or piece.index == self._after[0]:
                     continue  # the answer has a row of its own
-                decision = replace(decision, detail=f"unchanged: {barren}")
+                if decision.accepted:
+                    decision = replace(decision, detail=f"unchanged: {barren}")
             elif decision.accepted:
                 fruitful = piece.index
             else:
@@ -171,8 +172,8 @@ class Decider:
         """The pieces of an answer, and what a recipe makes of them behind all of them."""
         pieces, recipe, index = self._pieces(answer), self._recipe, answer.index
         if recipe.keeps_parent and answer.row is not None:
-            parent = {name: answer.row[name] for name in recipe.fields if name in answer.row}
-            pieces.append(_Piece(index, BEHIND, parent, None))
+            kept = unchanged_of(recipe, answer.row, BEHIND)
+            pieces.append(_Piece(index, BEHIND, kept.record, kept.refusal))
         if recipe.reduces:
             sample = index % self._samples
             if sample == 0:

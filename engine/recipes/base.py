@@ -145,8 +145,7 @@ class Recipe:
         samples: requests for each input row, where the person does not say.
         model: the table ``[models.NAME]`` of the settings that says who answers; empty: the run's.
         model_settings: what that table says where the person's does not.
-        keeps_parent: where none of an answer's rows is accepted, its input row is, as far as it has
-            ``fields``.
+        keeps_parent: where none of an answer's rows is accepted, its input row is, ``unchanged``.
         reduces: the samples of an input row become one row, by ``reduce``.
         pooled: prompts show rows that were accepted earlier; see ``Ask.pool``.
         takes_seeds: it, or one of its stages, is made with seed tasks: its constructor takes a
@@ -208,6 +207,12 @@ class Recipe:
         ``rows`` holds the first row of each sample in order; None: it gave none.
         """
         raise NotImplementedError
+
+    def unchanged(self, row: Record) -> Record:
+        """An input row as it goes on where no answer improves it, for recipes that
+        ``keeps_parent``. Here: those of ``fields`` that it has.
+        """
+        return {name: row[name] for name in self.fields if name in row}
 
     def compared(self, row: Record) -> str | None:
         """The text by which near-duplicates are told; None: the row is not compared."""

@@ -99,7 +99,9 @@ LEAKS = (
     "new prompt#",
 )
 """What evolved texts hold that repeat the prompt; ours and the published ones."""
-_APOLOGY = re.compile(r"\W*+(?:i(?:'|’| a)m|we(?:'|’| a)re) (?:very |so )?sorry\b", re.IGNORECASE)
+_APOLOGY = re.compile(
+    r"\W*+(?:i(?:'|\u2019| a)m|we(?:'|\u2019| a)re) (?:very |so )?sorry\b", re.IGNORECASE
+)
 SHORT_WORDS = 80
 """An answer with "sorry" that is shorter than this is none."""
 STOP_WORDS = frozenset(
@@ -109,9 +111,9 @@ STOP_WORDS = frozenset(
     just me more most my myself no nor not now of off on once only or other our ours ourselves out
     over own same she should so some such than that the their theirs them themselves then there
     these they this those through to too under until up very was we were what when where which
-    while who whom why will with would you your yours yourself yourselves""".split()
+    while who whom why will with would you your yours yourself yourselves i'm you're it's that's we're they're don't isn't""".split()
 )
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 
 class Evol(Recipe):
@@ -179,7 +181,7 @@ class Evolve(Recipe):
         return [
             Part(SYSTEM, role="system"),
             Part(before),
-            Part(_task(ask), "shorten"),
+            Part(_task(ask.row or {}), "shorten"),
             Part(after),
         ]
 
@@ -187,26 +189,28 @@ class Evolve(Recipe):
         return SAMPLING
 
     def parse(self, ask: Ask, answer: Completion) -> Iterator[Record | Refusal]:
-        parent, evolved = _task(ask), answer.text.strip()
+        parent, evolved = _task(ask.row or {}), answer.text.strip()
         if answer.finish_reason in CUT:
             yield "cut_off", CUT[answer.finish_reason]
         elif evolved:
             if refusal := eliminated(evolved, parent):
                 yield refusal
                 return
-            row = ask.row or {}
+            before = self.unchanged(ask.row or {})
+            del before["before"]
             yield {
                 "instruction": evolved,
                 "round": self._number,
                 "operation": self._operation(ask),
                 "parent": parent,
-                "before": {
-                    "instruction": parent,
-                    "round": row.get("round", 0) if _is_evolved(row) else 0,
-                    "operation": row["operation"] if _is_evolved(row) else "",
-                    "parent": row["parent"] if _is_evolved(row) else "",
-                },
+                "before": before,
             }
+
+    def unchanged(self, row: Record) -> Record:
+        lineage = {"round": 0, "operation": "", "parent": "", "before": None}
+        if self._number > 1:  # what came in before may have fields of these names
+            lineage |= {name: row[name] for name in lineage if name in row}
+        return {"instruction": _task(row), **lineage}
 
     def sample_answer(self) -> str:
         """An answer as it is meant, for trying the recipe out."""
@@ -227,7 +231,7 @@ class Compare(Recipe):
 
     def prompt(self, ask: Ask) -> list[Part]:
         row = ask.row or {}
-        if not _is_evolved(row) or row["round"] != self._number:
+        if row["round"] != self._number:
             raise NotAsked("this round left the row as it was")
         before, between, after = re.split(r"\{parent\}|\{task\}", JUDGE)
         return [Part(f"{before}{row['parent']}{between}{row['instruction']}{after}")]
@@ -257,7 +261,7 @@ class Answers(Recipe):
     builtin = True
 
     def prompt(self, ask: Ask) -> list[Part]:
-        return [Part(_task(ask), "shorten")]
+        return [Part(_task(ask.row or {}), "shorten")]
 
     def sampling(self, ask: Ask) -> Mapping[str, Any]:
         return SAMPLING
@@ -267,14 +271,11 @@ class Answers(Recipe):
             yield Piece(0, None, ("cut_off", CUT[answer.finish_reason]))
         elif output := answer.text.strip():
             row = ask.row or {}
-            evolved = _is_evolved(row)
             record = {
-                "instruction": _task(ask),
+                "instruction": row["instruction"],
                 "output": output,
                 "reasoning": answer.reasoning,
-                "round": row["round"] if evolved else 0,
-                "operation": row["operation"] if evolved else "",
-                "parent": row["parent"] if evolved else "",
+                **{name: row[name] for name in ("round", "operation", "parent")},
             }
             yield Piece(0, record, unanswered(output))
 
@@ -302,7 +303,7 @@ def unanswered(output: str) -> Refusal | None:
     words = len(output.split())
     if "sorry" in output.lower() and words < SHORT_WORDS:
         return "apology", f"sorry, in {words} words"
-    said = [word.replace("’", "'").lower() for word in _WORD.findall(output)]
+    said = [word.replace("\u2019", "'").lower() for word in _WORD.findall(output)]
     if all(word in STOP_WORDS for word in said) and not _has_signs(output):
         return "says_nothing", "punctuation and stop words alone"
     return None
@@ -316,13 +317,7 @@ def _has_signs(text: str) -> bool:
     return any(not sign.isspace() and sign not in string.punctuation for sign in left)
 
 
-def _task(ask: Ask) -> str:
+def _task(row: Record) -> str:
     """The task of a row. Raises RecipeFault where it has none."""
-    row = ask.row or {}
     task, given = question_of(row), input_of(row)
     return f"{task}\n\n{given}" if given else task
-
-
-def _is_evolved(row: Record) -> bool:
-    """Whether a round made the row. What came in may have fields of the same names."""
-    return row.keys() in (set(Evolve.fields), set(Compare.fields)) and isinstance(row["round"], int)

@@ -38,6 +38,7 @@ __all__ = [
     "parts_of",
     "reduced_of",
     "time_limit",
+    "unchanged_of",
 ]
 
 LIMIT_S = 10.0
@@ -179,7 +180,10 @@ def parsed(recipe: Recipe, ask: Ask, answer: Completion) -> list[Piece]:
     pieces: list[Piece] = []
     try:
         if recipe.builtin:
-            pieces = [_filtered(recipe, piece) for piece in recipe.parse(ask, answer)]
+            for found in recipe.parse(ask, answer):
+                own = isinstance(found, Piece)
+                piece = found if own else _piece(recipe, found, len(pieces), pieces)
+                pieces.append(_filtered(recipe, piece))
         else:
             with time_limit():
                 for found in recipe.parse(ask, answer):
@@ -202,6 +206,20 @@ def reduced_of(recipe: Recipe, ask: Ask, rows: Sequence[Record | None]) -> Piece
         return Piece(0, None, (RECIPE_ERROR, str(error)))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
         return Piece(0, None, (RECIPE_ERROR, _line(error)))
+
+
+def unchanged_of(recipe: Recipe, row: Record, position: int) -> Piece:
+    """An input row that no answer improves, as a piece; never raises."""
+    try:
+        with nullcontext() if recipe.builtin else time_limit():
+            record = recipe.unchanged(row)
+        if not isinstance(record, dict):
+            raise RecipeFault(f"unchanged() gave {_kind(record)} where a row is meant")
+        return Piece(position, record)
+    except RecipeFault as error:
+        return Piece(position, None, (RECIPE_ERROR, str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
+        return Piece(position, None, (RECIPE_ERROR, _line(error)))
 
 
 def compared_text(recipe: Recipe, row: Record) -> str | None:

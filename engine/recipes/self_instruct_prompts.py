@@ -119,10 +119,10 @@ Output: Might I ask when somebody could get back to me?
 Task: Work out the total price.
 Example 1
 Purchase: 3 notebooks at 2.40 each and one pen at 1.10
-Output: 3 × 2.40 = 7.20, and 7.20 + 1.10 = 8.30. The total is 8.30.
+Output: 3 x 2.40 = 7.20, and 7.20 + 1.10 = 8.30. The total is 8.30.
 Example 2
 Purchase: 12 eggs at 0.35 each, with a tenth off
-Output: 12 × 0.35 = 4.20, less a tenth (0.42) is 3.78. The total is 3.78.
+Output: 12 x 0.35 = 4.20, less a tenth (0.42) is 3.78. The total is 3.78.
 
 """,
         """\

@@ -25,7 +25,7 @@ from engine.run.inputs import InputRows, identity
 from engine.settings import AUTO, RunConfig
 from engine.store import Manifest, RunStore
 
-__all__ = ["Settled", "about_language", "earlier_manifest", "settle"]
+__all__ = ["Settled", "about_language", "earlier_manifest", "settle", "stages_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
