@@ -311,7 +311,7 @@ async def test_a_parser_that_nothing_interrupts_loses_its_own_answers_alone(
         for i, _, reason, _, detail, _ in dump(tmp_path / "run")
         if reason == "recipe_error"
     }
-    said = "it took more than 60 s and could not be interrupted"
+    said = "the recipe's code hung at it, or ended the process that decides"
     assert lost == {5: said, 9: said}
     assert {index for index, *_ in dump(tmp_path / "run")} == set(range(16))
 
