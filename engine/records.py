@@ -8,6 +8,7 @@ All are frozen. A stage never changes what it was given; it makes the next thing
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -128,7 +129,11 @@ class Prompt:
             sent.append(s.extra)
         if self.row is not None:
             sent.append(self.row)
-        return hashlib.sha256(orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)).digest()
+        try:
+            body = orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)
+        except TypeError:  # half of a surrogate pair, or an integer of any size
+            body = json.dumps(sent, sort_keys=True).encode()
+        return hashlib.sha256(body).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -359,7 +359,8 @@ def _say_end(
     """
     progress, stop = result.progress, result.stop
     drain()  # the live block is gone before lines come where it stood
-    _say(f"{_came_to(result, samples)} in {result.seconds:.0f} s")
+    rows = "rows of the stage before" if stages else "input rows"
+    _say(f"{_came_to(result, samples, rows)} in {result.seconds:.0f} s")
     for line in stages:
         _say(line)
     if progress.accepted and failed is None:
@@ -380,13 +381,13 @@ def _say_end(
     sys.exit(first.exit_code if first else 130 if stop.signum == 2 else 143)
 
 
-def _came_to(result: Result, samples: int) -> str:
+def _came_to(result: Result, samples: int, asked_about: str) -> str:
     """How many rows were accepted, of how many wanted; or of how many input rows, each decided."""
     progress = result.progress
     if progress.target != EVERY:
         return f"accepted {progress.accepted} of {progress.target}"
     rows = progress.decided_answers // samples
-    decided = f"decided {'all ' if result.stop.reached else ''}{rows} input rows"
+    decided = f"decided {'all ' if result.stop.reached else ''}{rows} {asked_about}"
     return f"{decided}{'' if result.stop.reached else ' so far'}, accepted {progress.accepted}"
 
 

@@ -89,13 +89,18 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _lines(source: Source, max_whole_bytes: int) -> Iterator[Row]:
-    """JSON Lines; or a document, where the first line is no whole object or the only one."""
+    """JSON Lines; or a document, where the first line is no whole object or the only one of a file
+    whose name does not say that it is a row.
+    """
     start, first = 1, source.stream.readline(MAX_LINE_BYTES + 1)
     while first.isspace():
         start, first = start + 1, source.stream.readline(MAX_LINE_BYTES + 1)
     complete = len(first) <= MAX_LINE_BYTES and _is_row(first)
     lines = lines_of(source, start)
     second = next(lines, None) if complete else None
+    if second is None and complete and _named_lines(source.path):
+        yield _row(source.path, start, first)
+        return
     if second is None:
         source.form.kind = "document"
         # The lines before count: a fault is named by its own.
@@ -104,6 +109,10 @@ def _lines(source: Source, max_whole_bytes: int) -> Iterator[Row]:
     yield _row(source.path, start, first)
     for number, line in chain([second], lines):
         yield _row(source.path, number, line)
+
+
+def _named_lines(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
 
 
 def _is_row(line: bytes) -> bool:
@@ -338,6 +347,10 @@ def _batches(path: Path, batches: Any) -> Iterator[Row]:
     number = 0
     for batch in batches:
         batch.validate(full=True)
+        names = batch.schema.names
+        if len(set(names)) < len(names):
+            twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+            raise InputError(f"{path}: its columns name a column twice: {twice}; rename one")
         for start in range(0, batch.num_rows, BATCH):
             for values in batch.slice(start, BATCH).to_pylist():
                 number += 1

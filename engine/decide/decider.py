@@ -37,7 +37,7 @@ __all__ = [
 ADD_BATCH = 1024
 BEHIND = 2**20
 """The position of what a recipe makes of an answer's pieces: behind all of them."""
-HANGS = "it took more than 60 s and could not be interrupted"
+HANGS = "the recipe's code hung at it, or ended the process that decides"
 FIELDS: dict[str, tuple[str, ...]] = {
     "instruction": (),
     "instruction+input": ("instruction", "input"),

@@ -111,6 +111,8 @@ class Deciding:
         self._below = self._decided = 0
         self._at: int | None = None
         """The answer that a careful process is at."""
+        self._died_at: int | None = None
+        """The answer at which a careful process died last."""
         self._needs: tuple[Need, ...] = ("engine",)
         model = config.semantic_model
         if not (model is None or model in models.NAMES or Path(model).exists()):
@@ -222,8 +224,26 @@ class Deciding:
             if "note" not in head:
                 return message
             self._note(head["note"])
-        how = how_it_ended(await self._process.wait())
-        raise DiedError(f"the process that decides ended {how}")
+        how = f"the process that decides ended {how_it_ended(await self._process.wait())}"
+        if self._may_hang and self._begun:
+            self._suspect(how)
+        raise DiedError(how)
+
+    def _suspect(self, how: str) -> None:
+        """After a death that the recipe's code may have brought about: raises StuckError where
+        another process can find out, or knows. Only two deaths at one answer are laid to it, since
+        a process is also killed for want of memory.
+        """
+        at, self._at = self._at, None
+        if not self._order["careful"]:
+            self._order["careful"] = True
+            raise StuckError(f"{how}; deciding one answer at a time from here on")
+        if at is not None and at == self._died_at:
+            self._order["skip"].append(at)
+            raise StuckError(f"{how} at the answer to request {at} again; it is refused")
+        if at is not None:
+            self._died_at = at
+            raise StuckError(f"{how} at the answer to request {at}; starting another")
 
     async def _next(self) -> Message | None:
         """The next message; None: the process has ended. Raises StuckError."""

@@ -20,7 +20,7 @@ from engine.backends.base import Verdict
 from engine.languages import measure
 from engine.prompts.tokens import CountTokens, estimate
 from engine.recipes.base import Ask, Part, Recipe
-from engine.recipes.guard import parts_of
+from engine.recipes.guard import RecipeFault, parts_of
 from engine.records import Api, Message, Prompt, Record, Sampling
 
 __all__ = ["FitStep", "Prompts", "Rows", "join"]
@@ -119,7 +119,10 @@ class Prompts:
 
     async def count(self, count: CountTokens) -> None:
         """Count the recipe's recurring texts, or estimate them where ``count`` cannot."""
-        texts = list(dict.fromkeys(self._recipe.recurring()))
+        try:
+            texts = list(dict.fromkeys(self._recipe.recurring()))
+        except RecipeFault:  # which each prompt with such a text raises again
+            return
         if texts:
             sizes = await count(texts) or estimate(texts)
             self._counted = dict(zip(texts, sizes, strict=True))

@@ -55,8 +55,8 @@ RECIPE_ERROR = "recipe_error"
 """The reason of what a recipe's own code failed at."""
 NOT_ASKED = "not_asked"
 """The reason of a row about which there is nothing to ask."""
-MOST_PIECES = 1_000_000
-"""Pieces that are taken of one answer: a bound for parsers that never end."""
+MOST_PIECES = 10_000
+"""Pieces that one answer can have: a bound for parsers that never end."""
 
 
 def drawn(*keys: int | str) -> int:

@@ -47,6 +47,8 @@ PROMPT_LIMIT_S = 2.0
 """For one prompt; all of a run wait meanwhile."""
 MOST_WORDS = 500
 """Characters of an exception's text that are told."""
+MOST_NEAR = 30
+"""Characters of a prompt that are told, in front of what cannot be sent."""
 
 
 class RecipeFault(Exception):
@@ -160,15 +162,32 @@ def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
     """What ``recipe.prompt`` gives. Raises RecipeFault."""
     try:
         if recipe.builtin:
-            return list(recipe.prompt(ask))
+            return _sendable(list(recipe.prompt(ask)))
         with time_limit(PROMPT_LIMIT_S):
             parts = list(recipe.prompt(ask))
-    except RecipeFault:
+    except (RecipeFault, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit() is no more than a mistake about one request
         raise RecipeFault(_line(error)) from error
     if not parts or not all(isinstance(part, Part) for part in parts):
-        raise RecipeFault(f"prompt() gave {_kind(parts)} where a list of Part is meant")
+        wrong = next((part for part in parts if not isinstance(part, Part)), None)
+        of = f"a list of {_kind(wrong)}" if parts else "an empty list"
+        raise RecipeFault(f"prompt() gave {of} where a list of Part is meant")
+    return _sendable(parts)
+
+
+def _sendable(parts: list[Part]) -> list[Part]:
+    """The parts, of which no request can be made where a row's text is none that UTF-8 has."""
+    for text in (part.text for part in parts if not callable(part.text)):
+        if not isinstance(text, str):
+            raise RecipeFault(f"prompt() gave a Part of {_kind(text)} where a text is meant")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            near = text[max(0, error.start - MOST_NEAR) : error.start]
+            raise RecipeFault(
+                f"the prompt holds half of a surrogate pair, which cannot be sent, behind {near!r}"
+            ) from error
     return parts
 
 
@@ -187,12 +206,15 @@ def parsed(recipe: Recipe, ask: Ask, answer: Completion) -> list[Piece]:
         else:
             with time_limit():
                 for found in recipe.parse(ask, answer):
-                    if len(pieces) == MOST_PIECES:
+                    if len(pieces) == MOST_PIECES:  # it ran away: nothing of it can be meant
+                        pieces.clear()
                         raise RecipeFault(f"parse() gave more than {MOST_PIECES:,} pieces")
                     pieces.append(_filtered(recipe, _piece(recipe, found, len(pieces), pieces)))
     except RecipeFault as error:
         pieces.append(Piece(_next(pieces), None, (RECIPE_ERROR, str(error))))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this answer's
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is this answer's
         pieces.append(Piece(_next(pieces), None, (RECIPE_ERROR, _line(error))))
     return pieces or [Piece(0, None, ("no_record", "the answer is blank"))]
 
@@ -204,7 +226,9 @@ def reduced_of(recipe: Recipe, ask: Ask, rows: Sequence[Record | None]) -> Piece
             return _filtered(recipe, _piece(recipe, recipe.reduce(ask, rows), 0, ()))
     except RecipeFault as error:
         return Piece(0, None, (RECIPE_ERROR, str(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's
         return Piece(0, None, (RECIPE_ERROR, _line(error)))
 
 
@@ -229,9 +253,9 @@ def compared_text(recipe: Recipe, row: Record) -> str | None:
     try:
         with time_limit():
             text = recipe.compared(row)
-    except RecipeFault:
+    except (RecipeFault, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise RecipeFault(_line(error)) from error
     if text is not None and not isinstance(text, str):
         raise RecipeFault(f"compared() gave {_kind(text)} where a text or None is meant")
@@ -293,7 +317,8 @@ def _next(pieces: Sequence[Piece]) -> int:
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "nothing" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _line(error: BaseException) -> str:

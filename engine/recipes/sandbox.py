@@ -145,7 +145,8 @@ class _Compiled:
         lacking = list(_may_lack(tree))
         self.needed = self.names - {node.name for node in lacking if isinstance(node, nodes.Name)}
         read = [node for node in tree.find_all(nodes.Getattr) if node not in lacking]
-        self.of_row = frozenset(node.attr for node in read if _is_row(node.node))
+        fields = {node.attr for node in read if _is_row(node.node)}
+        self.of_row = frozenset(fields - set(dir(dict)))  # row.items() is no field
         return tree
 
     def _fault(self, error: Exception, values: Mapping[str, Any]) -> RecipeFault:

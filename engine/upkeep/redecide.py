@@ -11,7 +11,7 @@ the person knows beforehand how many of the answers behind it are about rows tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
-from engine.stages import remedy, stage_named
+from engine.stages import Stage, remedy, stage_named
 from engine.store import RunStore
 from engine.upkeep.trial import Trial, trial_of
 from engine.upkeep.trial import drop_stale as drop
@@ -88,10 +88,11 @@ def redecide(
     chosen, behind = stages[place].folder, stages[place + 1 :]
     if behind and "target" in given:
         raise UsageError("--target is the last stage's; leave it out for a stage before")
+    if drop_stale and not dry_run and not given and seeds is None and _is_decided(chosen):
+        _drop(chosen, behind)
+        return
     trial = None
     if behind or dry_run:
-        with RunStore.read(chosen):  # says what is wrong with it before anything else does
-            pass
         trial = anyio.run(trial_of, chosen, behind, _deciding(chosen, seeds, given))
         for line in _told(trial, dry_run=dry_run):
             click.echo(line)
@@ -104,14 +105,26 @@ def redecide(
     )
     if trial is not None and trial.stale:
         if drop_stale:
-            dropped = drop(chosen, behind)
-            click.echo(f"dropped {dropped:,} answers; woolmill generate asks them anew")
+            _drop(chosen, behind)
         else:
             click.echo(f"woolmill generate goes on after: {remedy(chosen)}")
         return
     with RunStore.read(chosen) as run:
         dataset = chosen / dataset_of(run.manifest)[1]
     click.echo(f"write the dataset with: woolmill export {chosen} -o {dataset}")
+
+
+def _is_decided(folder: Path) -> bool:
+    """Whether all answers are, so that there is nothing to do but to drop those behind."""
+    with RunStore.read(folder) as run:
+        counts = run.counts()
+    last = counts.last_decided
+    return counts.answered_below == 0 or (last is not None and last[0] >= counts.answered_below - 1)
+
+
+def _drop(folder: Path, behind: Sequence[Stage]) -> None:
+    dropped = drop(folder, behind)
+    click.echo(f"dropped {dropped:,} answers; woolmill generate asks anew what it needs of them")
 
 
 def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
@@ -128,11 +141,11 @@ def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
     for each in trial.behind:
         if not each.stale.requests:
             continue
-        cost = f", which cost {each.cost:,.4g}" if each.cost is not None else ""
+        cost = f" ({each.cost:,.4g} at its prices)" if each.cost is not None else ""
         yield (
             f"stage {each.stage.name}: {len(each.stale.requests):,} of its {each.stale.answers:,} "
-            f"answers become stale; asking them anew takes some {each.stale.spent.tokens:,} "
-            f"tokens{cost} the first time"
+            f"answers become stale; they took {each.stale.spent.tokens:,} tokens{cost}, and asking "
+            "them anew takes about as many"
         )
     if trial.behind and not trial.stale:
         yield "no answer of a later stage becomes stale"

@@ -231,7 +231,7 @@ async def test_fault_109_decisions_that_lag_hold_sending_back(
             ahead.append(backend.calls.total() - seen[0].decided_answers)
         return answer_of(prompt)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("engine.run.pipeline.WINDOW", 40)
+    monkeypatch.setattr("engine.run.plan.WINDOW", 40)
     in_decisions(monkeypatch, tmp_path / "site", code)
     backend = ScriptedBackend(answer)
     result = await ran(tmp_path / "run", monkeypatch, Watcher(seen.append), backend)

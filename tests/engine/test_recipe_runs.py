@@ -245,6 +245,7 @@ FAULTS = {
     "raises": ("words = answer.text.split()", "words = 1 / 0", "ZeroDivisionError"),
     "sleeps": ("words = answer.text.split()", "import time; time.sleep(1e9)", "more than"),
     "never ends": ("words = answer.text.split()", "while True: pass", "more than"),
+    "leaves": ("words = answer.text.split()", "raise SystemExit(3)", "SystemExit: 3"),
     "no row": ('"words": len(words),', '"other": len(words),', "the recipe's fields are"),
     "no JSON": ('"words": len(words),', '"words": object(),', "none that JSON has"),
     "nonsense": ('yield ("bad_format", "no words")', "yield 7", "a row or a refusal is meant"),
@@ -336,6 +337,53 @@ async def test_a_prompt_s_fault_is_a_refusal_or_said_at_the_start(tmp_path: Path
         assert run.counts().sent == 19
 
 
+async def test_a_prompt_that_leaves_the_program_is_one_refusal(tmp_path: Path) -> None:
+    text = RECIPE.replace(
+        "    def prompt(self, ask):\n",
+        "    def prompt(self, ask):\n"
+        "        if ask.row['id'] == 7:\n"
+        "            raise SystemExit\n",
+    )
+    result = await ran(
+        tmp_path / "run", recipe=recipe_file(tmp_path, text), rows=input_rows(tmp_path, 20)
+    )
+    assert result.stop.reached
+    faults = [(d[0], d[4]) for d in dump(tmp_path / "run") if d[2] == "recipe_error"]
+    assert [index for index, _ in faults] == [7]
+    assert "SystemExit" in faults[0][1]
+
+
+def test_a_text_of_all_prompts_that_cannot_be_made_is_a_fault_in_a_preview(tmp_path: Path) -> None:
+    recipe = tmp_path / "endless.toml"
+    user = "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}"
+    recipe.write_text(
+        f'[recipe]\nname = "e"\n[stage]\nuser = "{user}"\ngive = {{ a = "{{{{ text }}}}" }}\n'
+    )
+    result = CliRunner().invoke(cli, ["preview", str(recipe), "-n", "1"])
+    assert result.exit_code == 0, result.output
+    assert "Range too big" in result.output
+
+
+async def test_a_row_that_utf_8_or_64_bits_cannot_hold_is_its_own_affair(tmp_path: Path) -> None:
+    """A prompt with half of a surrogate pair is refused; what it does not show is no harm."""
+    rows = input_rows(tmp_path, 20)
+    lines = rows.read_text().splitlines()
+    lines[3] = json.dumps({"id": 3, "topic": "glass \ud800"})
+    lines[5] = json.dumps({"id": 5, "topic": "bees", "other": "\udc00"})
+    lines[7] = json.dumps({"id": 7, "topic": "salt", "other": 10**30})
+    rows.write_text("\n".join(lines) + "\n")
+    recipe = recipe_file(tmp_path)
+    for _ in range(2):
+        result = await ran(tmp_path / "run", recipe=recipe, rows=rows)
+        assert result.stop.reached
+    decided = dump(tmp_path / "run")
+    assert {d[0] for d in decided} == set(range(20))
+    faults = [(d[0], d[4]) for d in decided if d[2] == "recipe_error"]
+    assert [index for index, _ in faults] == [3]
+    assert "half of a surrogate pair" in faults[0][1]
+    assert list(problems(tmp_path / "run")) == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -377,3 +425,32 @@ async def test_a_folder_alone_never_starts_the_code_that_it_names(tmp_path: Path
     ]
     assert CliRunner().invoke(cli, named).exit_code == 0
     assert (tmp_path / "ran").exists()
+
+
+async def test_a_parser_that_ends_its_process_costs_its_own_answer(tmp_path: Path) -> None:
+    """As a crash in a native library would: twice at one answer, and that is refused."""
+    fatal = RECIPE.replace(
+        "        words = answer.text.split()\n",
+        "        import os\n        words = answer.text.split()\n"
+        "        if ask.index == 5:\n            os._exit(0)\n",
+    )
+    recipe, rows = recipe_file(tmp_path, fatal), input_rows(tmp_path, 12)
+    result = await ran(tmp_path / "run", recipe=recipe, rows=rows)
+    assert result.stop.reached, result.stop.error
+    decided = dump(tmp_path / "run")
+    assert [index for index, *_ in decided] == list(range(12))
+    assert [index for index, _, reason, *_ in decided if reason == "recipe_error"] == [5]
+
+
+async def test_a_parser_that_never_ends_gives_no_row(tmp_path: Path) -> None:
+    endless = RECIPE.replace(
+        '        yield {\n            "id"',
+        '        while ask.index == 3:\n            yield ("odd", "")\n'
+        '        yield {\n            "id"',
+    )
+    recipe, rows = recipe_file(tmp_path, endless), input_rows(tmp_path, 6)
+    result = await ran(tmp_path / "run", recipe=recipe, rows=rows)
+    assert result.stop.reached
+    decided = [(index, reason) for index, _, reason, *_ in dump(tmp_path / "run")]
+    assert len(decided) == 6
+    assert decided[3] == (3, "recipe_error")

@@ -76,6 +76,9 @@ def test_the_form_that_a_prompt_names_is_kept_to() -> None:
     assert "5. Input:" in fitting_text("…\n###\n5. Instruction:")
     any_object = orjson.loads(fitting_text("JSON, please.", form={"type": "json_object"}))
     assert list(any_object) == ["text"]
+    listed = fitting_text("Three rivers, as a numbered list.").splitlines()
+    assert [line[:3] for line in listed] == ["1. ", "2. ", "3. "]
+    assert len(set(listed)) == 3
 
 
 @pytest.mark.anyio

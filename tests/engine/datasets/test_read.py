@@ -120,6 +120,26 @@ def test_one_row_is_a_row_though_it_holds_lists(
     assert values(path) == [row, row]
 
 
+@pytest.mark.parametrize("row", [{"n": 1, "tags": []}, {"n": 1, "tags": [{"k": 1}, {"k": 2}]}])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.NDJSON", "rows.jsonl.gz"])
+def test_the_only_line_of_json_lines_is_a_row(
+    row: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    """Its name says so, whatever lists it holds; more lines do not change what the first is."""
+    for count in (1, 2):
+        data = (json.dumps(row) + "\n").encode() * count
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        assert values(tmp_path / name) == [row] * count
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    """One of them would be lost."""
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["n", "n"]), tmp_path / "rows")
+    with pytest.raises(InputError, match="name a column twice: n"):
+        values(tmp_path / "rows")
+
+
 def test_tables(tmp_path: Path) -> None:
     """Parquet, an Arrow stream, an Arrow file: by content, in batches."""
     written = [{"instruction": f"row {i}", "tags": [{"k": i}]} for i in range(2_500)]

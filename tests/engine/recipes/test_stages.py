@@ -22,6 +22,7 @@ from engine.run.generate import Result, generate
 from engine.run.settle import settle, stages_of
 from engine.settings import RunConfig, load_config
 from engine.store import RunStore
+from engine.upkeep.redecide import redecide_run
 from engine.upkeep.verify import problems
 
 QUIZ = """
@@ -311,6 +312,34 @@ async def test_a_model_that_nobody_names_is_said_at_the_start(tmp_path: Path) ->
     assert "[models.strikt]: recipe quiz does not ask it; its stages ask strict" in said
 
 
+@pytest.mark.anyio
+async def test_an_input_row_that_cannot_stay_as_it_is_is_said_at_the_start(tmp_path: Path) -> None:
+    """A row that no answer improves must have the fields of the others."""
+    text = ROUNDS.replace('name = "begin"', 'name = "begin"\non_refuse = "keep_parent"')
+    with pytest.raises(ConfigError, match="need 'first', and the input row has none"):
+        await ran(tmp_path / "run", text, rows=rows(tmp_path))
+
+
+@pytest.mark.anyio
+async def test_each_stage_is_decided_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last for nothing; after an early one the answers about rows that are gone are counted."""
+    scripted(monkeypatch, quiz)
+    await ran(tmp_path / "run", QUIZ, target=30)
+    spec = tmp_path / "own.toml"
+    spec.write_text(QUIZ.replace("score >= 3", "score >= 4"))
+    await redecide_run(tmp_path / "run", None, {"recipe": str(spec)})
+    scores = [row["score"] for row in accepted(tmp_path / "run")]
+    assert set(scores) == {4, 5}
+    edited = QUIZ.replace('matches = "7.$"', 'matches = "8.$"').replace("score >= 3", "score >= 4")
+    spec.write_text(edited)
+    first = tmp_path / "run" / "stages" / "1-ask"
+    await redecide_run(first, None, {"recipe": str(spec)})
+    with pytest.raises(ConfigError, match=r"\d+ of its answers are about rows"):
+        await ran(tmp_path / "run", edited, target=40)
+
+
 # What is checked when the file is read
 
 WRONG = {
@@ -374,6 +403,15 @@ def test_a_change_of_one_stage_is_none_of_the_others(tmp_path: Path) -> None:
     assert changed("Score it.", "Score them.") == [same, same, (True, False)]
     assert changed("score >= 3", "score >= 4") == [same, same, (False, True)]
     assert changed('matches = "7.$"', 'matches = "8.$"') == [(False, True), same, same]
+
+
+def test_what_a_row_need_not_have_is_no_fault(tmp_path: Path) -> None:
+    """A default, a question whether it is there, and the methods of a row."""
+    fine = "{{ row.draft | default('') }} {{ row.odd is defined }} {{ odd | d(1) }}"
+    fine += "{% for name, value in row.items() %}{{ name }}={{ value }} {% endfor %}"
+    judge = load(tmp_path, QUIZ.replace("{{ question }} {{ answer }}", fine)).stages[2]
+    (part,) = parts_of(judge, Ask(index=0, row={"topic": "t", "question": "q", "answer": "a"}))
+    assert part.render(0) == "Score it.  false 1topic=t question=q answer=a "
 
 
 def test_each_stage_draws_anew(tmp_path: Path) -> None:
