@@ -138,7 +138,7 @@ def test_the_judge_puts_back_what_gained_nothing() -> None:
     for row in (Evolve(1).unchanged(ROW), equal.record):
         with pytest.raises(NotAsked):
             judge.prompt(Ask(index=0, row=row))
-    (last,) = found(Answers(), "1 2 3", equal.record)
+    (last,) = found(Answers(), "1 2 3", equal.record or {})
     assert (last.record or {})["round"] == 0
 
 

@@ -151,7 +151,7 @@ def test_a_trace_is_a_row_with_its_verdict() -> None:
 
 
 def reduced(recipe: Recipe, *answers: str | None) -> Any:
-    rows = []
+    rows: list[dict[str, Any] | None] = []
     for answer in answers:
         text = "nothing" if answer is None else rf"trace {len(rows)}: \boxed{{{answer}}}"
         (piece,) = found(recipe, text)

@@ -20,9 +20,11 @@ from engine.recipes.base import Ask, Piece, Recipe
 from engine.recipes.filters import Filters, FilterSettings
 from engine.recipes.guard import parsed
 from engine.recipes.load import load_recipe
-from engine.recipes.seeds import bundled_seeds, read_seeds
+from engine.recipes.seeds import bundled_seeds, fingerprint, read_seeds
 from engine.recipes.self_instruct import Classification, Instances, Instructions
 from engine.records import Completion, Record, Usage
+from engine.run.manifest import make_manifest
+from engine.run.settle import settle
 from engine.settings import RunConfig
 from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
@@ -487,3 +489,21 @@ def test_the_head_names_source_and_departures() -> None:
     head = module.__doc__ or ""
     for word in ("arXiv", "Apache-2.0", "commit", "departures", "own words", "faithful"):
         assert word in head
+
+
+def test_a_class_of_a_user_s_may_take_seeds_too(tmp_path: Path) -> None:
+    """It is made with the tasks, the language and the filters that the run settles."""
+    (tmp_path / "own.py").write_text(
+        "from engine.recipes.base import Part, Recipe\n\n\n"
+        "class Own(Recipe):\n"
+        "    fields, takes_seeds = ('text',), True\n\n"
+        "    def __init__(self, seeded):\n        self.seeded = seeded\n\n"
+        "    def prompt(self, ask):\n        return [Part(self.seeded.tasks[0].instruction)]\n\n"
+        "    def parse(self, ask, answer):\n        yield {'text': answer.text}\n"
+    )
+    config = RunConfig(recipe=f"{tmp_path / 'own.py'}:Own", backend="scripted", out=tmp_path / "x")
+    settled = settle(config)
+    assert [task.id for task in settled.tasks] == [task.id for task in TASKS]
+    assert settled.recipe.prompt(Ask(index=0))[0].text == TASKS[0].instruction
+    manifest = make_manifest(settled.config, settled.recipe, settled.tasks, "scripted")
+    assert manifest.fixed["seeds"] == fingerprint(TASKS)
