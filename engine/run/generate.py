@@ -31,7 +31,7 @@ from engine.run.inputs import InputRows
 from engine.run.manifest import make_manifest
 from engine.run.progress import Display, Owner, Progress, Stop
 from engine.run.servers import make_backends, make_pool
-from engine.run.settle import Settled, about_language, settle, stages_of
+from engine.run.settle import Settled, about_language, earlier_manifest, settle, stages_of
 from engine.settings import RunConfig
 from engine.store import RunStore
 
@@ -190,8 +190,8 @@ def _check_input(settled: Settled, before: Stage | None) -> None:
     refused the next time too.
     """
     config, rows = settled.config, settled.rows
-    if not (config.out / "run.sqlite").is_file():
-        return
+    if earlier_manifest(config.out) is None:
+        return  # new, or cut short while it was made; opening it says what else is wrong
     with RunStore.read(config.out) as earlier:
         if before is not None and settled.earlier_rows not in (None, before.identity):
             refuse_stale(before.store, earlier, config.samples or 1)

@@ -511,3 +511,12 @@ def test_a_parent_that_is_another_now_is_not_shown(chain: Path, base: Path) -> N
     assert parent["missing"].startswith("what it was made of is no longer there")
     for each in rows:
         each.close()
+
+
+@pytest.mark.parametrize("kind", ["Pools", "Votes"])
+async def test_a_run_killed_while_its_store_was_made_starts_over(kind: str, tmp_path: Path) -> None:
+    """With and without input rows; an empty file is all that such a kill leaves."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.sqlite").touch()
+    result = await ran(tmp_path / "run", tmp_path, kind)
+    assert result.stop.reached
