@@ -121,6 +121,7 @@ class Deciding:
         self._process: Process | None = None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._ahead = threading.Semaphore(MOST_AHEAD)
+        self._closed = False
 
     async def start(self) -> None:
         """Start a process, or one in the place of another that died. It decides from what is
@@ -188,7 +189,8 @@ class Deciding:
         with suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
-        self._ahead.release(1 << 20)  # whoever listens comes to the end
+        self._closed = True
+        self._ahead.release()  # whoever listens comes to the end
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None
@@ -201,7 +203,8 @@ class Deciding:
         """In a thread of its own: take in what one process says, to its end."""
         with source, suppress(RuntimeError):  # the loop is closed: nobody waits
             while message := _read(source):
-                self._ahead.acquire()
+                if not self._closed:
+                    self._ahead.acquire()
                 loop.call_soon_threadsafe(self._inbox.put_nowait, message)
             loop.call_soon_threadsafe(self._inbox.put_nowait, None)
 
