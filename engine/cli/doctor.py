@@ -38,6 +38,8 @@ EXTRAS = {
     "view": ("starlette", "uvicorn"),
     "parquet": ("pyarrow",),
     "tiktoken": ("tiktoken",),
+    "repair": ("json-repair",),
+    "verify": ("math-verify",),
 }
 IN_PROCESS = ("torch", "transformers")
 """Without these, nothing generates in this process."""

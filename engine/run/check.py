@@ -225,13 +225,22 @@ class _Stage:
         else:
             self.reasons[decision.reason] += 1
         kept = self._records[decision.accepted]
-        if decision.record is not None and len(kept) < PROMPTS:
+        if decision.record is not None and len(kept) < PROMPTS and _is_unicode(decision.record):
             kept.append(decision.record)
 
     def gave(self) -> list[Record]:
         """Rows for the stage behind: those accepted, else refused ones, else one made up."""
         made_up: Record = dict.fromkeys(self._settled.recipe.fields, "Something.")
         return self._records[True] or self._records[False] or [made_up]
+
+
+def _is_unicode(record: Record) -> bool:
+    """Whether a row of a damaged answer can be asked about; half of a surrogate pair cannot."""
+    try:
+        orjson.dumps(record)
+    except TypeError:
+        return False
+    return True
 
 
 def _said(prompt: Prompt) -> Any:
