@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def test_the_extras_are_those_of_the_package() -> None:
     assert set(EXTRAS) == set(declared["optional-dependencies"]) - {"bench", "dev"}
     for extra, packages in EXTRAS.items():
         wanted = {
-            requirement.partition(">")[0]
+            re.split(r"[\[>]", requirement)[0]
             for requirement in declared["optional-dependencies"][extra]
         }
         assert set(packages) <= wanted, extra
