@@ -148,9 +148,14 @@ def _write(
         for file in temporary.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        # Whatever stands there is damaged, or another process has just written the same.
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        if _is_whole(folder):
+            return  # another host has just written the same, and reads it
+        shutil.rmtree(folder, ignore_errors=True)  # what stands there is damaged
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not _is_whole(folder):  # else another was faster
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
