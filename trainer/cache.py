@@ -148,14 +148,12 @@ def _write(
         for file in temporary.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        if _is_whole(folder):
-            return  # another host has just written the same, and reads it
-        shutil.rmtree(folder, ignore_errors=True)  # what stands there is damaged
         try:
-            temporary.rename(folder)
+            temporary.rename(folder)  # fails where a folder with files stands there
         except OSError:
-            if not _is_whole(folder):  # else another was faster
-                raise
+            if not _is_whole(folder):  # else another host has just written the same, and reads it
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
