@@ -187,7 +187,7 @@ class Run:
             if time.monotonic() > alarm:
                 self.kill()
                 raise RuntimeError(f"was not done after {limit_s:.0f} s")
-            time.sleep(0.02)
+            time.sleep(0.02)  # wait4 alone gives its CPU, and it cannot wait for a limited time
         seconds = time.monotonic() - self._began
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if status:
@@ -209,7 +209,6 @@ def phase(outcome: Outcome, name: str) -> Iterator[None]:
 
 def measure(peer: str, python: Path, rows: Path, folder: Path, args: Any) -> Outcome:
     outcome = Outcome()
-
     started: list[Run] = []
 
     def start(url: str, name: str) -> Run:
@@ -227,7 +226,6 @@ def measure(peer: str, python: Path, rows: Path, folder: Path, args: Any) -> Out
 
 
 def _phases(outcome: Outcome, start: Callable[[str, str], Run], args: Any) -> None:
-
     with phase(outcome, "good answers"), server(args.latency, 0) as url:
         made, seconds, cpu_s = start(url, "good").result(args.limit)
         outcome.rows_per_s = made["rows"] / seconds
@@ -244,7 +242,7 @@ def _phases(outcome: Outcome, start: Callable[[str, str], Run], args: Any) -> No
             if run.process.poll() is not None or time.monotonic() > until:
                 run.kill()
                 raise RuntimeError("did not get to the middle of the run")
-            time.sleep(0.01)
+            time.sleep(0.01)  # the server's count is all that tells, and it cannot be waited on
         run.kill()
         time.sleep(1)  # what it had sent comes to its end
         outcome.killed_at = ledger(url)["paid"]

@@ -29,6 +29,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from engine.recipes import seeds
 from engine.recipes.alpaca import Seeded
 from engine.recipes.base import CUT, Ask, Part, Recipe, Reference, Refusal
 from engine.recipes.reason import CLOSING, Reason, boxed, normalised
@@ -115,8 +116,7 @@ class Questions(Recipe):
         return text
 
     def references(self) -> Iterator[Reference]:
-        for task in self._tasks:
-            yield task.instruction, f"seed:{task.id}"
+        return seeds.references(self._tasks)
 
     def sample_answer(self) -> str:
         """An answer as it is meant, for trying the recipe out."""

@@ -7,14 +7,15 @@ fault, told with the line that raised it; what takes it too long is ended.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -27,6 +28,7 @@ from engine.recipes.base import (
     Piece,
     Recipe,
     Refusal,
+    Role,
 )
 from engine.records import Completion, Record
 
@@ -45,6 +47,7 @@ LIMIT_S = 10.0
 """For one answer; those of real recipes take microseconds."""
 PROMPT_LIMIT_S = 2.0
 """For one prompt; all of a run wait meanwhile."""
+ROLES = get_args(Role)
 MOST_WORDS = 500
 """Characters of an exception's text that are told."""
 MOST_NEAR = 30
@@ -164,7 +167,7 @@ def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
         if recipe.builtin:
             return _sendable(list(recipe.prompt(ask)))
         with time_limit(PROMPT_LIMIT_S):
-            parts = list(recipe.prompt(ask))
+            parts = list(_given(recipe.prompt(ask), "prompt", "Part"))
     except (RecipeFault, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit() is no more than a mistake about one request
@@ -176,8 +179,23 @@ def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
     return _sendable(parts)
 
 
+def _given(what: Any, method: str, of: str) -> Iterable[Any]:
+    """What a method gave, which must be several things. Raises RecipeFault."""
+    if inspect.iscoroutine(what):
+        what.close()
+        raise RecipeFault(f"{method}() is asynchronous; the functions of a recipe are plain ones")
+    if what is None or isinstance(what, (str, bytes, dict, Part)):
+        raise RecipeFault(f"{method}() gave {_kind(what)} where a list of {of} is meant")
+    return what  # type: ignore[no-any-return]
+
+
 def _sendable(parts: list[Part]) -> list[Part]:
     """The parts, of which no request can be made where a row's text is none that UTF-8 has."""
+    for part in parts:
+        if part.role not in ROLES:
+            raise RecipeFault(
+                f"prompt() gave a Part of role {part.role!r}; there are {', '.join(ROLES)}"
+            )
     for text in (part.text for part in parts if not callable(part.text)):
         if not isinstance(text, str):
             raise RecipeFault(f"prompt() gave a Part of {_kind(text)} where a text is meant")
@@ -205,7 +223,7 @@ def parsed(recipe: Recipe, ask: Ask, answer: Completion) -> list[Piece]:
                 pieces.append(_filtered(recipe, piece))
         else:
             with time_limit():
-                for found in recipe.parse(ask, answer):
+                for found in _given(recipe.parse(ask, answer), "parse", "rows"):
                     if len(pieces) == MOST_PIECES:  # it ran away: nothing of it can be meant
                         pieces.clear()
                         raise RecipeFault(f"parse() gave more than {MOST_PIECES:,} pieces")

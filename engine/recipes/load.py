@@ -176,11 +176,14 @@ def check(recipe: Recipe, spec: str, module: ModuleType | None = None) -> Recipe
     kind = type(recipe)
     if not recipe.name:
         recipe.name = kind.__name__.lower()
-    if not recipe.fields or not all(isinstance(name, str) and name for name in recipe.fields):
+    example = 'for example fields = ("question", "answer")'
+    fields = recipe.fields
+    if not fields or isinstance(fields, str) or not all(isinstance(f, str) and f for f in fields):
         raise ConfigError(
-            f"--recipe {spec}: {kind.__name__} has no fields; name those of a row, for example "
-            'fields = ("question", "answer")'
+            f"--recipe {spec}: {kind.__name__} has no fields; name those of a row, {example}"
         )
+    if len(set(fields)) < len(fields):
+        raise ConfigError(f"--recipe {spec}: {kind.__name__} names a field twice; {example}")
     for method in ("prompt", "parse"):
         if getattr(kind, method) is getattr(Recipe, method):
             raise ConfigError(f"--recipe {spec}: {kind.__name__} has no method {method}")

@@ -9,7 +9,7 @@ be whatever else ``engine.datasets`` reads: a JSON list, indented or not, CSV, g
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,15 @@ from engine.files import replace_file
 from engine.languages import ENGLISH, language_of
 from engine.records import SeedTask
 
-__all__ = ["KEPT", "bundled_seeds", "fingerprint", "keep", "kept_seeds", "read_seeds"]
+__all__ = [
+    "KEPT",
+    "bundled_seeds",
+    "fingerprint",
+    "keep",
+    "kept_seeds",
+    "read_seeds",
+    "references",
+]
 
 KEPT = "seed_tasks.jsonl"
 """In a run's folder: the tasks that it was started with, so that its prompts can be shown later."""
@@ -56,6 +64,12 @@ def fingerprint(tasks: Iterable[SeedTask]) -> str:
     for task in tasks:
         digest.update(orjson.dumps([task.id, task.instruction, task.input, task.output]) + b"\n")
     return digest.hexdigest()
+
+
+def references(tasks: Iterable[SeedTask]) -> Iterator[tuple[str, str]]:
+    """The tasks' instructions, as a recipe's ``references`` names them."""
+    for task in tasks:
+        yield task.instruction, f"seed:{task.id}"
 
 
 def keep(tasks: Iterable[SeedTask], folder: Path) -> None:

@@ -52,6 +52,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 from engine.languages import ENGLISH, MIXED, language_of
+from engine.recipes import seeds
 from engine.recipes.alpaca import Seeded
 from engine.recipes.base import CUT, Ask, Part, Piece, Recipe, Reference, Refusal
 from engine.recipes.filters import Filters, FilterSettings
@@ -207,8 +208,7 @@ class Instructions(Recipe):
         return text
 
     def references(self) -> Iterator[Reference]:
-        for task in self._tasks:
-            yield task.instruction, f"seed:{task.id}"
+        return seeds.references(self._tasks)
 
     def sample_answer(self) -> str:
         """An answer as it is meant, for trying the recipe out."""

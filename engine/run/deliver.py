@@ -18,9 +18,11 @@ import tenacity
 from engine.backends.base import Backend, Failure, Verdict
 from engine.errors import WoolmillError
 from engine.limits import OF_THE_PROMPT, Lease, Pool
+from engine.recipes.base import Ask
+from engine.recipes.guard import RecipeFault
 from engine.records import Answer, Completion, Prompt
 
-__all__ = ["Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens"]
+__all__ = ["Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens", "unsent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,19 @@ class Delivery:
             backend=self.backend,
             row=prompt.row,
         )
+
+
+def unsent(ask: Ask, fault: RecipeFault) -> Answer:
+    """What the store keeps of a request that the recipe makes no prompt for."""
+    return Answer(
+        index=ask.index,
+        demonstrations=(),
+        completion=None,
+        failure=fault.reason,
+        message=str(fault),
+        attempts=0,
+        row=ask.row,
+    )
 
 
 CANCELLED = Failure(Verdict(kind="ambiguous", reason="cancelled"))

@@ -15,7 +15,7 @@ from engine.backends.base import Backend, Tells
 from engine.backends.openai.backend import HttpBackend
 from engine.decide.decider import fetch_encoder
 from engine.decide.process import Deciding
-from engine.errors import ConfigError
+from engine.errors import ConfigError, InputError
 from engine.kept import keep_recipe
 from engine.limits import Pool
 from engine.money import Spent
@@ -233,7 +233,7 @@ TRIED = 3
 
 def _try_out(prompts: Prompts, recipe: Recipe) -> None:
     """Raises ConfigError where none of the first requests can be made, or fits the context as far
-    as it is known; an input without rows has none.
+    as it is known; InputError where the input has no rows.
     """
     faults = []
     for index in range(TRIED):
@@ -242,6 +242,8 @@ def _try_out(prompts: Prompts, recipe: Recipe) -> None:
         except RecipeFault as error:
             faults.append(f"recipe {recipe.name} makes no prompt: {error}")
             continue
+        if index == 0 and prompt is None:
+            raise InputError("the input holds no rows; see --rows")
         context, tokens = prompts.context_length, prompt.tokens if prompt is not None else None
         if context is None or tokens is None or tokens < context:
             return

@@ -45,7 +45,8 @@ from engine.limits import Lease, Pool
 from engine.prompts.fit import Prompts
 from engine.recipes.guard import RecipeFault
 from engine.records import EVERY, Answer, Completion, Prompt
-from engine.run.deliver import RetryPolicy, deliver, most_tokens
+from engine.run import endings
+from engine.run.deliver import RetryPolicy, deliver, most_tokens, unsent
 from engine.run.plan import Plan
 from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
 from engine.run.signals import listen
@@ -190,7 +191,8 @@ class Pipeline:
             if at_end and (self._pace.feeds or progress.target == EVERY):
                 self.halt(Stop())
             else:
-                self.halt(Stop(error=self._at_end_of_rows() if at_end else self._at_cap()))
+                ended = endings.at_end_of_rows if at_end else endings.at_cap
+                self.halt(Stop(error=ended(progress, self._pace)))
 
     def _reached(self) -> bool:
         """The target is; a stage's that feeds another only says what that wants for now."""
@@ -304,12 +306,8 @@ class Pipeline:
         """Drop the answers that could not be finished in time, and say so."""
         backends = [backend for backend in self._pool.backends if isinstance(backend, GivesUp)]
         told = [backend.give_up(within_s) for backend in backends]
-        if dropped := sum(count for count, _ in told):
-            others_s = max(seconds for _, seconds in told)
-            others = f"; finishing the others within {others_s:.0f} s" if others_s else ""
-            self._display.note(
-                f"giving up {dropped} unfinished answers (they cost nothing){others}"
-            )
+        if said := endings.given_up(told):
+            self._display.note(said)
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -363,16 +361,7 @@ class Pipeline:
 
     def _not_asked(self, index: int, fault: RecipeFault) -> None:
         """Keep that no prompt could be made for a request."""
-        row = self._prompts.ask(index).row
-        answer = Answer(
-            index=index,
-            demonstrations=(),
-            completion=None,
-            failure=fault.reason,
-            message=str(fault),
-            attempts=0,
-            row=row,
-        )
+        answer = unsent(self._prompts.ask(index), fault)
         self._in_flight += 1
         self._keeping += 1
         self._store.answered([answer]).add_done_callback(partial(self._kept, [answer]))
@@ -553,14 +542,15 @@ class Pipeline:
                 progress.reasons[reason] += 1
             self._thoughts = self._thoughts + 1 if reason == THOUGHTS_ONLY else 0
             if self._thoughts == THOUGHTS_IN_A_ROW:
-                self._display.note(self._thoughts_message())
+                self._display.note(endings.thoughts(self._thoughts, self._prompts.max_tokens))
         progress.unread -= len(batch.rows.vectors)
         self._plan.undecided = progress.decided_answers = batch.end
         self.owner.committed(batch.end)
         if not self._reached() and self._barren >= self._pace.max_barren_requests:
-            self.halt(Stop(error=StoppedError(self._barren_message())))
+            self.halt(Stop(error=StoppedError(endings.barren(progress, self._barren))))
         elif self._thoughts >= self._pace.max_refusals_in_a_row:
-            self.halt(Stop(error=ConfigError(f"{self._thoughts_message()} in a new run")))
+            said = endings.thoughts(self._thoughts, self._prompts.max_tokens)
+            self.halt(Stop(error=ConfigError(f"{said} in a new run")))
 
     def _all_decided(self) -> bool:
         """All that can be, or all that the person waits for."""
@@ -580,36 +570,6 @@ class Pipeline:
         if self._pace.feeds:  # what is wanted may grow; what is possible must be at its end
             return self._plan.wanted(EVERY, self._pace.max_requests) <= 0
         return self._wanted() <= 0
-
-    def _at_cap(self) -> StoppedError:
-        p = self.progress
-        return StoppedError(
-            f"asked all {self._pace.max_requests} requests of --max-requests and accepted"
-            f" {p.accepted}{of_target(p.target)} records; go on with a higher --max-requests"
-        )
-
-    def _at_end_of_rows(self) -> StoppedError:
-        p = self.progress
-        return StoppedError(
-            f"asked about all input rows ({self._plan.end:,} requests) and accepted"
-            f" {p.accepted:,} of {p.target:,}; give more rows, or more requests for each with"
-            " --samples in a new run"
-        )
-
-    def _barren_message(self) -> str:
-        p = self.progress
-        reasons = ", ".join(f"{reason} {count}" for reason, count in p.reasons.most_common(4))
-        return (
-            f"the last {self._barren} answers gave no acceptable record"
-            f" (accepted {p.accepted}{of_target(p.target)}; refused: {reasons});"
-            " try other seeds, model or sampling, or allow more with --max-barren-requests"
-        )
-
-    def _thoughts_message(self) -> str:
-        return (
-            f"the last {self._thoughts} answers were thoughts and nothing else: the model spends"
-            f" all of its {self._prompts.max_tokens} tokens on them; raise --max-tokens"
-        )
 
     # -- showing ----------------------------------------------------------------------------------
 

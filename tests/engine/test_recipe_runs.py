@@ -5,12 +5,8 @@ same whatever the concurrency, a crash or a mended parser.
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
+import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from engine.cli.main import cli
-from engine.errors import ConfigError, StoppedError
+from engine.errors import ConfigError, InputError, StoppedError
 from engine.run.display import SilentDisplay
 from engine.run.generate import Result, generate
 from engine.settings import RunConfig
@@ -28,6 +24,7 @@ from engine.upkeep.merge import merge_runs
 from engine.upkeep.redecide import redecide_run
 from engine.upkeep.salvage import salvage_run
 from engine.upkeep.verify import problems
+from tests.engine.killed import run_with_kills
 
 pytestmark = pytest.mark.anyio
 
@@ -207,38 +204,9 @@ async def test_a_run_s_accepted_rows_are_another_run_s_input(tmp_path: Path) -> 
 
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     """kill -9 again and again, then to the end: the same decisions as undisturbed."""
-    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 3000)
-
-    def command(out: str) -> list[str]:
-        config = tmp_path / f"{out}.toml"
-        names = {"recipe": recipe, "rows": str(rows), "out": str(tmp_path / out)}
-        lines = [f"{name} = {json.dumps(value)}" for name, value in names.items()]
-        config.write_text("\n".join([*lines, 'backend = "scripted"', "seed = 3"]))
-        flags = ["--config", str(config), "--no-semantic", "--no-progress"]
-        return [sys.executable, "-m", "engine", "generate", *flags]
-
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    whole = subprocess.run(
-        command("whole"), env=environment, capture_output=True, text=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
-    draw, killed = random.Random(5), 0
-    while killed < 20:
-        run = subprocess.Popen(
-            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(0.9 + draw.random())
-        if run.poll() is not None:
-            break
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        killed += 1
-    assert killed >= 3
-    last = subprocess.run(
-        command("killed"), env=environment, capture_output=True, text=True, check=False
-    )
-    assert last.returncode == 0, last.stderr
-    assert dump(tmp_path / "killed") == dump(tmp_path / "whole")
+    settings = {"recipe": recipe_file(tmp_path), "rows": str(input_rows(tmp_path, 3000)), "seed": 3}
+    whole, killed = run_with_kills(tmp_path, settings, most=20, after_s=0.9, at_least=3)
+    assert dump(killed) == dump(whole)
 
 
 FAULTS = {
@@ -392,6 +360,8 @@ async def test_a_row_that_utf_8_or_64_bits_cannot_hold_is_its_own_affair(tmp_pat
         ("class Other: pass", "there is no Tagged"),
         ("class Tagged: pass", "is no Recipe"),
         (RECIPE.replace("    fields", "    gields"), "has no fields"),
+        (RECIPE.replace('("id", "topic", "answer", "words")', '"answer"'), "has no fields"),
+        (RECIPE.replace('"answer", "words")', '"answer", "answer")'), "names a field twice"),
         (RECIPE.replace("def parse", "def pasre"), "has no method parse"),
     ],
 )
@@ -454,3 +424,50 @@ async def test_a_parser_that_never_ends_gives_no_row(tmp_path: Path) -> None:
     decided = [(index, reason) for index, _, reason, *_ in dump(tmp_path / "run")]
     assert len(decided) == 6
     assert decided[3] == (3, "recipe_error")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("def prompt(self", "async def prompt(self", "prompt() is asynchronous"),
+        (
+            "        return [\n            Part(",
+            "        return 'text' or [\n            Part(",
+            "a str where",
+        ),
+        ('role="user"', 'role="tool"', "a Part of role 'tool'"),
+    ],
+)
+async def test_a_prompt_of_another_kind_is_said_at_the_start(
+    was: str, now: str, said: str, tmp_path: Path
+) -> None:
+    assert was in RECIPE
+    recipe = recipe_file(tmp_path, RECIPE.replace(was, now, 1))
+    with pytest.raises(ConfigError, match="makes no prompt") as raised:
+        await ran(tmp_path / "run", recipe=recipe, rows=input_rows(tmp_path, 5))
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("parse", "said"),
+    [
+        ("async def parse(self, ask, answer):\n        return []", "parse() is asynchronous"),
+        ("def parse(self, ask, answer):\n        return {'id': 1}", "parse() gave a dict where"),
+    ],
+)
+async def test_a_parser_of_another_kind_is_told_what_is_meant(
+    parse: str, said: str, tmp_path: Path
+) -> None:
+    text = re.sub(r"def parse\([\s\S]*?(?=\n\n    def refuse)", lambda _: parse, RECIPE)
+    recipe = recipe_file(tmp_path, text)
+    await ran(tmp_path / "run", recipe=recipe, rows=input_rows(tmp_path, 3))
+    decided = dump(tmp_path / "run")
+    assert [reason for _, _, reason, *_ in decided] == ["recipe_error"] * 3
+    assert all(said in detail for _, _, _, _, detail, _ in decided)
+
+
+async def test_an_input_without_rows_is_said(tmp_path: Path) -> None:
+    """A header alone is easily the wrong file."""
+    (tmp_path / "rows.csv").write_text("id,topic\n")
+    with pytest.raises(InputError, match="holds no rows"):
+        await ran(tmp_path / "run", recipe=recipe_file(tmp_path), rows=tmp_path / "rows.csv")

@@ -373,7 +373,8 @@ class HttpBackend:
                     self.on_lesson(lesson)
                 return self._outcomes(answer, prompts, api, body, began)
             verdict, text = answer
-            if (api, body.keys()) != self._now_spoken(prompts, wants_stream):
+            now_api, now_body = self._spoken(prompts, wants_stream)
+            if (api, body.keys()) != (now_api, now_body.keys()):
                 continue  # another request has learnt it meanwhile
             before = before if lessons else self.dialect.learnt
             learnt = self.dialect.learn(verdict, text, body, api)
@@ -398,10 +399,6 @@ class HttpBackend:
                 continues=self._continues,
             )
         )
-
-    def _now_spoken(self, prompts: Sequence[Prompt], wants_stream: bool) -> tuple[Api, Any]:
-        api, body = self._spoken(prompts, wants_stream)
-        return api, body.keys()
 
     def _outcomes(
         self,

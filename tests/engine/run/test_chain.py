@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +17,7 @@ from engine.settings import RunConfig
 from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
 from engine.upkeep.verify import problems
+from tests.engine.killed import run_with_kills
 
 pytestmark = pytest.mark.anyio
 
@@ -287,33 +282,6 @@ async def test_a_stage_decided_again_makes_later_answers_stale(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["Chain", "Pools"])
 def test_kills_change_nothing(kind: str, tmp_path: Path) -> None:
-    def command(out: str) -> list[str]:
-        config = tmp_path / f"{out}.toml"
-        names = {"recipe": spec(tmp_path, kind), "out": str(tmp_path / out)}
-        lines = [f"{name} = {json.dumps(value)}" for name, value in names.items()]
-        config.write_text("\n".join([*lines, 'backend = "scripted"', "seed = 5", "target = 2500"]))
-        flags = ["--config", str(config), "--no-semantic", "--no-progress"]
-        return [sys.executable, "-m", "engine", "generate", *flags]
-
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    whole = subprocess.run(
-        command("whole"), env=environment, capture_output=True, text=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
-    draw, killed = random.Random(5), 0
-    for _ in range(12):
-        run = subprocess.Popen(
-            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(1.2 + draw.random())
-        if run.poll() is not None:
-            break
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        killed += 1
-    assert killed >= 2
-    last = subprocess.run(
-        command("killed"), env=environment, capture_output=True, text=True, check=False
-    )
-    assert last.returncode == 0, last.stderr
-    assert accepted(tmp_path / "killed") == accepted(tmp_path / "whole")
+    settings = {"recipe": spec(tmp_path, kind), "seed": 5, "target": 2500}
+    whole, killed = run_with_kills(tmp_path, settings, most=12, after_s=1.2, at_least=2)
+    assert accepted(killed) == accepted(whole)
