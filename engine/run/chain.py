@@ -16,11 +16,10 @@ reached serve a higher target later.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, overload
+from typing import Any
 
 import anyio
 import orjson
@@ -34,6 +33,7 @@ from engine.records import Record
 from engine.run.deliver import RetryPolicy
 from engine.run.inputs import InputRows
 from engine.run.pipeline import Pipeline
+from engine.run.pooled import Pooled
 from engine.run.progress import Display, Owner, Pace, Stop
 from engine.run.settle import Settled
 from engine.stages import remedy, stale_answers
@@ -118,78 +118,6 @@ class Stage:
         return [self.store.run_id, sha256(settings).hexdigest()]
 
 
-FIRST_EPOCH = 64
-LARGEST_EPOCH = 4096
-"""Requests. Epochs grow from few, so that the first rows are shown soon, to so many that the two by
-which a pool lags are waited for by nobody while fewer than a tenth of one are in flight.
-"""
-
-
-def epoch_starts(beyond: int) -> list[int]:
-    """The first request of each epoch, up to the first start beyond a number: 0, 64, 128, 256, …"""
-    starts, size = [0, FIRST_EPOCH], FIRST_EPOCH
-    while starts[-1] <= beyond:
-        starts.append(starts[-1] + size)
-        size = min(LARGEST_EPOCH, 2 * size)
-    return starts
-
-
-class Visible(Sequence[Record]):
-    """The first rows of a growing list."""
-
-    def __init__(self, rows: list[Record], count: int) -> None:
-        self._rows = rows
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Record]: ...
-    def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
-        if isinstance(place, slice):
-            return self._rows[: self._count][place]
-        return self._rows[range(self._count)[place]]
-
-
-class Pooled:
-    """What a recipe that shows accepted rows may see of them: those of all epochs but the two last.
-
-    So what a request shows depends on its number and the answers alone, and hardly ever on whether
-    one slow answer has arrived: a request of epoch e sees rows from requests of epochs up to e - 2,
-    and may be sent when these are decided.
-    """
-
-    def __init__(self, store: RunReader) -> None:
-        self._store = store
-        self._after = (-1, -1)
-        self._rows: list[Record] = []
-        self._requests: list[int] = []
-
-    def take_in(self) -> None:
-        """Take in what was committed since the last time."""
-        for decision in self._store.decisions(accepted=True, after=self._after):
-            if decision.record is not None:
-                self._rows.append(decision.record)
-                self._requests.append(decision.index)
-            self._after = (decision.index, decision.position)
-
-    def seen_by(self, request: int) -> Sequence[Record]:
-        """The rows that a request may show."""
-        starts = epoch_starts(request)
-        epoch = bisect_right(starts, request) - 1
-        visible = starts[epoch - 1] if epoch else 0
-        return Visible(self._rows, bisect_left(self._requests, visible))
-
-    def possible(self, undecided: int) -> int:
-        """How many requests may be sent where all below ``undecided`` are decided."""
-        starts = epoch_starts(undecided + 2 * LARGEST_EPOCH)
-        decided = bisect_right(starts, undecided) - 1  # epochs that are, as a whole
-        return starts[decided + 2]
-
-
 class _Link(Owner):
     """Between a stage and its neighbours; whoever owns the run hears of the last stage."""
 
@@ -212,6 +140,10 @@ class _Link(Owner):
             self._input.forget_below(below // self._samples)
         self.show_pool(below)
         self.pass_on(grows=True)
+
+    def ended(self) -> None:
+        self._owner.ended()
+        self.pass_on(grows=False)
 
     def show_pool(self, undecided: int) -> None:
         """Let the requests go that may see what is decided now."""
@@ -299,8 +231,8 @@ async def run_chain(pipelines: Sequence[Pipeline]) -> Stop:
 
     async def feed(place: int) -> None:
         stop = await pipelines[place].run()
-        if stop.reached and place + 1 < len(pipelines):
-            pipelines[place].owner.pass_on(grows=False)  # type: ignore[attr-defined]
+        if stop.reached:
+            pipelines[place].owner.ended()
 
     stopped: list[Stop] = []
     for pipeline in pipelines:

@@ -25,10 +25,11 @@ from engine.prompts.tokens import tokenizer_counter
 from engine.recipes.base import Recipe
 from engine.recipes.guard import RecipeFault
 from engine.recipes.seeds import keep
-from engine.run.chain import Following, Pooled, Stage, link, refuse_stale, run_chain
+from engine.run.chain import Following, Stage, link, refuse_stale, run_chain
 from engine.run.display import Guarded
 from engine.run.inputs import InputRows
 from engine.run.manifest import make_manifest
+from engine.run.pooled import Pooled
 from engine.run.progress import Display, Owner, Progress, Stop
 from engine.run.servers import make_backends, make_pool
 from engine.run.settle import Settled, about_language, earlier_manifest, settle, stages_of

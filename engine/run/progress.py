@@ -111,6 +111,9 @@ class Owner:
     def committed(self, below: int) -> None:
         """Every request with a lower index than ``below`` is decided, for the store to read."""
 
+    def ended(self) -> None:
+        """Every request that there can be is decided."""
+
     def wants(self, requests: int) -> None:
         """The run would go on up to this request, if it had the input."""
 

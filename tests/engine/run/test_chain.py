@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigError
-from engine.run.chain import LARGEST_EPOCH, Pooled, epoch_starts
 from engine.run.display import SilentDisplay
 from engine.run.generate import Result, generate
+from engine.run.pooled import LARGEST_EPOCH, Pooled, epoch_starts
 from engine.settings import RunConfig
 from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
