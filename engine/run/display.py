@@ -188,8 +188,9 @@ def _cost(progress: Progress, pool: Pool) -> float | None:
 def _binds(state: dict[str, Any]) -> str:
     """What holds the run back, or what it waits for, in a few words."""
     found = []
+    disk = f"disk ({state['calls_at_disk']:,} of {state['calls']:,} calls wait for it)"
     if state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
-        found.append(f"disk ({state['calls_at_disk']:,} of {state['calls']:,} calls wait for it)")
+        found.append(disk)
     if state["undecided"] > BACKLOG or state["deciding_s"] >= STUCK_S:
         since = f", for {state['deciding_s']:.0f} s" if state["deciding_s"] >= STUCK_S else ""
         found.append(f"deciding ({state['undecided']:,} answers wait{since})")
@@ -212,7 +213,9 @@ def _binds(state: dict[str, Any]) -> str:
         return f"limit ({awaited})"
     if awaited:
         return awaited
-    return f"deciding ({state['undecided']:,} answers)" if state["undecided"] else "nothing"
+    if state["undecided"]:
+        return f"deciding ({state['undecided']:,} answers)"
+    return disk if state["calls_at_disk"] else "nothing"
 
 
 def _awaited(state: dict[str, Any]) -> str:

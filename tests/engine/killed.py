@@ -6,9 +6,11 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,9 @@ __all__ = ["run_with_kills"]
 ROOT = Path(__file__).parents[2]
 
 
-def run_with_kills(
-    folder: Path, settings: dict[str, Any], *, most: int, after_s: float, at_least: int
-) -> tuple[Path, Path]:
+def run_with_kills(folder: Path, settings: dict[str, Any], *, kills: int) -> tuple[Path, Path]:
     """The folders of two runs of the same settings, both at their end: one in peace, and one that
-    was killed with SIGKILL up to ``most`` times, ``after_s`` to a second more after each start.
+    was killed with SIGKILL about ``kills`` times, wherever it was in a part of its way.
     """
 
     def command(out: str) -> list[str]:
@@ -38,17 +38,34 @@ def run_with_kills(
         return folder / out
 
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    whole = to_the_end("whole")
+    whole, out = to_the_end("whole"), folder / "killed"
+    total = written(whole)
     draw, killed = random.Random(5), 0
-    while killed < most:
+    while killed < kills:
+        # How far it comes, and not for how long it runs: no machine is too fast or too slow.
+        enough = written(out) + draw.uniform(0, 2 / kills) * total
         run = subprocess.Popen(
             command("killed"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(after_s + draw.random())  # what is killed is to be anywhere
+        while run.poll() is None and written(out) < enough:
+            time.sleep(0.01)
         if run.poll() is not None:
             break
         run.send_signal(signal.SIGKILL)
         run.wait()
         killed += 1
-    assert killed >= at_least
+    assert total and killed >= kills / 2
     return whole, to_the_end("killed")
+
+
+def written(folder: Path) -> int:
+    """The answers in a run's store and in those of its stages."""
+    return sum(map(answers, folder.rglob("run.sqlite")))
+
+
+def answers(store: Path) -> int:
+    with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=60)) as database:
+        try:
+            return int(database.execute("SELECT count(*) FROM answer").fetchone()[0])
+        except sqlite3.OperationalError:  # it was made a moment ago
+            return 0

@@ -205,7 +205,7 @@ async def test_a_run_s_accepted_rows_are_another_run_s_input(tmp_path: Path) -> 
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     """kill -9 again and again, then to the end: the same decisions as undisturbed."""
     settings = {"recipe": recipe_file(tmp_path), "rows": str(input_rows(tmp_path, 3000)), "seed": 3}
-    whole, killed = run_with_kills(tmp_path, settings, most=20, after_s=0.9, at_least=3)
+    whole, killed = run_with_kills(tmp_path, settings, kills=20)
     assert dump(killed) == dump(whole)
 
 
