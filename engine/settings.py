@@ -1,7 +1,7 @@
 """The run's settings: one TOML file, flags over the file, and an unknown key is an error.
 
-Which settings may change when a run goes on is said here once (``FREE``): everything else shapes
-the plan or the decisions and is compared with what the run store remembers.
+Each package owns a section (``engine.sections`` says how); here they are put together, and what
+must agree between two of them is said.
 """
 
 from __future__ import annotations
@@ -12,35 +12,41 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError, model_validator
 
+from engine.backends.settings import (
+    AddressSection,
+    EndpointConfig,
+    HostSection,
+    LocalSection,
+    ModelSection,
+)
+from engine.dedup.settings import DedupSection
 from engine.errors import ConfigError
-from engine.languages import ENGLISH, language_of
-from engine.prompts.fit import FitStep
-from engine.recipes.alpaca import Scope, Seeded
+from engine.languages import ENGLISH
+from engine.limits.settings import BudgetSection, PriceSection, RateSection
+from engine.prompts.settings import PromptSection
+from engine.recipes.alpaca import Seeded
 from engine.recipes.base import Recipe
-from engine.recipes.filters import Filters, FilterSettings, FirstCharacter
+from engine.recipes.filters import Filters, FilterSettings
 from engine.recipes.load import load_recipe
+from engine.recipes.settings import AUTO, FiltersConfig, RecipeSection
 from engine.records import EVERY, RESERVED, SeedTask
-from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
+from engine.run.settings import EndSection, RunSection
+from engine.secrets import secret_field
+from engine.sections import FREE, LATER, Section, flag_of
 from engine.surroundings import spelt_out
 
 __all__ = [
     "AUTO",
     "EMBEDDED_MODEL",
     "EVERY",
+    "SECTIONS",
     "EndpointConfig",
     "FiltersConfig",
     "RunConfig",
     "config_of",
+    "flag_name",
     "load_config",
 ]
 
@@ -51,193 +57,40 @@ EMBEDDED_MODEL = "smollm2"
 EMBEDDED_SAMPLING = {"max_tokens": 192, "temperature": 0.85, "top_p": 0.9}
 DEFAULT_SAMPLING = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0}
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(gt=0, lt=2**63)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
 SENT = (
     *("stop", "seed", "temperature", "top_p", "stream", "stream_options", "ignore_eos"),
     *("max_tokens", "max_completion_tokens"),
 )
 """The others that it fills, which ``without`` can leave out."""
-AUTO = "auto"
 
 
-def _language(code: str) -> str:
-    return code if code == AUTO else language_of(code).code
-
-
-Variable = Annotated[str, AfterValidator(variable_name)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class EndpointConfig(_Strict):
-    """One OpenAI-compatible endpoint, with what applies to it alone."""
-
-    url: str
-    key_env: Variable = DEFAULT_VARIABLE
-    key_file: Path | None = None
-    header: tuple[str, ...] = ()
-    query: tuple[str, ...] = ()
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    max_in_flight: Positive | None = None
-    requests_per_min: Positive | None = None
-    tokens_per_min: Positive | None = None
-
-
-class FiltersConfig(_Strict):
-    """Which instructions are refused at sight; None: as the run's language has it."""
-
-    min_length: Annotated[int, Field(ge=0)] | None = None
-    """In characters where words do not stand apart, else in words."""
-    max_length: Positive | None = None
-    blocked_words: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
-    blocked_openings: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
-    first_character: FirstCharacter | None = None
-    """ascii, letter (no punctuation) or any."""
-
-
-class ModelConfig(_Strict):
+class ModelConfig(ModelSection, AddressSection, RateSection, PriceSection):
     """Who answers one stage of a recipe, where that is another model than the run's."""
 
-    backend: Literal["http", "transformers", "vllm", "scripted"] | None = None
-    base_url: tuple[str, ...] = ()
-    model: str | None = None
-    api: Literal["auto", "completions", "chat"] = "auto"
-    key_env: Variable = DEFAULT_VARIABLE
-    key_file: Path | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    max_tokens: Positive | None = None
-    extra_body: dict[str, Any] = {}
-    context_length: Positive | None = None
-    max_in_flight: Positive | Literal["auto"] = "auto"
-    requests_per_min: Positive | None = None
-    tokens_per_min: Positive | None = None
-    price_prompt: Price | None = None
-    price_completion: Price | None = None
-    price_cached: Price | None = None
 
-    @field_validator("base_url", mode="before")
-    @classmethod
-    def _one_address(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-
-class RunConfig(_Strict):
+class RunConfig(
+    RecipeSection,
+    RunSection,
+    ModelSection,
+    AddressSection,
+    HostSection,
+    LocalSection,
+    RateSection,
+    BudgetSection,
+    PriceSection,
+    EndSection,
+    PromptSection,
+    DedupSection,
+):
     """Everything ``woolmill generate`` can be told. Names are those of the flags."""
 
-    recipe: Annotated[str, Field(min_length=1)] = "alpaca"
-    """A built-in recipe, FILE.toml, FILE.py:CLASS or package.module:CLASS."""
-    recipe_options: dict[str, Any] = {}
-    """Values for the options that the recipe's file declares."""
-    rows: Path | None = None
-    """Input rows: a file, a folder or another run."""
-    stage: str = ""
-    """Of a recipe with several, the one that this run is of; set by the run itself."""
-    models: dict[str, ModelConfig] = {}
+    models: Annotated[dict[str, ModelConfig], FREE] = {}
     """Who answers the stages that name a model of their own."""
-    samples: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Requests for each input row; None: as the recipe says, else one."""
-    seeds: Path | None = None
-    """Seed tasks; None: the bundled ones."""
-    language: Annotated[str, AfterValidator(_language)] = AUTO
-    """ISO 639 code of what records are written in; auto: as the seeds are."""
-    filters: FiltersConfig = FiltersConfig()
-    target: Positive = 100
-    """Accepted rows wanted; where it is not given and there are input rows, ``EVERY``."""
-    out: Path = Path("runs/alpaca")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    num_demonstrations: Annotated[int, Field(ge=1, le=18)] = 3
-
-    backend: Literal["http", "transformers", "vllm", "scripted"] | None = None
-    """None: http where a base_url is given, else transformers."""
-    model: str | None = None
-    api: Literal["auto", "completions", "chat"] = "auto"
-    """auto: completions; chat where the host, or the model, has nothing else."""
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    max_tokens: Positive | None = None
-    """These three are Alpaca's where None (1.0, 1.0, 3072); the embedded model's own with it."""
-    send_seed: bool = True
-    """Give each request a seed of its own."""
-    extra_body: dict[str, Any] = {}
-    """Further fields of each request's body, as the host documents them."""
-    without: tuple[str, ...] = ()
-    """Fields of the body that are never sent."""
-    context_length: Positive | None = None
-    """Tokens of prompt and completion; None: as the model or server says."""
-    tokenizer: str | None = None
-    """Counts prompt tokens: a folder, a hub id, or tiktoken:NAME; None: the backend's own."""
-    fit: tuple[FitStep, ...] = ("demonstrations", "prompt", "completion")
-
-    rouge_threshold: Fraction | None = 0.7
-    semantic: bool | None = None
-    """Reject near-duplicates by meaning; None: where the packages are installed."""
-    semantic_threshold: Fraction = 0.9
-    semantic_model: str | None = None
-    semantic_precision: Literal["float32", "bfloat16"] = "float32"
-    scope: Scope = "instruction"
-    against: tuple[Path, ...] = ()
-    """Datasets to stay clear of: compared with, never exported."""
-
-    base_url: tuple[str, ...] = ()
-    endpoint: tuple[EndpointConfig, ...] = ()
-    key_env: Variable = DEFAULT_VARIABLE
-    key_file: Path | None = None
-    ca_file: Path | None = None
-    insecure_http: bool = False
-    """Send a key over plain http to another machine."""
-    header: tuple[str, ...] = ()
-    """Of each request: NAME=VALUE, or NAME=env:VARIABLE for what nobody may read."""
-    query: tuple[str, ...] = ()
-    """Of each request's URL: NAME=VALUE."""
-    proxy: str | None = None
-    """URL of a proxy; None: as HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say."""
-    transport: Literal["fast", "httpx"] | None = None
-    """What carries requests; None: fast, httpx where a proxy is used."""
-    first_token_s: Seconds = 120.0
-    """Silence before the first token of a stream, thoughts included."""
-    idle_s: Seconds = 30.0
-    """Silence within a stream."""
-    attempt_s: Seconds = 600.0
-    """One attempt, from its first byte to its last."""
-    max_in_flight: Positive | Literal["auto"] = "auto"
-    request_batch_size: Annotated[int, Field(ge=1, le=1000)] = 1
-    requests_per_min: Positive | None = None
-    tokens_per_min: Positive | None = None
-    max_requests: Positive | None = None
-    max_attempts: Positive = 4
-    """Attempts that may have been paid for, per request."""
-    max_refusals_in_a_row: Positive = 20
-    """Requests refused as if a setting were wrong, without an answer between, that end the run."""
-    max_outage_s: Seconds = 600.0
-    max_tokens_total: Positive | None = None
-    max_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    price_prompt: Price | None = None
-    """Per million prompt tokens, in the currency of max_cost."""
-    price_completion: Price | None = None
-    price_cached: Price | None = None
-    """Per million prompt tokens that the host had in its cache; None: as the others."""
-    max_barren_requests: Positive = 300
-    """Stop after this many answers in a row without one accepted record."""
-    drain_timeout_s: Seconds = 120.0
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the weights with backend transformers; None: what suits the device, float32 on a CPU."""
-    vllm_python: Path | None = None
-    """Interpreter of another environment that has vllm."""
-    vllm_arg: dict[str, str] = {}
-    serve: bool = False
-    """Run vLLM as servers that start and end with the run, instead of in a child process."""
-    replicas: Positive | None = None
-    """Servers of ``serve``; None: as many as the GPUs allow."""
+    stage: Annotated[str, LATER] = ""
+    """Of a recipe with several, the one that this run is of; set by the run itself."""
 
     @model_validator(mode="after")
-    def _agree(self) -> RunConfig:
+    def _sections_agree(self) -> RunConfig:
         if self.request_batch_size > 1 and self.api == "chat":
             raise ValueError(
                 "request_batch_size needs api = completions: a chat call has one prompt"
@@ -246,24 +99,12 @@ class RunConfig(_Strict):
             raise ValueError(
                 "max_cost needs both price_prompt and price_completion; write 0 for what is free"
             )
-        if taken := sorted(RESERVED & self.extra_body.keys()):
-            raise ValueError(f"extra_body: {taken[0]} is filled by the engine itself")
-        if (name := secret_field(self.extra_body)) is not None:
-            raise ValueError(
-                f"extra_body: {name!r} looks like a secret, which would end in the run's "
-                "settings; give the key by environment or file, or as --header NAME=env:VARIABLE"
-            )
         if taken := sorted((RESERVED - {"stream", "stream_options"}).intersection(self.without)):
             raise ValueError(f"without: no request can be made without {taken[0]}")
         if unknown := sorted(set(self.without).difference(SENT, self.extra_body)):
             close = get_close_matches(unknown[0].lower(), SENT, n=1)
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SENT[:5])}"
             raise ValueError(f"without: {unknown[0]!r} is never sent; {meant}")
-        if self.proxy is not None and "@" in self.proxy:
-            raise ValueError(
-                "proxy: a password on the command line can be read by others and ends in the run's "
-                "settings; give the proxy as HTTPS_PROXY or HTTP_PROXY in the environment"
-            )
         if self.base_url and self.endpoint:
             raise ValueError("give either base_url or [[endpoint]] tables, not both")
         if self.chosen_backend == "http" and not self.base_url and not self.endpoint:
@@ -342,20 +183,8 @@ class RunConfig(_Strict):
         )
 
 
-FREE = frozenset(
-    "target out base_url endpoint key_env key_file ca_file insecure_http max_in_flight"
-    " request_batch_size requests_per_min tokens_per_min max_requests max_attempts max_outage_s"
-    " max_tokens_total max_cost price_prompt price_completion max_barren_requests drain_timeout_s"
-    " vllm_python vllm_arg serve replicas tokenizer header query proxy transport first_token_s"
-    " idle_s attempt_s max_refusals_in_a_row price_cached rows models".split()
-)
-"""Settings that may differ when a run goes on: they change when and where, never what."""
-LATER = frozenset(
-    "extra_body without language filters recipe_options samples recipe_asks stage".split()
-)
-"""Settings that the first runs did not have: kept only where they are used, so that those runs go
-on.
-"""
+SECTIONS: tuple[type[Section], ...] = RunConfig.__bases__
+"""In the order of the help."""
 
 
 def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
@@ -376,7 +205,7 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
     for name, value in given.items():
         if isinstance(value, str) and spelt_out(value) != value:
             raise ConfigError(
-                f"--{name.replace('_', '-')}: {spelt_out(value)} holds bytes that are not UTF-8; "
+                f"{flag_name(name)}: {spelt_out(value)} holds bytes that are not UTF-8; "
                 "give it another name, for example by a link"
             )
     try:
@@ -400,13 +229,16 @@ def config_of(settings: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(_explain(exc, None, {})) from exc
 
 
+def flag_name(name: str) -> str:
+    """The flag of a setting, or the name that it would have."""
+    field = RunConfig.model_fields.get(name)
+    flag = flag_of(field) if field is not None else None
+    return flag.names[0] if flag is not None and flag.names else f"--{name.replace('_', '-')}"
+
+
 def _is_list(name: str) -> bool:
     field = RunConfig.model_fields.get(name)
     return field is not None and get_origin(field.annotation) is tuple
-
-
-FLAGS = {"max_outage_s": "max_outage", "drain_timeout_s": "drain_timeout"}
-"""Flags that are named otherwise than their settings."""
 
 
 _TABLES: dict[str, type[BaseModel]] = {
@@ -421,7 +253,7 @@ def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> 
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     name = str(first["loc"][0]) if first["loc"] else ""
     origin = f"{path}: " if path is not None and name not in flags else ""
-    shown = f"--{FLAGS.get(name, name).replace('_', '-')}" if name in flags else where
+    shown = flag_name(name) if name in flags else where
     if first["type"] == "extra_forbidden":
         fields = (_TABLES.get(name, RunConfig) if "." in where else RunConfig).model_fields
         near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)

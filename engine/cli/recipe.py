@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import click
 
-from engine.cli.main import PAIRS, ROWS, generate_options, pairs, settings
+from engine.cli.options import PATHS, Pair, Sectioned, pairs_of, run_options
 from engine.errors import InputError
 from engine.recipes.load import CODED
 from engine.records import Decision
@@ -72,11 +72,12 @@ def show(name: str) -> None:
 
 @recipe.command()
 @click.argument("spec")
-@click.option("--rows", type=ROWS, help="Input rows. [those that the recipe names]")
-@click.option("--set", "recipe_options", multiple=True, metavar=PAIRS, help="An option's value.")
+@click.option("--rows", type=PATHS["either"], help="Input rows. [those that the recipe names]")
+@click.option("--set", "recipe_options", type=Pair(), multiple=True, callback=pairs_of,
+              help="An option's value.")  # fmt: skip
 @click.option("--answer", metavar="FILE|TEXT", help="A real answer, which is then damaged.")
 def check(
-    spec: str, rows: Path | None, recipe_options: tuple[str, ...], answer: str | None
+    spec: str, rows: Path | None, recipe_options: dict[str, str] | None, answer: str | None
 ) -> None:
     """Try a recipe out: prompts and rows must be the same in every process, and no damaged answer
     may make its parser fail.
@@ -86,8 +87,7 @@ def check(
     """
     from engine.run.check import check as run_check
 
-    flags: dict[str, Any] = {"recipe": spec, "rows": rows}
-    flags["recipe_options"] = pairs(recipe_options, "--set")
+    flags = {"recipe": spec, "rows": rows, "recipe_options": recipe_options}
     report = run_check(load_config(None, flags), _text_of(answer))
     seen = [f"rows {report.rows:,}", *(f"{name} {n:,}" for name, n in report.reasons.items())]
     click.echo(f"{report.prompts} prompts; {report.answers:,} damaged answers: {', '.join(seen)}")
@@ -100,9 +100,9 @@ def check(
     click.echo("sound: the same in two processes, and no answer makes it fail")
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @click.argument("spec")
-@generate_options
+@run_options
 @click.option("-n", "count", type=click.IntRange(1, 100), default=3, help="Requests. [3]")
 @click.option("--answer", metavar="FILE|TEXT", help="Take this as the answer; nobody is asked.")
 def preview(
@@ -116,7 +116,7 @@ def preview(
     """
     from engine.run.preview import preview as run_preview
 
-    config = settings(config_file, flags | {"recipe": spec})
+    config = load_config(config_file, flags | {"recipe": spec})
     text = _text_of(answer)
 
     async def run() -> list[Preview]:

@@ -14,14 +14,17 @@ from engine.recipes.load import ALPACA
 from engine.recipes.seeds import fingerprint
 from engine.records import EVERY, SeedTask
 from engine.run.inputs import identity
-from engine.settings import FREE, LATER, RunConfig
+from engine.sections import OnResume, marked
+from engine.settings import RunConfig
 from engine.store import Manifest
 from engine.surroundings import spelt_out
 
 __all__ = ["make_manifest"]
 
 SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
-DECISION = ("rouge_threshold", *SEMANTIC, "scope", "against", "language", "filters")
+FREE = marked(RunConfig, OnResume.FREE)
+DECISION = marked(RunConfig, OnResume.DECISION)
+LATER = marked(RunConfig, OnResume.LATER) | {"recipe_asks"}
 
 
 def make_manifest(
@@ -37,7 +40,9 @@ def make_manifest(
     values["target"] = None if config.target == EVERY else config.target
     values["samples"] = None if config.samples == 1 else config.samples
     decision = {
-        name: values[name] for name in (*DECISION, "semantic") if name not in LATER or values[name]
+        name: value
+        for name, value in values.items()
+        if name in DECISION and (name not in LATER or value)
     }
     if not decision["semantic"]:
         decision |= dict.fromkeys(SEMANTIC)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from engine.cli.generate import generate
 from engine.errors import ConfigError
-from engine.settings import FREE, RunConfig, load_config
+from engine.sections import OnResume, marked
+from engine.settings import SECTIONS, RunConfig, flag_name, load_config
 
 
 def config(folder: Path, text: str, **flags: Any) -> RunConfig:
@@ -73,8 +75,35 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         load_config(tmp_path / "bytes.toml", {})
 
 
-def test_what_may_change_on_resume_are_settings() -> None:
-    assert set(RunConfig.model_fields) >= FREE
+NO_FLAG = {"endpoint", "filters", "fit", "models", "send_seed", "stage"}
+"""Tables and lists, which a file holds better."""
+
+
+def test_every_setting_has_a_flag_but_tables() -> None:
+    command = generate.params
+    flags = {param.name for param in command}
+    assert flags >= RunConfig.model_fields.keys() - NO_FLAG
+    for name in RunConfig.model_fields.keys() - NO_FLAG:
+        assert any(flag_name(name) in param.opts for param in command), name
+
+
+def test_no_two_sections_have_a_setting_of_one_name() -> None:
+    names = [name for section in SECTIONS for name in section.model_fields]
+    assert len(names) == len(set(names))
+
+
+def test_what_becomes_of_a_setting_on_resume() -> None:
+    """Free and shaping the decisions exclude each other."""
+    free, decision = marked(RunConfig, OnResume.FREE), marked(RunConfig, OnResume.DECISION)
+    assert {"target", "out", "max_in_flight", "base_url", "rows", "models"} <= free
+    assert {"rouge_threshold", "scope", "against", "filters", "language"} <= decision
+    assert not free & decision
+
+
+def test_a_stage_s_own_model_is_checked_as_the_run_s(tmp_path: Path) -> None:
+    """A secret in ``extra_body`` would end in the settings there too."""
+    with pytest.raises(ConfigError, match="looks like a secret"):
+        config(tmp_path, '[models.judge]\nmodel = "m"\nextra_body = { api_key = "sk-1" }')
 
 
 def test_precision_is_for_models_in_this_process() -> None:

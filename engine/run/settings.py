@@ -1,0 +1,73 @@
+"""Settings of a run as a whole: how many rows, where to, and what ends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from engine.sections import FREE, Flag, Positive, Seconds, Section
+
+__all__ = ["EndSection", "RunSection"]
+
+
+class RunSection(Section):
+    """What is wanted."""
+
+    heading: ClassVar[str] = "The run"
+
+    target: Annotated[
+        Positive,
+        FREE,
+        Flag(
+            "Accepted rows wanted. Input rows are each decided once where it is not given.",
+            names=("--target", "--num_instructions_to_generate"),
+        ),
+    ] = 100
+    """Accepted rows wanted; where it is not given and there are input rows, ``EVERY``."""
+    out: Annotated[
+        Path,
+        FREE,
+        Flag(
+            "The run's folder; the same again goes on.",
+            names=("--out", "--output_dir"),
+            path="folder",
+        ),
+    ] = Path("runs/alpaca")
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag("What all sampling derives from.")] = 0
+
+
+class EndSection(Section):
+    """What a request may cost before it is given up, and what ends the run before its target."""
+
+    heading: ClassVar[str] = "When to give up or stop"
+
+    max_attempts: Annotated[Positive, FREE, Flag("Attempts that may be paid, a request.")] = 4
+    max_refusals_in_a_row: Annotated[
+        Positive,
+        FREE,
+        Flag("Stop when so many requests in a row are refused as if a setting were wrong."),
+    ] = 20
+    max_outage_s: Annotated[
+        Seconds,
+        FREE,
+        Flag(
+            "Stop when no endpoint has answered for so long.",
+            names=("--max-outage",),
+            metavar="SECONDS",
+        ),
+    ] = 600.0
+    max_barren_requests: Annotated[
+        Positive, FREE, Flag("Stop after so many answers in a row without one accepted row.")
+    ] = 300
+    max_requests: Annotated[Positive | None, FREE, Flag("Stop after this many requests.")] = None
+    drain_timeout_s: Annotated[
+        Seconds,
+        FREE,
+        Flag(
+            "After a stop, wait so long for what is in flight.",
+            names=("--drain-timeout",),
+            metavar="SECONDS",
+        ),
+    ] = 120.0

@@ -1,0 +1,91 @@
+"""How a section of the settings declares one: its type and default as pydantic has them, and beside
+them what the command line shows and whether it may differ when a run goes on.
+
+    target: Annotated[Positive, FREE, Flag("Accepted records wanted.")] = 100
+
+The packages own their sections; ``engine.settings`` puts them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+__all__ = [
+    "DECISION",
+    "FREE",
+    "LATER",
+    "Flag",
+    "Fraction",
+    "OnResume",
+    "Positive",
+    "Price",
+    "Seconds",
+    "Section",
+    "Strict",
+    "flag_of",
+    "marked",
+]
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class OnResume(Enum):
+    """What becomes of a setting when a run goes on. Without a mark, it shapes the requests and is
+    fixed for the life of the run.
+    """
+
+    FREE = auto()
+    """It may differ: it changes when and where, never what."""
+    DECISION = auto()
+    """It shapes the decisions: fixed too, but ``woolmill redecide`` decides again under another."""
+    LATER = auto()
+    """The first runs did not have it: it is kept only where it is used, so that those go on."""
+
+
+FREE, DECISION, LATER = OnResume.FREE, OnResume.DECISION, OnResume.LATER
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A setting's flag. The command line follows its type; a setting without one is for files."""
+
+    help: str
+    shown: str | None = None
+    """The default in words, where the value does not say it."""
+    names: tuple[str, ...] = ()
+    """Instead of ``--`` and the setting's name; Alpaca's own are among them."""
+    metavar: str | None = None
+    path: Literal["file", "folder", "either"] = "file"
+    """What a Path must not be the other of."""
+
+
+class Strict(BaseModel):
+    """Settings in which an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Section(Strict):
+    """Settings of one package."""
+
+    heading: ClassVar[str]
+    """Over its flags in the help."""
+
+
+def flag_of(field: FieldInfo) -> Flag | None:
+    """How a setting is given on the command line; None where it is not."""
+    return next((mark for mark in field.metadata if isinstance(mark, Flag)), None)
+
+
+def marked(settings: type[BaseModel], mark: OnResume) -> frozenset[str]:
+    """The names of the settings that carry a mark."""
+    fields: dict[str, Any] = settings.model_fields
+    return frozenset(name for name, field in fields.items() if mark in field.metadata)
