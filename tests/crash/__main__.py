@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.crash import damage, hunt, inject, kills, power
+from tests.crash import damage, hunt, inject, kills, power, stages
 from tests.crash.share import shared
 
 TRIED = ("kills", "cuts", "stops", "errors", "bits", "mutants_caught")
@@ -41,9 +41,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = "kills failpoints stops power errors flips log mutants"
+    names = "kills failpoints stops power errors flips log mutants stages stage-points"
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{names} [all]")
     parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--stage-kills", type=int, default=50, help="of each kind of stages")
     parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--cuts", type=int, default=200)
     fewer = "try one in so many calls, bits and bytes, and no second kill"
@@ -68,6 +69,8 @@ def main() -> None:
             partial(damage.cut_logs, damage.unclosed_run(f / "original", 4), every=every), f
         ),
         "mutants": lambda f: shared(hunt.mutants, f),
+        "stages": lambda f: shared(partial(stages.kills, args.stage_kills, seed=seed), f),
+        "stage-points": lambda f: shared(partial(stages.points, nths=(1, 4, 25)), f),
     }
     wanted = args.parts or list(parts)
     if unknown := set(wanted) - set(parts):

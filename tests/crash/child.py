@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 import engine.run.generate  # noqa: F401  imported before the fork
 from engine import failpoints
 from engine.cli.main import main
-from engine.records import Decision, Prompt
+from engine.records import Answer, Decision, Prompt
 from engine.store import DecisionRows, RunStore
 from engine.store.schema import decode_decision
 from engine.store.writer import Writer
@@ -70,23 +70,34 @@ def witness(acks: str) -> None:
         os.write(fd, "".join(f"{now} {line}\n" for line in lines).encode())
 
     say([f"start {os.getpid()}"])
-    wrap(
-        RunStore,
-        "sent",
-        lambda prompts, model, done=None: say([f"sent {p.index} {ledger_key(p)}" for p in prompts]),
-    )
-    wrap(RunStore, "answered", lambda answers: say([f"answered {a.index}" for a in answers]))
-    wrap(RunStore, "decided_rows", lambda rows: say(
-        [f"accepted {d.index}.{d.position} {digest(d)}" for d in accepted(rows)]
-    ))  # fmt: skip
+
+    def sent(store: RunStore, prompts: Sequence[Prompt], _model: str) -> None:
+        say([f"sent {stage(store)}{p.index} {ledger_key(p)}" for p in prompts])
+
+    def answered(store: RunStore, answers: Sequence[Answer]) -> None:
+        say([f"answered {stage(store)}{a.index}" for a in answers])
+
+    def decided(store: RunStore, rows: DecisionRows) -> None:
+        if not stage(store):  # the rows of the stages before it are in no export
+            say([f"accepted {d.index}.{d.position} {digest(d)}" for d in accepted(rows)])
+
+    wrap(RunStore, "sent", sent)
+    wrap(RunStore, "answered", answered)
+    wrap(RunStore, "decided_rows", decided)
     opened = RunStore.open.__func__  # type: ignore[attr-defined]
 
     def open_and_list(cls: type[RunStore], *args: Any) -> RunStore:
         store: RunStore = opened(cls, *args)
-        say([f"again {request.index}" for request in store.resume().in_flight])
+        again = store.resume().in_flight
+        say([f"again {stage(store)}{request.index}" for request in again])
         return store
 
     RunStore.open = classmethod(open_and_list)  # type: ignore[method-assign, assignment]
+
+
+def stage(store: RunStore) -> str:
+    """What tells the requests of one stage from another's; empty where there is one."""
+    return f"{store.folder.name}/" if store.folder.parent.name == "stages" else ""
 
 
 def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
@@ -99,7 +110,7 @@ def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
         def tell(done: asyncio.Future[None]) -> None:
             error = done.exception()
             if error is None:
-                say(*args)
+                say(self, *args[:2])
             if told is not None and not told.done():
                 told.set_exception(error) if error else told.set_result(None)
 

@@ -138,10 +138,13 @@ class Trial:
 
     folder: Path
     url: str
-    target: int
+    target: int | None
+    """Rows wanted; None: each input row is decided."""
     in_flight: int
     seed: int
     mutant: str | None = None
+    more: tuple[str, ...] = ()
+    """Further arguments of the run."""
     status: int = 0
     """Of the last start."""
 
@@ -159,13 +162,14 @@ class Trial:
             f"--base-url={self.url}",
             "--model=toy",
             f"--out={self.folder / name}",
-            f"--target={self.target}",
             f"--max-in-flight={self.in_flight}",
             f"--seed={self.seed}",
             "--max-tokens=300",
             "--rouge-threshold=0.9",  # the server's few templates would be used up at 0.7
             "--no-semantic",
             "--no-progress",
+            *([] if self.target is None else [f"--target={self.target}"]),
+            *self.more,
         ]
         return {
             "argv": argv,
