@@ -30,6 +30,15 @@ POINTS = (
     "answer.kept",  # acknowledged
     "decision.made",  # not written
     "decision.kept",  # acknowledged
+    "batch.recorded",  # the batch is in the store, the provider knows nothing
+    "batch.uploaded",  # its file is there, which the store does not say yet
+    "batch.creating",  # about to be created, and the store says so
+    "batch.created",  # it runs, and the store does not know its name
+    "batch.open",  # the store does
+    "batch.downloaded",  # its answers are here in a file, not in the store
+    "batch.kept",  # they are in the store, which does not say that they are all
+    "batch.collected",  # it says so; the files are still at the provider
+    "batch.deleted",  # they are gone there, which the store does not say
     "export.written",  # the new dataset has another name yet
     "export.renamed",  # it stands in the old one's place, not yet noted as ours
 )

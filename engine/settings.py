@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 
+from engine.backends.batch.settings import BatchSection
 from engine.backends.settings import (
     AddressSection,
     EndpointConfig,
@@ -74,6 +75,7 @@ class RunConfig(
     ModelSection,
     AddressSection,
     HostSection,
+    BatchSection,
     LocalSection,
     RateSection,
     BudgetSection,
@@ -109,9 +111,10 @@ class RunConfig(
             raise ValueError("give either base_url or [[endpoint]] tables, not both")
         if self.chosen_backend == "http" and not self.base_url and not self.endpoint:
             raise ValueError("backend http needs base_url, for example http://127.0.0.1:8000/v1")
-        if self.chosen_backend != "http" and (self.base_url or self.endpoint):
+        over_http = self.chosen_backend in ("http", "batch")
+        if not over_http and (self.base_url or self.endpoint):
             raise ValueError(f"base_url goes with backend http, not {self.chosen_backend}")
-        if self.chosen_backend != "http":
+        if not over_http:
             for name in ("extra_body", "without", "header", "query", "proxy", "transport"):
                 if getattr(self, name):
                     raise ValueError(f"{name} goes with backend http, not {self.chosen_backend}")
@@ -121,8 +124,38 @@ class RunConfig(
             raise ValueError("serve goes with backend vllm")
         return self
 
+    @model_validator(mode="after")
+    def _batches_can_be_made(self) -> RunConfig:
+        if self.chosen_backend != "batch":
+            for name in ("provider", "tail", "wait", "batch_lines", "batch_tokens", "batch_price"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} goes with backend batch, not {self.chosen_backend}")
+            return self
+        if self.provider is None:
+            raise ValueError("backend batch needs a provider, for example openai")
+        if self.model is None:
+            raise ValueError("backend batch needs a model")
+        if self.tail == "live" and not self.base_url and not self.endpoint:
+            raise ValueError("tail live needs base_url: where the last few are asked")
+        if self.provider == "azure" and not self.base_url and not self.endpoint:
+            raise ValueError(
+                "provider azure needs base_url, as https://NAME.openai.azure.com/openai/v1"
+            )
+        return self
+
     @property
-    def chosen_backend(self) -> Literal["http", "transformers", "vllm", "scripted"]:
+    def tail_is_live(self) -> bool:
+        """Of a run in batches: the last few requests go to the hosts one by one."""
+        return self.tail != "batch" and bool(self.base_url or self.endpoint)
+
+    @property
+    def price_of_batches(self) -> float:
+        """What an answer in a batch costs, as a share of a live one's price."""
+        hosted = self.provider not in (None, "vllm", "file")
+        return self.batch_price or (0.5 if hosted else 1.0)
+
+    @property
+    def chosen_backend(self) -> Literal["http", "batch", "transformers", "vllm", "scripted"]:
         """What ``backend`` None stands for."""
         return self.backend or ("http" if self.base_url or self.endpoint else "transformers")
 

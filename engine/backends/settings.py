@@ -33,7 +33,7 @@ class ModelSection(Section):
     heading: ClassVar[str] = "The model"
 
     backend: Annotated[
-        Literal["http", "transformers", "vllm", "scripted"] | None,
+        Literal["http", "batch", "transformers", "vllm", "scripted"] | None,
         Flag("Who answers.", shown="http with --base-url, else transformers"),
     ] = None
     model: Annotated[

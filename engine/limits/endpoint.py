@@ -55,6 +55,8 @@ class LimitSettings(BaseModel):
     max_cost: float | None = Field(default=None, gt=0)
     """Money that the run may cost, in the unit of the prices."""
     prices: Prices = Prices()
+    batch_price: float = Field(default=1.0, gt=0, le=1)
+    """The share of the prices that answers in batches cost."""
     max_outage_s: float = Field(default=600.0, gt=0)
     """How long no endpoint may answer, or all may refuse, before the run stops."""
     max_refusals_in_a_row: int = Field(default=20, gt=0)

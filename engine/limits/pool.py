@@ -93,6 +93,7 @@ class Pool:
             max_tokens=settings.max_tokens_total,
             max_cost=settings.max_cost,
             prices=settings.prices,
+            batch_price=settings.batch_price,
         )
         self._retries: deque[_Waiter] = deque()
         self._fresh: deque[_Waiter] = deque()
@@ -220,6 +221,11 @@ class Pool:
     def spent(self, used: Spent) -> None:
         """Book what earlier sessions of the run used, so that the budget is the run's."""
         self._spending.begin(used)
+
+    @property
+    def spending(self) -> Spending:
+        """What the run may use, for what is asked otherwise than by calls."""
+        return self._spending
 
     @property
     def backends(self) -> Sequence[Backend]:

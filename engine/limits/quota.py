@@ -78,6 +78,7 @@ class Spending:
     Args:
         max_tokens, max_cost: what the run may use; None: no bound.
         prices: of tokens whose cost no host states.
+        batch_price: the share of them that tokens in batches cost.
     """
 
     def __init__(
@@ -86,14 +87,17 @@ class Spending:
         max_tokens: int | None = None,
         max_cost: float | None = None,
         prices: Prices | None = None,
+        batch_price: float = 1.0,
     ) -> None:
         self._max_tokens = max_tokens
         self._max_cost = max_cost
         self._prices = prices or Prices()
+        self._batch_price = batch_price
         self._spent = Spent()
         self._lost_tokens = 0
         """Reservations of which nobody knows what they used, at their most."""
         self._reserved = 0
+        self._reserved_in_batches = 0
 
     @property
     def tokens(self) -> int:
@@ -105,25 +109,30 @@ class Spending:
         """Money booked."""
         return self._prices.cost(self._spent) + self._lost_tokens * self._prices.dearest
 
-    def fits(self, tokens: int) -> bool:
+    def fits(self, tokens: int, *, batch: bool = False) -> bool:
         """Whether another ``tokens`` can be promised whatever becomes of all that is reserved."""
-        more = self._reserved + tokens
-        if self._max_tokens is not None and self.tokens + more > self._max_tokens:
+        live = self._reserved + (0 if batch else tokens)
+        batched = self._reserved_in_batches + (tokens if batch else 0)
+        if self._max_tokens is not None and self.tokens + live + batched > self._max_tokens:
             return False
         if self._max_cost is None:
             return True
-        return self.cost + more * self._prices.dearest <= self._max_cost
+        dear = (live + batched * self._batch_price) * self._prices.dearest
+        return self.cost + dear <= self._max_cost
 
-    def reserve(self, tokens: int) -> None:
-        self._reserved += tokens
+    def reserve(self, tokens: int, *, batch: bool = False) -> None:
+        if batch:
+            self._reserved_in_batches += tokens
+        else:
+            self._reserved += tokens
 
     def begin(self, spent: Spent) -> None:
         """Book what earlier sessions used."""
         self._spent.begin_with(spent)
 
-    def settle(self, tokens: int, used: Usage | None = None) -> None:
+    def settle(self, tokens: int, used: Usage | None = None, *, batch: bool = False) -> None:
         """Give back a reservation of ``tokens`` and book what a completion used."""
-        self._reserved -= tokens
+        self.reserve(-tokens, batch=batch)
         if used is not None:
             self._spent.add(used)
 

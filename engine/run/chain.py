@@ -30,6 +30,7 @@ from engine.errors import ConfigError
 from engine.limits import Pool
 from engine.prompts.fit import Prompts
 from engine.records import Record
+from engine.run.batches.bulk import Bulk
 from engine.run.deliver import RetryPolicy
 from engine.run.inputs import InputRows
 from engine.run.pipeline import Pipeline
@@ -38,7 +39,7 @@ from engine.run.progress import Display, Owner, Pace, Stop
 from engine.run.settle import Settled
 from engine.stages import remedy, stale_answers
 from engine.store import RunReader, RunStore
-from engine.store.reader import Resume
+from engine.store.reader import InFlight, Resume
 
 __all__ = ["Following", "Stage", "link", "refuse_stale", "run_chain"]
 
@@ -110,6 +111,15 @@ class Stage:
     rows: InputRows | Following | None
     before: Stage | None
     pooled: Pooled | None = None
+    bulk: Bulk | None = None
+
+    @property
+    def sent_again(self) -> list[InFlight]:
+        """Requests that were in flight when the last session ended and no batch will answer."""
+        if self.bulk is None:
+            return list(self.resume.in_flight)
+        others = self.bulk.awaited | self.bulk.recorded
+        return [each for each in self.resume.in_flight if each.index not in others]
 
     @property
     def identity(self) -> list[str]:
@@ -217,6 +227,7 @@ def _pipeline(
             feeds=not is_last,
         ),
         display=display,
+        bulk=stage.bulk,
         owner=owner,
         leads=is_last,
         watches=watches,

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from engine.backends.base import Backend, Tells
+from engine.backends.batch.nobody import Nobody
 from engine.backends.openai.backend import HttpBackend
 from engine.decide.decider import fetch_encoder
 from engine.decide.process import Deciding
@@ -25,6 +26,8 @@ from engine.prompts.tokens import tokenizer_counter
 from engine.recipes.base import Recipe
 from engine.recipes.guard import RecipeFault
 from engine.recipes.seeds import keep
+from engine.run.batches.bulk import Bulk
+from engine.run.batches.make import make_bulk, refuse_open_batches
 from engine.run.chain import Following, Stage, link, refuse_stale, run_chain
 from engine.run.display import Guarded
 from engine.run.inputs import InputRows
@@ -73,7 +76,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             before = stages[-1] if stages else None
             stages.append(await _opened(settled, servers, stack, display, before))
         owner.opened(last.target)
-        resent = sum(len(stage.resume.in_flight) for stage in stages)
+        resent = sum(len(stage.sent_again) for stage in stages)
         accepted = stages[-1].resume.counts.accepted
         if accepted >= last.target:
             done = Progress(target=last.target, accepted=accepted)
@@ -128,6 +131,8 @@ class _Servers:
         for name, (pool, config) in self._pools.items():
             if name in self._started:
                 continue
+            if isinstance(pool.backends[0], Nobody):
+                continue
             self._display.note(f"starting {config.chosen_backend} with {pool.backends[0].model}")
             loading = time.monotonic()
             await pool.start()
@@ -168,6 +173,12 @@ async def _opened(
     rows: InputRows | Following | None = settled.rows
     if before is not None:
         rows = Following(before.store, resume.answered_below // samples)
+    bulk: Bulk | None = None
+    if config.chosen_backend == "batch":
+        bulk = make_bulk(settled, store, pool, display.note)
+        stack.push_async_callback(_surely, bulk.aclose)
+    else:
+        refuse_open_batches(store)
     deciding = Deciding(config, tasks, display.note)
     stack.push_async_callback(_surely, deciding.aclose)
     pooled = Pooled(store) if recipe.pooled else None
@@ -181,6 +192,7 @@ async def _opened(
         rows=rows,
         before=before,
         pooled=pooled,
+        bulk=bulk,
     )
 
 
@@ -213,7 +225,7 @@ async def _ready(stage: Stage) -> None:
 
 
 def _say_resent(stage: Stage, display: Display) -> None:
-    if in_flight := stage.resume.in_flight:
+    if in_flight := stage.sent_again:
         keys = ", ".join(request.key[:12] for request in in_flight[:8])
         display.note(
             f"{len(in_flight)} requests were in flight when the last session ended and"

@@ -34,7 +34,9 @@ def make_manifest(
     values: dict[str, Any] = spelt_out(config.model_dump(mode="json"))
     seeds = fingerprint(tasks) if recipe.takes_seeds else None
     values |= {"model": model, "seeds": seeds, "semantic": uses_semantic(config)}
-    values |= {"backend": config.chosen_backend, **config.sampling()}
+    # In batches or one by one, requests are the same: a run may go on either way.
+    backend = "http" if config.chosen_backend == "batch" else config.chosen_backend
+    values |= {"backend": backend, **config.sampling()}
     values["language"] = None if config.spoken == ENGLISH else config.spoken
     values["filters"] = config.filters.model_dump(mode="json", exclude_none=True)
     values["target"] = None if config.target == EVERY else config.target

@@ -30,7 +30,7 @@ from functools import partial
 import anyio
 import anyio.abc
 
-from engine.backends.base import GivesUp, Making
+from engine.backends.base import GivesUp, Making, Verdict
 from engine.decide.process import Batch, Deciding, DiedError, StuckError
 from engine.errors import (
     ConfigError,
@@ -46,6 +46,8 @@ from engine.prompts.fit import Prompts
 from engine.recipes.guard import RecipeFault
 from engine.records import EVERY, Answer, Completion, Prompt
 from engine.run import endings
+from engine.run.batches.bulk import Bulk
+from engine.run.batches.route import Way
 from engine.run.deliver import RetryPolicy, deliver, most_tokens, unsent
 from engine.run.plan import Plan
 from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
@@ -78,6 +80,7 @@ class Pipeline:
         policy: what is tried again.
         pace: when to stop.
         display: shows progress.
+        bulk: what goes in batches; None: every request is a call.
         owner: whoever started the run, or the neighbours of a stage.
         leads: takes signals and shows progress, as one stage does for all.
         watches: watches the pool, as one stage does for those that share it.
@@ -94,6 +97,7 @@ class Pipeline:
         policy: RetryPolicy,
         pace: Pace,
         display: Display,
+        bulk: Bulk | None = None,
         owner: Owner | None = None,
         leads: bool = True,
         watches: bool = True,
@@ -105,6 +109,7 @@ class Pipeline:
         self._policy = policy
         self._pace = pace
         self._display = display
+        self._bulk = bulk
         self.owner = owner or Owner()
         self._leads = leads
         self._watches = watches
@@ -112,7 +117,7 @@ class Pipeline:
         """Called when nothing more is sent, with the cause."""
         self.on_leave: Callable[[], None] = lambda: None
         """Called when nothing is waited for any more."""
-        self._changed = Changed()
+        self.changed = self._changed = Changed()
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
         self._abandoning = anyio.Event()
@@ -135,6 +140,7 @@ class Pipeline:
             answered_below=resume.answered_below,
             answered_beyond=resume.answered_beyond,
             in_flight=[request.index for request in resume.in_flight],
+            awaited=bulk.awaited if bulk is not None else (),
             # The last one may be decided in part: the target may have fallen inside it.
             undecided=resume.last_decided[0] if resume.last_decided else 0,
         )
@@ -145,6 +151,8 @@ class Pipeline:
         self._no_decisions = False
         """There will be no more of them."""
         self._barren = 0
+        self._smaller: dict[int, Prompt] = {}
+        """Requests of batches that did not fit the context, and are shorter the next time."""
         self.progress = Progress(
             target=pace.target,
             most_records=pace.most_records,
@@ -171,6 +179,8 @@ class Pipeline:
             async with anyio.create_task_group() as calls:
                 background.start_soon(self._drain, calls.cancel_scope)
                 calls.start_soon(self._end)
+                if self._bulk is not None:
+                    self._bulk.begin(self, calls)
                 self._tell()
                 await self._produce(calls)
             await self._changed.until(lambda: self._keeping == 0)
@@ -178,6 +188,7 @@ class Pipeline:
                 await self._changed.until(self._all_decided)  # what came home while draining
             background.cancel_scope.cancel()
         assert self._stop is not None
+        self._leave_batches()
         return self._stop
 
     async def _end(self) -> None:
@@ -311,14 +322,19 @@ class Pipeline:
 
     # -- sending ----------------------------------------------------------------------------------
 
-    def _wanted(self) -> int:
-        """How many requests more the yield so far calls for, within window and cap."""
+    def _needed(self) -> int:
+        """How many requests the yield so far calls for, of those that are not decided."""
         progress = self.progress
         missing = progress.target - progress.accepted
         needed = math.ceil(missing / progress.records_per_answer)
         if missing > 0:
             known = progress.decided_answers if self._pace.paid else 0
             needed = max(needed, self._pace.at_least - known)
+        return needed
+
+    def _wanted(self) -> int:
+        """How many requests more may go now, within window and cap; below 0: too many have gone."""
+        needed = self._needed()
         self.owner.wants(self._plan.undecided + needed)
         return self._plan.wanted(needed, self._pace.max_requests)
 
@@ -331,23 +347,26 @@ class Pipeline:
         for at, prompts in enumerate(self._held):
             if self._may_go(prompts):
                 return self._held.pop(at)
+        most = self._pace.request_batch_size
+        if self._bulk is not None and self._bulk.scouting:
+            most = 1
         while len(self._held) < MOST_HELD and (wanted := self._wanted()) > 0:
-            indexes = self._plan.take(min(wanted, self._pace.request_batch_size))
-            prompts = self._made(indexes)
+            indexes = self._plan.take(min(wanted, most))
+            prompts = self.made(indexes)
             if prompts and self._may_go(prompts):
                 return prompts
             if prompts:
                 self._held.append(prompts)
         return None
 
-    def _made(self, indexes: Sequence[int]) -> list[Prompt]:
+    def made(self, indexes: Sequence[int]) -> list[Prompt]:
         """The prompts of these requests; without those that the recipe fails at, which are kept as
         failed, and those behind the last input row.
         """
         prompts = []
         for index in indexes:
             try:
-                prompt = self._prompts.prompt(index)
+                prompt = self._smaller.get(index) or self._prompts.prompt(index)
             except RecipeFault as fault:
                 self._not_asked(index, fault)
                 continue
@@ -361,10 +380,15 @@ class Pipeline:
 
     def _not_asked(self, index: int, fault: RecipeFault) -> None:
         """Keep that no prompt could be made for a request."""
-        answer = unsent(self._prompts.ask(index), fault)
+        self.keep([unsent(self._prompts.ask(index), fault)])
+
+    def keep(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
+        """Keep what did not come by a call; done when it is durable."""
         self._in_flight += 1
         self._keeping += 1
-        self._store.answered([answer]).add_done_callback(partial(self._kept, [answer]))
+        kept = self._store.answered(answers)
+        kept.add_done_callback(partial(self._kept, answers))
+        return kept
 
     def _may_go(self, prompts: Sequence[Prompt]) -> bool:
         return not (self._scouting and self._prompts.goes_alone(prompts))
@@ -373,6 +397,13 @@ class Pipeline:
         with self._sending:
             try:
                 while self._stop is None:
+                    if self._bulk is not None and not self._held:
+                        way = self._way(self._bulk)
+                        if way == "batch":
+                            self._hand_over(self._bulk, calls)
+                        if way != "live":
+                            await self._changed.wait()
+                            continue
                     if prompts := self._next():
                         await self._send(prompts, calls)
                     else:
@@ -406,6 +437,8 @@ class Pipeline:
     def _record(self, turn: Turn, prompts: Sequence[Prompt], lease: Lease) -> None:
         """Record what is about to be sent; then it is the turn of whoever waits to send it."""
         self._in_flight += 1
+        if self._bulk is not None:
+            self._bulk.sent_live()
         turn.prompts = [self._prompts.current(prompt) for prompt in prompts]
         turn.lease = lease
         self._store.sent(turn.prompts, lease.backend.model, turn.recorded)
@@ -467,7 +500,10 @@ class Pipeline:
 
     def _count(self, answers: Sequence[Answer]) -> None:
         progress, further = self.progress, False
+        if self._bulk is not None:
+            self._bulk.answered()
         for answer in answers:
+            self._smaller.pop(answer.index, None)
             progress.answered += 1
             progress.session_answered += 1
             further |= self._plan.answered(answer.index)
@@ -479,6 +515,62 @@ class Pipeline:
         if further and not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_soon(self._tell)  # of all that the commit brought
+
+    # -- batches ----------------------------------------------------------------------------------
+
+    def _way(self, bulk: Bulk) -> Way:
+        """Whether the next requests go in a batch or live, or wait."""
+        wanted, plan = self._wanted(), self._plan
+        end = plan.next_number + max(wanted, 0) if plan.end is None else plan.end
+        expected = min(plan.undecided + self._needed(), end)
+        quiet = self.idle and not self._keeping
+        return bulk.choose(wanted, expected, quiet=quiet)
+
+    def _hand_over(self, bulk: Bulk, calls: anyio.abc.TaskGroup) -> None:
+        requests = self._plan.take(min(self._wanted(), bulk.most))
+        bulk.hand_over(sorted(requests), calls)
+
+    @property
+    def stops(self) -> bool:
+        """Nothing new may begin."""
+        return self._stop is not None
+
+    @property
+    def idle(self) -> bool:
+        """There is nothing to wait for but batches: no call, and no decision."""
+        return not self._in_flight and not self._committing and not self._plan.to_decide
+
+    def has_answer(self, request: int) -> bool:
+        return self._plan.has_answer(request)
+
+    def refit(self, prompt: Prompt, verdict: Verdict) -> bool:
+        """Make the prompt smaller for the next time; False where it cannot be."""
+        smaller = self._prompts.refit(prompt, verdict)
+        if smaller is not None:
+            self._smaller[prompt.index] = smaller
+        return smaller is not None
+
+    def sent(self, count: int) -> None:
+        """So many requests are under way in a batch (fewer, below 0)."""
+        self.progress.sent += count
+
+    def unsent(self, requests: Sequence[int]) -> None:
+        """These were not answered and not paid; they are sent again."""
+        end = self._plan.end
+        self._plan.put_back(index for index in requests if end is None or index < end)
+        self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        """Stop the run for ``error``."""
+        self._halt_by(error)
+
+    def _leave_batches(self) -> None:
+        """Say which batches go on without the run."""
+        if self._bulk is not None:
+            left = (index for index in self._bulk.awaited if not self._plan.has_answer(index))
+            self.progress.in_batches = sum(1 for _ in left)
+            if said := self._bulk.left_running():
+                self._display.note(said)
 
     # -- deciding ---------------------------------------------------------------------------------
 
@@ -585,6 +677,8 @@ class Pipeline:
             progress.calls = self._in_flight
             progress.calls_at_disk = self._store.waiting
             progress.learning = self._scouting
+            if self._bulk is not None:
+                progress.batches = self._bulk.views()
             progress.tokens_in_the_making = sum(
                 backend.tokens_in_the_making
                 for backend in self._pool.backends

@@ -7,7 +7,7 @@ decided ▲   to be decided ▲    sent ▲      never sent
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 __all__ = ["Plan"]
 
@@ -22,6 +22,7 @@ class Plan:
         answered_below: every request below this number has its answer.
         answered_beyond: those above it that have one too.
         in_flight: sent earlier, and not answered.
+        awaited: of those, the ones whose answers may still come; they are not sent again.
         undecided: the first request that may not be decided in full.
     """
 
@@ -31,6 +32,7 @@ class Plan:
         answered_below: int = 0,
         answered_beyond: Iterable[int] = (),
         in_flight: Iterable[int] = (),
+        awaited: Collection[int] = (),
         undecided: int = 0,
     ) -> None:
         self.answered_below = answered_below
@@ -40,12 +42,14 @@ class Plan:
         self.grows = False
         """The end is only that of now: more requests come to be possible."""
         self._answered = set(answered_beyond)
-        self.next_number = 1 + max(answered_below - 1, *self._answered, *in_flight, -1)
+        self.next_number = 1 + max(
+            answered_below - 1, *self._answered, *in_flight, *awaited, -1, -1
+        )
         # First in line: what was in flight, and what was never sent though later requests were.
         self._again = deque(
             number
             for number in range(answered_below, self.next_number)
-            if number not in self._answered
+            if number not in self._answered and number not in awaited
         )
 
     @property
@@ -88,6 +92,10 @@ class Plan:
         if self.end is None or number < self.end:
             self.end = number
             self.next_number = min(self.next_number, number)
+
+    def has_answer(self, number: int) -> bool:
+        """Whether the answer to a request is committed."""
+        return number < self.answered_below or number in self._answered
 
     def answered(self, number: int) -> bool:
         """The answer to a request is committed. True where answers are complete further than

@@ -12,7 +12,7 @@ from engine.limits import Pool
 from engine.money import Spent
 from engine.records import EVERY
 
-__all__ = ["Display", "Owner", "Pace", "Progress", "Stop", "of_target"]
+__all__ = ["BatchView", "Display", "Owner", "Pace", "Progress", "Stop", "of_target"]
 
 PRIOR_ANSWERS = 1.0
 """Weight, in answers, of the most that an answer can hold against what they held so far. An
@@ -33,6 +33,19 @@ class Stop:
     def reached(self) -> bool:
         """The target is reached, or the plan is at its end; nothing went wrong."""
         return self.error is None and self.signum is None and not self.asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchView:
+    """A batch as the live view shows it."""
+
+    tag: str
+    state: str
+    lines: int
+    done: int | None
+    """None: its provider does not say before the end."""
+    age_s: float
+    next_look_s: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +88,10 @@ class Progress(Spent):
     """Answers that could be decided now."""
     deciding_s: float = 0.0
     """How long there have been such answers without any decision."""
+    in_batches: int = 0
+    """Requests in batches whose answers may come."""
+    batches: list[BatchView] = field(default_factory=list)
+    """Those batches."""
     drain_left_s: float | None = None
     """After a stop: how long the calls in flight will still be waited for."""
 

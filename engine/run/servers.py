@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine import models
 from engine.backends.base import Backend
+from engine.backends.batch.nobody import Nobody
 from engine.backends.openai.address import read_address, read_headers
 from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
@@ -30,7 +31,9 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
     keep_from_children(config.key_env)
     kind, model = config.chosen_backend, config.model or EMBEDDED_MODEL
     rows = None if config.max_in_flight == "auto" else config.max_in_flight
-    if kind == "http":
+    if kind == "batch" and not config.tail_is_live:
+        return [Nobody(str(config.provider), model)]
+    if kind in ("http", "batch"):
         return [_http(config, endpoint) for endpoint in config.endpoints()]
     if kind == "scripted":
         return [ScriptedBackend(model=config.model or "scripted")]
@@ -100,6 +103,7 @@ def make_pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
             completion=config.price_completion,
             cached=config.price_cached,
         ),
+        batch_price=config.price_of_batches,
         max_outage_s=config.max_outage_s,
         max_refusals_in_a_row=config.max_refusals_in_a_row,
     )
@@ -110,6 +114,6 @@ def make_pool(config: RunConfig, backends: Sequence[Backend]) -> Pool:
             requests_per_min=endpoint.requests_per_min,
             tokens_per_min=endpoint.tokens_per_min,
         )
-        for endpoint in config.endpoints()
+        for endpoint in (config.endpoints() if len(backends) == len(config.endpoints()) else ())
     ]
     return Pool(backends, settings, own)

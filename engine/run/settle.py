@@ -126,7 +126,8 @@ def _refuse_unused_models(config: RunConfig, recipe: Recipe) -> None:
 
 
 OF_A_HOST = frozenset(
-    "base_url endpoint backend key_env key_file header query extra_body without".split()
+    "base_url endpoint backend key_env key_file header query extra_body without"
+    " provider tail wait batch_lines batch_tokens batch_price".split()
 )
 """Settings that are for one host alone; its key and headers never go to another."""
 OF_A_MODEL = frozenset("context_length tokenizer".split())
@@ -185,7 +186,7 @@ def _for_recipe(config: RunConfig, recipe: Recipe) -> RunConfig:
 
 def _refuse_chat_hosts(config: RunConfig, recipe: Recipe) -> None:
     """Raises ConfigError for a host that puts a chat template of its own around each prompt."""
-    for endpoint in config.endpoints() if config.chosen_backend == "http" else ():
+    for endpoint in config.endpoints():
         address = read_address(endpoint.url)
         if address.api == "chat":
             raise ConfigError(
@@ -209,6 +210,8 @@ def _with_api(
     api: Literal["completions", "chat"] = "completions"
     if config.chosen_backend == "http":
         api = read_address(config.endpoints()[0].url).api
+    elif config.chosen_backend == "batch":
+        api = "chat"  # what every provider's batches take
     if earlier is not None:
         api = earlier.fixed.get("api", api)
     return config.model_copy(update={"api": api}), True

@@ -83,6 +83,9 @@ class Inserts:
         for work in group:
             if work.learnt is not None:
                 put_meta(self._connection, self._checksum, "learnt", work.learnt)
+            if work.batch is not None:
+                name = f"batch.{work.batch.tag}"
+                put_meta(self._connection, self._checksum, name, work.batch)
             if work.decided is None:
                 continue
             self._count_decisions(work.decided.decisions)

@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.records import Answer, Decision
+from engine.store.batches import BatchRow
 from engine.store.database import (
     check_header,
     connect,
@@ -287,6 +288,17 @@ class RunReader:
                 raise damaged("session", number, self.path)
             sessions.append(Session(number=number, **decode(body)))
         return sessions
+
+    def batches(self) -> list[BatchRow]:
+        """All batches of the run, in the order in which they were made."""
+        found = []
+        for name, body, sum_ in self._query(
+            "SELECT name, body, sum FROM meta WHERE name >= 'batch.' AND name < 'batch/'"
+        ):
+            if not self._checksum.holds("meta", (name,), body, sum_):
+                raise damaged("meta", name.decode(errors="replace"), self.path)
+            found.append(BatchRow.of(decode(body)))
+        return sorted(found, key=lambda row: (row.made_s, row.tag))
 
     def sent_again(self) -> list[InFlight]:
         """Requests sent in more than one session, by key: in flight at a crash, so perhaps paid

@@ -22,6 +22,7 @@ from typing import Any, Self
 from engine.errors import ConfigError, InputError, OutputError, StoppedError
 from engine.failpoints import failpoint
 from engine.records import Answer, Decision, Prompt
+from engine.store.batches import BatchRow
 from engine.store.database import (
     check_header,
     connect,
@@ -200,6 +201,10 @@ class RunStore(RunReader):
         """Keep what was learnt about the endpoints, by their names. Durable when done."""
         self.manifest = replace(self.manifest, learnt=dict(learnt))
         return self._write(Work(learnt=dict(learnt)))
+
+    def batch(self, row: BatchRow) -> asyncio.Future[None]:
+        """Keep a batch as it is now. Durable when done."""
+        return self._write(Work(batch=row))
 
     def forget_decisions(self, decision: Mapping[str, Any]) -> None:
         """Drop all decisions in one transaction; from now on they follow from ``decision``.

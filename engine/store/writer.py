@@ -27,6 +27,7 @@ from typing import Any
 from engine.errors import StoppedError, WoolmillError
 from engine.failpoints import failpoint
 from engine.records import Answer, Prompt
+from engine.store.batches import BatchRow
 from engine.store.schema import DecisionRows
 
 __all__ = ["Work", "Writer"]
@@ -53,6 +54,7 @@ class Work:
     decided: DecisionRows | None = None
     learnt: Mapping[str, Any] | None = None
     """The manifest's part of that name, where it is to be written anew."""
+    batch: BatchRow | None = None
     done: asyncio.Future[None] = field(default_factory=_new_future)
 
 

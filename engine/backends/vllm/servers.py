@@ -45,11 +45,11 @@ from engine.files import open_log
 from engine.processes.children import how_it_ended, python_command, start
 from engine.records import Completion, Prompt
 
-__all__ = ["ServedBackend", "Server", "plan", "serve", "serving"]
+__all__ = ["TETHER", "ServedBackend", "Server", "flags_of", "plan", "serve", "serving"]
 
 log = logging.getLogger(__name__)
 
-_TETHER = Path(__file__).with_name("tether.py")
+TETHER = Path(__file__).with_name("tether.py")
 _MAX_RESTARTS = 3
 _STOP_S = 10.0
 _ASK_S = 0.25
@@ -74,7 +74,7 @@ class Server:
         self.gone = threading.Event()
         """Set when the server has died for good."""
         self._health = f"http://127.0.0.1:{port}/health"
-        self._command = python_command(str(_TETHER), *command)
+        self._command = python_command(str(TETHER), *command)
         self._environment = dict(environment)
         self._stopping = threading.Event()
         self._started: subprocess.Popen[bytes] | None = None
@@ -246,7 +246,7 @@ def plan(
             "-m", "vllm.entrypoints.openai.api_server", interpreter=interpreter
         )
         command += ["--model", where, "--served-model-name", model]
-        command += ["--host", "127.0.0.1", "--port", str(at), *_flags(arguments)]
+        command += ["--host", "127.0.0.1", "--port", str(at), *flags_of(arguments)]
         servers.append(Server(command, at, environment, folder / f"vllm-{at}.log"))
     return servers
 
@@ -269,7 +269,7 @@ def serving(model: str, **options: Any) -> Iterator[list[Server]]:
         yield servers
 
 
-def _flags(arguments: Mapping[str, object]) -> list[str]:
+def flags_of(arguments: Mapping[str, object]) -> list[str]:
     """Engine arguments as the server's flags."""
     flags = []
     for name, value in arguments.items():

@@ -163,7 +163,7 @@ def test_what_cannot_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_flags() -> None:
     """Arguments become the server's flags, switches with their negation."""
     given = {"enforce_eager": True, "enable_prefix_caching": False, "dtype": "float32", "seed": 3}
-    assert serve_module._flags(given) == [
+    assert serve_module.flags_of(given) == [
         "--enforce-eager", "--no-enable-prefix-caching", "--dtype", "float32", "--seed", "3"
     ]  # fmt: skip
 
