@@ -65,6 +65,8 @@ def stored_config(folder: Path, stored: Manifest, changes: Mapping[str, Any] = {
     """A run's settings as its store has them, with ``changes``. Raises ConfigError."""
     known = {"language": ENGLISH, **stored.free, **stored.fixed, **stored.decision, "seeds": None}
     known["target"] = known.get("target") or EVERY
+    if known.get("provider"):
+        known["backend"] = "batch"  # which is http's other way, and fixed is only that it is http
     if stored.fixed.get("recipe") != ALPACA and "recipe" not in changes:
         spec = str(stored.free.get("recipe_spec", known["recipe"]))
         if is_code(spec):

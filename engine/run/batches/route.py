@@ -12,7 +12,7 @@ from typing import Literal
 
 __all__ = ["SETTLE_S", "Route", "Way"]
 
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 """How long what is wanted must stay the same: a stage's input comes in pieces."""
 TAIL = 0.05
 """Share of all requests that the run takes, as far as is known, up to which they go live."""
