@@ -22,7 +22,7 @@ from engine.settings import load_config
 
 if TYPE_CHECKING:
     from engine.run.generate import Result
-    from engine.run.progress import Display
+    from engine.run.progress import Display, Progress
 
 __all__ = ["generate"]
 
@@ -134,7 +134,9 @@ def _say_end(
     _say(f"store    {result.folder / 'run.sqlite'}")
     if progress.failed:
         _say(f"{progress.failed} requests failed for good: woolmill report {result.folder}")
-    dropped = progress.sent - progress.answered
+    if progress.paid and stop.reached and (unused := _unused(progress)):
+        _say(f"{unused} answers were paid that this target did not need; a higher one uses them")
+    dropped = progress.sent - progress.answered - progress.in_batches
     if dropped > 0 and (progress.paid or not stop.reached):
         _say(_lost(dropped, result))
     first = stop.error or (failed if stop.reached else None)
@@ -155,6 +157,13 @@ def _came_to(result: Result, samples: int, asked_about: str) -> str:
     rows = progress.decided_answers // samples
     decided = f"decided {'all ' if result.stop.reached else ''}{rows} {asked_about}"
     return f"{decided}{'' if result.stop.reached else ' so far'}, accepted {progress.accepted}"
+
+
+def _unused(progress: Progress) -> int:
+    """Answers behind the one that reached the target."""
+    if progress.target == EVERY:
+        return 0
+    return max(0, progress.answered - progress.decided_answers)
 
 
 def _lost(dropped: int, result: Result) -> str:

@@ -30,6 +30,8 @@ __all__ = ["cli", "main", "say_error"]
 
 BUG = 70
 ELSEWHERE = {
+    "batch": "engine.run.batches.carry:batch",
+    "batches": "engine.run.batches.command:batches",
     "compare": "engine.report.command:compare",
     "dedup": "engine.dedup.command:dedup",
     "doctor": "engine.cli.doctor:doctor",

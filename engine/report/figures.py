@@ -40,7 +40,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
             latest += [following.started_s] if following is not None else []
             end = min(latest, default=session.started_s)
         seconds += max(0.0, end - session.started_s)
-    unanswered = _unanswered(run.unanswered(), sessions)
+    unanswered = _unanswered(run.unanswered(), sessions, run.in_batches())
     free = run.manifest.free
     prices = Prices(
         prompt=free.get("price_prompt") or None,  # 0 in runs from before it could be left out
@@ -94,15 +94,21 @@ def _parsed(run: RunReader, counts: Counts, *, exact: bool) -> int | None:
     return counts.accepted + sum(decision.record is not None for decision in refused)
 
 
-def _unanswered(by_session: Mapping[int, int], sessions: Sequence[Session]) -> dict[str, int]:
+def _unanswered(
+    by_session: Mapping[int, int], sessions: Sequence[Session], in_batches: int
+) -> dict[str, int]:
+    """``in_batches``: requests that a provider still works on, whatever became of who sent them."""
     ended = {session.number for session in sessions if session.ended_s is not None}
     dropped = sum(count for number, count in by_session.items() if number in ended)
     latest = sessions[-1].number if sessions else 0
     in_flight = 0 if latest in ended else by_session.get(latest, 0)
+    lost = sum(by_session.values()) - dropped - in_flight
+    awaited = min(in_batches, dropped)
+    lost_awaited = min(in_batches - awaited, lost)
     return {
-        "dropped_at_a_stop": dropped,
-        "lost_in_a_crash": sum(by_session.values()) - dropped - in_flight,
-        "in_flight": in_flight,
+        "dropped_at_a_stop": dropped - awaited,
+        "lost_in_a_crash": lost - lost_awaited,
+        "in_flight": in_flight + awaited + lost_awaited,
     }
 
 

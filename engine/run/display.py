@@ -158,6 +158,16 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
             }
             for name, stage in progress.before.items()
         ],
+        "batches": [
+            {
+                "state": visible(batch.state),
+                "requests": batch.lines,
+                "done": batch.done,
+                "age_s": round(batch.age_s),
+                "next_look_s": round(batch.next_look_s),
+            }
+            for batch in progress.batches
+        ],
         "first_answers": progress.session_answered == 0,
         "learning_context": progress.learning,
         "draining": progress.draining,
@@ -222,7 +232,7 @@ def _awaited(state: dict[str, Any]) -> str:
     """What the servers still owe; empty where it is nothing."""
     busy = [endpoint for endpoint in state["endpoints"] if endpoint["in_flight"]]
     if not busy:
-        return ""
+        return _batches(state["batches"])
     count = sum(endpoint["in_flight"] for endpoint in busy)
     oldest_s = max(endpoint["oldest_s"] for endpoint in busy)
     of = busy[0]["name"] if len(busy) == 1 else f"{len(busy)} endpoints"
@@ -230,6 +240,23 @@ def _awaited(state: dict[str, Any]) -> str:
     if state["first_answers"]:
         return f"waiting for the first answers: {count:,} calls to {of}{late}"
     return f"waiting for {count:,} {'answer' if count == 1 else 'answers'} from {of}{late}"
+
+
+def _batches(batches: list[dict[str, Any]]) -> str:
+    """What a provider still owes, and when it is asked next; empty where it is nothing."""
+    if not batches:
+        return ""
+    requests = sum(batch["requests"] for batch in batches)
+    done = sum(batch["done"] or 0 for batch in batches)
+    states = ", ".join(sorted({batch["state"] for batch in batches}))
+    oldest_s = max(batch["age_s"] for batch in batches)
+    next_s = min(batch["next_look_s"] for batch in batches)
+    many = "a batch" if len(batches) == 1 else f"{len(batches)} batches"
+    answered = f", {done:,} done" if done else ""
+    return (
+        f"waiting for {many} of {requests:,} requests ({states}{answered}, for"
+        f" {oldest_s // 3600} h {oldest_s % 3600 // 60} min), looking again in {next_s} s"
+    )
 
 
 class Guarded:

@@ -289,7 +289,9 @@ class Pipeline:
         """Drain, and say what is waited for."""
         how = "stopping already" if self._stop is not None else "sending nothing more"
         self.halt(Stop(signum=signum))
-        if not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
+        if self._bulk is not None and self.idle:
+            how += ", leaving batches as they are"
+        elif not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
             how += (
                 f", waiting up to {self._pace.drain_timeout_s:g} s for {self._in_flight} calls in"
                 " flight"

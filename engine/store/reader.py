@@ -300,6 +300,17 @@ class RunReader:
             found.append(BatchRow.of(decode(body)))
         return sorted(found, key=lambda row: (row.made_s, row.tag))
 
+    def in_batches(self) -> int:
+        """Requests without an answer that stand in batches whose answers may come."""
+        count = 0
+        for row in self.batches():
+            for first, end in row.requests if row.awaited else ():
+                ((answered,),) = self._query(
+                    "SELECT count(*) FROM answer WHERE request >= ? AND request < ?", (first, end)
+                )
+                count += end - first - answered
+        return count
+
     def sent_again(self) -> list[InFlight]:
         """Requests sent in more than one session, by key: in flight at a crash, so perhaps paid
         twice.

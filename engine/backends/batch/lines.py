@@ -19,7 +19,16 @@ import orjson
 
 from engine.backends.batch.jobs import Jobs, Result
 
-__all__ = ["Survey", "Writing", "encoded", "read_results", "request_id", "request_of", "survey"]
+__all__ = [
+    "Survey",
+    "Writing",
+    "encoded",
+    "read_lines",
+    "read_results",
+    "request_id",
+    "request_of",
+    "survey",
+]
 
 MOST_LINE_BYTES = 32 * 2**20
 ID = re.compile(r"([0-9a-f]{8})-(\d{1,15})-[0-9a-f]{8}")
@@ -109,6 +118,16 @@ def read_results(path: Path, jobs: Jobs) -> Iterator[Result | None]:
                 yield jobs.result(orjson.loads(line))
             except orjson.JSONDecodeError:
                 yield None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of each line that is not blank."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in _lines(file):
+            if line.strip():
+                yield offset, line
+            offset += len(line)
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:

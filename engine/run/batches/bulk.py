@@ -190,6 +190,7 @@ class Bulk:
                     return
                 desk.note(f"{desk.jobs.name}: found batch {found.id}, which a crash had cut off")
                 row = await desk.keep(replace(row, state="open", job=found.id, seen=found.state))
+                failpoint("batch.open")
             job = await self._looked(row)
         finally:
             self._busy -= 1
@@ -201,8 +202,8 @@ class Bulk:
         assert lane is not None
         while job.running:
             desk.seen[row.tag] = job
-            if job.state != row.seen:
-                row = await desk.keep(replace(row, seen=job.state))
+            if (seen := _seen(job)) != row.seen:
+                row = await desk.keep(replace(row, seen=seen))
             desk.looks_s[row.tag] = asyncio.get_running_loop().time() + desk.poll_s
             lane.changed.set()
             with anyio.move_on_after(desk.poll_s):
@@ -315,6 +316,12 @@ class Bulk:
             f"{_how_many(self._desk, rows)} left running; the same command collects what they give,"
             f" woolmill batches {folder} shows them, and --cancel with it stops them"
         )
+
+
+def _seen(job: Job) -> str:
+    """How far a batch is, in the provider's word for it."""
+    counts = f" ({job.done:,} of {job.total:,})" if job.done and job.total else ""
+    return job.state + counts
 
 
 def _still_running(desk: Desk, rows: Sequence[BatchRow]) -> StoppedError:
