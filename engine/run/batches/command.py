@@ -30,11 +30,16 @@ OF_THE_PROVIDER = (
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--cancel", is_flag=True,
-              help="Stop those that are not over; what is answered by then is paid and kept.")  # fmt: skip
-@click.option("--forget", is_flag=True,
-              help="Never collect those that are not over; what they hold is asked again, and paid"
-              " again where they were answered.")  # fmt: skip
+@click.option(
+    "--cancel",
+    is_flag=True,
+    help="Stop those that are not over; what is answered by then is paid and kept.",
+)
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="Never collect those that are not over; what they hold is asked again.",
+)
 def batches(folder: Path, cancel: bool, forget: bool) -> None:
     """Show the batches of the run in FOLDER, oldest first, as they were last seen.
 

@@ -340,7 +340,8 @@ class _Handler(BaseHTTPRequestHandler):
         provider: Provider = self.server.provider  # type: ignore[attr-defined]
         headers = {name.lower(): value for name, value in self.headers.items()}
         said = provider.respond(self.command, self.path, headers, self._body())
-        status, body, *more = said
+        status, body = said[:2]
+        more: Any = said[2:]
         if status == 0:  # the connection breaks before the answer
             self.close_connection = True
             return

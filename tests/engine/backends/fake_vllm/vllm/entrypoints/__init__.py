@@ -1,0 +1,1 @@
+"""What vLLM starts from a command line."""

@@ -1,0 +1,1 @@
+"""With OpenAI's API."""
