@@ -28,6 +28,8 @@ from benchmarks.server import Behaviour, Server
 from engine.cli.main import main
 from engine.models import NAMES
 from engine.recipes.seeds import bundled_seeds
+from tests.engine.batches.shapes import OpenAI
+from tests.engine.batches.world import KEY, answer_elsewhere
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,6 +125,11 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
             parse(arguments[arguments.index("trainer") + 1 :])
     elif arguments[:1] == ["view"]:
         look_at(arguments)
+    elif "--provider" in arguments:
+        in_batches(arguments, monkeypatch)
+    elif arguments[:2] == ["batch", "export"]:
+        run(arguments)
+        answer_elsewhere(Path(arguments[-1]), Path("answers.jsonl"))
     elif arguments[:2] == ["models", "fetch"]:
         assert arguments[2] in NAMES  # tests/engine/test_models.py fetches them
     else:
@@ -151,6 +158,20 @@ def substituted(arguments: list[str], address: str) -> list[str]:
     return new if offline else [*new, "--backend", "scripted"]
 
 
+def in_batches(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in batches, whose provider is a double, or this machine."""
+    given = dict(pairwise(arguments))
+    target = str(min(int(given["--target"]), MOST))
+    if given["--provider"] == "file":
+        run([*arguments, "--target", target])
+        return
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with OpenAI() as provider:
+        there = ["--base-url", provider.url, "--target", target, "--poll", "0.05"]
+        tail = ["--tail", "live" if "--base-url" in given else "batch"]
+        run([*arguments, *there, *tail])
+
+
 def run(arguments: list[str]) -> None:
     """Run the command line in this process; near-duplicates by meaning need a model's time."""
     compares = arguments[0] in ("generate", "redecide", "merge")
@@ -158,7 +179,8 @@ def run(arguments: list[str]) -> None:
         arguments = [*arguments, "--no-semantic"]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code in (0, None), f"exit status {ended.value.code}"
+    expected = (75,) if "--wait" in arguments else (0, None)
+    assert ended.value.code in expected, f"exit status {ended.value.code}"
 
 
 def look_at(arguments: list[str]) -> None:
@@ -201,7 +223,7 @@ def test_each_shell_gets_its_completion(shell: str) -> None:
 
 def test_the_pages_are_few_and_short() -> None:
     pages = sorted((ROOT / "docs").glob("*.md"))
-    assert 0 < len(pages) <= 10
+    assert 0 < len(pages) <= 11
     lengths = {page.stem: len(page.read_text().splitlines()) for page in pages}
     assert lengths.pop("training") < 250  # a program of its own, with tables of what it takes
     for page in ("writing-recipes", "staged-recipes"):

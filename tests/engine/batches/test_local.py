@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.store import RunReader
 from tests.engine.batches.runs import ROOT, environment
-from tests.engine.batches.world import chat_answer
+from tests.engine.batches.world import answer_elsewhere
 
 FAKE = ROOT / "tests" / "engine" / "backends" / "fake_vllm"
 
@@ -35,21 +35,6 @@ def generate(out: Path, *options: str, target: int = 24, **env: str) -> tuple[in
     return run.returncode, run.stderr
 
 
-def answered(requests: Path, answers: Path, lines: slice = slice(None)) -> None:
-    """What a cluster makes of a file of requests, in another order."""
-    asked = [json.loads(line) for line in requests.read_text().splitlines()]
-    made = [
-        {
-            "id": "v",
-            "custom_id": line["custom_id"],
-            "response": {"status_code": 200, "body": chat_answer(line["body"])},
-            "error": None,
-        }
-        for line in reversed(asked)
-    ]
-    answers.write_text("".join(json.dumps(line) + "\n" for line in made[lines]))
-
-
 def test_batches_are_carried_elsewhere_and_back(tmp_path: Path) -> None:
     out, requests, answers = tmp_path / "run", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     status, said = generate(out, "--provider", "file", "--wait", "0")
@@ -60,12 +45,12 @@ def test_batches_are_carried_elsewhere_and_back(tmp_path: Path) -> None:
     assert first["url"] == "/v1/chat/completions"
     assert woolmill("batch", "export", str(out), "-o", str(requests)).returncode == 65
 
-    answered(requests, answers, slice(3))
+    answer_elsewhere(requests, answers, slice(3))
     short = woolmill("batch", "import", str(out), str(answers))
     assert short.returncode == 65
     assert "5 of 8 requests have no answer" in short.stderr
 
-    answered(requests, answers)
+    answer_elsewhere(requests, answers)
     foreign = {"custom_id": "00000000-1-00000000", "response": {"status_code": 200, "body": {}}}
     answers.write_text(f"{json.dumps(foreign)}\nno json\n{answers.read_text()}")
     brought = woolmill("batch", "import", str(out), str(answers))
@@ -82,7 +67,7 @@ def test_what_is_missing_in_part_is_asked_again(tmp_path: Path) -> None:
     out, requests, answers = tmp_path / "run", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     assert generate(out, "--provider", "file", "--wait", "0")[0] == 75
     assert woolmill("batch", "export", str(out), "-o", str(requests)).returncode == 0
-    answered(requests, answers, slice(3))
+    answer_elsewhere(requests, answers, slice(3))
     assert woolmill("batch", "import", str(out), str(answers), "--partial").returncode == 0
     status, said = generate(out, "--provider", "file", "--wait", "0")
     assert status == 75, said

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.backends.scripted import alpaca_text
 
+
 def answer(request: dict) -> dict:
     """One line of the answers."""
     body = request["body"]
