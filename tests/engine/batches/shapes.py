@@ -395,7 +395,7 @@ class Gemini(Provider):
             return {"key": line.id, "error": {"code": 1, "message": "cancelled"}}
         if line.kind == "failed":
             code = 3 if line.status == 400 else 13
-            return {"key": line.id, "error": {"code": code, **line.answer["error"]}}
+            return {"key": line.id, "error": {**line.answer["error"], "code": code}}
         text = line.answer["choices"][0]["message"]["content"]
         usage = line.answer["usage"]
         candidate = {

@@ -127,12 +127,13 @@ def test_bulk_in_batches_and_tail_live(tmp_path: Path) -> None:
 
 def test_wait_0_submits_and_leaves(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with OpenAI(looks=4) as provider:
+    with OpenAI(looks=10**6) as provider:
         first = generate(provider, out, "--wait", "0")
         assert first.returncode == 75, first.stderr
         assert "come back with the same command" in first.stderr
         assert "left running" in first.stderr
         assert "dropped" not in first.stdout
+        provider.looks = 2
         run = generate(provider, out)
         assert run.returncode == 0, run.stderr
         assert "sending them again" not in run.stderr
@@ -163,7 +164,7 @@ def test_a_budget_holds_at_batch_prices(tmp_path: Path) -> None:
     out = tmp_path / "run"
     prices = ("--price-prompt", "1", "--price-completion", "2", "--max-tokens", "1000")
     with OpenAI() as provider:
-        run = generate(provider, out, *prices, "--max-cost", "0.01")
+        run = generate(provider, out, *prices, "--max-cost", "0.01", target=300)
         assert run.returncode == 75, run.stderr
         assert "budget is used up" in run.stderr
         prompt = sum(len(asked) // 4 for asked, _ in provider.paid)
