@@ -167,9 +167,10 @@ def in_batches(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with OpenAI() as provider:
-        there = ["--base-url", provider.url, "--target", target, "--poll", "0.05"]
-        tail = ["--tail", "live" if "--base-url" in given else "batch"]
-        run([*arguments, *there, *tail])
+        asked = [provider.url if each == given.get("--base-url") else each for each in arguments]
+        if "--base-url" not in given:
+            asked += ["--base-url", provider.url, "--tail", "batch"]
+        run([*asked, "--target", target, "--poll", "0.05"])
 
 
 def run(arguments: list[str]) -> None:

@@ -9,11 +9,12 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from engine.backends.scripted import alpaca_text
 
 
-def answer(request: dict) -> dict:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
     """One line of the answers."""
     body = request["body"]
     text = alpaca_text(body["messages"][-1]["content"], seed=body["seed"])
