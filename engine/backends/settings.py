@@ -49,10 +49,12 @@ class ModelSection(Section):
         Flag("auto: completions, or chat where there is nothing else."),
     ] = "auto"
     temperature: Annotated[
-        Annotated[float, Field(ge=0, le=2)] | None, Flag("", shown="1.0; smollm2: 0.85")
+        Annotated[float, Field(ge=0, le=2)] | None,
+        Flag("Sampling temperature.", shown="1.0; smollm2: 0.85"),
     ] = None
     top_p: Annotated[
-        Fraction | None, Flag("", shown="1.0; smollm2: 0.9", names=("--top-p", "--top_p"))
+        Fraction | None,
+        Flag("Share of nucleus sampling.", shown="1.0; smollm2: 0.9", names=("--top-p", "--top_p")),
     ] = None
     max_tokens: Annotated[
         Positive | None,
@@ -113,7 +115,11 @@ class HostSection(Section):
 
     heading: ClassVar[str] = "Requests to hosts"
 
-    endpoint: Annotated[tuple[EndpointConfig, ...], FREE] = ()
+    endpoint: Annotated[
+        tuple[EndpointConfig, ...],
+        FREE,
+        Field(description="Tables, one for each endpoint, with limits of its own."),
+    ] = ()
     ca_file: Annotated[Path | None, FREE, Flag("Trust this certificate authority too.")] = None
     insecure_http: Annotated[bool, FREE, Flag("Send a key over plain http to another machine.")] = (
         False
@@ -135,11 +141,12 @@ class HostSection(Section):
             metavar="FIELD,…",
         ),
     ] = ()
-    send_seed: bool = True
-    """Give each request a seed of its own."""
-    proxy: Annotated[str | None, FREE, Flag("", shown="HTTPS_PROXY, NO_PROXY", metavar="URL")] = (
-        None
-    )
+    send_seed: Annotated[bool, Field(description="Give each request a seed of its own.")] = True
+    proxy: Annotated[
+        str | None,
+        FREE,
+        Flag("Proxy of all requests.", shown="HTTPS_PROXY, NO_PROXY", metavar="URL"),
+    ] = None
     transport: Annotated[
         Literal["fast", "httpx"] | None,
         FREE,

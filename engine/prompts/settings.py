@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+from pydantic import Field
+
 from engine.prompts.fit import FitStep
 from engine.sections import FREE, Flag, Section
 
@@ -22,5 +24,7 @@ class PromptSection(Section):
             "Counts prompt tokens: folder, hub id or tiktoken:NAME.", shown="as the backend counts"
         ),
     ] = None
-    fit: tuple[FitStep, ...] = ("demonstrations", "prompt", "completion")
-    """What gives way, in order, where a prompt is too long."""
+    fit: Annotated[
+        tuple[FitStep, ...],
+        Field(description="What gives way, in order, where a prompt is too long."),
+    ] = ("demonstrations", "prompt", "completion")

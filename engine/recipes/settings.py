@@ -78,4 +78,9 @@ class RecipeSection(Section):
             metavar="CODE",
         ),
     ] = AUTO
-    filters: Annotated[FiltersConfig, DECISION, LATER] = FiltersConfig()
+    filters: Annotated[
+        FiltersConfig,
+        DECISION,
+        LATER,
+        Field(description="A table of what is refused at sight, where not the language's own."),
+    ] = FiltersConfig()

@@ -30,7 +30,12 @@ from engine.models import NAMES
 from engine.recipes.seeds import bundled_seeds
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+TO_READ = ("architecture.md", "reference.md")
+"""Pages without a command to try; tests/docs/test_reference.py looks at the second."""
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md")),
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in TO_READ),
+]
 MOST = 25
 """Accepted records that a command of the docs gets to ask for."""
 SERVED = "toy"
@@ -201,8 +206,9 @@ def test_each_shell_gets_its_completion(shell: str) -> None:
 
 def test_the_pages_are_few_and_short() -> None:
     pages = sorted((ROOT / "docs").glob("*.md"))
-    assert 0 < len(pages) <= 10
+    assert 0 < len(pages) <= 12
     lengths = {page.stem: len(page.read_text().splitlines()) for page in pages}
+    del lengths["reference"]  # made from the code, to look things up in
     assert lengths.pop("training") < 250  # a program of its own, with tables of what it takes
     for page in ("writing-recipes", "staged-recipes"):
         assert lengths.pop(page) < 180  # with whole files to copy
