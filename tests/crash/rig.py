@@ -124,6 +124,7 @@ class Parent(AbstractContextManager["Parent"]):
         come to an end.
         """
         assert self._process is not None
+        assert self._process.stdout is not None
         if select.select([self._process.stdout], [], [], LONGEST_S)[0]:
             return int(self._line())
         send_signal(self._child, signal.SIGKILL)
