@@ -41,12 +41,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
             end = min(latest, default=session.started_s)
         seconds += max(0.0, end - session.started_s)
     unanswered = _unanswered(run.unanswered(), sessions)
-    free = run.manifest.free
-    prices = Prices(
-        prompt=free.get("price_prompt") or None,  # 0 in runs from before it could be left out
-        completion=free.get("price_completion") or None,
-        cached=free.get("price_cached"),
-    )
+    cost = Prices.of(run.manifest.free).cost_if_known(counts)
     tokens = {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens}
     return {
         "run": str(run.folder),
@@ -74,7 +69,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         else None,
         "tokens_cached": counts.cached_tokens,
         "tokens_of_thoughts": counts.reasoning_tokens,
-        "cost": round(prices.cost(counts), 6) if prices.known or counts.stated_nano else None,
+        "cost": None if cost is None else round(cost, 6),
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
