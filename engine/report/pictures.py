@@ -36,6 +36,14 @@ NEEDED = "the pictures need more packages: pip install 'woolmill[report]'"
 POINTS = 4000
 GROUPS = 10
 """As many as can be told apart by colour."""
+SMALLEST = 8
+"""Rows that make a group, on average."""
+APART = 0.02
+"""The least mean silhouette that groups must have: below, rows are as near to those of another
+group as to their own, and colours would show a difference that is none.
+"""
+COMPARED = 1000
+"""Rows whose silhouette is taken."""
 SENTENCES = 2000
 VERBS, OBJECTS = 20, 4
 """As in Self-Instruct's figure."""
@@ -51,7 +59,6 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     Raises ConfigError where scikit-learn is missing.
     """
     try:
-        from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA
     except ImportError as exc:
         raise ConfigError(NEEDED) from exc
@@ -74,13 +81,13 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     else:
         by = f"the {shape.noun}s' words (not all rows have embeddings)"
         space = _by_words(texts, language)
-    groups = KMeans(min(GROUPS, len(rows)), n_init=2, random_state=0).fit_predict(space)
+    groups = _groups(space)
     places = PCA(2, random_state=0).fit_transform(space)
     names = _telling_words(texts, groups, language)
     return {
         "by": by,
         "rows": len(rows),
-        "groups": [names[g] for g in range(max(groups) + 1)],
+        "groups": names if len(names) > 1 else [],
         "points": [
             [
                 round(float(x), 4),
@@ -92,6 +99,23 @@ def rows_map(run: RunReader) -> dict[str, Any]:
             for (x, y), g, text, d in zip(places, groups, texts, rows, strict=True)
         ],
     }
+
+
+def _groups(space: NDArray[np.float32]) -> NDArray[np.int64]:
+    """A group for each row: as many as stand apart best, or all in one where none do."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
+    best, found = APART, np.zeros(len(space), np.int64)
+    for count in range(2, min(GROUPS, len(space) // SMALLEST) + 1):
+        groups = KMeans(count, n_init=2, random_state=0).fit_predict(space)
+        if len(set(groups)) < count:
+            break  # no more different rows
+        compared = min(COMPARED, len(space))
+        apart = silhouette_score(space, groups, sample_size=compared, random_state=0)
+        if apart > best:
+            best, found = apart, groups
+    return found
 
 
 def _words(text: str, language: str) -> list[str]:

@@ -18,9 +18,11 @@ from pathlib import Path
 
 from engine.errors import InputError, OutputError, StoppedError
 
-__all__ = ["RunLock", "read_mark"]
+__all__ = ["RunLock", "is_held", "read_mark"]
 
 _LINE = 128
+_TRIES = 50
+"""``is_held`` of another process has the lock for some microseconds: not a reason to give up."""
 
 
 class RunLock:
@@ -41,7 +43,7 @@ class RunLock:
         except OSError as exc:
             raise OutputError(f"{path}: cannot be opened: {exc.strerror}") from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._fd)
         except OSError as exc:
             holder = os.pread(self._fd, _LINE, 0).decode("ascii", "replace").strip(" \n\0")
             os.close(self._fd)
@@ -83,6 +85,35 @@ class RunLock:
 
     def release(self) -> None:
         os.close(self._fd)
+
+
+def _lock(fd: int) -> None:
+    """Take the lock. Raises BlockingIOError while another process writes the run."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not tries_left:
+                raise
+            os.sched_yield()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process writes the run whose lock file is ``path``; True where nobody can tell."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def read_mark(path: Path) -> tuple[str, int] | None:

@@ -51,7 +51,7 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
     metric("requests_sent_total", "counter", "Requests sent.", lambda c: {(): c.sent})
     metric("answers_total", "counter", "Requests that came to an end, by backend.",
            lambda c: {(("backend", name),): n for name, n in c.backends.items()})  # fmt: skip
-    metric("failed_requests_total", "counter", "Requests that failed for good.",
+    metric("failed_requests_total", "counter", "Requests that failed permanently.",
            lambda c: {(): c.failed})  # fmt: skip
     metric("attempts_total", "counter", "Attempts, retries among them.",
            lambda c: {(): c.attempts})  # fmt: skip

@@ -43,10 +43,10 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     found, done = told(tmp_path, "target = 3\n")
     assert "pip install 'woolmill[local]'" in found["run"]["error"]
     assert done.exit_code == 1
-    assert "would run" not in done.stdout
+    assert "would make" not in done.stdout
     found, done = told(tmp_path, 'base_url = ["http://127.0.0.1:9/v1"]\n')
     assert "error" not in found["run"]
-    assert "would run: http with the model served at http://127.0.0.1:9/v1" in done.stdout
+    assert "rows with the model served by http (http://127.0.0.1:9/v1)" in done.stdout
 
 
 def test_models_that_are_here_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
