@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.errors import ConfigError, TrainerError
+from trainer.fetched import located
 from trainer.template import alpaca_prompt
 
 __all__ = ["answer", "main"]
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(name: str) -> tuple[Any, Any]:
+    name = located(name)
     if not os.path.isfile(os.path.join(name, "config.json")):
         raise ConfigError(f"{name}: holds no finished model; check --model")
     import torch
