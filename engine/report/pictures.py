@@ -13,6 +13,7 @@ both: some seconds, and a sample where a run is large.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -38,9 +39,9 @@ GROUPS = 10
 """As many as can be told apart by colour."""
 SMALLEST = 8
 """Rows that make a group, on average."""
-APART = 0.02
-"""The least mean silhouette that groups must have: below, rows are as near to those of another
-group as to their own, and colours would show a difference that is none.
+APART = 2.0
+"""How many times better groups must stand apart than those that k-means finds in as much noise:
+else colours would show a difference that is none.
 """
 COMPARED = 1000
 """Rows whose silhouette is taken."""
@@ -103,19 +104,29 @@ def rows_map(run: RunReader) -> dict[str, Any]:
 
 def _groups(space: NDArray[np.float32]) -> NDArray[np.int64]:
     """A group for each row: as many as stand apart best, or all in one where none do."""
+    most = min(GROUPS, len(space) // SMALLEST)
+    found = [_grouped(space, count) for count in range(2, most + 1)]
+    apart, groups = max(found, key=lambda each: each[0], default=(0.0, None))
+    if groups is None:
+        return np.zeros(len(space), np.int64)
+    noise = np.random.default_rng(0).normal(size=space.shape).astype(np.float32)
+    by_chance, _ = _grouped(noise, int(groups.max()) + 1)
+    return groups if apart > APART * max(by_chance, 0.0) else np.zeros(len(space), np.int64)
+
+
+def _grouped(space: NDArray[np.float32], count: int) -> tuple[float, NDArray[np.int64]]:
+    """So many groups by k-means, and how far apart they stand: the mean silhouette."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
-    best, found = APART, np.zeros(len(space), np.int64)
-    for count in range(2, min(GROUPS, len(space) // SMALLEST) + 1):
+    with warnings.catch_warnings():  # fewer different rows than groups
+        warnings.simplefilter("ignore")
         groups = KMeans(count, n_init=2, random_state=0).fit_predict(space)
-        if len(set(groups)) < count:
-            break  # no more different rows
-        compared = min(COMPARED, len(space))
-        apart = silhouette_score(space, groups, sample_size=compared, random_state=0)
-        if apart > best:
-            best, found = apart, groups
-    return found
+    if len(set(groups)) < count:
+        return 0.0, np.zeros(len(space), np.int64)
+    compared = min(COMPARED, len(space))
+    apart = silhouette_score(space, groups, sample_size=compared, random_state=0)
+    return float(apart), groups
 
 
 def _words(text: str, language: str) -> list[str]:
