@@ -200,7 +200,7 @@ def _lines(ended: Ended) -> Iterator[str]:
     yield f"store    {result.folder / 'run.sqlite'}"
     if progress.accepted or ended.refused:
         folder = shlex.quote(str(result.folder))
-        yield f"look     woolmill view {folder}   or   woolmill report {folder}"
+        yield f"look     woolmill view {folder}   or   woolmill report {folder} --format md"
 
 
 def _refusals(refused: dict[str, int]) -> str:

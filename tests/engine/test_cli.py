@@ -92,7 +92,7 @@ def test_the_end_says_what_there_is_what_it_took_and_where_to_look(
     assert all(f"{reason} {n}" in lines[1] for reason, n in counts.reasons.items())
     spent = f"{counts.prompt_tokens:,} in, {counts.completion_tokens:,} out"
     assert lines[2] == f"tokens   {spent}; cost {counts.prompt_tokens:,}.00"
-    assert lines[-1] == f"look     woolmill view {run}   or   woolmill report {run}"
+    assert lines[-1] == f"look     woolmill view {run}   or   woolmill report {run} --format md"
 
 
 def events(text: str) -> list[dict[str, Any]]:
