@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import zlib
 from contextlib import suppress
 from datetime import datetime
@@ -21,8 +22,8 @@ from engine.errors import InputError, OutputError, StoppedError
 __all__ = ["RunLock", "is_held", "read_mark"]
 
 _LINE = 128
-_TRIES = 50
-"""``is_held`` of another process has the lock for some microseconds: not a reason to give up."""
+_LOOKED_AT_S = 1.0
+"""How long others who only look (``is_held``) may keep a writer from its lock."""
 
 
 class RunLock:
@@ -88,15 +89,22 @@ class RunLock:
 
 
 def _lock(fd: int) -> None:
-    """Take the lock. Raises BlockingIOError while another process writes the run."""
-    for tries_left in reversed(range(_TRIES)):
+    """Take the lock. Raises BlockingIOError while another process writes the run.
+
+    Whoever only looks has the lock too, but shared and for some microseconds: where it can be
+    shared, nobody writes, and it is tried again.
+    """
+    until_s = time.monotonic() + _LOOKED_AT_S
+    while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if not tries_left:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # raises where somebody writes
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            if time.monotonic() > until_s:
                 raise
-            os.sched_yield()
+        os.sched_yield()
 
 
 def is_held(path: Path) -> bool:

@@ -87,8 +87,8 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, r
             rows.append(Rows(stage.folder, known, name=stage.name, before=before))
             stack.callback(rows[-1].close)
         # A token that somebody chose may be in use elsewhere, and what is printed ends in logs.
-        known = f"${TOKEN}" if os.environ.get(TOKEN) else token
-        click.echo(f"http://{shown}:{bound}/enter?token={known}")
+        printed = f"${TOKEN}" if os.environ.get(TOKEN) else token
+        click.echo(f"http://{shown}:{bound}/enter?token={printed}")
         server = make_server(make_app(rows, access))
         anyio.run(lambda: server.serve(sockets=[listener]))
 
