@@ -9,7 +9,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.records import RESERVED
 from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
-from engine.sections import FREE, LATER, Flag, Fraction, Positive, Seconds, Section, Strict
+from engine.sections import (
+    FREE,
+    LATER,
+    Flag,
+    Fraction,
+    Positive,
+    Seconds,
+    Section,
+    Strict,
+    apart_at_commas,
+)
 
 __all__ = ["AddressSection", "EndpointConfig", "HostSection", "LocalSection", "ModelSection"]
 
@@ -18,13 +28,6 @@ Variable = Annotated[str, AfterValidator(variable_name)]
 
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
-
-
-def _apart_at_commas(values: Any) -> Any:
-    if not isinstance(values, list | tuple):
-        return values
-    words = [value.split(",") if isinstance(value, str) else [value] for value in values]
-    return tuple(word for several in words for word in several if word)
 
 
 class ModelSection(Section):
@@ -118,7 +121,7 @@ class HostSection(Section):
     endpoint: Annotated[
         tuple[EndpointConfig, ...],
         FREE,
-        Field(description="Tables, one for each endpoint, with limits of its own."),
+        Flag("Endpoint with limits of its own, instead of --base-url.", metavar="JSON"),
     ] = ()
     ca_file: Annotated[Path | None, FREE, Flag("Trust this certificate authority too.")] = None
     insecure_http: Annotated[bool, FREE, Flag("Send a key over plain http to another machine.")] = (
@@ -134,14 +137,14 @@ class HostSection(Section):
     ] = ()
     without: Annotated[
         tuple[str, ...],
-        BeforeValidator(_apart_at_commas),
+        BeforeValidator(apart_at_commas),
         LATER,
         Flag(
             "Fields of the body that are never sent: stop, seed, temperature, …",
             metavar="FIELD,…",
         ),
     ] = ()
-    send_seed: Annotated[bool, Field(description="Give each request a seed of its own.")] = True
+    send_seed: Annotated[bool, Flag("Give each request a seed of its own.")] = True
     proxy: Annotated[
         str | None,
         FREE,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from engine.prompts.fit import FitStep
-from engine.sections import FREE, Flag, Section
+from engine.sections import FREE, Flag, Section, apart_at_commas
 
 __all__ = ["PromptSection"]
 
@@ -26,5 +26,10 @@ class PromptSection(Section):
     ] = None
     fit: Annotated[
         tuple[FitStep, ...],
-        Field(description="What gives way, in order, where a prompt is too long."),
+        BeforeValidator(apart_at_commas),
+        Flag(
+            "What gives way, in this order, where a prompt is too long.",
+            shown="demonstrations,prompt,completion",
+            metavar="STEP,…",
+        ),
     ] = ("demonstrations", "prompt", "completion")

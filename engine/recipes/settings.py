@@ -82,5 +82,5 @@ class RecipeSection(Section):
         FiltersConfig,
         DECISION,
         LATER,
-        Field(description="A table of what is refused at sight, where not the language's own."),
+        Flag("What is refused at sight.", shown="as the language has it", metavar="JSON"),
     ] = FiltersConfig()
