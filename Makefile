@@ -7,7 +7,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo setup test test-vllm test-gateway lint train-demo bench bench-dedup crash clean
+.PHONY: demo setup test test-fast test-vllm test-gateway lint train-demo bench bench-dedup crash clean
 
 demo: setup
 	$(BIN)/woolmill generate --target 20 --out runs/demo
@@ -34,6 +34,10 @@ tools:
 
 test: setup tools lint
 	$(BIN)/pytest -m "not vllm and not gateway and not gpu and not network"
+
+# What needs no model, browser or process of its own to start: for the time while one works.
+test-fast: .venv/.ready lint
+	$(BIN)/pytest -q -m "not slow and not vllm and not gateway and not gpu and not network"
 
 lint: .venv/.ready
 	$(BIN)/ruff check -q

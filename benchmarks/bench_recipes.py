@@ -33,6 +33,7 @@ from typing import Any
 from benchmarks.server import Behaviour, Server
 
 HERE = Path(__file__).parent
+CACHE = Path.home() / ".cache" / "woolmill-peers"
 PEERS = {
     "woolmill": (),
     "curator": ("bespokelabs-curator",),
@@ -145,9 +146,19 @@ def last_line(text: str) -> str:
 
 
 class Run:
-    """One start of a peer's program."""
+    """One start of a peer's program for a job: ``peers/JOB_PEER.py``."""
 
-    def __init__(self, peer: str, python: Path, rows: Path, url: str, folder: Path, at: int):
+    def __init__(
+        self,
+        peer: str,
+        python: Path,
+        rows: Path,
+        url: str,
+        folder: Path,
+        at: int,
+        *,
+        job: str = "peer",
+    ) -> None:
         environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
             **QUIET,
@@ -155,7 +166,7 @@ class Run:
         }
         if peer == "woolmill":
             environment["PYTHONPATH"] = str(HERE.parent)
-        program = HERE / "peers" / f"peer_{peer}.py"
+        program = HERE / "peers" / f"{job}_{peer}.py"
         self._log, self._out = (folder.with_suffix(end).open("w+") for end in (".log", ".out"))
         self._began = time.monotonic()
         self.process = subprocess.Popen(
@@ -269,7 +280,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.1, help="seconds to an answer")
     parser.add_argument("--bad", type=float, default=0.05, help="share that cannot be parsed")
     parser.add_argument("--limit", type=float, default=300, help="seconds for each run")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "woolmill-peers")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--only", default=",".join(PEERS), help="comma-separated peers")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end what was started

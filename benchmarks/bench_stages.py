@@ -1,11 +1,13 @@
 """What stages and pools cost: a chain of three beside bare sockets, a pool beside a free recipe.
 
-    python -m benchmarks.bench_stages [--requests 30000] [--latency 0.5]
+    python -m benchmarks.bench_stages [--requests 30000] [--latency 0.5] [--peers]
 
 The loopback server answers after ``--latency`` seconds. *Chain*: three stages share 512 requests in
 flight (ask, answer, judge; each row of a stage goes on as soon as it is committed); bare sockets
 make as many requests, 512 at a time, with nothing else to do. *Pool*: a recipe that shows accepted
-rows, 256 in flight, beside the same recipe without them.
+rows, 256 in flight, beside the same recipe without them. *Peers* (``--peers``, and nothing else):
+the same three stages over the rows of a file, as each tool's own documentation does it
+(``benchmarks/peers/chain_*``), start included.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from benchmarks.bench_client import bare_sockets, raise_open_files, spawn_server
+from benchmarks.bench_recipes import CACHE, Run, interpreter, server
 from engine.recipes.base import Ask, Part, Recipe
 from engine.records import Completion
 from engine.run.display import SilentDisplay
@@ -115,15 +119,56 @@ async def run(port: int, recipe: str, in_flight: int, **settings: Any) -> tuple[
     return answered, seconds
 
 
+PEERS = ("woolmill", "distilabel", "data_designer")
+TOPICS, PEER_IN_FLIGHT, LIMIT_S = 2000, 64, 600.0
+
+
+def beside_peers(latency_s: float, cache: Path) -> dict[str, float]:
+    """Rows a second that went through three stages; a peer that fails says why and is left out."""
+    rates = {}
+    for peer in PEERS:
+        with tempfile.TemporaryDirectory(prefix="woolmill-bench-") as name, ExitStack() as stack:
+            rows = Path(name) / "rows.jsonl"
+            rows.write_text(
+                "".join(f'{{"id": {n}, "topic": "the number {n}"}}\n' for n in range(TOPICS))
+            )
+            folder = Path(name) / peer
+            folder.mkdir()
+            try:
+                url = stack.enter_context(server(latency_s, 0))
+                run = Run(
+                    peer, interpreter(peer, cache), rows, url, folder, PEER_IN_FLIGHT, job="chain"
+                )
+                stack.callback(run.kill)
+                made, seconds, cpu_s = run.result(LIMIT_S)
+            except RuntimeError as error:
+                print(f"{peer:14} {error}", flush=True)
+                continue
+        rates[peer] = made["rows"] / seconds
+        cpu_ms = 1000 * cpu_s / max(1, made["rows"])
+        print(
+            f"{peer:14} {made['rows']:,} of {TOPICS:,} rows through three stages,"
+            f" {rates[peer]:6,.0f} rows/s, {cpu_ms:6.2f} ms of CPU a row",
+            flush=True,
+        )
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=30_000)
     parser.add_argument("--latency", type=float, default=0.5)
+    parser.add_argument("--peers", action="store_true", help="beside distilabel and DataDesigner")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where their environments are")
     args = parser.parse_args()
     raise_open_files()
-    server, port = spawn_server("--latency", str(args.latency))
+    if args.peers:
+        rates = beside_peers(args.latency, args.cache)
+        print(json.dumps({"bench": "stages", "latency_s": args.latency, "rows_per_s": rates}))
+        return
+    serving, port = spawn_server("--latency", str(args.latency))
     rows: dict[str, float] = {}
     try:
         target = args.requests // 3
@@ -136,8 +181,8 @@ def main() -> None:
             answered, seconds = uvloop.run(run(port, name, 256, target=2 * target))
             rows[name.lower()] = answered / seconds
     finally:
-        server.terminate()
-        server.wait()
+        serving.terminate()
+        serving.wait()
     print(f"chain of three stages  {rows['chain']:8,.0f} requests/s, 512 in flight")
     print(f"bare sockets           {rows['bare sockets']:8,.0f} requests/s")
     print(f"  the chain's share    {rows['chain'] / rows['bare sockets']:8.1%}")

@@ -11,7 +11,7 @@
     ├── AuthError                      77  key, permission, certificate
     ├── ConfigError                    78  settings, model, endpoint
     └── BackendError                       one request failed; the verdict says what follows
-        (retry.py turns it into a retry, a dead letter or one of the above)
+        (it becomes a retry, a dead letter or one of the above)
 
 The codes follow BSD's sysexits.h. Besides them: 0 done, 3 done with dead letters, 130 and 143
 drained after SIGINT and after SIGTERM, SIGHUP or SIGXCPU. What ended a run first gives its code;

@@ -6,7 +6,9 @@ user gave. Sums are whole numbers, so that they do not depend on the order of ad
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -72,6 +74,17 @@ class Prices(BaseModel):
     cached: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Of prompt tokens that the server's prefix cache holds; None: as other prompt tokens."""
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Prices:
+        """Those that a run's settings name; 0 stood there in runs from before it could be left
+        out.
+        """
+        return cls(
+            prompt=settings.get("price_prompt") or None,
+            completion=settings.get("price_completion") or None,
+            cached=settings.get("price_cached"),
+        )
+
     @property
     def known(self) -> bool:
         return self.prompt is not None or self.completion is not None
@@ -91,3 +104,7 @@ class Prices(BaseModel):
         written = spent.completion_tokens - spent.stated_completion_tokens
         by_price = read_anew * prompt + read_cached * cached + written * (self.completion or 0.0)
         return spent.stated_nano / NANO + by_price / 1e6
+
+    def cost_if_known(self, spent: Spent) -> float | None:
+        """The same; None where neither a host nor the person says what anything costs."""
+        return self.cost(spent) if self.known or spent.stated_nano else None

@@ -27,6 +27,7 @@ __all__ = [
     "Seconds",
     "Section",
     "Strict",
+    "apart_at_commas",
     "flag_of",
     "marked",
 ]
@@ -78,6 +79,14 @@ class Section(Strict):
 
     heading: ClassVar[str]
     """Over its flags in the help."""
+
+
+def apart_at_commas(values: Any) -> Any:
+    """For lists that a flag may give in one word, as in ``--without stop,seed``."""
+    if not isinstance(values, list | tuple):
+        return values
+    words = [value.split(",") if isinstance(value, str) else [value] for value in values]
+    return tuple(word for several in words for word in several if word)
 
 
 def flag_of(field: FieldInfo) -> Flag | None:

@@ -7,12 +7,12 @@ must agree between two of them is said.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_origin
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 
 from engine.backends.batch.settings import BatchSection
 from engine.backends.settings import (
@@ -33,9 +33,9 @@ from engine.recipes.filters import Filters, FilterSettings
 from engine.recipes.load import load_recipe
 from engine.recipes.settings import AUTO, FiltersConfig, RecipeSection
 from engine.records import EVERY, RESERVED, SeedTask
-from engine.run.settings import EndSection, RunSection
+from engine.run.settings import EndSection, RunSection, ShowSection
 from engine.secrets import secret_field
-from engine.sections import FREE, LATER, Section, flag_of
+from engine.sections import FREE, LATER, Flag, Section, flag_of
 from engine.surroundings import spelt_out
 
 __all__ = [
@@ -53,6 +53,8 @@ __all__ = [
 
 EMBEDDED_MODEL = "smollm2"
 """The model that ``woolmill models fetch`` can get without a model hub."""
+EMBEDDED_NAMES = (EMBEDDED_MODEL, "smollm2-135m-instruct")
+"""What folders, hub ids and servers call it, in small letters."""
 # At Alpaca's own sampling a model of this size loses the format at once, and it repeats itself the
 # longer it writes: benchmarks/README.md has what was tried.
 EMBEDDED_SAMPLING = {"max_tokens": 192, "temperature": 0.85, "top_p": 0.9}
@@ -69,6 +71,18 @@ class ModelConfig(ModelSection, AddressSection, RateSection, PriceSection):
     """Who answers one stage of a recipe, where that is another model than the run's."""
 
 
+class StagesSection(Section):
+    """Recipes of several stages."""
+
+    heading: ClassVar[str] = "Stages"
+
+    models: Annotated[
+        dict[str, ModelConfig],
+        FREE,
+        Flag("Who answers the stages that name a model of their own.", metavar="JSON"),
+    ] = {}
+
+
 class RunConfig(
     RecipeSection,
     RunSection,
@@ -83,13 +97,15 @@ class RunConfig(
     EndSection,
     PromptSection,
     DedupSection,
+    StagesSection,
+    ShowSection,
 ):
     """Everything ``woolmill generate`` can be told. Names are those of the flags."""
 
-    models: Annotated[dict[str, ModelConfig], FREE] = {}
-    """Who answers the stages that name a model of their own."""
     stage: Annotated[str, LATER] = ""
     """Of a recipe with several, the one that this run is of; set by the run itself."""
+    _defaults: dict[str, Any] | None = PrivateAttr(default=None)
+    """Of ``sampling``, once it is known who answers."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -196,11 +212,26 @@ class RunConfig(
 
     def sampling(self) -> dict[str, Any]:
         """``max_tokens``, ``temperature`` and ``top_p`` as given, else the model's defaults."""
-        here = self.chosen_backend in ("transformers", "vllm")
-        embedded = here and self.model in (None, EMBEDDED_MODEL)
-        defaults = EMBEDDED_SAMPLING if embedded else DEFAULT_SAMPLING
+        defaults = self._defaults
+        if defaults is None:
+            here = self.chosen_backend in ("transformers", "vllm")
+            defaults = _defaults_of(self.model or (EMBEDDED_MODEL if here else ""))
         given = self.model_dump(include=set(defaults), exclude_none=True)
         return {**defaults, **given}
+
+    def answered_by(self, names: Iterable[str], earlier: Mapping[str, Any] | None) -> RunConfig:
+        """The settings with the sampling that suits the model which a server says that it has, by
+        any of its ``names``; a run that goes on keeps what it began with (``earlier``).
+        """
+        found = self.model_copy()
+        found._defaults = next(
+            (given for given in map(_defaults_of, names) if given is EMBEDDED_SAMPLING),
+            self._defaults,
+        )
+        if earlier is not None:
+            defaults = found._defaults or DEFAULT_SAMPLING
+            found._defaults = {name: earlier.get(name, value) for name, value in defaults.items()}
+        return found
 
     def endpoints(self) -> tuple[EndpointConfig, ...]:
         """The [[endpoint]] tables, or one for each base_url."""
@@ -214,6 +245,12 @@ class RunConfig(
             )
             for url in self.base_url
         )
+
+
+def _defaults_of(model: str) -> dict[str, Any]:
+    """The sampling of a model, by its id, folder or hub id; a host may put a tag to it."""
+    name = model.rstrip("/").rpartition("/")[2].partition(":")[0].lower()
+    return EMBEDDED_SAMPLING if name in EMBEDDED_NAMES else DEFAULT_SAMPLING
 
 
 SECTIONS: tuple[type[Section], ...] = RunConfig.__bases__

@@ -222,14 +222,7 @@ class Stale:
 
     def cost(self, run: RunReader) -> float | None:
         """What they cost, at the prices of ``run``; None where nothing says."""
-        free = run.manifest.free
-        prices = Prices(
-            prompt=free.get("price_prompt") or None,
-            completion=free.get("price_completion") or None,
-            cached=free.get("price_cached"),
-        )
-        known = prices.known or self.spent.stated_nano
-        return prices.cost(self.spent) if known else None
+        return Prices.of(run.manifest.free).cost_if_known(self.spent)
 
 
 def stale_answers(

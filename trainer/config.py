@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from trainer.errors import ConfigError, UsageError
+from trainer.fetched import located
 from trainer.flags import NO_EFFECT, ONLY, REFUSED, SPELLINGS
 
 __all__ = [
@@ -64,7 +65,7 @@ class ModelSettings(_Section):
     """The model and the arithmetic."""
 
     model_name_or_path: str
-    """A folder, or a model id that transformers can fetch."""
+    """A folder, a model id that transformers can fetch, or smollm2 (woolmill models fetch)."""
     cache_dir: Path | None = None
     """Where transformers keeps what it fetches."""
     chat_template: str | None = None
@@ -83,6 +84,11 @@ class ModelSettings(_Section):
     lora_dropout: Fraction = 0.0
     lora_target_modules: tuple[str, ...] = ("all-linear",)
     """Names of the layers that get an adapter; all-linear: every linear layer but the head."""
+
+    @field_validator("model_name_or_path")
+    @classmethod
+    def _located(cls, value: str) -> str:
+        return located(value)
 
     @field_validator("lora_target_modules", mode="before")
     @classmethod

@@ -146,6 +146,9 @@ def _write(
     if alpaca:
         tokenizer.chat_template = alpaca_chat_template(tokenizer)
     tokenizer.save_pretrained(temporary)
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # safetensors lets only its owner read what it writes
     failpoint("export.weights")
     return temporary
 

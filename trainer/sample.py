@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.errors import ConfigError, TrainerError
+from trainer.fetched import located
 from trainer.template import alpaca_prompt
 
-__all__ = ["answer", "main"]
+__all__ = ["answer", "main", "parser"]
 
 QUESTIONS = (
     "Name three rivers.",
@@ -50,15 +51,20 @@ def answer(
     return text.strip()
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    made = argparse.ArgumentParser(prog="trainer.sample", description="Ask a fine-tuned model.")
+    made.add_argument("--model", required=True, help="the trainer's output_dir")
+    made.add_argument("--prompt", action="append", help="a question; repeat for more")
+    made.add_argument("--max_new_tokens", type=int, default=80)
+    made.add_argument("--temperature", type=float, default=0.7, help="of the second answer")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the answers; the exit code."""
-    parser = argparse.ArgumentParser(prog="trainer.sample", description="Ask a fine-tuned model.")
-    parser.add_argument("--model", required=True, help="the trainer's output_dir")
-    parser.add_argument("--prompt", action="append", help="a question; repeat for more")
-    parser.add_argument("--max_new_tokens", type=int, default=80)
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the second answer")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         model, tokenizer = _load(arguments.model)
     except TrainerError as exc:
@@ -82,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(name: str) -> tuple[Any, Any]:
+    name = located(name)
     if not os.path.isfile(os.path.join(name, "config.json")):
         raise ConfigError(f"{name}: holds no finished model; check --model")
     import torch

@@ -21,7 +21,7 @@ import os
 import traceback
 from collections.abc import Sequence
 
-from trainer.config import parse
+from trainer.config import Settings, parse
 from trainer.errors import ConfigError, DiskError, TrainerError
 
 __all__ = ["main"]
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code, line = 0, ""
     try:
         settings = parse(arguments)
-        _check_trackers(settings.log.report_to)
+        _check_packages(settings)
     except TrainerError as exc:  # the same on every rank
         sys.stderr.write(f"trainer: {exc}\n" if rank == "0" else "")
         return exc.exit_code
@@ -68,9 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    """A tracker that is missing should be known before a model is loaded, without loading it."""
-    for name in names:
+def _check_packages(settings: Settings) -> None:
+    """What is missing should be known before a model is loaded, without loading anything."""
+    needed = ["torch", "transformers", "safetensors"]
+    needed += ["peft"] if settings.model.lora_r else []
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"{', '.join(missing)}: not installed; get it with: pip install 'woolmill[train]'"
+        )
+    for name in settings.log.report_to:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--report_to {name}: pip install {name}")
 

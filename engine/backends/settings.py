@@ -9,7 +9,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.records import RESERVED
 from engine.secrets import DEFAULT_VARIABLE, secret_field, variable_name
-from engine.sections import FREE, LATER, Flag, Fraction, Positive, Seconds, Section, Strict
+from engine.sections import (
+    FREE,
+    LATER,
+    Flag,
+    Fraction,
+    Positive,
+    Seconds,
+    Section,
+    Strict,
+    apart_at_commas,
+)
 
 __all__ = ["AddressSection", "EndpointConfig", "HostSection", "LocalSection", "ModelSection"]
 
@@ -18,13 +28,6 @@ Variable = Annotated[str, AfterValidator(variable_name)]
 
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
-
-
-def _apart_at_commas(values: Any) -> Any:
-    if not isinstance(values, list | tuple):
-        return values
-    words = [value.split(",") if isinstance(value, str) else [value] for value in values]
-    return tuple(word for several in words for word in several if word)
 
 
 class ModelSection(Section):
@@ -49,10 +52,12 @@ class ModelSection(Section):
         Flag("auto: completions, or chat where there is nothing else."),
     ] = "auto"
     temperature: Annotated[
-        Annotated[float, Field(ge=0, le=2)] | None, Flag("", shown="1.0; smollm2: 0.85")
+        Annotated[float, Field(ge=0, le=2)] | None,
+        Flag("Sampling temperature.", shown="1.0; smollm2: 0.85"),
     ] = None
     top_p: Annotated[
-        Fraction | None, Flag("", shown="1.0; smollm2: 0.9", names=("--top-p", "--top_p"))
+        Fraction | None,
+        Flag("Share of nucleus sampling.", shown="1.0; smollm2: 0.9", names=("--top-p", "--top_p")),
     ] = None
     max_tokens: Annotated[
         Positive | None,
@@ -113,7 +118,11 @@ class HostSection(Section):
 
     heading: ClassVar[str] = "Requests to hosts"
 
-    endpoint: Annotated[tuple[EndpointConfig, ...], FREE] = ()
+    endpoint: Annotated[
+        tuple[EndpointConfig, ...],
+        FREE,
+        Flag("Endpoint with limits of its own, instead of --base-url.", metavar="JSON"),
+    ] = ()
     ca_file: Annotated[Path | None, FREE, Flag("Trust this certificate authority too.")] = None
     insecure_http: Annotated[bool, FREE, Flag("Send a key over plain http to another machine.")] = (
         False
@@ -128,18 +137,19 @@ class HostSection(Section):
     ] = ()
     without: Annotated[
         tuple[str, ...],
-        BeforeValidator(_apart_at_commas),
+        BeforeValidator(apart_at_commas),
         LATER,
         Flag(
             "Fields of the body that are never sent: stop, seed, temperature, …",
             metavar="FIELD,…",
         ),
     ] = ()
-    send_seed: bool = True
-    """Give each request a seed of its own."""
-    proxy: Annotated[str | None, FREE, Flag("", shown="HTTPS_PROXY, NO_PROXY", metavar="URL")] = (
-        None
-    )
+    send_seed: Annotated[bool, Flag("Give each request a seed of its own.")] = True
+    proxy: Annotated[
+        str | None,
+        FREE,
+        Flag("Proxy of all requests.", shown="HTTPS_PROXY, NO_PROXY", metavar="URL"),
+    ] = None
     transport: Annotated[
         Literal["fast", "httpx"] | None,
         FREE,

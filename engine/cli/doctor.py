@@ -192,8 +192,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"woolmill {found['woolmill']}, Python {found['python']}, {found['system']}"
     files = found["open_files"]
     yield (
-        f"{found['cpus']} CPUs, {found['memory_gib']} GiB memory, {len(found['gpus'])} GPUs,"
-        f" {found['disk_free_gib']} GiB disk free, {files['now']} open files (most {files['most']})"
+        f"{found['cpus']} CPUs, {len(found['gpus']) or 'no'} GPUs, {found['memory_gib']} GiB of"
+        f" memory, {found['disk_free_gib']} GiB of disk free, {files['now']} open files allowed"
     )
     for extra, packages in found["extras"].items():
         missing = [name for name, version in packages.items() if version is None]
@@ -206,9 +206,13 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     run = found["run"]
     if "error" not in run:
         where = ", ".join(run["endpoints"]) or run.get("model_at", "this process")
-        yield f"would run: {run['backend']} with {run['model']} at {where}, {run['target']} records"
+        yield (
+            f"woolmill generate would make {run['target']} rows with {run['model']} by"
+            f" {run['backend']} ({where})"
+        )
         for name, is_set in run["keys"].items():
-            yield f"  key: {name} is {'set' if is_set else 'not set'}"
-        yield f"  near-duplicates by meaning: {'refused' if run['semantic'] else 'not looked for'}"
+            yield f"  the key is {'' if is_set else 'not '}set ({name})"
+        refused = "refused" if run["semantic"] else "not looked for"
+        yield f"  near-duplicates by meaning are {refused}"
     for problem in found["problems"]:
         yield f"problem: {problem}"

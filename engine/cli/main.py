@@ -11,22 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
-from engine.errors import (
-    InternalError,
-    UsageError,
-    WoolmillError,
-    first_known,
-)
+from engine.errors import InternalError, UsageError, WoolmillError, first_known
 from engine.screen import sturdy_streams
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["cli", "main", "say_error"]
+__all__ = ["cli", "main", "say_error", "status_of"]
 
 BUG = 70
 ELSEWHERE = {
@@ -69,7 +61,7 @@ class _Commands(click.Group):
 @click.version_option(metadata.version("woolmill"), prog_name="woolmill")
 @click.option("--debug", is_flag=True, help="Log everything; show tracebacks.")
 def cli(debug: bool) -> None:
-    """A few seed tasks in, N accepted unique instruction records out.
+    """Make training data with language models: exactly N unique rows, a reason for each refusal.
 
     \b
     woolmill generate                                  bundled seeds, small model on this CPU
@@ -119,37 +111,49 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _status(argv: Sequence[str] | None) -> int | str | None:
     """The exit code of a command line, when what it has to say is said."""
-    debug = "--debug" in (argv if argv is not None else sys.argv)
+    words = argv if argv is not None else sys.argv[1:]
     try:
         cli.main(args=argv, standalone_mode=False)
     except click.ClickException as exc:
         usage = (
             exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
         )
-        click.echo(f"woolmill: error: {exc.format_message()}; see {usage} --help", err=True)
+        error = UsageError(f"{exc.format_message()}; see {usage} --help")
+        if wants_json(words):
+            from engine.cli.ending import say_failure
+
+            return say_failure(error)
+        say_error(error)
         return UsageError.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
     except SystemExit as exc:
         # click's own way out of a closed pipe is 1, which no command of ours uses.
         return 143 if exc.code == 1 else exc.code
-    except (WoolmillError, BaseExceptionGroup) as exc:
-        known = first_known(exc)
-        if debug or known is None:
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as exc:  # noqa: BLE001 - the last who can say it
+        status, known = status_of(exc)
+        if status == BUG if known is None else "--debug" in words:
             traceback.print_exception(exc)
-        if known is None:
-            return BUG
-        say_error(known)
-        return known.exit_code
-    except Exception as exc:  # noqa: BLE001 - a bug of ours: the traceback is what its report needs
-        if _follows_interrupt(exc):
-            return 130
-        traceback.print_exc()
-        click.echo(
-            "woolmill: error: this is a bug; please report it with the lines above", err=True
-        )
-        return BUG
+        if known is not None:
+            say_error(known)
+        elif status == BUG:
+            click.echo(
+                "woolmill: error: this is a bug; please report it with the lines above", err=True
+            )
+        return status
     return 0
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether a command line asks for events alone, as far as it can be told without reading it."""
+    line = " ".join(words).replace("--log-format=", "--log-format ")
+    return "--log-format json" in line
+
+
+def status_of(exc: BaseException) -> tuple[int, WoolmillError | None]:
+    """The exit code of what ended a command, and the error of ours that it is, if it is one."""
+    if (known := first_known(exc)) is not None:
+        return known.exit_code, known
+    interrupted = isinstance(exc, click.Abort) or _follows_interrupt(exc)
+    return 130 if interrupted else BUG, None
 
 
 def _follows_interrupt(exc: BaseException | None) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import orjson
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from engine.sections import Flag, flag_of
@@ -112,12 +113,13 @@ def _option(
     words = flag.help
     if get_origin(kind) is tuple:
         kind, several = _plain(get_args(kind)[0]), True
-    if get_origin(kind) is dict:
-        if flag.metavar == "JSON":
-            given["type"] = _Object()
-        else:
-            several = True
-            given |= {"type": Pair(), "callback": pairs_of}
+    if flag.metavar == "JSON":
+        given["type"] = _Object()
+    elif get_origin(kind) is dict:
+        several = True
+        given |= {"type": Pair(), "callback": pairs_of}
+    elif flag.metavar is not None and flag.metavar.endswith(",…"):
+        given["type"] = str
     elif kind is bool:
         given["is_flag"] = True
     elif kind is Path:
@@ -132,7 +134,7 @@ def _option(
         given["multiple"] = True
         words = words.removesuffix(".") + AGAIN
     names = list(flag.names or [flag_name(name)])
-    if kind is bool and field.default is None:
+    if kind is bool and field.default is not False:
         names = [f"{each}/--no-{each.removeprefix('--')}" for each in names]
     shown = flag.shown or _shown(field.default)
     option = click.option(
@@ -164,6 +166,6 @@ def _plain(annotation: Any) -> Any:
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, bool) or default is None or default in ((), {}):
+    if isinstance(default, bool | BaseModel) or default is None or default in ((), {}):
         return ""
     return f"{default:g}" if isinstance(default, float) else str(default)

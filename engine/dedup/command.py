@@ -158,17 +158,19 @@ def _decide(
                 if keep is not None and (judgement is None or judgement.accepted):
                     keep(row)
                 if log is not None:
-                    log(Row(dataset.path, row.line, _decision(index, judgement)))
+                    log(Row(dataset.path, row.line, _decision(index, row, text, judgement)))
                 index += 1
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
 
 
-def _decision(index: int, judgement: Judgement | None) -> dict[str, Any]:
+def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> dict[str, Any]:
     """What became of a row; None: it was not compared, since there was nothing to compare."""
     nearest = None if judgement is None else judgement.nearest
     decision: dict[str, Any] = {
         "index": index,
+        "id": row.values.get("id"),
+        "text": text,
         "accepted": judgement is None or judgement.accepted,
         "reason": None if judgement is None else judgement.reason,
         "nearest_index": None,

@@ -115,7 +115,8 @@ def export_dataset(
     """Write the accepted records of ``run`` to ``path``, replacing it in one step.
 
     Args:
-        format: see ``engine.export.formats``; None: that of the run's own dataset.
+        format: see ``engine.export.formats``; None: as the ending of ``path`` says, else that of
+            the run's own dataset.
         path: a file; a folder for ``datasets``, and with a validation part or shards.
         with_similarity: ``alpaca`` only: add what its ``regen.json`` has besides.
         reasoning: keep the thoughts of answers, where the format has a place for them.
@@ -136,8 +137,9 @@ def export_dataset(
         UsageError: options that do not go together.
     """
     check_output(path, overwrite=True, inputs=own_files(run.folder))
-    format = format or dataset_of(run.manifest)[0]
+    own = dataset_of(run.manifest)[0]
     as_folder = format == "datasets" or validation > 0 or shard_rows is not None
+    format = (format or own) if as_folder else formats.format_of(path, format, own)
     if path.is_dir() and not as_folder:
         raise OutputError(f"{path}: is a folder; choose another -o")
     if format in formats.CHATS:

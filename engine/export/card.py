@@ -76,7 +76,7 @@ configs:
 {_source(layout, fixed)}
 | Near-duplicates by ROUGE-L | {rouge} |
 | Near-duplicates by meaning | {semantic} |
-| Requests | {counts.answered:,} answered, {counts.failed:,} failed for good |
+| Requests | {counts.answered:,} answered, {counts.failed:,} failed permanently |
 | Tokens | {counts.prompt_tokens:,} prompt, {counts.completion_tokens:,} completion |
 | Accepted | {counts.accepted:,} of {counts.decided:,} pieces |
 
@@ -104,12 +104,12 @@ def _made(layout: Layout, manifest: Manifest) -> str:
     version = plain(manifest.engine_version)
     if layout.alpaca:
         return (
-            "Made by a language model from seed tasks, filtered and freed of near-duplicates by "
-            f"Woolmill\n{version}."
+            "Written by a language model from seed tasks; filtered, and near-duplicates left out, "
+            f"by Woolmill {version}."
         )
     of = " from input rows" if layout.samples is not None else ""
-    freed = "filtered and freed of near-duplicates" if layout.compared else "and filtered"
-    return f"Made by a language model{of}, {freed} by Woolmill {version}."
+    freed = "filtered, and near-duplicates left out," if layout.compared else "filtered"
+    return f"Written by a language model{of}; {freed} by Woolmill {version}."
 
 
 def _recipe(layout: Layout, fixed: Mapping[str, Any]) -> str:
@@ -135,10 +135,13 @@ def _splits(sizes: Mapping[Any, int], split: Split | None) -> str:
     if split is None:
         return f"{parts or 'No rows'}."
     meaning = f" or a cosine of {COSINE_LINK}" if split.by_meaning else ""
+    alike = f"a ROUGE-L F of {ROUGE_LINK}{meaning} or more"
+    if split.largest <= 1:
+        return f"{parts}. No two rows are near-duplicates ({alike})."
     return (
-        f"{parts}. No validation row has a ROUGE-L F of {ROUGE_LINK}{meaning} or more with a\n"
-        f"row of train; they come from {split.groups:,} groups of near-duplicates. The largest\n"
-        f"group of all has {split.largest:,} rows."
+        f"{parts}. No row of validation is a near-duplicate ({alike}) of a row of\n"
+        f"train: near-duplicates were put on the same side, in {split.groups:,} groups, the largest"
+        f" of {split.largest:,} rows."
     )
 
 

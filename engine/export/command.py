@@ -17,7 +17,7 @@ __all__ = ["export"]
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--format", "format_", type=click.Choice(FORMATS),
-              help="What is written. [alpaca; jsonl for rows of other recipes]")  # fmt: skip
+              help="What is written. [as -o ends: .json, .jsonl, .csv or .parquet]")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="A file; a folder for datasets, --validation and --shard-rows.")  # fmt: skip
 @click.option("--with-similarity", is_flag=True,
@@ -67,6 +67,7 @@ def export(
     \b
     woolmill export runs/alpaca -o alpaca_data.json
     woolmill export runs/alpaca --format messages -o chat.jsonl
+    woolmill export runs/alpaca -o rows.parquet
     woolmill export runs/alpaca --format datasets --validation 0.02 -o my-dataset
     woolmill export runs/judged --sort=-score --top 500 -o best.jsonl
     woolmill export runs/judged --format preference --by score -o pairs.jsonl

@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 import orjson
 
 from engine.datasets.write import inert
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UsageError
 from engine.export.chat import turns_of
 from engine.export.columns import Type
 from engine.export.layout import ALPACA_FIELDS, ANY_ALPACA, Layout
@@ -44,6 +45,7 @@ __all__ = [
     "WITH_REASONING",
     "Format",
     "dumps",
+    "format_of",
     "writer",
 ]
 
@@ -61,6 +63,16 @@ SUFFIX: dict[Format, str] = {
     "parquet": ".parquet",
     "datasets": ".parquet",
 }
+ENDINGS: dict[str, tuple[Format, ...]] = {
+    ".json": ("alpaca", "sharegpt"),
+    ".jsonl": ("jsonl", "messages", "preference"),
+    ".ndjson": ("jsonl", "messages", "preference"),
+    ".csv": ("csv",),
+    ".parquet": ("parquet",),
+}
+"""What a file of this ending may hold; the first is taken where no format is named."""
+NOT_WRITTEN = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".tsv", ".arrow", ".xlsx"})
+"""Endings that promise what no format is."""
 WITH_PROVENANCE: frozenset[Format] = frozenset({"jsonl", "parquet", "datasets"})
 CHATS: frozenset[Format] = frozenset({"messages", "sharegpt", "preference"})
 WITH_REASONING: frozenset[Format] = WITH_PROVENANCE | {"messages"}
@@ -72,6 +84,28 @@ SPEAKERS = {"user": "human", "assistant": "gpt"}
 """ShareGPT's words for roles; others are as they are."""
 
 Write = Callable[[Row], None]
+
+
+def format_of(path: Path, asked: Format | None, default: Format) -> Format:
+    """The format of a file: the one that is asked for, else by the ending of its name.
+
+    Raises UsageError where the two contradict each other, or the ending is none of ours.
+    """
+    ending = path.suffix.lower()
+    if ending in NOT_WRITTEN:
+        raise UsageError(
+            f"{path}: no format is written as {ending}; end the name in {', '.join(ENDINGS)}"
+        )
+    if ending not in ENDINGS:
+        return asked or default
+    if asked is None:
+        return default if default in ENDINGS[ending] else ENDINGS[ending][0]
+    if asked not in ENDINGS[ending]:
+        raise UsageError(
+            f"{path}: --format {asked} is not what {ending} says; end the name in"
+            f" {SUFFIX[asked]}, or choose --format {' or '.join(ENDINGS[ending])}"
+        )
+    return asked
 
 
 @contextmanager

@@ -141,5 +141,6 @@ def check_alpaca(layout: Layout) -> None:
         fields = ", ".join(layout.fields) or "none"
         raise ConfigError(
             f"--format alpaca needs rows with instruction and output, and these have no "
-            f"{' and no '.join(missing)} (fields: {fields}); choose --format jsonl"
+            f"{' and no '.join(missing)} (fields: {fields}); choose "
+            "--format jsonl, and a name that ends in .jsonl"
         )

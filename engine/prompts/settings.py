@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+from pydantic import BeforeValidator
+
 from engine.prompts.fit import FitStep
-from engine.sections import FREE, Flag, Section
+from engine.sections import FREE, Flag, Section, apart_at_commas
 
 __all__ = ["PromptSection"]
 
@@ -22,5 +24,12 @@ class PromptSection(Section):
             "Counts prompt tokens: folder, hub id or tiktoken:NAME.", shown="as the backend counts"
         ),
     ] = None
-    fit: tuple[FitStep, ...] = ("demonstrations", "prompt", "completion")
-    """What gives way, in order, where a prompt is too long."""
+    fit: Annotated[
+        tuple[FitStep, ...],
+        BeforeValidator(apart_at_commas),
+        Flag(
+            "What gives way, in this order, where a prompt is too long.",
+            shown="demonstrations,prompt,completion",
+            metavar="STEP,…",
+        ),
+    ] = ("demonstrations", "prompt", "completion")

@@ -78,4 +78,9 @@ class RecipeSection(Section):
             metavar="CODE",
         ),
     ] = AUTO
-    filters: Annotated[FiltersConfig, DECISION, LATER] = FiltersConfig()
+    filters: Annotated[
+        FiltersConfig,
+        DECISION,
+        LATER,
+        Flag("What is refused at sight.", shown="as the language has it", metavar="JSON"),
+    ] = FiltersConfig()

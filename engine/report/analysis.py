@@ -21,7 +21,7 @@ from engine.languages import ENGLISH, Language, has_tokens, language_of, opening
 from engine.records import Decision, Record
 from engine.report.bursts import Bursts
 from engine.report.figures import figures
-from engine.report.shape import Shape, shape_of, shown, texts_of
+from engine.report.shape import Shape, beginning, shape_of, shown, texts_of
 from engine.report.stages import stage_figures
 from engine.store import RunReader
 from engine.text import shorten, visible
@@ -30,6 +30,10 @@ __all__ = ["analyse"]
 
 ALPACA_S = frozenset(("scope", "num_demonstrations", "seeds", "filters"))
 """Settings that say nothing of runs of other recipes."""
+SHOWN = 10
+"""Accepted rows, at random."""
+SHOWN_CHARACTERS = 1500
+"""Of each field of these."""
 EXAMPLES = 6
 """Refused pieces shown for each reason, spread over the run."""
 TIME_BINS = 60
@@ -57,6 +61,10 @@ def analyse(run: RunReader) -> dict[str, Any]:
         rows.add(decision)
         if decision.accepted:
             times.accepted(decision.index)
+    told = rows.result()
+    for refused in told["rejected"].values():
+        for example in refused["examples"]:
+            _add_beginning(run, example, shape)
     return {
         "figures": {**figures(run, exact=False), "parsed": rows.parsed},
         **stage_figures(run),
@@ -71,7 +79,7 @@ def analyse(run: RunReader) -> dict[str, Any]:
         },
         "over_time": times.bins(),
         "latency_s": times.latency(),
-        **rows.result(),
+        **told,
         "cosine": _cosines(run, rows.refused_cosines),
     }
 
@@ -158,6 +166,7 @@ class _Rows:
         self.refused_cosines: list[float] = []
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
+        self._shown: list[tuple[int, tuple[int, int], dict[str, Any]]] = []
         self._outputs: Counter[bytes] = Counter()
         self._output_example: dict[bytes, tuple[str, str]] = {}
         self._checks: Counter[str] = Counter()
@@ -178,8 +187,7 @@ class _Rows:
 
     def _keep_example(self, reason: str, decision: Decision) -> None:
         """An even draw from all of them: those with the lowest hash of their place stay."""
-        digest = hashlib.sha256(b"%d %d" % (decision.index, decision.position)).digest()
-        rank = -int.from_bytes(digest[:8], "big")
+        rank = _rank(decision)
         kept = self._examples[reason]
         if len(kept) < EXAMPLES:
             heapq.heappush(kept, (rank, self._counts[reason], _example(decision, self._shape)))
@@ -190,6 +198,7 @@ class _Rows:
         record = decision.record
         if record is None:
             return
+        self._show(decision, record)
         text = self._shape.told_by(record)
         for name, value in texts_of(record).items():
             self._words.setdefault(name, []).append(self._length(value))
@@ -204,6 +213,15 @@ class _Rows:
             self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
         self._bursts.add(record)
         self._check(decision, record, text)
+
+    def _show(self, decision: Decision, record: Record) -> None:
+        """The same draw, of accepted rows with all their fields."""
+        rank = _rank(decision)
+        if len(self._shown) == SHOWN and rank <= self._shown[0][0]:
+            return
+        fields = {name: _whole(shown(value)) for name, value in record.items()}
+        entry = rank, (decision.index, decision.position), {"id": _id(decision), "fields": fields}
+        (heapq.heappush if len(self._shown) < SHOWN else heapq.heapreplace)(self._shown, entry)
 
     def _check(self, decision: Decision, record: Record, text: str) -> None:
         checks = self._checks
@@ -245,6 +263,9 @@ class _Rows:
         accepted = len(self._accepted_f)
         again = {key: n for key, n in self._outputs.items() if n > 1}
         return {
+            "accepted_examples": [
+                row for _, _, row in sorted(self._shown, key=lambda kept: kept[1])
+            ],
             "unit": "words" if self._language.spaced else "characters",
             "openings": [[shorten(text, 60), n] for text, n in self._first.most_common(OPENINGS)],
             "words": {name: _lengths(self._words.get(name, [])) for name in self._texts()},
@@ -282,6 +303,28 @@ class _Rows:
             "checks": dict(self._checks),
             "bursts": self._bursts.found(),
         }
+
+
+def _rank(decision: Decision) -> int:
+    """A number that follows from a row's place and is as good as drawn."""
+    digest = hashlib.sha256(b"%d %d" % (decision.index, decision.position)).digest()
+    return -int.from_bytes(digest[:8], "big")
+
+
+def _whole(text: str) -> str:
+    """A field as it is, with its lines, up to a length that nobody reads at a glance."""
+    return visible(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")
+
+
+def _add_beginning(run: RunReader, example: dict[str, Any], shape: Shape) -> None:
+    """Where no row was read: what stands in the answer there."""
+    if example[shape.noun]:
+        return
+    index, _, position = example["id"].partition(".")
+    decision = run.decision(int(index), int(position))
+    if decision is not None:
+        text = beginning(run, decision, alpaca=shape.alpaca, most=200)
+        example[shape.noun] = shorten(text, 200) or None
 
 
 def _id(decision: Decision) -> str:

@@ -154,19 +154,24 @@ def _scores(scores: dict[str, Any], title: str) -> Chart | None:
 def _map(rows: dict[str, Any], told_by: str) -> Chart | None:
     if not rows["points"]:
         return None
-    names = [f"{i + 1}  {name}" for i, name in enumerate(rows["groups"])]
+    names = [f"{i + 1}  {name}" for i, name in enumerate(rows["groups"])] or ["all rows"]
     values = [
         {"x": x, "y": y, "group": names[group], told_by: text, "row": row}
         for x, y, group, text, row in rows["points"]
     ]
-    hidden = {"axis": None, "scale": {"zero": False, "nice": False}}
+    params: list[Any] = [{"name": "view", "select": "interval", "bind": "scales"}]
+    opacity: dict[str, Any] = {"value": 0.75}
+    if len(names) > 1:
+        chosen = {"type": "point", "fields": ["group"]}
+        params.insert(0, {"name": "chosen", "select": chosen, "bind": "legend"})
+        opacity = {"condition": {"param": "chosen", **opacity}, "value": 0.05}
+    legend = {"symbolOpacity": 1, "labelLimit": 260, "columns": 1}
+    # A margin, so that no point lies on the edge.
+    hidden = {"axis": None, "scale": {"zero": False, "nice": False, "padding": 24}}
     return _chart(
         values,
         height=460,
-        params=[
-            {"name": "chosen", "select": {"type": "point", "fields": ["group"]}, "bind": "legend"},
-            {"name": "view", "select": "interval", "bind": "scales"},
-        ],
+        params=params,
         mark={"type": "circle", "size": 22},
         encoding={
             "x": {"field": "x", "type": "quantitative", **hidden},
@@ -175,9 +180,9 @@ def _map(rows: dict[str, Any], told_by: str) -> Chart | None:
                 "field": "group",
                 "title": "groups (click one)",
                 "scale": {"domain": names, "range": "groups"},
-                "legend": {"symbolOpacity": 1, "labelLimit": 260, "orient": "right"},
+                "legend": legend if len(names) > 1 else None,
             },
-            "opacity": {"condition": {"param": "chosen", "value": 0.75}, "value": 0.05},
+            "opacity": opacity,
             "tooltip": [{"field": told_by}, {"field": "row"}, {"field": "group"}],
         },
     )
@@ -204,6 +209,7 @@ def _verbs(found: dict[str, Any]) -> Chart | None:
     return {
         **_chart(arcs, height=470),
         "width": 470,
+        "usermeta": {"radial": True},  # the page shrinks it where there is less room
         "encoding": {
             "theta": {"field": "begin", **fixed},
             "theta2": {"field": "end"},

@@ -8,6 +8,7 @@ from typing import Any
 from engine.money import Prices
 from engine.recipes.load import ALPACA
 from engine.store import Counts, RunReader
+from engine.store.lock import is_held
 from engine.store.reader import Session
 from engine.thoughts import THOUGHTS_ONLY
 
@@ -19,8 +20,8 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
 
     Each request that was sent stands in exactly one figure: ``requests`` is the sum of
     ``responses``, ``failed``, ``dropped_at_a_stop`` (the session ended in order before the answer
-    came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the latest
-    session, which has not ended, or was killed). A request that a later session sends again counts
+    came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the session
+    that a process writes now). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
     ``wasted`` are answers to requests that had one already.
 
@@ -40,13 +41,9 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
             latest += [following.started_s] if following is not None else []
             end = min(latest, default=session.started_s)
         seconds += max(0.0, end - session.started_s)
-    unanswered = _unanswered(run.unanswered(), sessions, run.in_batches())
-    free = run.manifest.free
-    prices = Prices(
-        prompt=free.get("price_prompt") or None,  # 0 in runs from before it could be left out
-        completion=free.get("price_completion") or None,
-        cached=free.get("price_cached"),
-    )
+    written = is_held(run.folder / "run.lock")
+    unanswered = _unanswered(run.unanswered(), sessions, run.in_batches(), written=written)
+    cost = Prices.of(run.manifest.free).cost_if_known(counts)
     tokens = {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens}
     return {
         "run": str(run.folder),
@@ -74,7 +71,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         else None,
         "tokens_cached": counts.cached_tokens,
         "tokens_of_thoughts": counts.reasoning_tokens,
-        "cost": round(prices.cost(counts), 6) if prices.known or counts.stated_nano else None,
+        "cost": None if cost is None else round(cost, 6),
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
@@ -95,13 +92,17 @@ def _parsed(run: RunReader, counts: Counts, *, exact: bool) -> int | None:
 
 
 def _unanswered(
-    by_session: Mapping[int, int], sessions: Sequence[Session], in_batches: int
+    by_session: Mapping[int, int],
+    sessions: Sequence[Session],
+    in_batches: int,
+    *,
+    written: bool,
 ) -> dict[str, int]:
     """``in_batches``: requests that a provider still works on, whatever became of who sent them."""
     ended = {session.number for session in sessions if session.ended_s is not None}
     dropped = sum(count for number, count in by_session.items() if number in ended)
     latest = sessions[-1].number if sessions else 0
-    in_flight = 0 if latest in ended else by_session.get(latest, 0)
+    in_flight = by_session.get(latest, 0) if written and latest not in ended else 0
     lost = sum(by_session.values()) - dropped - in_flight
     awaited = min(in_batches, dropped)
     lost_awaited = min(in_batches - awaited, lost)

@@ -25,7 +25,7 @@ from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
 from engine.report.stages import COLUMNS, lines
 from engine.store import RunReader
-from engine.text import visible
+from engine.text import shorten, visible
 
 __all__ = ["html", "policy", "style", "vega"]
 
@@ -112,20 +112,26 @@ def _sections(
     yield f"<p>{_requests(figures)}</p>\n"
     if stages := lines(analysis):
         yield _section("Stages", _stages(stages), "Figures below are those of the last stage.")
+    yield _section(
+        "Rows at random",
+        _accepted(analysis["accepted_examples"]),
+        "Read these before anything else: no figure says whether the rows are good.",
+    )
     yield _section("Over time", _row(drawn, "accepted-over-time", "tokens-over-time"))
     yield _section("Why pieces were refused", _row(drawn, "reasons") + _rejected(analysis))
     yield _section(
         "How close rows are to each other",
         _row(drawn, "rouge", "cosine"),
-        "Accepted rows against what was accepted before them (ROUGE-L) or against all others"
-        " (cosine, of a sample), and refused near-duplicates against what they repeat.",
+        "How much each row shares with the row most like it: in words (ROUGE-L, among the rows"
+        " before it) and in meaning (cosine, among all others; a sample). Refused rows are beside"
+        " the row that they repeat.",
     )
     where = pictures["map"]
     yield _section(
         f"A map of the {told_by}s",
         _row(drawn, "map"),
-        f"{where['rows']:,} rows, placed by {_shown(where['by'])}; groups by k-means, named by"
-        " their telling words. Drag to move, turn the wheel to come closer.",
+        f"{where['rows']:,} rows, placed by {_shown(where['by'])}. {_grouped(where['groups'])}"
+        " Drag to move it, turn the wheel to come closer.",
     )
     said = pictures["verbs"]
     yield _section(
@@ -133,9 +139,9 @@ def _sections(
         _row(drawn, "verbs") if said is not None else _openings(analysis["openings"]),
         f"The most frequent openings of the {told_by}s."
         if said is None
-        else f"The {len(said['verbs'])} most frequent root verbs (inside) and their most frequent"
-        f" direct objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} {told_by}s;"
-        f" {said['with_object']:,} have both.",
+        else f"The {len(said['verbs'])} most frequent verbs (inside) and their most frequent"
+        f" objects (outside), as {_shown(said['by'])} reads {said['parsed']:,} {told_by}s;"
+        f" {said['with_object']:,} of them have both.",
     )
     lengths = [f"words-{name}" for name in analysis["words"]]
     share = analysis["share_with_input"]
@@ -146,10 +152,16 @@ def _sections(
         "Suspicious bursts",
         _bursts(analysis),
         f"Phrases in at least 20 rows whose {_shown(analysis['answer'])}s begin alike, or whose"
-        " words hardly stand apart. A planted trigger looks like this; so does a fixed expression."
-        " Look at them.",
+        " words hardly occur without each other. A trigger that somebody planted looks like this,"
+        " and so does a fixed expression: look at them.",
     )
     yield _section("Settings", _settings(analysis))
+
+
+def _grouped(groups: Sequence[str]) -> str:
+    if not groups:
+        return "They do not fall into groups."
+    return f"Colours are {len(groups)} groups (k-means), named by the words that tell them apart."
 
 
 def _section(title: str, content: str, note: str = "") -> str:
@@ -172,9 +184,9 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
     pieces = figures["pieces"]
     tiles = [
         ("accepted", f"{figures['accepted']:,}"),
-        ("of the pieces", f"{figures['accepted'] / pieces:.1%}" if pieces else "none"),
+        ("of all pieces accepted", f"{figures['accepted'] / pieces:.1%}" if pieces else "none"),
         ("answers", f"{figures['responses']:,}"),
-        ("failed for good", f"{figures['failed']:,}"),
+        ("failed permanently", f"{figures['failed']:,}"),
         ("tokens per accepted row", _number(figures["tokens_per_accepted"])),
         ("completion tokens/s", _number(figures["tokens_per_s"])),
     ]
@@ -192,7 +204,7 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
 def _requests(figures: Mapping[str, Any]) -> str:
     """What became of each request that was sent, in a sentence."""
     became = {
-        "failed": "failed for good",
+        "failed": "failed permanently",
         "dropped_at_a_stop": "dropped at a stop, perhaps billed and not kept",
         "lost_in_a_crash": "lost in a crash",
         "in_flight": "in flight",
@@ -204,16 +216,47 @@ def _requests(figures: Mapping[str, Any]) -> str:
     return f"Of {figures['requests']:,} requests sent: {', '.join(parts)}.{more}"
 
 
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with cells of HTML under names. On a narrow screen it becomes a list of cards, for
+    which each cell knows the name of its column.
+    """
+    columns = "".join(f"<th>{_shown(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-column="{escape(visible(name))}">{cell}</td>'
+            for name, cell in zip(head, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    cards = ' class="cards"' if len(head) > 2 else ""
+    return f"<table{cards}><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def _stages(stages: Sequence[Sequence[Any]]) -> str:
     def cell(value: Any) -> str:
         number = isinstance(value, int | float)
         return f"{value:,}" if number else _shown("" if value is None else value)
 
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{cell(value)}</td>' for value in stage)}</tr>" for stage in stages
-    )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return _table(COLUMNS, [[cell(value) for value in stage] for stage in stages])
+
+
+def _accepted(examples: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with all their fields, the first of them open."""
+    parts = []
+    for place, row in enumerate(examples):
+        first = next(iter(row["fields"].values()), "")
+        fields = "".join(
+            f"<dt>{_shown(name)}</dt><dd>{_shown(text)}</dd>"
+            for name, text in row["fields"].items()
+            if text
+        )
+        parts.append(
+            f"<details{' open' if not place else ''}><summary>{_shown(shorten(first, 100))} "
+            f"<b>{escape(row['id'])}</b></summary><dl>{fields}</dl></details>"
+        )
+    return "".join(parts) or "<p>None yet.</p>"
 
 
 def _number(value: float | None) -> str:
@@ -224,14 +267,20 @@ def _rejected(analysis: Mapping[str, Any]) -> str:
     parts = []
     told_by = analysis["told_by"]
     for reason, told in analysis["rejected"].items():
-        rows = "".join(
-            f"<tr><td>{escape(example['id'])}</td><td>{_shown(example[told_by])}</td>"
-            f"<td>{_shown(example['detail'])}{_nearest(example['nearest'])}</td></tr>"
-            for example in told["examples"]
+        table = _table(
+            ("piece", told_by, "why"),
+            [
+                (
+                    escape(example["id"]),
+                    _shown(example[told_by]),
+                    _shown(example["detail"]) + _nearest(example["nearest"]),
+                )
+                for example in told["examples"]
+            ],
         )
         parts.append(
-            f"<details><summary>{_shown(reason)} <b>{told['count']:,}</b></summary>"
-            f"<table><tr><th>piece</th><th>{told_by}</th><th>why</th></tr>{rows}</table></details>"
+            f"<details><summary>{_shown(reason)} <b>{told['count']:,}</b></summary>{table}"
+            "</details>"
         )
     return "".join(parts)
 
@@ -244,55 +293,54 @@ def _nearest(nearest: Mapping[str, Any] | None) -> str:
 
 
 def _checks(analysis: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{_shown(check)}</td><td>{count:,}</td></tr>"
-        for check, count in analysis["checks"].items()
-    )
     again = analysis["output_duplicates"]
-    answer = _shown(analysis["answer"])
-    rows += f"<tr><td>{answer} stands in an earlier row too</td><td>{again['rows']:,}</td></tr>"
-    most = "".join(
-        f"<tr><td>{d['rows']:,}</td><td>{escape(d['id'])}</td><td>{_shown(d['output'])}</td></tr>"
-        for d in again["most"]
+    answer = analysis["answer"]
+    rows = [(_shown(check), f"{count:,}") for check, count in analysis["checks"].items()]
+    rows.append((f"{_shown(answer)} is that of an earlier row too", f"{again['rows']:,}"))
+    table = _table(("what to look for", "rows"), rows)
+    if not again["most"]:
+        return table
+    most = _table(
+        ("rows", "one of them", answer),
+        [(f"{d['rows']:,}", escape(d["id"]), _shown(d["output"])) for d in again["most"]],
     )
-    repeated = (
-        f"<details><summary>the most repeated {answer}s</summary><table>"
-        f"<tr><th>rows</th><th>one of them</th><th>{answer}</th></tr>{most}</table></details>"
-    )
-    table = f"<table><tr><th>rows whose …</th><th>rows</th></tr>{rows}</table>"
-    return table + (repeated if most else "")
+    return f"{table}<details><summary>the most repeated {_shown(answer)}s</summary>{most}</details>"
 
 
 def _openings(openings: Sequence[tuple[str, int]]) -> str:
-    rows = "".join(
-        f"<tr><td>{_shown(text)}</td><td>{count:,}</td></tr>" for text, count in openings
-    )
-    return f"<table><tr><th>opening</th><th>rows</th></tr>{rows}</table>"
+    return _table(("opening", "rows"), [(_shown(text), f"{count:,}") for text, count in openings])
 
 
 def _bursts(analysis: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{_shown(b['phrase'])}</td><td>{b['rows']:,}</td><td>{b['sign']}</td>"
-        f"<td>{b['agreement']:.0%}: {_shown(b['opening'])}</td></tr>"
-        for b in analysis["bursts"]
+    if not analysis["bursts"]:
+        return "<p>None found.</p>"
+    return _table(
+        ("phrase", "rows", "sign", f"how the {analysis['answer']}s begin"),
+        [
+            (
+                _shown(burst["phrase"]),
+                f"{burst['rows']:,}",
+                burst["sign"],
+                f"{burst['agreement']:.0%}: {_shown(burst['opening'])}",
+            )
+            for burst in analysis["bursts"]
+        ],
     )
-    answer = _shown(analysis["answer"])
-    head = f"<tr><th>phrase</th><th>rows</th><th>sign</th><th>{answer}s begin</th></tr>"
-    return f"<table>{head}{rows}</table>" if rows else "<p>None found.</p>"
 
 
 def _settings(analysis: Mapping[str, Any]) -> str:
     parts = []
     for part, name in (
         ("fixed", "what was asked"),
-        ("decision", "what was decided by"),
+        ("decision", "how it was decided"),
         ("free", "how it was run"),
     ):
-        rows = "".join(
-            f"<tr><td>{_shown(key)}</td><td>{_shown(orjson.dumps(value).decode())}</td></tr>"
+        rows = [
+            (_shown(key), _shown(orjson.dumps(value).decode()))
             for key, value in sorted(analysis["settings"][part].items())
-        )
-        parts.append(f"<details><summary>{name}</summary><table>{rows}</table></details>")
+        ]
+        table = _table(("setting", "value"), rows)
+        parts.append(f"<details><summary>{name}</summary>{table}</details>")
     return "".join(parts)
 
 

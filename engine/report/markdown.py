@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.report.stages import COLUMNS, lines
-from engine.text import visible
+from engine.text import shorten, visible
 
 __all__ = ["markdown", "table"]
+
+CHARACTERS = 160
+"""Of a field in a table."""
 
 
 def markdown(analysis: Mapping[str, Any]) -> str:
@@ -29,6 +32,11 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     if stages := lines(analysis):
         yield "## Stages"
         yield table(COLUMNS, stages)
+    if examples := analysis["accepted_examples"]:
+        yield "## Rows at random"
+        fields = list(examples[0]["fields"])
+        rows = [[row["id"], *(_few(row["fields"].get(f, "")) for f in fields)] for row in examples]
+        yield table(("row", *fields), rows)
     yield "## Refused"
     refused = [
         (reason, told["count"], *_example(told["examples"], analysis["told_by"]))
@@ -47,12 +55,16 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     yield "## Before you train on it"
     checks = [*analysis["checks"].items()]
     again = analysis["output_duplicates"]["rows"]
-    checks.append((f"{analysis['answer']} stands in an earlier row too", again))
-    yield table(("rows whose …", "rows"), checks)
+    checks.append((f"{analysis['answer']} is that of an earlier row too", again))
+    yield table(("what to look for", "rows"), checks)
     if bursts := analysis["bursts"]:
         yield "## Suspicious bursts"
         columns = ("phrase", "rows", "sign", "opening")
         yield table(columns, [[burst[column] for column in columns] for burst in bursts])
+
+
+def _few(text: str) -> str:
+    return shorten(text, CHARACTERS)
 
 
 def _example(examples: Sequence[Mapping[str, Any]], told_by: str) -> tuple[Any, Any]:

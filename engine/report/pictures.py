@@ -13,6 +13,7 @@ both: some seconds, and a sample where a run is large.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -36,6 +37,14 @@ NEEDED = "the pictures need more packages: pip install 'woolmill[report]'"
 POINTS = 4000
 GROUPS = 10
 """As many as can be told apart by colour."""
+SMALLEST = 8
+"""Rows that make a group, on average."""
+APART = 2.0
+"""How many times better groups must stand apart than those that k-means finds in as much noise:
+else colours would show a difference that is none.
+"""
+COMPARED = 1000
+"""Rows whose silhouette is taken."""
 SENTENCES = 2000
 VERBS, OBJECTS = 20, 4
 """As in Self-Instruct's figure."""
@@ -51,7 +60,6 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     Raises ConfigError where scikit-learn is missing.
     """
     try:
-        from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA
     except ImportError as exc:
         raise ConfigError(NEEDED) from exc
@@ -74,13 +82,13 @@ def rows_map(run: RunReader) -> dict[str, Any]:
     else:
         by = f"the {shape.noun}s' words (not all rows have embeddings)"
         space = _by_words(texts, language)
-    groups = KMeans(min(GROUPS, len(rows)), n_init=2, random_state=0).fit_predict(space)
+    groups = _groups(space)
     places = PCA(2, random_state=0).fit_transform(space)
     names = _telling_words(texts, groups, language)
     return {
         "by": by,
         "rows": len(rows),
-        "groups": [names[g] for g in range(max(groups) + 1)],
+        "groups": names if len(names) > 1 else [],
         "points": [
             [
                 round(float(x), 4),
@@ -92,6 +100,33 @@ def rows_map(run: RunReader) -> dict[str, Any]:
             for (x, y), g, text, d in zip(places, groups, texts, rows, strict=True)
         ],
     }
+
+
+def _groups(space: NDArray[np.float32]) -> NDArray[np.int64]:
+    """A group for each row: as many as stand apart best, or all in one where none do."""
+    most = min(GROUPS, len(space) // SMALLEST)
+    found = [_grouped(space, count) for count in range(2, most + 1)]
+    apart, groups = max(found, key=lambda each: each[0], default=(0.0, None))
+    if groups is None:
+        return np.zeros(len(space), np.int64)
+    noise = np.random.default_rng(0).normal(size=space.shape).astype(np.float32)
+    by_chance, _ = _grouped(noise, int(groups.max()) + 1)
+    return groups if apart > APART * max(by_chance, 0.0) else np.zeros(len(space), np.int64)
+
+
+def _grouped(space: NDArray[np.float32], count: int) -> tuple[float, NDArray[np.int64]]:
+    """So many groups by k-means, and how far apart they stand: the mean silhouette."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
+    with warnings.catch_warnings():  # fewer different rows than groups
+        warnings.simplefilter("ignore")
+        groups = KMeans(count, n_init=2, random_state=0).fit_predict(space)
+    if len(set(groups)) < count:
+        return 0.0, np.zeros(len(space), np.int64)
+    compared = min(COMPARED, len(space))
+    apart = silhouette_score(space, groups, sample_size=compared, random_state=0)
+    return float(apart), groups
 
 
 def _words(text: str, language: str) -> list[str]:

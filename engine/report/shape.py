@@ -15,10 +15,10 @@ from engine.kept import recipe_of
 from engine.recipes.base import ANSWERS, Recipe
 from engine.recipes.guard import RecipeFault, compared_text
 from engine.recipes.load import ALPACA
-from engine.records import Record
+from engine.records import Decision, Record
 from engine.store import RunReader
 
-__all__ = ["Shape", "shape_of"]
+__all__ = ["Shape", "beginning", "shape_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +80,18 @@ def shown(value: object) -> str:
         return orjson.dumps(value).decode()
     except TypeError:  # half of a surrogate pair, or an integer of any size
         return json.dumps(value)
+
+
+def beginning(run: RunReader, decision: Decision, *, alpaca: bool, most: int) -> str:
+    """What stands in the answer where no row could be read of it, as of one that was cut off."""
+    answers = run.answers(decision.index, 1)
+    completion = answers[0].completion if answers else None
+    if completion is None:
+        return ""
+    text = completion.text.strip()
+    if alpaca:
+        pieces = completion.text.split("###")
+        text = pieces[decision.position].strip() if decision.position < len(pieces) else text
+    elif decision.position and len(text) > most:
+        return f"…{text[1 - most :]}"  # it came behind others, so the end is nearer
+    return text[:most]

@@ -25,10 +25,11 @@ import anyio
 
 from engine.errors import DiskError, InternalError, WoolmillError, first_known
 from engine.records import EVERY, Decision
-from engine.run.display import PlainDisplay, SilentDisplay
+from engine.run.display import Guarded, JsonDisplay, PlainDisplay, SilentDisplay
 from engine.run.generate import Result, generate
 from engine.run.progress import Display, Owner
 from engine.run.spool import spool
+from engine.run.textfile import MetricsFile
 from engine.settings import RunConfig
 from engine.store import RunReader
 
@@ -69,7 +70,8 @@ class BackgroundRun(Owner):
     ) -> None:
         self._config = config
         self._rows = rows
-        self._display: Display = PlainDisplay() if progress else _Notes()
+        lines = JsonDisplay if config.log_format == "json" else PlainDisplay
+        self._display: Display = lines() if progress else _Notes()
         self._thread: threading.Thread | None = None
         self._written: Path | None = None
         """Rows in a folder that has no run yet."""
@@ -196,7 +198,13 @@ class BackgroundRun(Owner):
         result, failed = None, None
         try:
             options = {"use_uvloop": sys.platform != "win32"}
-            result = anyio.run(self._main, backend_options=options)
+            with ExitStack() as stack:
+                if self._config.metrics_file is not None:
+                    metrics = MetricsFile(
+                        self._display, self._config.metrics_file, self._config.out
+                    )
+                    self._display = stack.enter_context(Guarded(metrics, self._display))
+                result = anyio.run(self._main, backend_options=options)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the caller is told
             failed = error
         with self._changed:

@@ -58,12 +58,14 @@ class Following:
         self._after = (-1, -1)
         self._rows: dict[int, Record] = {}
         self.count = 0
+        if first and (before := store.accepted_place(first - 1)) is not None:
+            self.count, self._after = first, before  # a large run goes on at once
         self.take_in()
 
     def take_in(self) -> None:
         """Take in what was committed since the last time."""
         for decision in self._store.decisions(accepted=True, after=self._after):
-            if self.count >= self._first and decision.record is not None:
+            if decision.record is not None:
                 self._rows[self.count] = decision.record
             self.count += 1
             self._after = (decision.index, decision.position)
@@ -78,11 +80,11 @@ class Following:
         """The row of this rank; None: there are not so many yet."""
         if number >= self.count:
             return None
-        if number not in self._rows:
-            for rank, decision in enumerate(self._store.decisions(accepted=True)):
-                if rank == number:
-                    return decision.record
-        return self._rows[number]
+        if number in self._rows:
+            return self._rows[number]
+        place = self._store.accepted_place(number)
+        decision = self._store.decision(*place) if place else None
+        return decision.record if decision else None
 
 
 def refuse_stale(before: RunReader, store: RunReader, samples: int) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "PlainDisplay",
     "SilentDisplay",
     "Speed",
+    "event",
     "told",
 ]
 
@@ -189,14 +190,16 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
 
 def _cost(progress: Progress, pool: Pool) -> float | None:
     """Money spent, as hosts state it or by the prices; None where there is neither."""
-    prices = pool.settings.prices
-    if not prices.known and not progress.stated_nano:
-        return None
-    return round(prices.cost(progress), 4)
+    cost = pool.settings.prices.cost_if_known(progress)
+    return None if cost is None else round(cost, 4)
+
+
+WAITING = ("waiting", "draining")
+"""How words begin that say what the run does, and not what holds it back."""
 
 
 def _binds(state: dict[str, Any]) -> str:
-    """What holds the run back, or what it waits for, in a few words."""
+    """What holds the run back, or what it waits for, in a few words; empty where nothing does."""
     found = []
     disk = f"disk ({state['calls_at_disk']:,} of {state['calls']:,} calls wait for it)"
     if state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
@@ -219,13 +222,13 @@ def _binds(state: dict[str, Any]) -> str:
     awaited = _awaited(state)
     if found:
         return ", ".join(found)
-    if awaited and "limit" in names:
+    if awaited and "limit" in names and not state["first_answers"]:
         return f"limit ({awaited})"
     if awaited:
         return awaited
     if state["undecided"]:
         return f"deciding ({state['undecided']:,} answers)"
-    return disk if state["calls_at_disk"] else "nothing"
+    return disk if state["calls_at_disk"] else ""
 
 
 def _awaited(state: dict[str, Any]) -> str:
@@ -336,13 +339,13 @@ class PlainDisplay:
 
 
 class JsonDisplay(PlainDisplay):
-    """JSON Lines: ``{"time", "event": "progress" | "note", …}``."""
+    """JSON Lines: ``{"time", "event": "progress" | "note", …}``; ``"end"`` is the command's."""
 
     def note(self, message: str) -> None:
-        self._write(_event("note", message=message))
+        self._write(event("note", message=message))
 
     def _line(self, state: dict[str, Any]) -> str:
-        return _event("progress", **state, binds=_binds(state))
+        return event("progress", **state, binds=_binds(state) or "nothing")
 
 
 class JsonLog(logging.Formatter):
@@ -350,12 +353,13 @@ class JsonLog(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         more = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-        return _event(
+        return event(
             "log", level=record.levelname, logger=record.name, message=record.getMessage(), **more
         )
 
 
-def _event(kind: Literal["progress", "note", "log"], **fields: Any) -> str:
+def event(kind: Literal["progress", "note", "log", "end"], **fields: Any) -> str:
+    """One line of JSON."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": now, "event": kind, **fields})
 
@@ -414,7 +418,9 @@ def block(state: dict[str, Any]) -> RenderableType:
         at_end = state["cost_at_end"]
         estimate = "" if at_end is None else f" · about {at_end:,.2f} at the end"
         body.add_row("cost", f"{state['cost']:,.2f}{estimate}")
-    body.add_row("held back by", Text(_binds(state)))
+    if held := _binds(state):
+        waits = held.startswith(WAITING)
+        body.add_row("now" if waits else "held back by", Text(held))
     for endpoint in state["endpoints"]:
         colour = {"closed": "green", "probing": "yellow", "open": "red"}[endpoint["state"]]
         load = f"{endpoint['in_flight']:,} of {endpoint['limit']:,} in flight"
@@ -473,7 +479,8 @@ def summary(state: dict[str, Any]) -> str:
     ]
     if state["tokens_in_the_making"]:
         parts.append(f"{state['tokens_in_the_making']:,} in the making")
-    parts.append(f"held back by {_binds(state)}")
+    if held := _binds(state):
+        parts.append(held if held.startswith(WAITING) else f"held back by {held}")
     parts += [
         f"{visible(stage['name'])} {stage['accepted']:,} accepted" for stage in state["stages"]
     ]

@@ -34,8 +34,16 @@ from engine.run.inputs import InputRows
 from engine.run.manifest import make_manifest
 from engine.run.pooled import Pooled
 from engine.run.progress import Display, Owner, Progress, Stop
-from engine.run.servers import make_backends, make_pool
-from engine.run.settle import Settled, about_language, earlier_manifest, settle, stages_of
+from engine.run.servers import make_backends, make_pool, started
+from engine.run.settle import (
+    Settled,
+    about_language,
+    answered_by,
+    earlier_manifest,
+    settle,
+    stages_of,
+)
+from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
 from engine.store import RunStore
 
@@ -64,7 +72,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
-    display, owner = Guarded(display), owner or Owner()
+    display, owner = SlowStart(Guarded(display), config), owner or Owner()
     chain = stages_of(settle(config))
     last = chain[-1].config
     for settled in chain:
@@ -123,7 +131,8 @@ class _Servers:
             self._stack.push_async_callback(_surely, pool.aclose)
             self._pools[name] = pool, config
             if not pool.backends[0].model:
-                await pool.start()  # the server knows which model it serves, and asking is free
+                # The server knows which model it serves, and asking is free.
+                await started(pool, config.wait_for_server_s, self._display)
                 self._started.add(name)
         return self._pools[name][0]
 
@@ -135,7 +144,7 @@ class _Servers:
                 continue
             self._display.note(f"starting {config.chosen_backend} with {pool.backends[0].model}")
             loading = time.monotonic()
-            await pool.start()
+            await started(pool, config.wait_for_server_s, self._display)
             self._display.note(f"started after {time.monotonic() - loading:.1f} s")
 
     def spent(self, stages: Sequence[Stage]) -> None:
@@ -156,8 +165,9 @@ async def _opened(
     before: Stage | None,
 ) -> Stage:
     """A stage with its store open, behind the stage ``before``."""
-    config, recipe, tasks = settled.config, settled.recipe, settled.tasks
     pool = await servers.of(settled)
+    settled = answered_by(settled, pool.backends[0])
+    config, recipe, tasks = settled.config, settled.recipe, settled.tasks
     manifest = make_manifest(config, recipe, tasks, pool.backends[0].model)
     if before is not None:
         manifest = replace(manifest, free={**manifest.free, "rows_identity": before.identity})

@@ -324,8 +324,14 @@ class Pipeline:
 
     # -- sending ----------------------------------------------------------------------------------
 
+    def _wanted(self) -> int:
+        """How many requests may be taken now, within window and cap."""
+        needed = self._needed()
+        self.owner.wants(self._plan.undecided + needed)
+        return self._plan.wanted(needed, self._pace.max_requests)
+
     def _needed(self) -> int:
-        """How many requests the yield so far calls for, of those that are not decided."""
+        """How many answers, from the first undecided request on, the yield so far calls for."""
         progress = self.progress
         missing = progress.target - progress.accepted
         needed = math.ceil(missing / progress.records_per_answer)
@@ -333,12 +339,6 @@ class Pipeline:
             known = progress.decided_answers if self._pace.paid else 0
             needed = max(needed, self._pace.at_least - known)
         return needed
-
-    def _wanted(self) -> int:
-        """How many requests more may go now, within window and cap; below 0: too many have gone."""
-        needed = self._needed()
-        self.owner.wants(self._plan.undecided + needed)
-        return self._plan.wanted(needed, self._pace.max_requests)
 
     def _next(self) -> Sequence[Prompt] | None:
         """The prompts of the next call; None where none may go out now.
@@ -421,8 +421,10 @@ class Pipeline:
         alone = self._prompts.goes_alone(prompts)
         self._scouting |= alone
         lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
-        if self._wanted() < 0 or self._stop is not None:
-            # While this waited for a slot, decisions made it needless.
+        needed = self._needed()
+        needless = any(self._plan.is_needless(prompt.index, needed) for prompt in prompts)
+        if needless or self._stop is not None:
+            # While this waited for a slot, decisions made it so.
             lease.release()
             self._plan.put_back(prompt.index for prompt in prompts)
             if alone:

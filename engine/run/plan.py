@@ -63,14 +63,26 @@ class Plan:
         return max(0, self.answered_below - self.undecided)
 
     def wanted(self, needed: int, most: int | None = None) -> int:
-        """How many requests more, where ``needed`` are to be undecided at a time; below 0: so many
-        too many are under way. ``most`` bounds the plan besides its end.
+        """How many requests may be taken, where the answers to ``needed`` from the first undecided
+        one on are called for. ``most`` bounds the plan besides its end.
+
+        It is by their numbers and not by how many are under way: where one is to be sent again,
+        nothing behind it can be decided, however much of that is answered already.
         """
-        wanted = min(needed, WINDOW) - (self.sent - self.undecided)
+        horizon = self._horizon(needed)
         ends = [end for end in (most, self.end) if end is not None]
-        if ends:
-            wanted = min(wanted, max(0, min(ends) - self.next_number) + len(self._again))
-        return wanted
+        new = max(0, min([horizon, *ends]) - self.next_number)
+        if horizon >= self.next_number:
+            return len(self._again) + new
+        return sum(number < horizon for number in self._again)
+
+    def is_needless(self, number: int, needed: int) -> bool:
+        """A request that was taken is not called for any more."""
+        return number >= self._horizon(needed)
+
+    def _horizon(self, needed: int) -> int:
+        """The first request that is not called for."""
+        return self.undecided + min(needed, WINDOW)
 
     def take(self, count: int) -> list[int]:
         """The next ``count`` requests; those sent before a restart come first."""
@@ -85,7 +97,7 @@ class Plan:
 
     def put_back(self, numbers: Iterable[int]) -> None:
         """These were taken and not sent; they come first again."""
-        self._again.extendleft(reversed(list(numbers)))
+        self._again = deque(sorted([*numbers, *self._again]))
 
     def ends_before(self, number: int) -> None:
         """There is no request ``number``, nor one behind it."""

@@ -15,7 +15,7 @@ from engine.prompts.fit import Prompts
 from engine.recipes.guard import RecipeFault
 from engine.records import Answer, Completion, Decision, Prompt, Record, Usage
 from engine.run import generate
-from engine.run.settle import Settled, settle, stages_of
+from engine.run.settle import Settled, answered_by, settle, stages_of
 from engine.settings import RunConfig
 
 __all__ = ["Given", "Preview", "asks_somebody", "preview"]
@@ -101,6 +101,8 @@ async def _stage(
     backend: Backend | None,
 ) -> list[Preview]:
     """The first requests of one stage, over ``rows`` or the run's own input."""
+    if backend is not None:
+        settled = answered_by(settled, backend)
     samples = settled.config.samples or 1
     if settled.recipe.reduces or rows is not None:
         n *= samples

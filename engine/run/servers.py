@@ -1,8 +1,10 @@
-"""The backends that a run's settings name, and the pool that stands before them."""
+"""The backends that a run's settings name, the pool that stands before them, and its start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import anyio
 
 from engine import models
 from engine.backends.base import Backend
@@ -12,18 +14,42 @@ from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
 from engine.backends.openai.wire import make_transport
 from engine.backends.scripted import ScriptedBackend
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
+from engine.run.progress import Display
 from engine.secrets import keep_from_children, read_key
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
 
-__all__ = ["LOCAL_IS_MISSING", "make_backends", "make_pool"]
+__all__ = ["LOCAL_IS_MISSING", "make_backends", "make_pool", "started"]
 
 LOCAL_IS_MISSING = (
     "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
     "server with --base-url"
 )
+
+ASKED_EVERY_S = 2.0
+"""How often a server that is waited for is asked whether it is there."""
+
+
+async def started(pool: Pool, wait_s: float, display: Display) -> None:
+    """Start the pool; where no server answers yet, as while it loads its model, ask again until
+    ``wait_s`` seconds are over. Raises what ``Pool.start`` raises.
+    """
+    waiting_since_s = anyio.current_time()
+    said = False
+    while True:
+        try:
+            await pool.start()
+            return
+        except UnavailableError as error:
+            left_s = waiting_since_s + wait_s - anyio.current_time()
+            if left_s <= 0:
+                raise
+            if not said:
+                display.note(f"{error} Waiting up to {wait_s:.0f} s (--wait-for-server)")
+                said = True
+        await anyio.sleep(min(ASKED_EVERY_S, left_s))
 
 
 def make_backends(config: RunConfig) -> Sequence[Backend]:

@@ -1,15 +1,19 @@
-"""Settings of a run as a whole: how many rows, where to, and what ends it."""
+"""Settings of a run as a whole: how many rows, where to, what ends it, and what is shown of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from engine.sections import FREE, Flag, Positive, Seconds, Section
 
-__all__ = ["EndSection", "RunSection"]
+__all__ = ["EndSection", "RunSection", "ShowSection"]
+
+
+NoSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Seconds, or 0 for not at all."""
 
 
 class RunSection(Section):
@@ -49,6 +53,15 @@ class EndSection(Section):
         FREE,
         Flag("Stop when so many requests in a row are refused as if a setting were wrong."),
     ] = 20
+    wait_for_server_s: Annotated[
+        NoSeconds,
+        FREE,
+        Flag(
+            "At the start, wait so long for a server that does not answer yet.",
+            names=("--wait-for-server",),
+            metavar="SECONDS",
+        ),
+    ] = 0.0
     max_outage_s: Annotated[
         Seconds,
         FREE,
@@ -71,3 +84,19 @@ class EndSection(Section):
             metavar="SECONDS",
         ),
     ] = 120.0
+
+
+class ShowSection(Section):
+    """What a person or another program sees of the run while it goes on."""
+
+    heading: ClassVar[str] = "What is shown"
+
+    progress: Annotated[bool, FREE, Flag("A live block in a terminal, or else plain lines.")] = True
+    log_format: Annotated[
+        Literal["text", "json"],
+        FREE,
+        Flag("json: progress, notes, logs and the end as JSON Lines on standard error."),
+    ] = "text"
+    metrics_file: Annotated[
+        Path | None, FREE, Flag("Keep counts for Prometheus' textfile collector here.")
+    ] = None

@@ -9,13 +9,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.backends.base import Backend
 from engine.backends.openai.address import read_address
 from engine.errors import ConfigError, WoolmillError
 from engine.languages import ENGLISH, MIXED, detect, language_of
+from engine.limits.endpoint import WatchedServer
 from engine.recipes.base import Recipe
 from engine.recipes.filters import FilterSettings
 from engine.recipes.load import ALPACA
@@ -25,7 +27,14 @@ from engine.run.inputs import InputRows, identity
 from engine.settings import AUTO, RunConfig
 from engine.store import Manifest, RunStore
 
-__all__ = ["Settled", "about_language", "earlier_manifest", "settle", "stages_of"]
+__all__ = [
+    "Settled",
+    "about_language",
+    "answered_by",
+    "earlier_manifest",
+    "settle",
+    "stages_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +132,16 @@ def _refuse_unused_models(config: RunConfig, recipe: Recipe) -> None:
     if unused := next((name for name in config.models if name not in asked), None):
         there = f"its stages ask {', '.join(asked)}" if asked else "no stage names a model"
         raise ConfigError(f"[models.{unused}]: recipe {recipe.name} does not ask it; {there}")
+
+
+def answered_by(settled: Settled, backend: Backend) -> Settled:
+    """The stage's settings, now that it is known which model ``backend`` has."""
+    names = [backend.model]
+    if isinstance(backend, WatchedServer) and backend.identity is not None:
+        names.append(backend.identity[1])
+    earlier = earlier_manifest(settled.config.out)
+    config = settled.config.answered_by(names, earlier.fixed if earlier is not None else None)
+    return replace(settled, config=config)
 
 
 OF_A_HOST = frozenset(

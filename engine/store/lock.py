@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import zlib
 from contextlib import suppress
 from datetime import datetime
@@ -18,9 +19,11 @@ from pathlib import Path
 
 from engine.errors import InputError, OutputError, StoppedError
 
-__all__ = ["RunLock", "read_mark"]
+__all__ = ["RunLock", "is_held", "read_mark"]
 
 _LINE = 128
+_LOOKED_AT_S = 1.0
+"""How long others who only look (``is_held``) may keep a writer from its lock."""
 
 
 class RunLock:
@@ -41,7 +44,7 @@ class RunLock:
         except OSError as exc:
             raise OutputError(f"{path}: cannot be opened: {exc.strerror}") from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._fd)
         except OSError as exc:
             holder = os.pread(self._fd, _LINE, 0).decode("ascii", "replace").strip(" \n\0")
             os.close(self._fd)
@@ -83,6 +86,42 @@ class RunLock:
 
     def release(self) -> None:
         os.close(self._fd)
+
+
+def _lock(fd: int) -> None:
+    """Take the lock. Raises BlockingIOError while another process writes the run.
+
+    Whoever only looks has the lock too, but shared and for some microseconds: where it can be
+    shared, nobody writes, and it is tried again.
+    """
+    until_s = time.monotonic() + _LOOKED_AT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # raises where somebody writes
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            if time.monotonic() > until_s:
+                raise
+        os.sched_yield()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process writes the run whose lock file is ``path``; True where nobody can tell."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def read_mark(path: Path) -> tuple[str, int] | None:

@@ -232,6 +232,17 @@ class RunReader:
         )
         return self._decision(*rows[0]) if rows else None
 
+    def accepted_place(self, rank: int) -> tuple[int, int] | None:
+        """(request, position) of the accepted row that ``rank`` others come before in plan order;
+        None where there are not so many.
+        """
+        rows = self._query(
+            "SELECT request, position FROM decision WHERE reason IS NULL"
+            " ORDER BY request, position LIMIT 1 OFFSET ?",
+            (rank,),
+        )
+        return (rows[0][0], rows[0][1]) if rows else None
+
     def accepted_places(self) -> Iterator[tuple[int, int]]:
         """(request, position) of every accepted row in plan order, without what is in it."""
         expected, after, count = self.counts().accepted, (-1, -1), 0

@@ -104,7 +104,7 @@ class Counts(Spent):
     """Requests recorded before they were sent; one sent again in a later session counts again."""
     answered: int = 0
     failed: int = 0
-    """Of ``answered``: those that failed for good."""
+    """Of ``answered``: those that failed permanently."""
     wasted: int = 0
     """Answers to requests that had one already: paid and not used."""
     attempts: int = 0

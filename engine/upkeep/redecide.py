@@ -27,6 +27,7 @@ from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
 from engine.stages import Stage, remedy, stage_named
 from engine.store import RunStore
+from engine.upkeep.changes import Accepted
 from engine.upkeep.trial import Trial, trial_of
 from engine.upkeep.trial import drop_stale as drop
 
@@ -98,11 +99,18 @@ def redecide(
             click.echo(line)
     if dry_run:
         return
+    with RunStore.read(chosen) as run:
+        before = Accepted(run)
     done = anyio.run(redecide_run, chosen, seeds, given)
+    with RunStore.read(chosen) as run:
+        difference = before.compared_with(run)
     click.echo(
         f"accepted {done.accepted}{of_target(done.target)} from {done.answers} answers "
-        f"(before: {done.accepted_before})  {chosen}"
+        f"(before: {done.accepted_before}; {difference})  {chosen}"
     )
+    if trial is None:
+        for line in difference.lines():
+            click.echo(line)
     if trial is not None and trial.stale:
         if drop_stale:
             _drop(chosen, behind)
@@ -131,9 +139,9 @@ def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
     """What would change, for the person."""
     verb = "would be" if dry_run else "will be"
     yield (
-        f"{trial.accepted:,} rows {verb} accepted (now {trial.accepted_before:,}): "
-        f"{trial.come:,} come, {trial.go:,} go"
+        f"{trial.accepted:,} rows {verb} accepted (now {trial.accepted_before:,}): {trial.changes}"
     )
+    yield from trial.changes.lines()
     for reason in sorted(trial.reasons.keys() | trial.reasons_before.keys()):
         now, then = trial.reasons_before.get(reason, 0), trial.reasons.get(reason, 0)
         if now != then:

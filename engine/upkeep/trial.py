@@ -19,6 +19,7 @@ from engine.errors import OutputError
 from engine.stages import Stage, Stale, samples_of, stale_answers
 from engine.store import RunReader, RunStore
 from engine.store.database import connect, disk_errors
+from engine.upkeep.changes import Accepted, Changes
 
 __all__ = ["Behind", "Trial", "drop_stale", "stale_behind", "trial_of"]
 
@@ -40,9 +41,7 @@ class Trial:
     accepted_before: int
     reasons: Mapping[str, int]
     reasons_before: Mapping[str, int]
-    come: int
-    """Rows that were not accepted before, or were others."""
-    go: int
+    changes: Changes
     behind: Sequence[Behind]
 
     @property
@@ -58,15 +57,13 @@ async def trial_of(
     with _copy(folder) as copy:
         await decide(copy)
         with RunReader(folder) as was, RunReader(copy) as now:
-            come, go = _difference(was, now)
             before, after = was.counts(), now.counts()
             return Trial(
                 accepted=after.accepted,
                 accepted_before=before.accepted,
                 reasons=after.reasons,
                 reasons_before=before.reasons,
-                come=come,
-                go=go,
+                changes=Accepted(was).compared_with(now),
                 behind=stale_behind(now, behind),
             )
 
@@ -88,25 +85,6 @@ def _copy(folder: Path) -> Iterator[Path]:
         ):
             source.backup(target)
         yield Path(name)
-
-
-def _difference(was: RunReader, now: RunReader) -> tuple[int, int]:
-    """How many accepted rows come, and how many go; one that is another at its place does both."""
-    come = go = 0
-    olds, news = was.decisions(accepted=True), now.decisions(accepted=True)
-    old, new = next(olds, None), next(news, None)
-    while old is not None or new is not None:
-        old_key = (old.index, old.position) if old is not None else (2**63, 0)
-        new_key = (new.index, new.position) if new is not None else (2**63, 0)
-        same = old is not None and new is not None and old.record == new.record
-        if old_key != new_key or not same:
-            go += old_key <= new_key
-            come += new_key <= old_key
-        if old_key <= new_key:
-            old = next(olds, None)
-        if new_key <= old_key:
-            new = next(news, None)
-    return come, go
 
 
 def stale_behind(run: RunReader, behind: Sequence[Stage]) -> list[Behind]:

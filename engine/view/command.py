@@ -37,8 +37,9 @@ MIN_TOKEN_CHARS = 32
 def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, recipe: str) -> None:
     """Browse and search a run's rows in a browser, live and read-only.
 
-    Prints a link with a token, and needs it: other programs and pages cannot look in. Metrics for
-    Prometheus are at /metrics, with WOOLMILL_VIEW_TOKEN as the bearer token.
+    Prints a link with a token, and needs it: other programs and pages cannot look in. The token is
+    a new one each time, or that of the variable WOOLMILL_VIEW_TOKEN, which is not printed. Metrics
+    for Prometheus are at /metrics, with the same as the bearer token.
 
     \b
     woolmill view runs/alpaca
@@ -85,7 +86,9 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, r
             before = rows[-1] if rows else None
             rows.append(Rows(stage.folder, known, name=stage.name, before=before))
             stack.callback(rows[-1].close)
-        click.echo(f"http://{shown}:{bound}/enter?token={token}")
+        # A token that somebody chose may be in use elsewhere, and what is printed ends in logs.
+        printed = f"${TOKEN}" if os.environ.get(TOKEN) else token
+        click.echo(f"http://{shown}:{bound}/enter?token={printed}")
         server = make_server(make_app(rows, access))
         anyio.run(lambda: server.serve(sockets=[listener]))
 

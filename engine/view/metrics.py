@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from engine.money import Prices
 from engine.stages import open_stages, stages_of_run
 from engine.store import Counts, RunReader
 
@@ -26,6 +27,7 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
     with open_stages(earlier) as before:
         told = [*zip(earlier, before, strict=True), (last, run)]
         counts = [(stage.name, each.counts()) for stage, each in told]
+        costs = [Prices.of(each.manifest.free).cost_if_known(each.counts()) for _, each in told]
 
     def metric(name: str, kind: str, help_: str, samples: Callable[[Counts], Samples]) -> None:
         lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} {kind}"))
@@ -49,13 +51,19 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
     metric("requests_sent_total", "counter", "Requests sent.", lambda c: {(): c.sent})
     metric("answers_total", "counter", "Requests that came to an end, by backend.",
            lambda c: {(("backend", name),): n for name, n in c.backends.items()})  # fmt: skip
-    metric("failed_requests_total", "counter", "Requests that failed for good.",
+    metric("failed_requests_total", "counter", "Requests that failed permanently.",
            lambda c: {(): c.failed})  # fmt: skip
     metric("attempts_total", "counter", "Attempts, retries among them.",
            lambda c: {(): c.attempts})  # fmt: skip
     metric("tokens_total", "counter", "Tokens billed.",
            lambda c: {(("kind", "prompt"),): c.prompt_tokens,
                       (("kind", "completion"),): c.completion_tokens})  # fmt: skip
+    if any(cost is not None for cost in costs):
+        lines.extend(("# HELP woolmill_cost_total Money spent, in the currency of the prices.",
+                      "# TYPE woolmill_cost_total counter"))  # fmt: skip
+        for (stage, _), cost in zip(counts, costs, strict=True):
+            own = (("stage", stage),) if stage else ()
+            lines.append(f"woolmill_cost_total{_labels(own)} {cost or 0.0:.6f}")
     metric("wasted_answers_total", "counter", "Answers to requests that had one already.",
            lambda c: {(): c.wasted})  # fmt: skip
     if tokens_in_the_making is not None:

@@ -24,7 +24,7 @@ from engine.recipes.guard import RecipeFault, parts_of
 from engine.recipes.load import ALPACA
 from engine.records import Answer, Decision, Record
 from engine.report.figures import figures
-from engine.report.shape import Shape
+from engine.report.shape import Shape, beginning
 from engine.stages import parent_of
 from engine.store import RunReader
 from engine.thoughts import thoughts_apart
@@ -79,6 +79,8 @@ class Rows:
             self._samples = int(run.manifest.fixed.get("samples") or 1)
         self._shape = Shape(recipe=recipe, alpaca=alpaca)
         self._last = (-1, -1)
+        self._decided_by: Mapping[str, Any] = {}
+        """The settings that the decisions in the index follow from."""
         self._temporary = tempfile.TemporaryDirectory(prefix="woolmill-view-")
         path = Path(self._temporary.name) / "index.sqlite"
         self._index = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -92,11 +94,14 @@ class Rows:
     def state(self) -> dict[str, Any]:
         """The run's figures as of its last commit."""
         with RunReader(self.folder) as run:
+            told = figures(run, exact=False)
             return {
-                **figures(run, exact=False),
+                **told,
                 "stage": self.name,
                 "target": run.manifest.free.get("target"),
                 "last_at_s": run.counts().last_at_s,
+                # Another text where rows came, or were decided again.
+                "decided_as": f"{told['pieces']} {told['rejected']} {run.manifest.decision}",
             }
 
     def find(
@@ -140,13 +145,15 @@ class Rows:
             ).fetchone()[0]
         with RunReader(self.folder) as run:
             decisions = [_decision(run, request, position) for _, request, position in found[:PAGE]]
+            briefs = [self._brief(run, decision) for decision in decisions]
         return {
-            "rows": [self._brief(decision) for decision in decisions],
+            "rows": briefs,
             "matches": matches,
             "next": found[PAGE - 1][0] if len(found) > PAGE else None,
         }
 
-    def _brief(self, decision: Decision) -> dict[str, Any]:
+    def _brief(self, run: RunReader, decision: Decision) -> dict[str, Any]:
+        alpaca = self._shape.alpaca
         record, nearest = decision.record, decision.nearest
         text = self._shape.told_by(record)
         others = [
@@ -159,6 +166,9 @@ class Rows:
             "reason": decision.reason,
             "detail": decision.detail[:SHORT],
             "text": text[:SHORT] if record else None,
+            "begins": None
+            if record
+            else beginning(run, decision, alpaca=alpaca, most=SHORT) or None,
             "others": others[:FEW],
             "score": nearest.score if nearest else None,
         }
@@ -246,9 +256,15 @@ class Rows:
         return text or "\n\n".join(f"{turn.role}: {turn.content}" for turn in messages)
 
     def _take_in(self) -> None:
-        """Index what was decided since the last question."""
+        """Index what was decided since the last question; all of it where it was decided again."""
         with self._lock, RunReader(self.folder) as run:
             self._index.execute("BEGIN")
+            last = run.counts().last_decided or (-1, -1)
+            if last < self._last or run.manifest.decision != self._decided_by:
+                self._index.execute("DELETE FROM row")
+                self._index.execute("INSERT INTO text (text) VALUES ('delete-all')")
+                self._last = (-1, -1)
+                self._decided_by = run.manifest.decision
             for decision in run.decisions(after=self._last):
                 record = decision.record
                 cursor = self._index.execute(

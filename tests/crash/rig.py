@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import random
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ from typing import Any, Self
 from benchmarks.server import Behaviour, Server
 
 ROOT = Path(__file__).resolve().parents[2]
+HUNG, LONGEST_S = 124, 180.0
+"""The status of a run that has not ended after so many seconds; the longest here take twenty."""
 EARLY, STARTING_S = 0.2, 1.0
 """The share of moments in the start of a run, and how long one may take."""
 
@@ -74,6 +78,7 @@ class Parent(AbstractContextManager["Parent"]):
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._child = 0
 
     def __enter__(self) -> Self:
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -111,11 +116,20 @@ class Parent(AbstractContextManager["Parent"]):
     def start(self, order: dict[str, Any]) -> int:
         """Fork a child; its pid."""
         self._send(order)
-        return int(self._line())
+        self._child = int(self._line())
+        return self._child
 
     def wait(self) -> int:
-        """The child's exit status; below zero the signal that ended it."""
-        return int(self._line())
+        """The child's exit status; below zero the signal that ended it, ``HUNG`` where it did not
+        come to an end.
+        """
+        assert self._process is not None
+        assert self._process.stdout is not None
+        if select.select([self._process.stdout], [], [], LONGEST_S)[0]:
+            return int(self._line())
+        send_signal(self._child, signal.SIGKILL)
+        self._line()
+        return HUNG
 
     def _send(self, order: dict[str, Any]) -> None:
         assert self._process is not None

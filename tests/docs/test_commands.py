@@ -3,7 +3,7 @@
 They run as they stand but for what a test cannot have: servers are a loopback server, hosted models
 the one it serves, targets small, models in this process the scripted backend. ``make`` goals are
 looked up in the Makefile, ``pip`` extras in pyproject.toml, and the trainer's command lines are
-parsed (tests/trainer runs it).
+parsed (tests/trainer/test_docs.py runs those of its page).
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from benchmarks.server import Behaviour, Server
+from engine.cli.generate import generate
 from engine.cli.main import main
 from engine.models import NAMES
 from engine.recipes.seeds import bundled_seeds
+from engine.settings import load_config
 from tests.engine.batches.shapes import OpenAI
 from tests.engine.batches.world import KEY, answer_elsewhere
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+TO_READ = ("architecture.md", "reference.md")
+"""Pages without a command to try; tests/docs/test_reference.py looks at the second."""
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md")),
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in TO_READ),
+]
 MOST = 25
 """Accepted records that a command of the docs gets to ask for."""
 SERVED = "toy"
@@ -121,6 +129,10 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
             from trainer.show import parsed
 
             parsed(arguments[arguments.index("trainer.show") + 1 :])
+        elif "trainer.sample" in arguments:
+            from trainer.sample import parser
+
+            parser().parse_args(arguments[arguments.index("trainer.sample") + 1 :])
         else:
             parse(arguments[arguments.index("trainer") + 1 :])
     elif arguments[:1] == ["view"]:
@@ -214,6 +226,28 @@ def test_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(done.stdout.splitlines()) >= 5
 
 
+def test_the_batch_script_is_a_script_and_the_job_a_job(tmp_path: Path) -> None:
+    """No cluster is at hand: bash reads the script, and the job's command line is parsed."""
+    page = dict(steps(ROOT / "docs" / "deploying.md"))
+    script = tmp_path / "woolmill.sbatch"
+    script.write_text(page["woolmill.sbatch"])
+    subprocess.run(["bash", "-n", script], check=True)
+    job = yaml.safe_load(page["woolmill.yaml"])["spec"]["template"]["spec"]
+    (container,) = job["containers"]
+    command, *flags = container["args"]
+    flags[flags.index("/settings/run.toml")] = str(tmp_path / "run.toml")
+    (tmp_path / "run.toml").write_text(page["run.toml"])
+    assert command == "generate"
+    given = generate.make_context("generate", flags).params
+    config = load_config(given.pop("config_file"), given)
+    assert config.out == Path("/data/run")
+    assert config.drain_timeout_s < job["terminationGracePeriodSeconds"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in job["volumes"]
+    }
+    assert config.key_env in {variable["name"] for variable in container["env"]}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_its_completion(shell: str) -> None:
     script = Path(sys.executable).with_name("woolmill")
@@ -224,9 +258,10 @@ def test_each_shell_gets_its_completion(shell: str) -> None:
 
 def test_the_pages_are_few_and_short() -> None:
     pages = sorted((ROOT / "docs").glob("*.md"))
-    assert 0 < len(pages) <= 11
+    assert 0 < len(pages) <= 16
     lengths = {page.stem: len(page.read_text().splitlines()) for page in pages}
-    assert lengths.pop("training") < 250  # a program of its own, with tables of what it takes
-    for page in ("writing-recipes", "staged-recipes"):
-        assert lengths.pop(page) < 180  # with whole files to copy
+    del lengths["reference"]  # made from the code, to look things up in
+    assert lengths.pop("training") < 265  # a program of its own, with tables of what it takes
+    for page in ("writing-recipes", "staged-recipes", "python", "deploying"):
+        assert lengths.pop(page) < 210  # with whole files to copy
     assert max(lengths.values()) < 120

@@ -48,7 +48,7 @@ def run_with_kills(folder: Path, settings: dict[str, Any], *, kills: int) -> tup
             command("killed"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while run.poll() is None and written(out) < enough:
-            time.sleep(0.01)
+            time.sleep(0.02)
         if run.poll() is not None:
             break
         run.send_signal(signal.SIGKILL)

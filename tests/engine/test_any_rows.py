@@ -420,7 +420,7 @@ def test_a_report_tells_of_any_fields(free: Path) -> None:
     parsed = [decision for decision in refused if decision.record is not None]
     assert analysis["figures"]["parsed"] == 30 + len(parsed)
     text = markdown(analysis)
-    for word in ("instruction", "Instruction", "seed", "output stands"):
+    for word in ("instruction", "Instruction", "seed", "output is that"):
         assert word not in text.replace("completion", "")
 
 

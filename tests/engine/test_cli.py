@@ -7,9 +7,11 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -18,7 +20,9 @@ from benchmarks.server import Behaviour, Server
 from engine.cli.main import main
 from engine.errors import DiskError, StoppedError, WoolmillError
 from engine.report.figures import figures
+from engine.run.display import SilentDisplay
 from engine.run.generate import Result
+from engine.run.generate import generate as run_to_its_end
 from engine.run.progress import Display, Progress, Stop
 from engine.settings import RunConfig
 from engine.store import RunStore
@@ -68,6 +72,106 @@ def test_generate_export_report(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert figures["responses"] == figures["requests"]
     assert figures["parsed"] == 30 + sum(figures["rejected"].values())
     assert figures["tokens"]["completion"] > 0
+
+
+def test_the_end_says_what_there_is_what_it_took_and_where_to_look(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Over all sessions of the run, with the prices that the last one had."""
+    run, prices = tmp_path / "run", ("--price-prompt", "1000000", "--price-completion", "0")
+    woolmill(capsys, *scripted(run, "--target", "30"))
+    status, out, _ = woolmill(capsys, *scripted(run, "--target", "120", *prices))
+    assert status == 0
+    with RunStore.read(run) as store:
+        counts = store.counts()
+    refused = sum(counts.reasons.values())
+    lines = out.splitlines()
+    assert lines[0].startswith("accepted 120 of 120 in ")
+    assert refused
+    assert lines[1].startswith(f"refused  {refused} (")
+    assert all(f"{reason} {n}" in lines[1] for reason, n in counts.reasons.items())
+    spent = f"{counts.prompt_tokens:,} in, {counts.completion_tokens:,} out"
+    assert lines[2] == f"tokens   {spent}; cost {counts.prompt_tokens:,}.00"
+    assert lines[-1] == f"look     woolmill view {run}   or   woolmill report {run} --format md"
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """Every line is JSON, and the last one alone is the end."""
+    read = [json.loads(line) for line in text.splitlines()]
+    assert [event["event"] == "end" for event in read] == [False] * (len(read) - 1) + [True]
+    return read
+
+
+ENDS = {
+    "done": ("--target 20", 0, "done"),
+    "stopped": ("--target 500 --max-requests 3", 75, "--max-requests"),
+    "a number that is none": ("--target x", 64, "--target"),
+    "an unknown flag": ("--tarrget 5", 64, "--tarrget"),
+    "a wrong setting": ("--target 0", 78, "--target"),
+    "no such seeds": ("--seeds {folder}/none", 65, "none"),
+    "no server": ("--backend http --base-url http://127.0.0.1:9 --model m", 69, "127.0.0.1:9"),
+}
+
+
+@pytest.mark.parametrize(("more", "status", "said"), ENDS.values(), ids=ENDS)
+def test_json_logs_have_no_bare_line_and_end_in_an_event(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, more: str, status: int, said: str
+) -> None:
+    words = [*more.format(folder=tmp_path).split(), "--max-outage", "0.2", "--log-format", "json"]
+    got, out, err = woolmill(capsys, *scripted(tmp_path / "run", *words))
+    assert (got, out) == (status, "")
+    end = events(err)[-1]
+    assert end["status"] == status
+    assert said in end["reason"]
+    if status in (0, 75):
+        dataset = json.loads(Path(end["dataset"]).read_text())
+        assert len(dataset) == end["accepted"]
+        assert end["completion_tokens"] > 0
+    assert (end["resume"] is not None) == (said == "--max-requests" or status == 69)
+
+
+def test_json_logs_as_a_setting_and_a_bug_as_an_event(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("engine.run.settle.read_seeds", broken)
+    config = tmp_path / "run.toml"
+    config.write_text('log_format = "json"')
+    status, out, err = woolmill(capsys, *scripted(tmp_path / "run", "--config", str(config)))
+    assert (status, out) == (70, "")
+    assert "RuntimeError: boom" in events(err)[-1]["traceback"]
+
+
+@pytest.mark.anyio
+async def test_a_server_that_still_loads_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing listens when the run starts; it begins as soon as something does."""
+    monkeypatch.setattr("engine.run.servers.ASKED_EVERY_S", 0.05)
+    server = Server(Behaviour())
+    with socket.socket() as probe:  # a port that is free, and stays so
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    class Notes(SilentDisplay):
+        def note(self, message: str) -> None:
+            said.append(message)
+            if "--wait-for-server" in message:
+                tasks.start_soon(server.start, port)
+
+    said: list[str] = []
+    settings = {"base_url": f"http://127.0.0.1:{port}", "semantic": False, "target": 5}
+    config = RunConfig.model_validate(
+        {**settings, "out": tmp_path / "run", "wait_for_server_s": 30, "max_tokens": 500}
+    )
+    async with anyio.create_task_group() as tasks:
+        result = await run_to_its_end(config, Notes())
+        await server.stop()
+    assert result.stop.reached
+    assert result.progress.accepted == 5
+    assert sum("--wait-for-server" in message for message in said) == 1
 
 
 def test_alpacas_own_options_are_aliases(
@@ -221,7 +325,7 @@ async def test_a_stop_says_what_it_dropped(tmp_path: Path) -> None:
         out, err = await process.communicate()
     assert process.returncode == 130
     assert "SIGINT: sending nothing more, waiting up to 1 s for 8 calls in flight" in err.decode()
-    dropped = "8 requests dropped: sent and perhaps billed, their answers not kept"
+    dropped = "dropped  8 requests, perhaps billed, whose answers were not waited for"
     assert f"{dropped}; the same command sends them again" in out.decode()
     with RunStore.read(tmp_path / "run") as run:
         told = figures(run)

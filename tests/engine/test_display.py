@@ -11,7 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -29,6 +30,7 @@ from engine.run.display import (
     JsonLog,
     LiveDisplay,
     PlainDisplay,
+    SilentDisplay,
     Speed,
     block,
     clock,
@@ -38,6 +40,7 @@ from engine.run.display import (
 from engine.run.generate import generate
 from engine.run.pipeline import Pipeline
 from engine.run.progress import Progress
+from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
@@ -213,7 +216,6 @@ def waiting(**changed: Any) -> dict[str, Any]:
 
 
 HELD_BACK = {
-    "nothing": ({}, "nothing"),
     "one answer": (
         {"server": {"in_flight": 1, "oldest_s": 95.2}},
         "waiting for 1 answer from http://127.0.0.1:8000, the oldest for 95 s",
@@ -222,24 +224,28 @@ HELD_BACK = {
         {"server": {"in_flight": 8, "oldest_s": 3.0}, "first_answers": True},
         "waiting for the first answers: 8 calls to http://127.0.0.1:8000",
     ),
+    "the first answers at the limit": (
+        {"server": {"in_flight": 8, "oldest_s": 3.0, "binds": "limit"}, "first_answers": True},
+        "waiting for the first answers: 8 calls to http://127.0.0.1:8000",
+    ),
     "the limit": (
         {"server": {"in_flight": 64, "binds": "limit"}},
-        "limit (waiting for 64 answers from http://127.0.0.1:8000)",
+        "held back by limit (waiting for 64 answers from http://127.0.0.1:8000)",
     ),
     "a scout": (
         {"server": {"in_flight": 1}, "learning_context": True},
-        "learning the context length (one call at a time)",
+        "held back by learning the context length (one call at a time)",
     ),
-    "a pause": ({"server": {"in_flight": 1, "binds": "pause"}}, "pause"),
+    "a pause": ({"server": {"in_flight": 1, "binds": "pause"}}, "held back by pause"),
     "an outage": (
         {"server": {"binds": "outage", "failure": "connect_refused: no"}},
-        "outage (http://127.0.0.1:8000: connect_refused: no)",
+        "held back by outage (http://127.0.0.1:8000: connect_refused: no)",
     ),
     "one long decision": (
         {"undecided": 1, "deciding_s": 12.0, "server": {"in_flight": 1}},
-        "deciding (1 answers wait, for 12 s)",
+        "held back by deciding (1 answers wait, for 12 s)",
     ),
-    "few decisions": ({"undecided": 3}, "deciding (3 answers)"),
+    "few decisions": ({"undecided": 3}, "held back by deciding (3 answers)"),
     "a stop": (
         {"draining": True, "drain_left_s": 73.4, "calls": 4, "server": {"in_flight": 4}},
         "draining (waiting for 4 answers from http://127.0.0.1:8000, 73 s left)",
@@ -253,8 +259,43 @@ HELD_BACK = {
 
 @pytest.mark.parametrize(("changed", "said"), HELD_BACK.values(), ids=HELD_BACK)
 async def test_what_holds_a_run_back_is_always_named(changed: dict[str, Any], said: str) -> None:
-    """Never "nothing" while anything is waited for."""
-    assert f"held back by {said}" in summary(waiting(**changed))
+    """Or what it waits for, which is no fault of anything."""
+    line = summary(waiting(**changed))
+    assert f" · {said}" in line
+    assert ("held back by" in line) == said.startswith("held back by")
+    assert said in " ".join(shown(waiting(**changed)).split())
+
+
+async def test_nothing_is_said_where_nothing_holds_the_run_back() -> None:
+    assert "held back" not in summary(waiting())
+    assert "held back" not in shown(waiting())
+
+
+async def test_slow_first_answers_are_explained_once() -> None:
+    """After a minute without any, a line names the flag that shortens them."""
+    notes: list[str] = []
+
+    class Notes(SilentDisplay):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    class Waiting:
+        def __init__(self, oldest_s: float) -> None:
+            self._oldest_s = oldest_s
+
+        def snapshot(self) -> list[Any]:
+            return [SimpleNamespace(oldest_s=self._oldest_s)]
+
+    config = RunConfig.model_validate({"backend": "scripted"})
+    display = SlowStart(Notes(), config)
+    for oldest_s in (1.0, 59.0, 61.0, 90.0):
+        display.refresh(Progress(target=10), cast(Pool, Waiting(oldest_s)))
+        assert len(notes) == (oldest_s > 60)
+    assert "3,072 tokens; with a lower --max-tokens" in notes[0]
+    display = SlowStart(Notes(), config)
+    display.refresh(Progress(target=10, session_answered=1), cast(Pool, Waiting(1.0)))
+    display.refresh(Progress(target=10, session_answered=1), cast(Pool, Waiting(90.0)))
+    assert len(notes) == 1
 
 
 async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

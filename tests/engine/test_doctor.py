@@ -43,10 +43,10 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     found, done = told(tmp_path, "target = 3\n")
     assert "pip install 'woolmill[local]'" in found["run"]["error"]
     assert done.exit_code == 1
-    assert "would run" not in done.stdout
+    assert "would make" not in done.stdout
     found, done = told(tmp_path, 'base_url = ["http://127.0.0.1:9/v1"]\n')
     assert "error" not in found["run"]
-    assert "would run: http with the model served at http://127.0.0.1:9/v1" in done.stdout
+    assert "rows with the model served by http (http://127.0.0.1:9/v1)" in done.stdout
 
 
 def test_models_that_are_here_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_models_that_are_here_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path))
     found, done = told(tmp_path, "target = 3\n")
     assert found["models"] == dict.fromkeys(models.NAMES, "not here")
-    assert "at this machine, once it is downloaded" in done.stdout
+    assert "(this machine, once it is downloaded)" in done.stdout
     assert "get it with: woolmill models fetch minilm" in done.stdout
     (tmp_path / "models" / "minilm").mkdir(parents=True)
     found, done = told(tmp_path, "target = 3\n")
@@ -70,7 +70,7 @@ def test_a_key_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "problem: the environment variable MISTRAL is not set" in done.stdout
     monkeypatch.setenv("MISTRAL", "sk-of-mistral-0123456789")
     _, done = told(tmp_path, endpoint.format("MISTRAL"))
-    assert "key: MISTRAL is set" in done.stdout
+    assert "the key is set (MISTRAL)" in done.stdout
     assert "0123456789" not in done.stdout
     _, done = told(tmp_path, endpoint.format("a0f9e8d7c6b5a49382716"))
     assert done.exit_code == 1

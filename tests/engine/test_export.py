@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from engine import open_run
 from engine.cli.main import cli
 from engine.dedup.rouge import rouge_l
-from engine.errors import ConfigError, DiskError, OutputError
+from engine.errors import ConfigError, DiskError, OutputError, UsageError
 from engine.export import Format, export, export_dataset, ledger
 from engine.export.formats import FORMATS, SUFFIX
 from engine.recipes.base import chat_of
@@ -46,6 +46,40 @@ def exported(folder: Path, format: Format, path: Path, **options: Any) -> Path:
     with RunStore.read(folder) as run:
         export_dataset(run, format, path, **options)
     return path
+
+
+BY_NAME = {
+    "rows.json": "alpaca", "rows.jsonl": "jsonl", "rows.ndjson": "jsonl", "ROWS.CSV": "csv",
+    "rows.parquet": "parquet", "rows": "alpaca", "rows.d": "alpaca",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "format"), BY_NAME.items(), ids=BY_NAME)
+def test_the_ending_names_the_format(
+    run_folder: Path, tmp_path: Path, name: str, format: Format
+) -> None:
+    command = ["export", str(run_folder), "-o", str(tmp_path / name)]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    same = exported(run_folder, format, tmp_path / f"same{SUFFIX[format]}")
+    assert (tmp_path / name).read_bytes() == same.read_bytes()
+
+
+CONTRADICTIONS = {
+    "csv in parquet": ("csv", "x.parquet", "end the name in .csv, or choose --format parquet"),
+    "lines in a list": ("messages", "x.json", "choose --format alpaca or sharegpt"),
+    "a list in lines": ("sharegpt", "x.jsonl", "end the name in .json,"),
+    "packed": (None, "x.jsonl.gz", "no format is written as .gz"),
+    "packed all the same": ("jsonl", "x.jsonl.gz", "no format is written as .gz"),
+}
+
+
+@pytest.mark.parametrize(("format", "name", "said"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_format_that_the_ending_contradicts_is_refused(
+    run_folder: Path, tmp_path: Path, format: Format | None, name: str, said: str
+) -> None:
+    with RunStore.read(run_folder) as run, pytest.raises(UsageError, match=said):
+        export_dataset(run, format, tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def test_each_value_is_valid_and_the_default_where_there_is_one(name: str) -> No
     elif name == "max_cost":
         more = {"price_prompt": 1.0, "price_completion": 2.0}
     elif name in ("extra_body", "header", "proxy", "query", "transport", "without"):
-        more = {"base_url": ["http://127.0.0.1:1/v1"]}
+        more = {"base_url": "http://127.0.0.1:1/v1"}
     config = RunConfig.model_validate({name: value, **more})
     default = RunConfig.model_fields[name].default
     if default not in (None, (), {}):

@@ -183,6 +183,25 @@ async def test_fault_069_a_second_signal_leaves_at_once(
     assert any("may have been billed" in note for note in watcher.notes)
 
 
+async def test_the_answer_that_all_decisions_wait_for_is_asked_again(
+    tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    """It was in flight when the run was left, much is answered behind it, and little is missing."""
+    backend._delay_s = lambda prompt: 3600.0 if prompt.index == 3 else 0.0
+
+    def leave(progress: Progress) -> None:
+        if progress.answered >= 30:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    await ran(tmp_path / "run", Watcher(leave), target=1000, max_in_flight=40)
+    backend._delay_s = 0
+    sent = backend.calls.total()
+    with anyio.fail_after(20):
+        result = await ran(tmp_path / "run", target=8)
+    assert result.stop.reached
+    assert backend.calls.total() == sent + 1
+
+
 async def test_fault_068_a_request_that_waits_to_be_tried_again_is_not_waited_for(
     tmp_path: Path, backend: ScriptedBackend
 ) -> None:

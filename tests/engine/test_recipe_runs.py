@@ -202,6 +202,7 @@ async def test_a_run_s_accepted_rows_are_another_run_s_input(tmp_path: Path) -> 
     assert [record["id"] for _, _, _, record, *_ in dump(tmp_path / "b")] == accepted
 
 
+@pytest.mark.timeout(180)
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     """kill -9 again and again, then to the end: the same decisions as undisturbed."""
     settings = {"recipe": recipe_file(tmp_path), "rows": str(input_rows(tmp_path, 3000)), "seed": 3}

@@ -10,6 +10,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -20,13 +21,15 @@ from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.html import page
 from engine.report.markdown import markdown
-from engine.report.pictures import rows_map, verbs
+from engine.report.pictures import _groups, rows_map, verbs
 from engine.store import RunReader, RunStore
+from engine.store.lock import RunLock
 from engine.text import shorten, visible
+from engine.view.rows import Rows
 from tests.engine.browser import Chromium, canary
 from tests.engine.hostile import MARK, hostile_strings
 from tests.engine.store_rows import MANIFEST, answer, prompt
-from tests.engine.synthetic import records_text, synthetic_run, varied
+from tests.engine.synthetic import answer_of, records_text, synthetic_run, varied
 
 
 def analysed(folder: Path) -> dict[str, Any]:
@@ -108,9 +111,14 @@ async def test_every_request_sent_stands_in_one_figure(tmp_path: Path) -> None:
     await _sent(run, range(6, 12), [6, 7, 11], end=False)  # 8, 9 and 10 are lost
     await _sent(run, [8, 9, 10, 12, 13], [8, 12], end=False)  # 9, 10 and 13 are in flight
     with RunStore.read(run) as store:
+        killed = analyse(store)["figures"]  # nobody writes the run, so nothing is in flight
+    assert (killed["in_flight"], killed["lost_in_a_crash"]) == (0, 6)
+    lock = RunLock(run / "run.lock")
+    with RunStore.read(run) as store:
         analysis = analyse(store)
         assert store.unanswered() == {1: 4, 2: 3, 3: 3}
         shown = page(analysis, {"map": rows_map(store), "verbs": verbs(store)})
+    lock.release()
     told = analysis["figures"]
     assert told["requests"] == told["responses"] + told["failed"] + 4 + 3 + 3 == 21
     assert told["dropped_at_a_stop"] == 4
@@ -195,8 +203,48 @@ def test_verbs_are_read_by_a_parser(pictures: dict[str, Any]) -> None:
 
 def test_the_map_has_a_point_for_each_row(pictures: dict[str, Any]) -> None:
     assert len(pictures["map"]["points"]) == 400
-    assert len(pictures["map"]["groups"]) == 10
+    groups = {group for _, _, group, _, _ in pictures["map"]["points"]}
+    assert groups == set(range(len(pictures["map"]["groups"])))
     assert "embeddings" in pictures["map"]["by"]
+
+
+@pytest.mark.parametrize("clouds", [1, 2, 3, 5])
+def test_the_map_has_as_many_groups_as_stand_apart(clouds: int) -> None:
+    """Rows in one cloud are no groups, whatever k-means would make of them."""
+    drawn = np.random.default_rng(0)
+    centres = 8 * np.eye(64)[:clouds]
+    space = np.concatenate([centre + drawn.normal(size=(60, 64)) for centre in centres])
+    groups = _groups(space.astype(np.float32))
+    assert len(set(groups)) == clouds
+    assert all(len(set(groups[i * 60 : i * 60 + 60])) == 1 for i in range(clouds))
+
+
+def test_ten_accepted_rows_are_shown_whole(run_folder: Path) -> None:
+    """The same ten each time, drawn from the whole run, and each as it is in the store."""
+    told = analysed(run_folder)["accepted_examples"]
+    assert told == analysed(run_folder)["accepted_examples"]
+    with RunStore.read(run_folder) as run:
+        rows = {f"{d.index}.{d.position}": d.record for d in run.decisions(accepted=True)}
+    assert len(told) == 10
+    assert [rows[row["id"]] for row in told] == [row["fields"] for row in told]
+    places = [list(rows).index(row["id"]) for row in told]
+    assert places == sorted(places)
+    assert places[-1] - places[0] > 100
+
+
+def test_what_was_cut_off_shows_its_beginning(tmp_path: Path) -> None:
+    """Where no row was read of an answer, the answer itself is shown, from the piece on."""
+
+    def cut(prompt: Prompt) -> str:
+        return f"{answer_of(prompt)}\n###\n99. Instruction: Whatever came then"
+
+    folder = synthetic_run(tmp_path, 30, cut, vectors=False)
+    unread = analysed(folder)["rejected"]["bad_format"]["examples"]
+    assert any("99. Instruction: Whatever came then" in (d["instruction"] or "") for d in unread)
+    rows = Rows(folder, None)
+    found = [row for row in rows.find("", reason="bad_format")["rows"] if row["text"] is None]
+    assert any(row["begins"] == "99. Instruction: Whatever came then" for row in found)
+    rows.close()
 
 
 def test_a_run_without_embeddings_is_mapped_by_words(tmp_path: Path) -> None:

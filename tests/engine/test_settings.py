@@ -75,16 +75,56 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         load_config(tmp_path / "bytes.toml", {})
 
 
-NO_FLAG = {"endpoint", "filters", "fit", "models", "send_seed", "stage"}
-"""Tables and lists, which a file holds better."""
+INTERNAL = {"stage"}
+"""Set by a run itself."""
 
 
-def test_every_setting_has_a_flag_but_tables() -> None:
-    command = generate.params
-    flags = {param.name for param in command}
-    assert flags >= RunConfig.model_fields.keys() - NO_FLAG
-    for name in RunConfig.model_fields.keys() - NO_FLAG:
-        assert any(flag_name(name) in param.opts for param in command), name
+def test_every_setting_has_a_flag_and_every_flag_is_a_setting() -> None:
+    flags = {param.name: param for param in generate.params}
+    assert flags.keys() - {"config_file"} == RunConfig.model_fields.keys() - INTERNAL
+    for name in RunConfig.model_fields.keys() - INTERNAL:
+        assert flag_name(name) in flags[name].opts
+
+
+def test_tables_and_lists_are_flags_too(tmp_path: Path) -> None:
+    words = ["--fit", "prompt,completion", "--no-send-seed", "--filters", '{"min_length": 2}']
+    words += ["--endpoint", '{"url": "http://127.0.0.1:1", "weight": 2}', "--no-progress"]
+    words += ["--models", '{"judge": {"model": "m", "base_url": "http://127.0.0.1:2"}}']
+    flags = generate.make_context("generate", [*words, "--wait-for-server", "60"]).params
+    del flags["config_file"]
+    made = load_config(None, flags)
+    assert made.fit == ("prompt", "completion")
+    assert (made.send_seed, made.progress, made.wait_for_server_s) == (False, False, 60.0)
+    assert made.filters.min_length == 2
+    assert [endpoint.weight for endpoint in made.endpoint] == [2.0]
+    assert made.models["judge"].base_url == ("http://127.0.0.1:2",)
+
+
+def test_one_address_needs_no_list(tmp_path: Path) -> None:
+    assert config(tmp_path, 'base_url = "http://127.0.0.1:1"').base_url == ("http://127.0.0.1:1",)
+
+
+SMALL = ("smollm2", "/home/me/.cache/models/smollm2/", "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_small_model_gets_its_sampling_wherever_it_runs(name: str) -> None:
+    """In this process, named for a server, or said by the server itself."""
+    small = load_config(None, {}).sampling()
+    http: dict[str, Any] = {"base_url": ("http://127.0.0.1:1",)}
+    assert load_config(None, {"model": name}).sampling() == small
+    assert load_config(None, {**http, "model": name}).sampling() == small
+    served = load_config(None, {**http, "temperature": 0.3}).answered_by([name], None)
+    assert served.sampling() == {**small, "temperature": 0.3}
+    other = load_config(None, http).answered_by(["SmolLM2-1.7B-Instruct"], None)
+    assert other.sampling()["max_tokens"] == 3072
+
+
+def test_a_run_that_goes_on_keeps_its_sampling() -> None:
+    """As one that was started before its server's model was known for what it is."""
+    earlier = {"max_tokens": 3072, "temperature": 1.0, "top_p": 1.0, "model": "smollm2"}
+    served = load_config(None, {"base_url": ("http://127.0.0.1:1",)})
+    assert served.answered_by(["smollm2"], earlier).sampling()["max_tokens"] == 3072
 
 
 def test_no_two_sections_have_a_setting_of_one_name() -> None:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from engine.errors import DiskError, OutputError, StoppedError, WoolmillError
 from engine.store import RunReader, RunStore, space
 from engine.store.inserts import Inserts
+from engine.store.lock import RunLock, is_held
 from engine.store.space import unsafe_filesystem
 from engine.store.writer import Work
 from engine.upkeep.verify import problems
@@ -340,6 +341,32 @@ def test_of_fifty_that_start_at_once_one_wins_fault_110(tmp_path: Path) -> None:
     assert len(refused) == 49
     assert all("in use by" in message for message in refused)
     won[0].close()
+
+
+def test_asking_whether_a_run_is_written_disturbs_nobody(tmp_path: Path) -> None:
+    """A writer that starts while others look gets its lock all the same."""
+    path = tmp_path / "run.lock"
+    assert not is_held(path)
+    RunLock(path).release()
+    assert not is_held(path)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            is_held(path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(300):
+            RunLock(path).release()
+    finally:
+        over.set()
+        looking.join()
+    lock = RunLock(path)
+    assert is_held(path)
+    lock.release()
+    assert not is_held(path)
 
 
 def test_the_lock_ends_with_its_holder_fault_111(tmp_path: Path) -> None:

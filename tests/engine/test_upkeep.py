@@ -18,7 +18,7 @@ from engine.cli import main as cli
 from engine.errors import ConfigError, OutputError, WoolmillError
 from engine.export import export
 from engine.recipes.seeds import KEPT, bundled_seeds
-from engine.records import Decision, Usage
+from engine.records import Decision, Record, Usage
 from engine.run.display import SilentDisplay
 from engine.run.generate import generate
 from engine.settings import RunConfig
@@ -64,6 +64,11 @@ def decisions(folder: Path) -> list[Decision]:
         return list(reader.decisions())
 
 
+def accepted(folder: Path) -> dict[tuple[int, int], Record]:
+    """The accepted rows by their place."""
+    return {(d.index, d.position): d.record for d in decisions(folder) if d.record and d.accepted}
+
+
 async def test_deciding_again_gives_the_same(runs: Path) -> None:
     """Under unchanged settings, decisions are a pure function of the answers."""
     before = decisions(runs / "a")
@@ -83,6 +88,30 @@ async def test_a_stricter_threshold_and_back(runs: Path) -> None:
         assert reader.counts().answered == done.answers
     await redecide_run(runs / "a", None, {"rouge_threshold": 0.9})
     assert decisions(runs / "a") == before
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_redecide_says_which_rows_come_and_go(runs: Path, dry: bool) -> None:
+    """As many as there are, the first five by name, with why each one goes."""
+    command = ["redecide", str(runs / "a"), "--rouge-threshold"]
+    before = accepted(runs / "a")
+    told = CliRunner().invoke(cli.cli, [*command, "0.25", *["--dry-run"] * dry])
+    assert told.exit_code == 0, told.output
+    if dry:
+        assert accepted(runs / "a") == before
+        CliRunner().invoke(cli.cli, [*command, "0.25"])
+    after = accepted(runs / "a")
+    gone, come = sorted(before.keys() - after.keys()), after.keys() - before.keys()
+    assert len(gone) > 5
+    assert f"{len(come)} come, {len(gone)} go" in told.output
+    for index, position in gone[:5]:
+        text = before[index, position]["instruction"][:50]
+        (line,) = [x for x in told.output.splitlines() if x.startswith(f"  - {index}.{position}  ")]
+        assert text in line
+        assert line.endswith("(duplicate_rouge)")
+    back = CliRunner().invoke(cli.cli, [*command, "0.9"]).output
+    assert f"{len(gone)} come, {len(come)} go" in back
+    assert f"  + {gone[0][0]}.{gone[0][1]}  " in back
 
 
 async def test_a_redecided_run_goes_on_under_its_new_settings(runs: Path) -> None:

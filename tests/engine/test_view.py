@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -301,6 +305,18 @@ def test_metrics_are_the_stores_counts(page: Served) -> None:
     assert 'woolmill_tokens_total{kind="prompt"}' in text
 
 
+def test_metrics_say_what_a_run_cost(tmp_path: Path) -> None:
+    """By the prices of the run; without any there is no such line, rather than a wrong 0."""
+    priced = synthetic_run(tmp_path / "priced", 20, vectors=False,
+                           price_prompt=1e6, price_completion=2e6)  # fmt: skip
+    free = synthetic_run(tmp_path / "free", 20, vectors=False)
+    with RunReader(priced) as run, RunReader(free) as other:
+        counts = run.counts()
+        cost = counts.prompt_tokens + 2 * counts.completion_tokens
+        assert f"woolmill_cost_total {cost:.6f}\n" in metrics(run)
+        assert "cost" not in metrics(other)
+
+
 def test_the_run_keeps_a_metrics_file(tmp_path: Path) -> None:
     """What stands in it at the end is what the page serves; it may change when a run goes on."""
     run, path = tmp_path / "run", tmp_path / "woolmill.prom"
@@ -427,6 +443,18 @@ def test_security_25_only_this_machine_unless_said(
 ) -> None:
     done = CliRunner().invoke(cli, ["view", str(run_folder), *arguments])
     assert isinstance(done.exception, error)
+
+
+def test_a_chosen_token_is_not_printed(run_folder: Path) -> None:
+    """What is printed ends in logs; the variable's name stands in the link instead."""
+    command = [sys.executable, "-m", "engine", "view", str(run_folder), "--port", "0"]
+    given = {**os.environ, "WOOLMILL_VIEW_TOKEN": TOKEN}
+    with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        link = process.stdout.readline().strip()
+        process.send_signal(signal.SIGINT)
+    assert TOKEN not in link
+    assert link.endswith("/enter?token=$WOOLMILL_VIEW_TOKEN")
 
 
 def test_a_short_token_is_refused(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,13 +26,30 @@ function coloured(value, colours, key) {
   return named && typeof value === "string" && value in colours ? colours[value] : value;
 }
 
-function config(colours) {
+const NARROW = 560;
+const PADDING = 5; // Vega's own, around each chart
+
+// A round chart has its size in numbers; where there is less room, all of them shrink.
+function fitted(spec, room) {
+  const least = room - 2 * PADDING;
+  if (!spec.usermeta?.radial || least >= spec.width) return spec;
+  const share = least / spec.width;
+  const values = spec.data.values.map((arc) => ({
+    ...arc, inner: arc.inner * share, outer: arc.outer * share, centre: arc.centre * share,
+  }));
+  return { ...spec, width: least, height: spec.height * share, data: { values } };
+}
+
+function config(colours, room) {
   const axis = { domainColor: colours.line, tickColor: colours.line, gridColor: colours.line };
   return {
     background: null, font: "system-ui, sans-serif",
     view: { stroke: null },
     axis: { ...axis, labelColor: colours.dim, titleColor: colours.dim, titleFontWeight: "normal", tickCount: 5 },
-    legend: { labelColor: colours.ink, titleColor: colours.dim, titleFontWeight: "normal" },
+    legend: {
+      labelColor: colours.ink, titleColor: colours.dim, titleFontWeight: "normal",
+      ...(room < NARROW ? { orient: "bottom" } : {}),
+    },
     text: { color: colours.ink }, rule: { color: colours.ink },
   };
 }
@@ -62,17 +79,22 @@ function tooltip(handler, event, item, value) {
 }
 
 let drawn = [];
+let width = 0;
 async function draw() {
+  width = document.documentElement.clientWidth;
   drawn.splice(0).forEach((view) => view.finalize());
   const colours = palette();
   for (const [name, spec] of Object.entries(specs)) {
+    const room = document.getElementById(name).clientWidth;
     const options = {
-      actions: false, ast: true, defaultStyle: false, renderer: "canvas", tooltip, config: config(colours),
+      actions: false, ast: true, defaultStyle: false, renderer: "canvas", tooltip, config: config(colours, room),
     };
-    drawn.push(await vegaEmbed(`#${name}`, coloured(spec, colours), options));
+    drawn.push(await vegaEmbed(`#${name}`, coloured(fitted(spec, room), colours), options));
   }
   document.body.dataset.drawn = String(drawn.length);
 }
 
-dark.addEventListener("change", draw);
-draw();
+let drawing = draw();
+const again = () => { drawing = drawing.then(draw); };
+dark.addEventListener("change", again);
+addEventListener("resize", () => { if (document.documentElement.clientWidth !== width) again(); });

@@ -2,6 +2,7 @@
 // Shows a run's rows. Every text goes into the page as textContent, never as HTML.
 
 const POLL_MS = 2000;
+const ROW = /^\d+\.\d+$/;
 const at = (id) => document.getElementById(id);
 
 function element(name, className, text) {
@@ -57,21 +58,22 @@ function showStages(state) {
 
 function enter(name, id = null) {
   stage = name;
-  lastDecided = -1;
+  lastDecided = "";
   at("list").scrollTop = 0;
+  leave();
   Object.assign(speed, { at: 0, answers: 0, perSecond: null });
   at("reason").value = "";
   history.replaceState(null, "", address(id));
   if (id === null) {
     current = null;
-    at("row").replaceChildren(element("p", "dim", "Choose a row to see where it comes from."));
+    at("one").replaceChildren(element("p", "dim", "Choose a row to see where it comes from."));
   }
   return refresh();
 }
 
 // -- the head -----------------------------------------------------------------------------------
 
-let lastDecided = -1;
+let lastDecided = "";
 const speed = { at: 0, answers: 0, perSecond: null };
 
 function showState(state) {
@@ -86,10 +88,10 @@ function showState(state) {
   Object.assign(speed, { at: now, answers });
   const tiles = [
     ["accepted", state.target ? `${number(state.accepted)} / ${number(state.target)}` : number(state.accepted)],
-    ["of the pieces", state.pieces ? `${number(100 * state.accepted / state.pieces, 1)} %` : "–"],
+    ["of all pieces", state.pieces ? `${number(100 * state.accepted / state.pieces, 1)} %` : "–"],
     ["answers", number(answers)], ["answers/s now", number(speed.perSecond, 1)],
     ["failed", number(state.failed)], ["in flight", number(state.in_flight)],
-    ["tokens per accepted row", number(state.tokens_per_accepted)],
+    ["tokens per row", number(state.tokens_per_accepted)],
   ];
   const unread = state.not_compared_by_meaning;
   if (unread) tiles.push(["not compared by meaning", number(unread)]);
@@ -102,9 +104,8 @@ function showState(state) {
   const idle = state.last_at_s ? now - state.last_at_s : 0;
   at("state").textContent = idle < 10 ? "live" : `last answer ${new Date(state.last_at_s * 1000).toLocaleString()}`;
   showReasons(state.rejected);
-  const decided = state.pieces;
-  const changed = decided !== lastDecided;
-  lastDecided = decided;
+  const changed = state.decided_as !== lastDecided;
+  lastDecided = state.decided_as;
   return changed;
 }
 
@@ -121,6 +122,10 @@ function showReasons(rejected) {
   });
   select.replaceChildren(select.options[0], ...options);
   select.value = chosen in rejected ? chosen : "";
+  if (chosen && !select.value) { // decided again: nothing is refused for that any more
+    at("status").value = "all";
+    again();
+  }
 }
 
 // -- the list -----------------------------------------------------------------------------------
@@ -154,10 +159,10 @@ function item(row) {
   const line = element("li", row.reason === null ? "accepted" : "refused");
   const button = element("button");
   const head = row.reason === null ? row.id : `${row.id} · ${row.reason}${row.score !== null ? ` ${row.score.toFixed(2)}` : ""}`;
-  button.append(shown(head, "dim"), shown(row.text ?? row.detail, "text"));
+  button.append(shown(head, "dim"), shown(row.text ?? row.begins ?? row.detail, "text"));
   if (row.others.length) button.append(shown(row.others.map(([name, value]) => `${name}: ${value}`).join(" · "), "others dim"));
   button.setAttribute("aria-current", String(row.id === current));
-  button.addEventListener("click", () => open(row.id).catch(complain));
+  button.addEventListener("click", () => read(row.id).catch(complain));
   line.append(button);
   line.dataset.id = row.id;
   return line;
@@ -169,11 +174,11 @@ async function open(id) {
   const [request, position] = id.split(".");
   const row = await ask(ofStage(`/api/row/${request}/${position}`));
   current = id;
-  history.replaceState(null, "", address(id));
+  if (location.hash !== `#${id}`) history.replaceState(history.state, "", address(id));
   for (const line of at("rows").children) {
     line.firstChild.setAttribute("aria-current", String(line.dataset.id === id));
   }
-  const pane = at("row");
+  const pane = at("one");
   pane.replaceChildren();
   const add = (title, ...content) => pane.append(element("h2", "", title), ...content);
   const verdict = row.reason === null ? "accepted" : row.reason + (row.detail ? `: ${row.detail}` : "");
@@ -195,7 +200,40 @@ async function open(id) {
   if (near.length) fold(pane, "nearest by ROUGE-L", near.join("\n"));
   if (row.parent) add(`made of ${row.place}`);
   for (let parent = row.parent; parent; parent = parent.parent) pane.append(ancestor(parent));
-  pane.scrollTop = 0;
+  at("row").scrollTop = 0;
+  if (!document.body.classList.contains("reading")) listTop = scrollY;
+  document.body.classList.add("reading");
+  if (narrow.matches) scrollTo(0, 0);
+}
+
+// -- from the list to a row and back, where there is room for one of them only --------------------
+
+const narrow = matchMedia("(max-width: 760px)");
+let listTop = 0;
+
+async function read(id) {
+  const pushed = narrow.matches && !document.body.classList.contains("reading");
+  if (pushed) history.pushState({ fromList: true }, "", address(id)); // so that "back" leads back
+  try {
+    await open(id);
+  } catch (error) {
+    if (pushed) history.back();
+    throw error;
+  }
+}
+
+function leave() {
+  if (!document.body.classList.contains("reading")) return;
+  document.body.classList.remove("reading");
+  if (narrow.matches) scrollTo(0, listTop);
+}
+
+function back() {
+  if (history.state?.fromList) history.back();
+  else {
+    history.replaceState(null, "", address(null));
+    leave();
+  }
 }
 
 function answeredBy(row) {
@@ -249,7 +287,8 @@ async function refresh() {
   const state = await ask(ofStage("/api/state"));
   if (mine !== stage) return; // another stage was chosen meanwhile
   const changed = showState(state);
-  if (changed && at("list").scrollTop === 0) await search();
+  const top = narrow.matches ? scrollY === 0 : at("list").scrollTop === 0;
+  if (changed && top) await search();
 }
 
 async function poll() {
@@ -267,6 +306,13 @@ at("words").addEventListener("input", again);
 at("stage").addEventListener("change", () => enter(at("stage").value).catch(complain));
 at("status").addEventListener("change", () => { if (at("status").value !== "refused") at("reason").value = ""; again(); });
 at("reason").addEventListener("change", () => { if (at("reason").value) at("status").value = "refused"; again(); });
+at("back").addEventListener("click", back);
+addEventListener("popstate", () => {
+  const id = location.hash.slice(1);
+  if (ROW.test(id)) open(id).catch(complain);
+  else leave();
+});
 at("more").addEventListener("click", () => search(next).catch(complain));
-if (/^#\d+\.\d+$/.test(location.hash)) open(location.hash.slice(1)).catch(complain);
+if (ROW.test(location.hash.slice(1))) open(location.hash.slice(1)).catch(complain);
+if (!narrow.matches) at("words").focus(); // on a phone the keyboard would cover the rows
 poll();

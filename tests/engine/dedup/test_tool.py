@@ -50,11 +50,13 @@ def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == ["1", str(2**70), "None"]
     decisions = lines(tmp_path / "why.jsonl")
-    assert [list(decision)[:6] for decision in decisions] == [
-        ["index", "accepted", "reason", "nearest_index", "nearest_text", "score"]
+    assert [list(decision)[:8] for decision in decisions] == [
+        ["index", "id", "text", "accepted", "reason", "nearest_index", "nearest_text", "score"]
     ] * 5
     assert decisions[1] == {
         "index": 1,
+        "id": str(ROWS[1]["id"]),
+        "text": ROWS[1]["instruction"],
         "accepted": False,
         "reason": "duplicate_rouge",
         "nearest_index": 0,

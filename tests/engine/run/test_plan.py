@@ -13,7 +13,9 @@ def test_a_new_plan_goes_on_from_the_first_request() -> None:
     assert plan.take(3) == [0, 1, 2]
     assert plan.sent == 3
     assert plan.wanted(10) == 7
-    assert plan.wanted(1) == -2
+    assert plan.wanted(1) == 0
+    assert plan.is_needless(1, needed=1)
+    assert not plan.is_needless(0, needed=1)
 
 
 def test_what_was_in_flight_and_what_was_skipped_comes_first() -> None:
@@ -29,6 +31,28 @@ def test_what_is_put_back_comes_first_in_its_order() -> None:
     plan.take(2)
     plan.put_back(plan.take(2))
     assert plan.take(3) == [2, 3, 4]
+    for number in (4, 2, 3):
+        plan.put_back([number])
+    assert plan.take(4) == [2, 3, 4, 5]
+
+
+def test_what_holds_all_decisions_back_is_wanted_however_much_is_answered_behind_it() -> None:
+    """A killed run: 5 was in flight, 6 to 40 are answered, and only two rows are missing."""
+    plan = Plan(answered_below=5, answered_beyond=range(6, 41), in_flight=[5], undecided=5)
+    assert plan.wanted(2) == 1
+    assert plan.take(1) == [5]
+    assert not plan.is_needless(5, needed=2)
+    assert plan.wanted(2) == 0
+    plan.answered(5)
+    plan.undecided = 41
+    assert plan.wanted(2) == 2
+
+
+def test_what_was_in_flight_far_behind_is_not_wanted() -> None:
+    plan = Plan(answered_below=5, in_flight=[5, 6, 7], undecided=5)
+    assert plan.wanted(2) == 2
+    assert plan.wanted(3) == 3
+    assert plan.wanted(9) == 9
 
 
 def test_the_end_of_the_input_ends_the_plan() -> None:

@@ -1,0 +1,288 @@
+"""The end of ``woolmill generate``: write the dataset, and say what became of the run.
+
+A person gets lines on standard output (what there is, what it cost, where to look) and, where
+something went wrong, one line for each error on standard error. With ``--log-format json`` all of
+it is one event, the last line on standard error.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engine.cli.main import say_error, status_of
+from engine.errors import (
+    DONE_WITH_DEAD_LETTERS,
+    InternalError,
+    StoppedError,
+    UnavailableError,
+    WoolmillError,
+)
+from engine.records import EVERY, SAMPLE
+from engine.screen import drain
+
+if TYPE_CHECKING:
+    from engine.run.generate import Result
+    from engine.settings import RunConfig
+    from engine.store import Counts, RunReader
+
+__all__ = ["Ended", "finish", "say", "say_failure"]
+
+REASONS = 6
+"""Reasons of refusal that are named; the others are counted."""
+
+
+INTERRUPTED = 130
+MAY_PASS = (UnavailableError.exit_code, StoppedError.exit_code, INTERRUPTED)
+"""Statuses of a start that failed, after which the same command may do better."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ended:
+    """What a run came to, over all of its sessions."""
+
+    result: Result
+    dataset: Path | None = None
+    failed: WoolmillError | None = None
+    """Why there is no dataset, which comes second to what ended the run."""
+    samples: int = 1
+    """Requests for each input row, where there are any."""
+    stages: Sequence[tuple[str, Counts]] = ()
+    """The counts of each stage, by its name; the last one's rows are the dataset. Empty where the
+    store cannot be read.
+    """
+    cost: float | None = None
+    """Of all stages; None where nobody says what anything costs."""
+
+    @property
+    def status(self) -> int:
+        """The exit status: that of what ended the run first."""
+        stop = self.result.stop
+        if stop.reached and self.failed is None:
+            return DONE_WITH_DEAD_LETTERS if self.result.progress.failed else 0
+        first = stop.error or (self.failed if stop.reached else None)
+        return first.exit_code if first else 130 if stop.signum == 2 else 143
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, in words."""
+        stop = self.result.stop
+        if stop.error or self.failed:
+            return str(stop.error or self.failed)
+        if not stop.reached:
+            return "stopped by Ctrl-C" if stop.signum == 2 else "stopped by a signal"
+        failed = self.result.progress.failed
+        return f"done; {failed:,} requests failed permanently" if failed else "done"
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Refused pieces by reason, the most frequent first. A sample that a row was made of is
+        none.
+        """
+        counts = Counter(self.stages[-1][1].reasons if self.stages else {})
+        del counts[SAMPLE]
+        return dict(counts.most_common())
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and completion tokens of all stages."""
+        counts = [count for _, count in self.stages]
+        return sum(c.prompt_tokens for c in counts), sum(c.completion_tokens for c in counts)
+
+    @property
+    def dropped(self) -> int:
+        """Requests of this session that were sent, and whose answers were not kept."""
+        progress = self.result.progress
+        dropped = progress.sent - progress.answered - progress.in_batches
+        return dropped if progress.paid or not self.result.stop.reached else 0
+
+    @property
+    def unused(self) -> int:
+        """Answers behind the one that reached the target; a higher one uses them."""
+        progress = self.result.progress
+        if not self.result.stop.reached or not progress.paid or progress.target == EVERY:
+            return 0
+        return max(0, progress.answered - progress.decided_answers)
+
+    @property
+    def resume(self) -> str | None:
+        """The command that goes on; None where nothing is left to do."""
+        return None if self.result.stop.reached and self.failed is None else _command()
+
+
+def finish(result: Result, config: RunConfig) -> Ended:
+    """Write the dataset of a run that has ended, and gather what is to be said of it."""
+    from engine.export import dataset_of, export
+    from engine.store import RunStore
+
+    ended = Ended(result=result)
+    try:
+        with RunStore.read(config.out) as store:
+            store.named_recipe = config.recipe
+            ended.samples = store.manifest.fixed.get("samples") or 1
+            _count(ended, store)
+            format, name = dataset_of(store.manifest)
+            if result.progress.accepted:
+                export(store, format, config.out / name)
+                ended.dataset = config.out / name
+    except WoolmillError as error:
+        ended.failed = error
+    except Exception as error:  # noqa: BLE001 - it must not hide what ended the run
+        ended.failed = InternalError.of(error)
+    return ended
+
+
+def _count(ended: Ended, last: RunReader) -> None:
+    from engine.money import Prices
+    from engine.stages import open_stages, stages_of_run
+
+    stages = stages_of_run(last.folder)
+    with open_stages(stages[:-1]) as before:
+        runs = [*before, last]
+        ended.stages = [(stage.name, run.counts()) for stage, run in zip(stages, runs, strict=True)]
+        costs = [Prices.of(run.manifest.free).cost_if_known(run.counts()) for run in runs]
+    known = [cost for cost in costs if cost is not None]
+    # Where one stage's cost is not known, neither is the sum.
+    ended.cost = sum(known) if len(known) == len(costs) else None
+
+
+def say(ended: Ended, *, as_json: bool) -> None:
+    """Say how the run ended."""
+    drain()  # the live block is gone before lines come where it stood
+    if as_json:
+        _say_event(_event_of(ended))
+        return
+    for line in _lines(ended):
+        # Standard output may be gone: the run has its own end all the same.
+        with suppress(OSError, ValueError, WoolmillError):
+            click.echo(line)
+    for error in (ended.result.stop.error, ended.failed):
+        if error is not None:
+            say_error(error)
+    if ended.resume is not None:
+        verb = "go on" if ended.result.stop.reached else "resume"
+        click.echo(f"{verb} with: {ended.resume}", err=True)
+
+
+def say_failure(error: BaseException) -> int:
+    """Say in one event why no run began, and return its status."""
+    status, known = status_of(error)
+    fields: dict[str, Any] = {"status": status, "reason": str(known or error)}
+    if known is None and status == INTERRUPTED:
+        fields["reason"] = "stopped by Ctrl-C"
+    elif known is None:
+        fields["traceback"] = "".join(traceback.format_exception(error))
+    fields |= dict.fromkeys(("accepted", "target", "cost", "dataset"))
+    _say_event({**fields, "resume": _command() if status in MAY_PASS else None})
+    return status
+
+
+def _lines(ended: Ended) -> Iterator[str]:
+    result, progress = ended.result, ended.result.progress
+    yield f"{_came_to(ended)} in {_time(result.seconds)}"
+    if len(ended.stages) > 1:
+        from engine.report.stages import main_reasons
+
+        for name, counts in ended.stages:
+            yield f"stage {name}: {counts.accepted:,} accepted, {main_reasons(counts.reasons)}"
+    elif ended.stages:
+        yield f"refused  {_refusals(ended.refused)}"
+    if any(ended.tokens):
+        cost = "" if ended.cost is None else f"; cost {_money(ended.cost)}"
+        yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
+    if progress.failed:
+        yield f"failed   {progress.failed:,} requests, permanently; the report says why"
+    if ended.unused:
+        yield f"unused   {ended.unused:,} answers that were paid; a higher target goes on with them"
+    if ended.dropped > 0:
+        yield f"dropped  {_lost(ended)}"
+    if ended.dataset is not None:
+        yield f"dataset  {ended.dataset}"
+    yield f"store    {result.folder / 'run.sqlite'}"
+    if progress.accepted or ended.refused:
+        folder = shlex.quote(str(result.folder))
+        yield f"look     woolmill view {folder}   or   woolmill report {folder} --format md"
+
+
+def _refusals(refused: dict[str, int]) -> str:
+    """How many, and the main reasons."""
+    if not refused:
+        return "none"
+    named = [f"{reason} {count:,}" for reason, count in list(refused.items())[:REASONS]]
+    if more := sum(list(refused.values())[REASONS:]):
+        named.append(f"others {more:,}")
+    return f"{sum(refused.values()):,} ({', '.join(named)})"
+
+
+def _event_of(ended: Ended) -> dict[str, Any]:
+    progress, stop = ended.result.progress, ended.result.stop
+    prompt, completion = ended.tokens
+    bug = stop.error if isinstance(stop.error, InternalError) else ended.failed
+    cause = bug.__cause__ if bug is not None else None
+    more = {"traceback": "".join(traceback.format_exception(cause))} if cause is not None else {}
+    return {
+        "status": ended.status,
+        "reason": ended.reason,
+        "accepted": progress.accepted,
+        "target": None if progress.target == EVERY else progress.target,
+        "refused": ended.refused,
+        "failed": progress.failed,
+        "dropped": ended.dropped,
+        "unused": ended.unused,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cost": None if ended.cost is None else round(ended.cost, 6),
+        "seconds": round(ended.result.seconds, 1),
+        "dataset": None if ended.dataset is None else str(ended.dataset),
+        "without_dataset": None if ended.failed is None else str(ended.failed),
+        "resume": ended.resume,
+        **more,
+    }
+
+
+def _say_event(fields: dict[str, Any]) -> None:
+    from engine.run.display import event
+
+    drain()
+    click.echo(event("end", **fields), err=True)
+
+
+def _came_to(ended: Ended) -> str:
+    """How many rows were accepted, of how many wanted; or of how many input rows, each decided."""
+    progress = ended.result.progress
+    if progress.target != EVERY:
+        return f"accepted {progress.accepted} of {progress.target}"
+    rows = progress.decided_answers // ended.samples
+    about = "rows of the stage before" if len(ended.stages) > 1 else "input rows"
+    reached = ended.result.stop.reached
+    decided = f"decided {'all ' if reached else ''}{rows} {about}"
+    return f"{decided}{'' if reached else ' so far'}, accepted {progress.accepted}"
+
+
+def _lost(ended: Ended) -> str:
+    if not ended.result.progress.paid:
+        return f"{ended.dropped} unfinished answers, which cost nothing"
+    again = "" if ended.result.stop.reached else "; the same command sends them again"
+    return f"{ended.dropped} requests, perhaps billed, whose answers were not waited for{again}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _money(cost: float) -> str:
+    return f"{cost:,.2f}" if cost >= 0.1 or not cost else f"{cost:.2g}"
+
+
+def _command() -> str:
+    program = "woolmill" if Path(sys.argv[0]).name != "__main__.py" else "python -m engine"
+    return f"{program} {shlex.join(sys.argv[1:])}"
