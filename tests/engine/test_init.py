@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from engine.backends.batch.settings import BatchSection
 from engine.cli.init import template
 from engine.cli.main import cli
 from engine.errors import OutputError
@@ -42,7 +43,10 @@ def test_each_value_is_valid_and_the_default_where_there_is_one(name: str) -> No
         more = {"price_prompt": 1.0, "price_completion": 2.0}
     elif name in ("extra_body", "header", "proxy", "query", "transport", "without"):
         more = {"base_url": "http://127.0.0.1:1/v1"}
-    config = RunConfig.model_validate({name: value, **more})
+    elif name in BatchSection.model_fields:
+        more = {"backend": "batch", "provider": "openai", "model": "m"}
+        more["base_url"] = "https://api.openai.com/v1"
+    config = RunConfig.model_validate({**more, name: value})
     default = RunConfig.model_fields[name].default
     if default not in (None, (), {}):
         assert getattr(config, name) == default
