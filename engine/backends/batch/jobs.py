@@ -3,7 +3,7 @@
 A provider takes a file with a request on each line, works on it for minutes or a day, and gives a
 file with an answer on each line, in any order. Providers differ in their words alone, so ``Jobs``
 puts those into ours and decides nothing: what is sent, waited for and tried again is up to
-``engine.run.bulk``.
+``engine.run.batches``.
 
 Every method makes one attempt and raises Failure with the verdict on what went wrong.
 """
