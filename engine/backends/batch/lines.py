@@ -23,10 +23,11 @@ __all__ = [
     "Survey",
     "Writing",
     "encoded",
+    "line_at",
     "read_lines",
-    "read_results",
     "request_id",
     "request_of",
+    "result_of",
     "survey",
 ]
 
@@ -108,16 +109,18 @@ def survey(path: Path) -> Survey:
     return found
 
 
-def read_results(path: Path, jobs: Jobs) -> Iterator[Result | None]:
-    """What each line says; None for one that says nothing about a request."""
-    with path.open("rb") as file:
-        for line in _lines(file):
-            if not line.strip():
-                continue
-            try:
-                yield jobs.result(orjson.loads(line))
-            except orjson.JSONDecodeError:
-                yield None
+def result_of(line: bytes, jobs: Jobs) -> Result | None:
+    """What a line of answers says; None for one that says nothing about a request."""
+    try:
+        return jobs.result(orjson.loads(line))
+    except orjson.JSONDecodeError:
+        return None
+
+
+def line_at(file: IO[bytes], offset: int) -> bytes:
+    """The line that begins there."""
+    file.seek(offset)
+    return file.readline(MOST_LINE_BYTES)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -10,12 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.batch.jobs import Job, Result
-from engine.backends.batch.lines import Survey, read_results, request_of, survey
+from engine.backends.batch.lines import (
+    Survey,
+    line_at,
+    read_lines,
+    request_of,
+    result_of,
+    survey,
+)
 from engine.backends.openai.error_body import as_json, read_error
 from engine.backends.openai.reply import Reply
 from engine.backends.openai.verdicts import classify
@@ -95,6 +103,10 @@ async def _download(desk: Desk, source: str, path: Path) -> None:
     await patiently(desk, "fetch answers", lambda: desk.jobs.download(source, path))
 
 
+_Place = tuple[int, int, int]
+"""A request, and the number of the file and the offset where a line about it begins."""
+
+
 @dataclass(eq=False)
 class _Reading:
     """The answers of one batch."""
@@ -127,7 +139,8 @@ class _Reading:
         self, paths: Sequence[Path], read: Callable[[Prompt, Result], Answer | None]
     ) -> None:
         waiting: list[asyncio.Future[None]] = []
-        for results in _chunks(self._results(paths)):
+        places = await asyncio.to_thread(self._places, paths)
+        for results in _chunks(self._results(paths, places)):
             prompts = {p.index: p for p in self.lane.made([index for index, _ in results])}
             kept = list[Answer]()
             for index, result in results:
@@ -142,18 +155,31 @@ class _Reading:
         for each in waiting:
             await each
 
-    def _results(self, paths: Sequence[Path]) -> Iterator[tuple[int, Result]]:
-        """Lines about requests of this batch that are not answered yet."""
-        for path in paths:
-            for result in read_results(path, self.desk.jobs):
-                index = None
-                if result is not None:
-                    index = request_of(result.id, self.desk.store.run_id)
-                if result is None or index is None or index not in self._mine:
+    def _places(self, paths: Sequence[Path]) -> list[_Place]:
+        """Where the lines about requests of this batch are, in the order of the plan: input rows
+        are read in it, and decisions taken.
+        """
+        found = list[_Place]()
+        for number, path in enumerate(paths):
+            for offset, line in read_lines(path):
+                result = result_of(line, self.desk.jobs)
+                index = request_of(result.id, self.desk.store.run_id) if result else None
+                if index is not None and index in self._mine:
+                    found.append((index, number, offset))
+        return sorted(found)
+
+    def _results(
+        self, paths: Sequence[Path], places: Sequence[_Place]
+    ) -> Iterator[tuple[int, Result]]:
+        """What is said of requests that are not answered yet."""
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in paths]
+            for index, number, offset in places:
+                if index in self.seen or self.lane.has_answer(index):
                     continue
-                if index in self.seen or self.lane.has_answer(index) or not result.ran:
-                    continue  # it is here already, or its turn never came
-                yield index, result
+                result = result_of(line_at(files[number], offset), self.desk.jobs)
+                if result is not None and result.ran:  # else its turn never came
+                    yield index, result
 
     def _answer(self, prompt: Prompt, result: Result) -> Answer | None:
         outcome = self._outcome(prompt, result)
