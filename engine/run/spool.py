@@ -24,6 +24,7 @@ from engine.datasets import Dataset
 from engine.errors import ConfigError, InputError, OutputError
 from engine.files import new_file
 from engine.run.settle import earlier_manifest
+from engine.stages import folders_below
 
 __all__ = ["ROWS", "each_row", "spool"]
 
@@ -85,7 +86,8 @@ def _is_ours(path: Path) -> bool:
     """Whether the rows there were written here. Raises OutputError where they are another's."""
     if not os.path.lexists(path):
         return False
-    manifest = earlier_manifest(path.parent)
+    stages = [stage.folder for _, stage in folders_below(path.parent)]
+    manifest = earlier_manifest(stages[0] if stages else path.parent)  # rows are the first one's
     if manifest is not None and str(manifest.free.get("rows")) == str(path):
         return True
     raise OutputError(

@@ -438,6 +438,42 @@ def test_a_file_of_the_persons_is_never_replaced(tmp_path: Path) -> None:
     assert "Mine?" in mine.read_text()
 
 
+TWICE = """
+[recipe]
+name = "twice"
+[[stage]]
+name = "first"
+user = "{{ question }}"
+give = { said = "{{ text }}" }
+[[stage]]
+name = "second"
+user = "{{ said }}"
+give = { again = "{{ text }}" }
+"""
+
+
+def test_rows_of_several_stages_again_for_nothing(tmp_path: Path) -> None:
+    """The rows are those of the first stage, whose run has a folder of its own."""
+    (tmp_path / "twice.toml").write_text(TWICE)
+
+    def rows(count: int) -> list[dict[str, Any]]:
+        return list(
+            engine.generate(
+                str(tmp_path / "twice.toml"),
+                rows=questions(count),
+                out=tmp_path / "run",
+                backend="scripted",
+                semantic=False,
+            )
+        )
+
+    first = rows(2)
+    assert len(first) == 2
+    assert rows(2) == first
+    assert rows(3)[:2] == first
+    assert len(rows(3)) == 3
+
+
 # -- recipes by name -------------------------------------------------------------------------------
 
 
