@@ -40,6 +40,7 @@ from engine.run.settle import (
     about_language,
     answered_by,
     earlier_manifest,
+    refuse_other_stages,
     settle,
     stages_of,
 )
@@ -74,6 +75,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
     began = time.monotonic()
     display, owner = SlowStart(Guarded(display), config), owner or Owner()
     chain = stages_of(settle(config))
+    refuse_other_stages(chain)
     last = chain[-1].config
     for settled in chain:
         fetch_encoder(settled.config)

@@ -25,6 +25,7 @@ from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import EVERY, SeedTask
 from engine.run.inputs import InputRows, identity
 from engine.settings import AUTO, RunConfig
+from engine.stages import folders_below, stages_of_run
 from engine.store import Manifest, RunStore
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "about_language",
     "answered_by",
     "earlier_manifest",
+    "refuse_other_stages",
     "settle",
     "stages_of",
 ]
@@ -124,6 +126,30 @@ def stages_of(whole: Settled) -> list[Settled]:
             )
         )
     return stages
+
+
+def refuse_other_stages(chain: Sequence[Settled]) -> None:
+    """Raises ConfigError where the folder holds a run of other stages than those of ``chain``.
+
+    Before any of them is opened, so that a start that is refused adds no stage to the run.
+    """
+    folder = chain[-1].config.out
+    earlier = earlier_manifest(folder)
+    now = [settled.config.out.name for settled in chain[:-1]]
+    if now:
+        now.append(f"{len(chain)}-{chain[-1].recipe.name.rpartition('/')[2]}")
+    if earlier is None:  # a start that was killed may have made the first of them
+        there = [stage.name for _, stage in folders_below(folder)]
+        same = there == now[: len(there)]
+    else:
+        there = [stage.name for stage in stages_of_run(folder) if stage.name]
+        same = there == now or bool(earlier.fixed.get("merged"))
+    if not same:
+        was, is_now = (", ".join(names) or "one stage" for names in (there, now))
+        raise ConfigError(
+            f"{folder}: the run there has other stages than the recipe ({was}; the recipe: "
+            f"{is_now}); resume with the same stages, or start a new run"
+        )
 
 
 def _refuse_unused_models(config: RunConfig, recipe: Recipe) -> None:

@@ -220,6 +220,37 @@ def test_a_stage_that_is_gone_is_missed(chain: Path) -> None:
     assert "stage 1 is missing" in result.output
 
 
+OTHER = {
+    "renamed": ("ask", "reply", "judge"),
+    "added": ("ask", "answer", "judge", "more"),
+    "taken away": ("ask", "judge"),
+    "one stage": ("",),
+}
+
+
+@pytest.mark.parametrize("names", OTHER.values(), ids=OTHER)
+async def test_other_stages_are_refused_and_leave_the_run_as_it_was(
+    names: tuple[str, ...], chain: Path, base: Path, tmp_path: Path
+) -> None:
+    """No folder of a new stage is left, in which what went on would miss rows."""
+    stage = '[[stage]]\nname = "{}"\nuser = "Go on."\ngive = {{ text = "{{{{ text }}}}" }}\n'
+    recipe = tmp_path / "other.toml"
+    recipe.write_text('[recipe]\nname = "chain"\n' + "".join(map(stage.format, names)))
+    was = stage_folders(chain)
+    with pytest.raises(ConfigError, match="1-ask, 2-answer, 3-judge; the recipe: "):
+        await ran(chain, base, "Chain", target=60, recipe=str(recipe))
+    assert stage_folders(chain) == was
+    await ran(chain, base, "Chain", target=60)
+    assert len(accepted(chain)) == 60
+
+
+async def test_a_run_that_misses_a_stage_is_not_given_an_empty_one(chain: Path, base: Path) -> None:
+    shutil.rmtree(chain / "stages" / "1-ask")
+    with pytest.raises(ConfigError, match=r"other stages .*\(2-answer, 3-judge; the recipe: 1-ask"):
+        await ran(chain, base, "Chain", target=60)
+    assert not (chain / "stages" / "1-ask").exists()
+
+
 async def test_a_salvaged_run_of_stages_goes_on(chain: Path, base: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     await anyio.to_thread.run_sync(invoke, "salvage", chain, "-o", saved)
