@@ -205,7 +205,11 @@ def _function(spec: str) -> Callable[[dict[str, Any]], bool | None]:
 
     def by_function(asked: dict[str, Any]) -> bool | None:
         said = function(asked["row"], asked["answer"], asked["text"])
-        return None if said is None else bool(said)
+        if said is None:
+            return None
+        if said not in (True, False):  # a "no" would be as true as a "yes"
+            raise TypeError(f"{name} returned {said!r:.40}, not true, false or None")
+        return bool(said)
 
     return by_function
 

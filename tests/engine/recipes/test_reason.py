@@ -197,6 +197,8 @@ def check(row, answer, text):
         raise ValueError("no\\nsuch thing")
     if answer == "unknown":
         return None
+    if answer == "word":
+        return "no"
     return str(row["want"]) == answer
 """
 
@@ -215,6 +217,8 @@ def test_a_function_says_what_is_right_in_a_process_that_can_be_killed(tmp_path:
     assert verdict("8") == (False, "")
     assert verdict("unknown") == (None, "the verifier cannot tell")
     assert verdict("raise") == (None, "the verifier raised ValueError: no such thing")
+    told = "the verifier raised TypeError: check returned 'no', not true, false or None"
+    assert verdict("word") == (None, told)
     assert verdict("die") == (None, "the verifier ended with status 3")
     assert verdict("7") == (True, "")
     assert verdict("hang") == (None, "no verdict within 2 s")
