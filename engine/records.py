@@ -174,6 +174,10 @@ class Completion:
     """Time to the first token, where the answer was streamed."""
 
 
+NOT_ASKED = "not_asked"
+"""The reason of a row about which there is nothing to ask."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What request ``index`` came to, as the store keeps it: a completion or a failure."""
@@ -189,6 +193,11 @@ class Answer:
     backend: str = ""
     row: Record | None = None
     """The input row that was asked about, so that it can be parsed again without the input."""
+
+    @property
+    def failed(self) -> bool:
+        """It failed permanently. That there was nothing to ask is no failure."""
+        return self.completion is None and self.failure != NOT_ASKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

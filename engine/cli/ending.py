@@ -68,7 +68,7 @@ class Ended:
         """The exit status: that of what ended the run first."""
         stop = self.result.stop
         if stop.reached and self.failed is None:
-            return DONE_WITH_DEAD_LETTERS if self.result.progress.failed else 0
+            return DONE_WITH_DEAD_LETTERS if self.failed_requests else 0
         first = stop.error or (self.failed if stop.reached else None)
         return first.exit_code if first else 130 if stop.signum == 2 else 143
 
@@ -80,8 +80,14 @@ class Ended:
             return str(stop.error or self.failed)
         if not stop.reached:
             return "stopped by Ctrl-C" if stop.signum == 2 else "stopped by a signal"
-        failed = self.result.progress.failed
+        failed = self.failed_requests
         return f"done; {failed:,} requests failed permanently" if failed else "done"
+
+    @property
+    def failed_requests(self) -> int:
+        """Requests of all stages that failed permanently: rows that are lost on the way."""
+        progress = self.result.progress
+        return progress.failed + sum(before.failed for before in progress.before.values())
 
     @property
     def refused(self) -> dict[str, int]:
@@ -199,8 +205,8 @@ def _lines(ended: Ended) -> Iterator[str]:
     if any(ended.tokens):
         cost = "" if ended.cost is None else f"; cost {_money(ended.cost)}"
         yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
-    if progress.failed:
-        yield f"failed   {progress.failed:,} requests, permanently; the report says why"
+    if failed := ended.failed_requests:
+        yield f"failed   {failed:,} requests, permanently; the report says why"
     if ended.unused:
         yield f"unused   {ended.unused:,} answers that were paid; a higher target goes on with them"
     if ended.dropped > 0:
@@ -235,7 +241,7 @@ def _event_of(ended: Ended) -> dict[str, Any]:
         "accepted": progress.accepted,
         "target": None if progress.target == EVERY else progress.target,
         "refused": ended.refused,
-        "failed": progress.failed,
+        "failed": ended.failed_requests,
         "dropped": ended.dropped,
         "unused": ended.unused,
         "prompt_tokens": prompt,

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from engine.records import Completion, Record
+from engine.records import NOT_ASKED, Completion, Record
 
 __all__ = [
     "CUT",
@@ -53,8 +53,6 @@ and paid.
 """
 RECIPE_ERROR = "recipe_error"
 """The reason of what a recipe's own code failed at."""
-NOT_ASKED = "not_asked"
-"""The reason of a row about which there is nothing to ask."""
 MOST_PIECES = 10_000
 """Pieces that one answer can have: a bound for parsers that never end."""
 

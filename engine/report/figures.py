@@ -50,7 +50,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         "model": run.manifest.fixed.get("model"),
         "backend": run.manifest.fixed.get("backend"),
         "requests": counts.answered + sum(unanswered.values()),
-        "responses": counts.answered - counts.failed,
+        "responses": counts.answered - counts.failed - counts.not_asked,
         "failed": counts.failed,
         **unanswered,
         "wasted": counts.wasted,

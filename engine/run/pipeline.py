@@ -511,9 +511,8 @@ class Pipeline:
             progress.answered += 1
             progress.session_answered += 1
             further |= self._plan.answered(answer.index)
-            if answer.completion is None:
-                progress.failed += 1
-            else:
+            progress.failed += answer.failed
+            if answer.completion is not None:
                 progress.add(answer.completion.usage)
                 progress.session_completion_tokens += answer.completion.usage.completion_tokens
         if further and not self._telling:

@@ -105,6 +105,8 @@ class Counts(Spent):
     answered: int = 0
     failed: int = 0
     """Of ``answered``: those that failed permanently."""
+    not_asked: int = 0
+    """Of ``answered``: those about which there was nothing to ask."""
     wasted: int = 0
     """Answers to requests that had one already: paid and not used."""
     attempts: int = 0
@@ -136,7 +138,8 @@ class Counts(Spent):
         self.backends[answer.backend] = self.backends.get(answer.backend, 0) + 1
         completion = answer.completion
         if completion is None:
-            self.failed += 1
+            self.failed += answer.failed
+            self.not_asked += not answer.failed
             return
         usage, finish = completion.usage, completion.finish_reason
         self.add(usage)

@@ -18,8 +18,19 @@ import pytest
 from click.testing import CliRunner
 from pyarrow import parquet
 
+from engine.cli.ending import Ended
 from engine.cli.main import cli
-from engine.errors import ConfigError, DiskError, InputError, OutputError, UsageError
+from engine.errors import (
+    DONE_WITH_DEAD_LETTERS,
+    ConfigError,
+    DiskError,
+    InputError,
+    OutputError,
+    UsageError,
+)
+from engine.records import Answer
+from engine.run.generate import Result
+from engine.run.progress import Progress, Stop
 from engine.stages import Lineage, open_stages, stages_of_run
 from engine.store import RunReader, RunStore
 from engine.upkeep.verify import problems
@@ -551,3 +562,16 @@ async def test_a_run_killed_while_its_store_was_made_starts_over(kind: str, tmp_
     (tmp_path / "run" / "run.sqlite").touch()
     result = await ran(tmp_path / "run", tmp_path, kind)
     assert result.stop.reached
+
+
+def test_rows_that_an_early_stage_lost_are_told(tmp_path: Path) -> None:
+    """Requests that failed in any stage, and not those about which there was nothing to ask."""
+    progress = Progress(target=5, accepted=5)
+    progress.before["ask"] = Progress(target=5, failed=2)
+    result = Result(progress=progress, stop=Stop(), seconds=1.0, folder=tmp_path)
+    assert Ended(result=result).failed_requests == 2
+    assert Ended(result=result).status == DONE_WITH_DEAD_LETTERS
+    assert Ended(result=result).reason == "done; 2 requests failed permanently"
+    kept: dict[str, Any] = {"index": 0, "demonstrations": (), "completion": None}
+    assert Answer(**kept, failure="bad_request").failed
+    assert not Answer(**kept, failure="not_asked").failed
