@@ -7,6 +7,7 @@ rank ``n // samples`` of the stage before it, so that a row's lineage is a matte
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ def stages_of_run(folder: Path) -> list[Stage]:
 def folders_below(folder: Path) -> list[tuple[int, Stage]]:
     """The stages before the last one that are there, each with its number."""
     found = []
-    if (folder / BELOW).is_dir():
+    if os.path.isdir(folder / BELOW):  # no for a name that is too long, which pathlib raises for
         for path in (folder / BELOW).iterdir():
             matched = NUMBERED.fullmatch(path.name)
             if matched is not None and (path / "run.sqlite").is_file():
