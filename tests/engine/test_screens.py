@@ -110,7 +110,7 @@ def test_a_link_to_a_row_has_a_way_back_too(run_folder: Path, screen: Tab) -> No
         screen.wait(READING)
         screen.tap("#back")
         screen.wait(f"!({READING})")
-        assert screen.ask("document.querySelectorAll('#rows li').length") == 50
+        screen.wait("document.querySelectorAll('#rows li').length === 50")
 
 
 def test_the_filter_follows_a_run_that_is_decided_again(
