@@ -37,6 +37,7 @@ from engine.run.pipeline import Pipeline
 from engine.run.pooled import Pooled
 from engine.run.progress import Display, Owner, Pace, Stop
 from engine.run.settle import Settled
+from engine.run.signals import listen
 from engine.stages import remedy, stale_answers
 from engine.store import RunReader, RunStore
 from engine.store.reader import InFlight, Resume
@@ -237,7 +238,17 @@ def _pipeline(
 
 
 async def run_chain(pipelines: Sequence[Pipeline]) -> Stop:
-    """Run all stages; what stops the last one stops the run, and so does a fault of any."""
+    """Run all stages; what stops the last one stops the run, and so does a fault of any, or a
+    signal.
+    """
+    async with anyio.create_task_group() as hearing:
+        await hearing.start(listen, pipelines[-1])
+        stop = await _run_stages(pipelines)
+        hearing.cancel_scope.cancel()
+    return stop
+
+
+async def _run_stages(pipelines: Sequence[Pipeline]) -> Stop:
     last = pipelines[-1]
     if len(pipelines) == 1:
         return await last.run()

@@ -51,7 +51,6 @@ from engine.run.batches.route import Way
 from engine.run.deliver import RetryPolicy, deliver, most_tokens, unsent
 from engine.run.plan import Plan
 from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
-from engine.run.signals import listen
 from engine.run.turns import Changed, Turn
 from engine.store import RunStore
 from engine.thoughts import THOUGHTS_ONLY
@@ -82,7 +81,7 @@ class Pipeline:
         display: shows progress.
         bulk: what goes in batches; None: every request is a call.
         owner: whoever started the run, or the neighbours of a stage.
-        leads: takes signals and shows progress, as one stage does for all.
+        leads: shows progress, as one stage does for all.
         watches: watches the pool, as one stage does for those that share it.
         owner: is told of decisions when they are committed.
     """
@@ -171,8 +170,6 @@ class Pipeline:
         """Run to the target, a stop or a fault; everything that arrived is committed on return."""
         async with anyio.create_task_group() as background:
             background.start_soon(self._show)
-            if self._leads:
-                background.start_soon(listen, self)
             if self._watches:
                 background.start_soon(self._watch)
             background.start_soon(self._decide)

@@ -7,6 +7,7 @@ import threading
 from typing import Protocol
 
 import anyio
+import anyio.abc
 
 from engine.run.progress import Stop
 
@@ -23,8 +24,11 @@ class Stoppable(Protocol):
     def say_state(self, cause: str) -> None: ...
 
 
-async def listen(run: Stoppable) -> None:
-    """Drain at a signal that ends; a second one of a person leaves at once.
+async def listen(
+    run: Stoppable, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Drain at a signal that ends; a second one of a person leaves at once. Started when signals
+    are heard: nothing may be sent before.
 
     A terminal that is closed sends SIGHUP more than once (the kernel does, and the shell), so only
     SIGINT and SIGTERM count as a second. Under nohup SIGHUP is ignored from the start, and stays
@@ -32,6 +36,7 @@ async def listen(run: Stoppable) -> None:
     process's main thread; a run in another is stopped by its owner.
     """
     if threading.current_thread() is not threading.main_thread():
+        task_status.started()
         return
     stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -39,6 +44,7 @@ async def listen(run: Stoppable) -> None:
     asked = 0
     try:
         with anyio.open_signal_receiver(*stopping, signal.SIGUSR1, signal.SIGUSR2) as signals:
+            task_status.started()
             async for signum in signals:
                 if signum not in stopping:
                     run.say_state(signum.name)

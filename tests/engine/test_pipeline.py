@@ -158,6 +158,20 @@ async def test_fault_068_a_signal_drains_and_commits(
     assert max(backend.calls.values()) == 1
 
 
+async def test_signals_are_heard_before_anything_is_sent(
+    tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    """A terminal that closes just then would end the process, with what is under way."""
+    heard = list[bool]()
+
+    def look(progress: Progress) -> None:
+        heard.append(signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, None))
+
+    await ran(tmp_path, Watcher(look), target=20)
+    assert all(heard)
+    assert heard
+
+
 async def test_fault_069_a_second_signal_leaves_at_once(
     tmp_path: Path, backend: ScriptedBackend
 ) -> None:
