@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from tests.engine.batches.world import Batch, Line, Provider, Said, error, form_of
+from tests.engine.batches.world import Asked, Batch, Line, Provider, Said, error, form_of
 
 __all__ = ["PROVIDERS", "Anthropic", "Azure", "Gemini", "Mistral", "OpenAI", "Together"]
 
@@ -23,14 +23,8 @@ class OpenAI(Provider):
     purpose = "batch"
     batches_at = "/batches"
 
-    def route(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        raw: bytes,
-        headers: Mapping[str, str],
-    ) -> Said:
+    def route(self, asked: Asked) -> Said:
+        method, path, raw, headers = asked.method, asked.path, asked.raw, asked.headers
         path = path.removeprefix(self.root)
         place = path.split("/")[1:]
         if method == "POST" and path == self.uploads:
@@ -201,14 +195,8 @@ class Anthropic(Provider):
     def key_of(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-api-key", "") or super().key_of(headers)
 
-    def route(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        raw: bytes,
-        headers: Mapping[str, str],
-    ) -> Said:
+    def route(self, asked: Asked) -> Said:
+        method, path, raw, headers = asked.method, asked.path, asked.raw, asked.headers
         if not path.startswith(self.at):
             return NOT_FOUND
         assert headers["anthropic-version"] == "2023-06-01"
@@ -310,14 +298,14 @@ class Gemini(Provider):
     def key_of(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-goog-api-key", "") or super().key_of(headers)
 
-    def route(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        raw: bytes,
-        headers: Mapping[str, str],
-    ) -> Said:
+    def route(self, asked: Asked) -> Said:
+        method, path, raw, query, headers = (
+            asked.method,
+            asked.path,
+            asked.raw,
+            asked.query,
+            asked.headers,
+        )
         if path == "/upload/v1beta/files":
             if headers.get("x-goog-upload-command") == "start":
                 place = f"{self.origin}{path}?upload_id=1"

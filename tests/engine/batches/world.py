@@ -14,14 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
 from engine.backends.scripted import alpaca_text
+from tests.engine.loopback import Loopback
 
 __all__ = [
     "KEY",
@@ -119,12 +120,68 @@ class Batch:
         return self.state in ("completed", "failed", "expired", "cancelled")
 
 
-class Provider:
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a double is quiet."""
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
+
+    def _answer(self) -> None:
+        provider: Provider = self.server.owner  # type: ignore[attr-defined]
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        said = provider.respond(self.command, self.path, headers, self._body())
+        status, body = said[:2]
+        more: Any = said[2:]
+        if status == 0:  # the connection breaks before the answer
+            self.close_connection = True
+            return
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        for name, value in (more[0] if more else {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One request of a client."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    raw: bytes
+    headers: Mapping[str, str]
+
+
+class Provider(Loopback):
     """One provider. Attributes say how it behaves; subclasses what it says.
 
     Use it as a context manager: it then listens at ``url``.
     """
 
+    handler = _Handler
     name: ClassVar[str]
     takes_seed: ClassVar[bool] = True
     root: ClassVar[str] = "/v1"
@@ -271,14 +328,7 @@ class Provider:
     def key_of(self, headers: Mapping[str, str]) -> str:
         return headers.get("authorization", "").removeprefix("Bearer ")
 
-    def route(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        raw: bytes,
-        headers: Mapping[str, str],
-    ) -> Said:
+    def route(self, asked: Asked) -> Said:
         raise NotImplementedError
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], raw: bytes) -> Said:
@@ -292,33 +342,16 @@ class Provider:
                 body = orjson.loads(raw)
                 if not self.takes_seed:
                     body.pop("seed", None)
-                asked = body["messages"][-1]["content"], body.get("seed")
-                self.live[asked] += 1
+                self.live[body["messages"][-1]["content"], body.get("seed")] += 1
                 return 200, chat_answer(body)
-            return self.route(method, parts.path, dict(parse_qsl(parts.query)), raw, headers)
-
-    # The server
+            query = dict(parse_qsl(parts.query))
+            return self.route(
+                Asked(method=method, path=parts.path, query=query, raw=raw, headers=headers)
+            )
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}{self.root}"
-
-    @property
-    def origin(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.provider = self  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        return self.origin + self.root
 
 
 def form_of(raw: bytes, content_type: str) -> tuple[dict[str, str], bytes, str]:
@@ -334,47 +367,3 @@ def form_of(raw: bytes, content_type: str) -> tuple[dict[str, str], bytes, str]:
         else:
             fields[str(part.get_param("name", header="content-disposition"))] = payload.decode()
     return fields, data, name
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_DELETE(self) -> None:
-        self._answer()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a double is quiet."""
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        pieces = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(pieces)
-
-    def _answer(self) -> None:
-        provider: Provider = self.server.provider  # type: ignore[attr-defined]
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        said = provider.respond(self.command, self.path, headers, self._body())
-        status, body = said[:2]
-        more: Any = said[2:]
-        if status == 0:  # the connection breaks before the answer
-            self.close_connection = True
-            return
-        data = body if isinstance(body, bytes) else orjson.dumps(body)
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        for name, value in (more[0] if more else {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)

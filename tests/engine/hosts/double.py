@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
 from engine.backends.scripted import alpaca_text
+from tests.engine.loopback import Loopback
 
 __all__ = ["FIELDS", "KEY", "THOUGHT", "Answer", "Double", "Refusal", "openai_error"]
 
@@ -42,12 +43,81 @@ def openai_error(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class Double:
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a double is quiet."""
+
+    def _answer(self) -> None:
+        double: Double = self.server.owner  # type: ignore[attr-defined]
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = double.respond(self.command, self.path, headers, raw)
+        if len(answer) == 2:
+            status, said = answer
+            kind = "text/html" if isinstance(said, bytes) else "application/json"
+            self._send(status, said if isinstance(said, bytes) else orjson.dumps(said), kind)
+            return
+        api, text, body = answer
+        if body.get("stream"):
+            self._stream(double, api, text, body)
+            return
+        whole = double.envelope(api, streamed=False)
+        whole |= {"choices": [double.choice(api, text)], "usage": double.counts(body, text)}
+        self._send(200, double.before_body() + orjson.dumps(whole), "application/json")
+
+    def _send(self, status: int, raw: bytes, kind: str) -> None:
+        self._head(status, kind, {"Content-Length": str(len(raw))})
+        self.wfile.write(raw)
+
+    def _head(self, status: int, kind: str, more: Mapping[str, str]) -> None:
+        double: Double = self.server.owner  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        for name, value in {**double.headers(), **more}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _stream(self, double: Double, api: str, text: str, body: Answer) -> None:
+        self._head(200, "text/event-stream; charset=utf-8", {"Transfer-Encoding": "chunked"})
+        if double.keeps_alive:
+            self._chunk(double.keeps_alive.encode() + b"\n\n")
+        if (first := double.first_event()) is not None:
+            self._event(first)
+        asked = (body.get("stream_options") or {}).get("include_usage", False)
+        events = list(double.events(api, text))
+        for at, choice in enumerate(events):
+            event = {**double.envelope(api, streamed=True), "choices": [choice]}
+            if double.always_counts and at == len(events) - 1:
+                event["usage"] = double.counts(body, text)
+            self._event(event)
+        if asked and not double.always_counts:
+            usage = double.counts(body, text)
+            self._event({**double.envelope(api, streamed=True), "choices": [], "usage": usage})
+        self._chunk(b"data: [DONE]\n\n")
+        self._chunk(b"")
+
+    def _event(self, event: Answer) -> None:
+        self._chunk(b"data: " + orjson.dumps(event) + b"\n\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+class Double(Loopback):
     """One host. Attributes say what it is like; methods what it says.
 
     Use it as a context manager: it then listens at ``url``.
     """
 
+    handler = _Handler
     row: ClassVar[str]
     """The host's name in docs/hosts.md."""
     root: ClassVar[str] = "/v1"
@@ -158,24 +228,9 @@ class Double:
         """What comes before a whole answer's JSON."""
         return b""
 
-    # The server
-
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Double:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.double = self  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        return self.origin
 
     def respond(
         self, method: str, path: str, headers: Mapping[str, str], raw: bytes
@@ -216,71 +271,3 @@ class Double:
         """The usage of a request and its answer."""
         asked = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         return self.usage(len(asked) // 4, len(text) // 4)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a double is quiet."""
-
-    def _answer(self) -> None:
-        double: Double = self.server.double  # type: ignore[attr-defined]
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = double.respond(self.command, self.path, headers, raw)
-        if len(answer) == 2:
-            status, said = answer
-            kind = "text/html" if isinstance(said, bytes) else "application/json"
-            self._send(status, said if isinstance(said, bytes) else orjson.dumps(said), kind)
-            return
-        api, text, body = answer
-        if body.get("stream"):
-            self._stream(double, api, text, body)
-            return
-        whole = double.envelope(api, streamed=False)
-        whole |= {"choices": [double.choice(api, text)], "usage": double.counts(body, text)}
-        self._send(200, double.before_body() + orjson.dumps(whole), "application/json")
-
-    def _send(self, status: int, raw: bytes, kind: str) -> None:
-        self._head(status, kind, {"Content-Length": str(len(raw))})
-        self.wfile.write(raw)
-
-    def _head(self, status: int, kind: str, more: Mapping[str, str]) -> None:
-        double: Double = self.server.double  # type: ignore[attr-defined]
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        for name, value in {**double.headers(), **more}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _stream(self, double: Double, api: str, text: str, body: Answer) -> None:
-        self._head(200, "text/event-stream; charset=utf-8", {"Transfer-Encoding": "chunked"})
-        if double.keeps_alive:
-            self._chunk(double.keeps_alive.encode() + b"\n\n")
-        if (first := double.first_event()) is not None:
-            self._event(first)
-        asked = (body.get("stream_options") or {}).get("include_usage", False)
-        events = list(double.events(api, text))
-        for at, choice in enumerate(events):
-            event = {**double.envelope(api, streamed=True), "choices": [choice]}
-            if double.always_counts and at == len(events) - 1:
-                event["usage"] = double.counts(body, text)
-            self._event(event)
-        if asked and not double.always_counts:
-            usage = double.counts(body, text)
-            self._event({**double.envelope(api, streamed=True), "choices": [], "usage": usage})
-        self._chunk(b"data: [DONE]\n\n")
-        self._chunk(b"")
-
-    def _event(self, event: Answer) -> None:
-        self._chunk(b"data: " + orjson.dumps(event) + b"\n\n")
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
