@@ -1,4 +1,4 @@
-"""What this process finds around itself: a place for its caches.
+"""What this process finds around itself: a place for its caches, and how much it may open.
 
 A container that runs as some number (``docker --user``) has no home and no name; a service may have
 a home that it cannot write to. Neither is a reason to stop: there is a folder for temporary files.
@@ -7,15 +7,17 @@ a home that it cannot write to. Neither is a reason to stop: there is a folder f
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from engine.errors import OutputError
 
-__all__ = ["cache_homes", "is_private", "spelt_out", "writable_cache_home"]
+__all__ = ["allow_open_files", "cache_homes", "is_private", "spelt_out", "writable_cache_home"]
 
 
 def cache_homes() -> Iterator[Path]:
@@ -53,6 +55,21 @@ def writable_cache_home() -> Path:
     raise OutputError(
         f"cannot write {tried or 'anywhere'}; set WOOLMILL_HOME to a folder with 1 GB free"
     )
+
+
+MOST_OPEN_FILES = 65_536
+"""Enough for any run, and few enough for programs that go through all there could be."""
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may without being asked: the usual
+    1,024 are fewer than the connections of a run on a few servers.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with suppress(OSError, ValueError):  # as in some containers: then it is as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def spelt_out(value: Any) -> Any:

@@ -124,8 +124,6 @@ class Endpoint:
         settings: LimitSettings,
         own: EndpointLimits,
         controller: Callable[[], Controller],
-        *,
-        alone: bool = False,
     ) -> None:
         fixed = own.max_in_flight or backend.max_in_flight
         if fixed is None and settings.max_in_flight != "auto":
@@ -142,7 +140,7 @@ class Endpoint:
         self._weight = own.weight
         self._requests = _bucket(own.requests_per_min or settings.requests_per_min)
         self._tokens = _bucket(own.tokens_per_min or settings.tokens_per_min)
-        self._alone = alone
+        self.alone = False
         """There is no other to give the work to."""
         self._in_a_row = dict(NONE_IN_A_ROW)
         self._opened = 0
@@ -254,7 +252,7 @@ class Endpoint:
                     self.state == "probing"
                     or in_a_row["unavailable"] >= max(UNAVAILABLE_IN_A_ROW, others / 2)
                     or in_a_row["ambiguous"] >= max(FAULTS_IN_A_ROW, others)
-                    or (refuses and not self._alone)
+                    or (refuses and not self.alone)
                 ):
                     self.open(now_s, f"{verdict.reason}: {verdict.message}")
         if not sent and self.state == "probing":
@@ -292,21 +290,23 @@ class Endpoint:
             self._tokens = self._tokens or Bucket(found[0])
             self._tokens.correct(now_s, remaining=found[1], unseen=0)
 
-    async def watch(self) -> None:
-        """Read the server's gauges, and see whether all that is in flight has gone silent."""
-        assert self.server is not None
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        if self.in_flight and self.state != "open":
-            silent_s = now_s - max(self.server.heard_at_s, self._busy_since_s)
-            if silent_s > max(self.server.hung_after_s, 3 * self._longest_s):
-                self.open(now_s, f"alive but not generating: nothing heard for {silent_s:.0f} s")
-                self.server.hang_up()
-                return
-        if not self.fixed and self.state == "closed" and self.in_flight:
-            gauges = await self.server.load()
-            if gauges is not None:
-                self.controller.observe(loop.time(), *gauges)
+    def look(self) -> None:
+        """See whether all that is in flight has gone silent; then hang up."""
+        if self.server is None or not self.in_flight or self.state == "open":
+            return
+        now_s = asyncio.get_running_loop().time()
+        silent_s = now_s - max(self.server.heard_at_s, self._busy_since_s)
+        if silent_s > max(self.server.hung_after_s, 3 * self._longest_s):
+            self.open(now_s, f"alive but not generating: nothing heard for {silent_s:.0f} s")
+            self.server.hang_up()
+
+    async def read_gauges(self) -> None:
+        """Ask the server for its queue, where that may change the limit."""
+        if self.server is None or self.fixed or self.state != "closed" or not self.in_flight:
+            return
+        gauges = await self.server.load()
+        if gauges is not None:
+            self.controller.observe(asyncio.get_running_loop().time(), *gauges)
 
     def snapshot(self, now_s: float, *, broke: bool) -> EndpointSnapshot:
         binds = "budget" if broke else self._binding(now_s, 1)[0]

@@ -13,6 +13,8 @@ binds. The pool alone knows all endpoints, so it is also the one that gives up: 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 from engine.backends.base import Backend, Verdict
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
+from engine.limits.candidates import Candidates
 from engine.limits.controller import Controller, Ticket
 from engine.limits.doubts import Doubts
 from engine.limits.endpoint import (
@@ -39,6 +42,9 @@ __all__ = ["EndpointLimits", "EndpointSnapshot", "Lease", "LimitSettings", "Pool
 RETRY_SHARE = 0.1
 """Retries that go before first attempts, as a share of the answers; more wait for their turn."""
 POLL_S = 1.0
+FEW_GAUGES, GAUGES_TURNS = 16, 5
+"""Of more servers than the first, each is asked for its gauges only once in so many turns: a page
+of them is up to 100 kB."""
 
 
 class Lease:
@@ -82,10 +88,15 @@ class Pool:
     ) -> None:
         self.settings = settings = settings or LimitSettings()
         own = list(own) or [EndpointLimits()] * len(backends)
-        self._endpoints = [
-            Endpoint(backend, settings, limits, controller, alone=len(backends) == 1)
-            for backend, limits in zip(backends, own, strict=True)
-        ]
+        self._controller = controller
+        self._endpoints: dict[Backend, Endpoint] = {}
+        self._leaving: dict[Endpoint, asyncio.Event] = {}
+        """Those that get no more work, until their last call has ended."""
+        self._candidates = Candidates()
+        self._served: tuple[str, str] | None = None
+        """What the servers serve: the model's name, and what it really is."""
+        for backend, limits in zip(backends, own, strict=True):
+            self._add(backend, limits)
         self.doubts = Doubts(settings.max_refusals_in_a_row)
         self.calls_on_the_wire = 0
         """Attempts that wait for a backend now. Each holds a slot; no slot is held otherwise."""
@@ -103,6 +114,7 @@ class Pool:
         self._refused_since_s: float | None = None
         self._last_failure = ""
         self._stopping = asyncio.Event()
+        self._ended: WoolmillError | None = None
 
     # What the pipeline and ``engine.run.deliver`` call
 
@@ -114,44 +126,90 @@ class Pool:
         """
         errors: list[WoolmillError] = []
         now_s = asyncio.get_running_loop().time()
-        for endpoint in self._endpoints:
+        for endpoint in self._endpoints.values():
             try:
                 await endpoint.backend.start()
             except UnavailableError as exc:
                 errors.append(exc)
                 endpoint.open(now_s, str(exc))
-        if len(errors) == len(self._endpoints):
+        if errors and len(errors) == len(self._endpoints):
             raise errors[0]
-        self._compare()
+        for backend in self._endpoints:
+            self._compare(backend)
 
-    def _compare(self) -> None:
+    async def join(self, backend: Backend) -> None:
+        """Start one more backend, and give it work from now on.
+
+        Raises ConfigError (also where it serves another model than the others), AuthError or
+        UnavailableError; then it is closed and the pool is as it was.
+        """
+        try:
+            await backend.start()
+            self._compare(backend)
+        except BaseException:  # raised again
+            await backend.aclose()
+            raise
+        self._add(backend, EndpointLimits())
+        self._down_since_s = None
+        self._wake()
+
+    async def leave(self, backend: Backend) -> None:
+        """Give ``backend`` no more work, hang up, and close it when its last call has ended.
+
+        What is in flight there fails at once, and is asked elsewhere by whoever asked it.
+        """
+        endpoint = self._endpoints.pop(backend)
+        self._candidates.remove(endpoint)
+        self._alone()
+        self._last_failure = f"{backend.name}: it has left"
+        self._note_outage()
+        if endpoint.in_flight:
+            ended = self._leaving[endpoint] = asyncio.Event()
+            if endpoint.server is not None:
+                endpoint.server.hang_up()
+            await ended.wait()
+        self._wake()
+        await backend.aclose()
+
+    def _add(self, backend: Backend, own: EndpointLimits) -> None:
+        endpoint = Endpoint(backend, self.settings, own, self._controller)
+        self._endpoints[backend] = endpoint
+        self._candidates.add(endpoint)
+        self._alone()
+
+    def _alone(self) -> None:
+        for endpoint in self._endpoints.values():
+            endpoint.alone = len(self._endpoints) == 1
+
+    def _compare(self, backend: Backend) -> None:
         """Replicas of one run serve one model; two behind one name would mix two data sets."""
-        first: tuple[str, str] | None = None
-        for endpoint in self._endpoints:
-            server = endpoint.server
-            if server is None or server.identity is None:
-                continue
-            model, root, _ = server.identity
-            first = first or (model, root)
-            if (model, root) != first:
-                raise ConfigError(
-                    f"{endpoint.backend.name}: serves {model} ({root}), the others {first[0]} "
-                    f"({first[1]}); one run needs one model"
-                )
+        if not isinstance(backend, WatchedServer) or backend.identity is None:
+            return
+        model, root, _ = backend.identity
+        self._served = self._served or (model, root)
+        if (model, root) != self._served:
+            raise ConfigError(
+                f"{backend.name}: serves {model} ({root}), the others {self._served[0]} "
+                f"({self._served[1]}); one run needs one model"
+            )
 
     async def run(self) -> None:
         """Watch the servers until cancelled; for the pipeline's task group.
 
-        Their gauges are to be had only by asking, so it asks, once a second, and looks at the same
-        time whether everything in flight has gone silent.
+        Once a second it looks whether everything in flight at one of them has gone silent, and asks
+        for their gauges, which are to be had in no other way: all at the same time, so that none
+        waits for one that hangs, and of many a part at each turn.
         """
-        watched = [endpoint for endpoint in self._endpoints if endpoint.server is not None]
-        if not watched:
-            return
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(POLL_S)
+            watched = [e for e in self._endpoints.values() if e.server is not None]
             for endpoint in watched:
-                await endpoint.watch()
+                endpoint.look()
+            turns = 1 if len(watched) <= FEW_GAUGES else GAUGES_TURNS
+            await asyncio.gather(*[each.read_gauges() for each in watched[turn % turns :: turns]])
+            for endpoint in watched:
+                if endpoint.backend in self._endpoints:  # its limit may have grown
+                    self._candidates.add(endpoint)
             self._wake()
 
     async def acquire(
@@ -166,6 +224,8 @@ class Pool:
         """
         if self._stopping.is_set():
             raise StoppedError(DRAINING)
+        if self._ended is not None:
+            raise self._ended
         now_s = asyncio.get_running_loop().time()
         if not self._fresh and not self._retries:
             lease = self._grant(now_s, tokens, avoid)
@@ -199,9 +259,10 @@ class Pool:
         """Give ``backend``, which can never answer again, no more work; False where there is no
         other.
         """
-        if all(e.retired for e in self._endpoints if e.backend is not backend):
+        if all(e.retired for e in self._endpoints.values() if e.backend is not backend):
             return False
-        next(e for e in self._endpoints if e.backend is backend).retire(failure)
+        if (endpoint := self._endpoints.get(backend)) is not None:
+            endpoint.retire(failure)
         return True
 
     async def rest(self, seconds: float) -> None:
@@ -218,6 +279,11 @@ class Pool:
         self._stopping.set()
         self._give_up(StoppedError(DRAINING))
 
+    def end(self, error: WoolmillError) -> None:
+        """Nobody will ever answer again: whoever waits or comes gets ``error``."""
+        self._ended = error
+        self._give_up(error)
+
     def spent(self, used: Spent) -> None:
         """Book what earlier sessions of the run used, so that the budget is the run's."""
         self._spending.begin(used)
@@ -229,16 +295,21 @@ class Pool:
 
     @property
     def backends(self) -> Sequence[Backend]:
-        return [endpoint.backend for endpoint in self._endpoints]
+        return list(self._endpoints)
+
+    def has(self, backend: Backend) -> bool:
+        """Whether it is one of the pool's, and has not left."""
+        return backend in self._endpoints
 
     @property
     def in_flight(self) -> int:
-        return sum(endpoint.in_flight for endpoint in self._endpoints)
+        there = sum(endpoint.in_flight for endpoint in self._endpoints.values())
+        return there + sum(endpoint.in_flight for endpoint in self._leaving)
 
     @property
     def limit(self) -> int:
         now_s = asyncio.get_running_loop().time()
-        return sum(endpoint.limit(now_s) for endpoint in self._endpoints)
+        return sum(endpoint.limit(now_s) for endpoint in self._endpoints.values())
 
     @property
     def tokens_used(self) -> int:
@@ -252,18 +323,19 @@ class Pool:
 
     def faults_in_a_row(self, backend: Backend) -> int:
         """Failures of ``backend``, which may have been paid, since it last answered anything."""
-        return next(e.faults_in_a_row for e in self._endpoints if e.backend is backend)
+        endpoint = self._endpoints.get(backend)
+        return endpoint.faults_in_a_row if endpoint is not None else 0
 
     def snapshot(self) -> list[EndpointSnapshot]:
         now_s = asyncio.get_running_loop().time()
         waiting = self._retries or self._fresh
         broke = bool(waiting) and not self._spending.fits(waiting[0].tokens)
-        return [endpoint.snapshot(now_s, broke=broke) for endpoint in self._endpoints]
+        return [endpoint.snapshot(now_s, broke=broke) for endpoint in self._endpoints.values()]
 
     async def aclose(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for endpoint in self._endpoints:
+        for endpoint in (*self._endpoints.values(), *self._leaving):
             await endpoint.backend.aclose()
 
     # Who goes next
@@ -271,12 +343,7 @@ class Pool:
     def _grant(self, now_s: float, tokens: int, avoid: Backend | None) -> Lease | None:
         if not self._spending.fits(tokens):
             return None
-        best, least = None, 0.0
-        for endpoint in self._endpoints:
-            if endpoint.blocked(now_s, tokens) is None:
-                load = endpoint.load(now_s) + (1e6 if endpoint.backend is avoid else 0.0)
-                if best is None or load < least:
-                    best, least = endpoint, load
+        best = self._candidates.next(now_s, tokens, avoid)
         if best is None:
             return None
         self._spending.reserve(tokens)
@@ -301,9 +368,20 @@ class Pool:
                 self._last_failure = f"{endpoint.backend.name}: {result.reason}: {result.message}"
                 if result.kind == "throttled" and self._refused_since_s is None:
                     self._refused_since_s = now_s
-        if self._down_since_s is None and all(e.state != "closed" for e in self._endpoints):
-            self._down_since_s = now_s
+        if endpoint in self._leaving:
+            if not endpoint.in_flight:
+                self._leaving.pop(endpoint).set()
+        else:
+            self._candidates.add(endpoint)
+            if endpoint.state != "closed":
+                self._note_outage()
         self._wake()
+
+    def _note_outage(self) -> None:
+        """Since when no endpoint is at work, where that is so."""
+        at_work = any(e.state == "closed" for e in self._endpoints.values())
+        if self._down_since_s is None and not at_work:
+            self._down_since_s = asyncio.get_running_loop().time()
 
     def _book(self, tokens: int, results: Sequence[Completion | Verdict]) -> None:
         """Settle a call's reservation; whatever may have been billed counts in full."""
@@ -340,10 +418,11 @@ class Pool:
             self._give_up(error)
             return
         ends_s = [s for s in (self._down_since_s, self._refused_since_s) if s is not None]
-        at_s = [s for e in self._endpoints if (s := e.blocked(now_s, waiter.tokens)) is not None]
-        at_s += [s + self.settings.max_outage_s for s in ends_s]
-        soonest_s = min(at_s, default=float("inf"))
-        if soonest_s < float("inf"):
+        at_s = [s + self.settings.max_outage_s for s in ends_s]
+        soonest_s = min(at_s, default=math.inf)
+        if self._spending.fits(waiter.tokens):
+            soonest_s = min(soonest_s, self._candidates.next_change_s())
+        if soonest_s < math.inf:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(max(soonest_s, now_s + 1e-4), self._wake)
 
@@ -367,8 +446,10 @@ class Pool:
                 f"every request has been refused for {settings.max_outage_s:g} s "
                 f"({self._last_failure}); set --requests-per-min or wait, then resume"
             )
-        wait_s = min(e.controller.paused_until_s for e in self._endpoints) - now_s
-        if wait_s > settings.max_outage_s:
+        longest_s = now_s + settings.max_outage_s
+        endpoints = self._endpoints.values()
+        if endpoints and all(e.controller.paused_until_s > longest_s for e in endpoints):
+            wait_s = min(e.controller.paused_until_s for e in endpoints) - now_s
             return StoppedError(
                 f"the server asks to wait {wait_s:.0f} s, longer than --max-outage "
                 f"({self._last_failure}); resume later"

@@ -82,6 +82,8 @@ def unsent(ask: Ask, fault: RecipeFault) -> Answer:
 
 
 CANCELLED = Failure(Verdict(kind="ambiguous", reason="cancelled"))
+LEFT = Failure(Verdict(kind="unavailable", reason="left", message="nothing was sent"))
+"""What comes of a call whose server has left before it went out."""
 
 Refit = Callable[[Prompt, Verdict], Prompt | None]
 """A prompt that fits better than the one refused, or None where nothing more can be left out."""
@@ -128,6 +130,8 @@ async def _attempt(
     """One attempt of one call; the lease ends with it. Raises what ends the run."""
     outcomes: list[Completion | Failure] = [CANCELLED] * len(prompts)
     try:
+        if not pool.has(lease.backend):
+            raise LEFT
         with pool.on_the_wire():
             outcomes = [_checked(outcome) for outcome in await lease.backend.complete(prompts)]
     except Failure as exc:

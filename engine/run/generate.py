@@ -47,6 +47,7 @@ from engine.run.settle import (
 from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
 from engine.store import RunStore
+from engine.surroundings import allow_open_files
 
 __all__ = ["Result", "generate", "make_backends", "make_prompts"]
 
@@ -73,6 +74,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
     """
     began = time.monotonic()
+    allow_open_files()
     display, owner = SlowStart(Guarded(display), config), owner or Owner()
     chain = stages_of(settle(config))
     refuse_other_stages(chain)

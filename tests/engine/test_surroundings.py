@@ -175,3 +175,19 @@ def test_a_model_s_name_is_text() -> None:
     with pytest.raises(ConfigError, match=r"--model: m\\udcff holds bytes") as caught:
         load_config(None, {"model": "m\udcff", "backend": "scripted"})
     str(caught.value).encode()
+
+
+def test_open_files_are_as_many_as_a_process_may_have() -> None:
+    """A run starts with the soft limit of any shell, and raises it as far as it may."""
+    lines = [
+        "import resource, sys",
+        "from engine.surroundings import allow_open_files",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))",
+        "allow_open_files()",
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))",
+    ]
+    for most, allowed in ((2048, 2048), (256, 256)):
+        command = [sys.executable, "-P", "-c", "\n".join(lines), str(most)]
+        env = {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [str(allowed), str(most)]

@@ -49,6 +49,21 @@ s.
 """
 ADDRESS_TTL_S = 30.0
 """How long a resolved name is trusted, so that thousands of connections ask the resolver once."""
+VANISHED_S, PROBED_AFTER_S, PROBED_EVERY_S = 15, 5, 3
+"""A host that vanishes without a word (power, cable, a node that is taken away) closes nothing. The
+kernel asks for a sign of life from the second on; after the first, a connection without one fails.
+"""
+SOCKET_OPTIONS = [
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", PROBED_AFTER_S),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", PROBED_EVERY_S),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", (VANISHED_S - PROBED_AFTER_S) // PROBED_EVERY_S),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", VANISHED_S * 1000),  # for what was just sent
+    )
+    if hasattr(socket, name)  # other systems lack some
+]
 
 Address = tuple[socket.AddressFamily, str]
 Origin = tuple[str, str, int | None]
@@ -207,6 +222,7 @@ def make_transport(
             verify=_trust(ca_file),
             trust_env=False,
             proxy=proxy,
+            socket_options=SOCKET_OPTIONS,
             limits=httpx.Limits(
                 max_connections=None,
                 max_keepalive_connections=None,
@@ -282,6 +298,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        wire = transport.get_extra_info("socket")
+        for option in SOCKET_OPTIONS:
+            wire.setsockopt(*option)
         self.usable = True
         self._owner._live.add(self)
 
