@@ -123,13 +123,16 @@ class RunConfig(
             close = get_close_matches(unknown[0].lower(), SENT, n=1)
             meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SENT[:5])}"
             raise ValueError(f"without: {unknown[0]!r} is never sent; {meant}")
-        if self.base_url and self.endpoint:
-            raise ValueError("give either base_url or [[endpoint]] tables, not both")
-        if self.chosen_backend == "http" and not self.base_url and not self.endpoint:
+        named = [n for n in ("base_url", "endpoint", "endpoints_file") if getattr(self, n)]
+        if len(named) > 1:
+            raise ValueError("give one of base_url, [[endpoint]] tables and endpoints_file")
+        if self.chosen_backend == "http" and not named:
             raise ValueError("backend http needs base_url, for example http://127.0.0.1:8000/v1")
         over_http = self.chosen_backend in ("http", "batch")
-        if not over_http and (self.base_url or self.endpoint):
-            raise ValueError(f"base_url goes with backend http, not {self.chosen_backend}")
+        if not over_http and named:
+            raise ValueError(f"{named[0]} goes with backend http, not {self.chosen_backend}")
+        if self.endpoints_file is not None and self.chosen_backend != "http":
+            raise ValueError("endpoints_file goes with backend http; batches need base_url")
         if not over_http:
             for name in ("extra_body", "without", "header", "query", "proxy", "transport"):
                 if getattr(self, name):
@@ -173,7 +176,8 @@ class RunConfig(
     @property
     def chosen_backend(self) -> Literal["http", "batch", "transformers", "vllm", "scripted"]:
         """What ``backend`` None stands for."""
-        return self.backend or ("http" if self.base_url or self.endpoint else "transformers")
+        hosts = self.base_url or self.endpoint or self.endpoints_file
+        return self.backend or ("http" if hosts else "transformers")
 
     @property
     def spoken(self) -> str:
@@ -234,16 +238,17 @@ class RunConfig(
         return found
 
     def endpoints(self) -> tuple[EndpointConfig, ...]:
-        """The [[endpoint]] tables, or one for each base_url."""
-        return self.endpoint or tuple(
-            EndpointConfig(
-                url=url,
-                key_env=self.key_env,
-                key_file=self.key_file,
-                header=self.header,
-                query=self.query,
-            )
-            for url in self.base_url
+        """The [[endpoint]] tables, or one for each base_url; those of a fleet are not known yet."""
+        return self.endpoint or tuple(map(self.endpoint_at, self.base_url))
+
+    def endpoint_at(self, url: str) -> EndpointConfig:
+        """An endpoint that has no settings of its own but its URL."""
+        return EndpointConfig(
+            url=url,
+            key_env=self.key_env,
+            key_file=self.key_file,
+            header=self.header,
+            query=self.query,
         )
 
 

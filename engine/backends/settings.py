@@ -93,6 +93,14 @@ class AddressSection(Section):
     base_url: Annotated[
         tuple[str, ...], BeforeValidator(_one_or_several), FREE, Flag("OpenAI-compatible endpoint.")
     ] = ()
+    endpoints_file: Annotated[
+        Path | None,
+        FREE,
+        Flag(
+            "File with the URLs of endpoints that come and go, one a line; read when it changes.",
+            names=("--endpoints",),
+        ),
+    ] = None
     key_env: Annotated[Variable, FREE, Flag("Environment variable with the key.")] = (
         DEFAULT_VARIABLE
     )

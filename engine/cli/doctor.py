@@ -10,7 +10,7 @@ import platform
 import resource
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +20,12 @@ import click
 import orjson
 
 from engine import models
+from engine.backends.fleet import FileFleet
 from engine.decide.decider import uses_semantic
 from engine.errors import WoolmillError
 from engine.run.servers import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
-from engine.settings import EMBEDDED_MODEL, RunConfig, load_config
+from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig, load_config
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
 from engine.surroundings import cache_homes, spelt_out
 
@@ -101,12 +102,13 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
     """What ``woolmill generate`` would do with these settings, or why it would not."""
     try:
         config = load_config(config_file, {})
-        endpoints = config.endpoints()
+        endpoints = _endpoints(config)
         for endpoint in endpoints:
             keep_from_children(endpoint.key_env)  # what is no name must not be shown as one
         chosen = {
             "backend": config.chosen_backend,
-            "model": config.model or (EMBEDDED_MODEL if not endpoints else "the model served"),
+            "model": config.model
+            or ("the model served" if config.chosen_backend == "http" else EMBEDDED_MODEL),
             "endpoints": [endpoint.url for endpoint in endpoints],
             "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
             "semantic": uses_semantic(config),
@@ -121,15 +123,24 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
                 if coming
                 else models.locate(config.model or EMBEDDED_MODEL)
             )
+        if config.endpoints_file is not None and not endpoints:
+            chosen["model_at"] = f"{config.endpoints_file}, which lists no server yet"
         chosen |= {"error": lack} if (lack := _lack(config)) else {}
     except WoolmillError as exc:
         return {"error": str(exc)}
     return chosen
 
 
+def _endpoints(config: RunConfig) -> Sequence[EndpointConfig]:
+    """Those that a run would ask now."""
+    if config.endpoints_file is not None:
+        return [config.endpoint_at(url) for url in FileFleet(config.endpoints_file).urls]
+    return config.endpoints()
+
+
 def _lack(config: RunConfig) -> str | None:
     """What the run needs and is not there, with how to get it."""
-    for endpoint in config.endpoints():
+    for endpoint in _endpoints(config):
         name = endpoint.key_env
         if name != DEFAULT_VARIABLE and name not in os.environ and endpoint.key_file is None:
             return f"the environment variable {name} is not set; set it to the key"

@@ -358,9 +358,21 @@ class Pool:
     ) -> None:
         now_s = asyncio.get_running_loop().time()
         self._book(tokens, results)
-        used = endpoint.finish(now_s, ticket, tokens, results)
-        if used:
-            self._retry_credit = min(self._retry_credit + RETRY_SHARE * used, 100.0)
+        if endpoint in self._leaving:
+            endpoint.finish(now_s, ticket, tokens, ())
+            if not endpoint.in_flight:
+                self._leaving.pop(endpoint).set()
+        else:
+            self._heed(endpoint, results, endpoint.finish(now_s, ticket, tokens, results))
+        self._wake()
+
+    def _heed(
+        self, endpoint: Endpoint, results: Sequence[Completion | Verdict], answers: int
+    ) -> None:
+        """What the end of a call says about the endpoint, and about all of them."""
+        now_s = asyncio.get_running_loop().time()
+        if answers:
+            self._retry_credit = min(self._retry_credit + RETRY_SHARE * answers, 100.0)
             self._down_since_s = self._refused_since_s = None
             self.doubts.answered()
         for result in results:
@@ -368,14 +380,9 @@ class Pool:
                 self._last_failure = f"{endpoint.backend.name}: {result.reason}: {result.message}"
                 if result.kind == "throttled" and self._refused_since_s is None:
                     self._refused_since_s = now_s
-        if endpoint in self._leaving:
-            if not endpoint.in_flight:
-                self._leaving.pop(endpoint).set()
-        else:
-            self._candidates.add(endpoint)
-            if endpoint.state != "closed":
-                self._note_outage()
-        self._wake()
+        self._candidates.add(endpoint)
+        if endpoint.state != "closed":
+            self._note_outage()
 
     def _note_outage(self) -> None:
         """Since when no endpoint is at work, where that is so."""

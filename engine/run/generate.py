@@ -11,9 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from engine.backends.base import Backend, Tells
 from engine.backends.batch.nobody import Nobody
-from engine.backends.openai.backend import HttpBackend
 from engine.decide.decider import fetch_encoder
 from engine.decide.process import Deciding
 from engine.errors import ConfigError, InputError
@@ -30,11 +28,13 @@ from engine.run.batches.bulk import Bulk
 from engine.run.batches.make import make_bulk, refuse_open_batches
 from engine.run.chain import Following, Stage, link, refuse_stale, run_chain
 from engine.run.display import Guarded
+from engine.run.fleet import Keeper, make_fleet
 from engine.run.inputs import InputRows
+from engine.run.lessons import Lessons
 from engine.run.manifest import make_manifest
 from engine.run.pooled import Pooled
 from engine.run.progress import Display, Owner, Progress, Stop
-from engine.run.servers import make_backends, make_pool, started
+from engine.run.servers import make_backends, make_pool, served_model, server_at, started
 from engine.run.settle import (
     Settled,
     about_language,
@@ -125,31 +125,53 @@ class _Servers:
         self._stack = stack
         self._display = display
         self._pools: dict[str, tuple[Pool, RunConfig]] = {}
+        self._keepers: dict[str, Keeper] = {}
+        """Of the pools whose servers come and go."""
         self._started: set[str] = set()
 
     async def of(self, settled: Settled) -> Pool:
-        """The pool of a stage; its first backend has a name."""
+        """The pool of a stage. It is started where only its servers know which model they serve,
+        and asking is free.
+        """
         name, config = settled.recipe.model, settled.config
         if name not in self._pools:
-            pool = make_pool(config, make_backends(config))
+            fleet = make_fleet(config, self._display.note)
+            pool = make_pool(config, make_backends(config) if fleet is None else ())
             self._stack.push_async_callback(_surely, pool.aclose)
             self._pools[name] = pool, config
-            if not pool.backends[0].model:
-                # The server knows which model it serves, and asking is free.
-                await started(pool, config.wait_for_server_s, self._display)
-                self._started.add(name)
+            if fleet is not None:
+                make = partial(server_at, config, key=fleet.key)
+                self._keepers[name] = Keeper(fleet, pool, make, self._display.note)
+                self._stack.push_async_callback(_surely, self._keepers[name].aclose)
+            if not served_model(config, pool):
+                await self._start(name)
         return self._pools[name][0]
 
     async def start(self) -> None:
         for name, (pool, config) in self._pools.items():
-            if name in self._started:
+            if name in self._started or isinstance(next(iter(pool.backends), None), Nobody):
                 continue
-            if isinstance(pool.backends[0], Nobody):
-                continue
-            self._display.note(f"starting {config.chosen_backend} with {pool.backends[0].model}")
+            model = served_model(config, pool)
+            self._display.note(f"starting {config.chosen_backend} with {model}")
             loading = time.monotonic()
-            await started(pool, config.wait_for_server_s, self._display)
+            await self._start(name)
             self._display.note(f"started after {time.monotonic() - loading:.1f} s")
+
+    async def _start(self, name: str) -> None:
+        pool, config = self._pools[name]
+        self._started.add(name)
+        if name in self._keepers:
+            await self._keepers[name].begin(config.wait_for_server_s)
+        else:
+            await started(pool, config.wait_for_server_s, self._display)
+
+    def teach(self, settled: Settled, lessons: Lessons) -> None:
+        """Let the backends of a stage know what was learnt, those too that join later."""
+        name = settled.recipe.model
+        for backend in self._pools[name][0].backends:
+            lessons.teach(backend)
+        if name in self._keepers:
+            self._keepers[name].prepare = lessons.teach
 
     def spent(self, stages: Sequence[Stage]) -> None:
         """Book what earlier sessions of the stages used."""
@@ -170,9 +192,10 @@ async def _opened(
 ) -> Stage:
     """A stage with its store open, behind the stage ``before``."""
     pool = await servers.of(settled)
-    settled = answered_by(settled, pool.backends[0])
+    model = served_model(settled.config, pool)
+    settled = answered_by(settled, model, next(iter(pool.backends), None))
     config, recipe, tasks = settled.config, settled.recipe, settled.tasks
-    manifest = make_manifest(config, recipe, tasks, pool.backends[0].model)
+    manifest = make_manifest(config, recipe, tasks, model)
     if before is not None:
         manifest = replace(manifest, free={**manifest.free, "rows_identity": before.identity})
     _check_input(settled, before)
@@ -181,7 +204,7 @@ async def _opened(
     with suppress(OSError):  # a disk in trouble stops the store, and says so there
         keep(tasks, config.out)
         keep_recipe(config.recipe, config.out)
-    _learn_with(store, pool.backends, display, any_api=settled.any_api)
+    servers.teach(settled, Lessons(store, display, any_api=settled.any_api))
     samples = config.samples or 1
     resume = store.resume()
     rows: InputRows | Following | None = settled.rows
@@ -232,7 +255,8 @@ async def _ready(stage: Stage) -> None:
     known = [b.context_length for b in backends if b.context_length is not None]
     stage.prompts.context_length = config.context_length or min(known, default=None)
     counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
-    await stage.prompts.count(counter or backends[0].count_tokens)
+    asked = next(iter(backends), None) or Nobody("", "")  # of a fleet all may have gone by now
+    await stage.prompts.count(counter or asked.count_tokens)
     if stage.before is None:
         _try_out(stage.prompts, stage.settled.recipe)
     await stage.deciding.ready()
@@ -280,34 +304,6 @@ def _try_out(prompts: Prompts, recipe: Recipe) -> None:
             " or correct --context-length"
         )
     raise ConfigError(faults[0])
-
-
-def _learn_with(
-    store: RunStore, backends: Sequence[Backend], display: Display, *, any_api: bool
-) -> None:
-    """Let backends go on from what earlier sessions learnt about their hosts, and tell and keep
-    what they learn. ``any_api``: requests for completions may be asked by chat.
-    """
-    servers = [backend for backend in backends if isinstance(backend, HttpBackend)]
-
-    def tell(backend: Backend, lesson: str) -> None:
-        display.note(f"{backend.name}: {lesson}")
-
-    for backend in backends:
-        if isinstance(backend, Tells):
-            backend.on_lesson = partial(tell, backend)
-
-    def keep_lesson(server: HttpBackend, lesson: str) -> None:
-        tell(server, lesson)
-        learnt = {each.name: each.dialect.learnt for each in servers if each.dialect.learnt}
-        store.learnt(learnt)
-
-    for server in servers:
-        server.dialect.any_api = any_api
-        server.dialect.restore(store.manifest.learnt.get(server.name, {}))
-        if words := str(server.dialect):
-            display.note(f"{server.name}: as learnt earlier, {words}")
-        server.on_lesson = partial(keep_lesson, server)
 
 
 def make_prompts(

@@ -20,7 +20,7 @@ from engine.settings import RunConfig
 
 __all__ = ["Given", "Preview", "asks_somebody", "preview"]
 
-CHOOSES = ("backend", "base_url", "endpoint", "model")
+CHOOSES = ("backend", "base_url", "endpoint", "endpoints_file", "model")
 """Settings that say who is to answer."""
 
 
@@ -102,7 +102,7 @@ async def _stage(
 ) -> list[Preview]:
     """The first requests of one stage, over ``rows`` or the run's own input."""
     if backend is not None:
-        settled = answered_by(settled, backend)
+        settled = answered_by(settled, backend.model, backend)
     samples = settled.config.samples or 1
     if settled.recipe.reduces or rows is not None:
         n *= samples

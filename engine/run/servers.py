@@ -9,6 +9,7 @@ import anyio
 from engine import models
 from engine.backends.base import Backend
 from engine.backends.batch.nobody import Nobody
+from engine.backends.fleet import FileFleet
 from engine.backends.openai.address import read_address, read_headers
 from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
@@ -18,10 +19,17 @@ from engine.errors import ConfigError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
 from engine.money import Prices
 from engine.run.progress import Display
-from engine.secrets import keep_from_children, read_key
+from engine.secrets import Secret, keep_from_children, read_key
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig
 
-__all__ = ["LOCAL_IS_MISSING", "make_backends", "make_pool", "started"]
+__all__ = [
+    "LOCAL_IS_MISSING",
+    "make_backends",
+    "make_pool",
+    "served_model",
+    "server_at",
+    "started",
+]
 
 LOCAL_IS_MISSING = (
     "to run a model in this process needs more packages: pip install 'woolmill[local]', or name a "
@@ -59,6 +67,11 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
     rows = None if config.max_in_flight == "auto" else config.max_in_flight
     if kind == "batch" and not config.tail_is_live:
         return [Nobody(str(config.provider), model)]
+    if config.endpoints_file is not None:
+        urls = FileFleet(config.endpoints_file).urls
+        if not urls:
+            raise UnavailableError(f"{config.endpoints_file}: lists no server")
+        return [server_at(config, url) for url in urls]
     if kind in ("http", "batch"):
         return [_http(config, endpoint) for endpoint in config.endpoints()]
     if kind == "scripted":
@@ -95,14 +108,35 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
     return [TransformersBackend(model, max_in_flight=rows, dtype=config.dtype)]
 
 
-def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
+def served_model(config: RunConfig, pool: Pool) -> str:
+    """The name of the model that answers; empty where only the servers know it and none has been
+    asked.
+    """
+    known = (backend.model for backend in pool.backends)
+    return next(known, config.model or ("" if config.chosen_backend == "http" else EMBEDDED_MODEL))
+
+
+def server_at(
+    config: RunConfig, url: str, model: str | None = None, *, key: Secret | None = None
+) -> HttpBackend:
+    """One server of a fleet.
+
+    Args:
+        model: its name, where the others of the fleet have told it.
+        key: the fleet's own; None: that of the settings.
+    """
+    config = config.model_copy(update={"model": model}) if model else config
+    return _http(config, config.endpoint_at(url), key)
+
+
+def _http(config: RunConfig, endpoint: EndpointConfig, key: Secret | None = None) -> HttpBackend:
     address = read_address(endpoint.url, endpoint.query or config.query)
     ca_file = str(config.ca_file) if config.ca_file else None
     asked = {name for name in ("temperature", "top_p") if getattr(config, name) is not None}
     return HttpBackend(
         address,
         config.model,
-        key=read_key(env=endpoint.key_env, file=endpoint.key_file),
+        key=key or read_key(env=endpoint.key_env, file=endpoint.key_file),
         headers=read_headers(endpoint.header or config.header),
         dialect=Dialect(without=config.without, asked=asked | config.extra_body.keys()),
         transport=make_transport(
@@ -113,7 +147,7 @@ def _http(config: RunConfig, endpoint: EndpointConfig) -> HttpBackend:
             idle_s=config.idle_s,
             total_s=config.attempt_s,
         ),
-        insecure_http=config.insecure_http,
+        insecure_http=config.insecure_http or key is not None,
     )
 
 

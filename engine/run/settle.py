@@ -160,9 +160,11 @@ def _refuse_unused_models(config: RunConfig, recipe: Recipe) -> None:
         raise ConfigError(f"[models.{unused}]: recipe {recipe.name} does not ask it; {there}")
 
 
-def answered_by(settled: Settled, backend: Backend) -> Settled:
-    """The stage's settings, now that it is known which model ``backend`` has."""
-    names = [backend.model]
+def answered_by(settled: Settled, model: str, backend: Backend | None) -> Settled:
+    """The stage's settings, now that it is known which model answers, and by what other name
+    ``backend`` may have it.
+    """
+    names = [model]
     if isinstance(backend, WatchedServer) and backend.identity is not None:
         names.append(backend.identity[1])
     earlier = earlier_manifest(settled.config.out)
@@ -171,10 +173,12 @@ def answered_by(settled: Settled, backend: Backend) -> Settled:
 
 
 OF_A_HOST = frozenset(
-    "base_url endpoint backend key_env key_file header query extra_body without"
+    "base_url endpoint endpoints_file backend key_env key_file header query extra_body without"
     " provider tail wait batch_lines batch_tokens batch_price".split()
 )
 """Settings that are for one host alone; its key and headers never go to another."""
+OTHER_HOST = ("base_url", "endpoints_file", "backend")
+"""Any of them says that it is another host that answers."""
 OF_A_MODEL = frozenset("context_length tokenizer".split())
 
 
@@ -190,9 +194,9 @@ def _of_stage(config: RunConfig, recipe: Recipe) -> RunConfig:
         )
     given = dict(recipe.model_settings) | (own.model_dump(exclude_unset=True) if own else {})
     kept = config.model_dump(exclude_unset=True, exclude={"models"})
-    if given.get("base_url") or given.get("backend"):
+    if any(given.get(name) for name in OTHER_HOST):
         kept = {name: value for name, value in kept.items() if name not in OF_A_HOST}
-    if not given.keys().isdisjoint(("base_url", "backend", "model")):
+    if not given.keys().isdisjoint((*OTHER_HOST, "model")):
         kept = {name: value for name, value in kept.items() if name not in OF_A_MODEL}
     try:
         return RunConfig.model_validate({**kept, **given})
@@ -253,9 +257,9 @@ def _with_api(
     if config.api != AUTO:
         return config, False
     api: Literal["completions", "chat"] = "completions"
-    if config.chosen_backend == "http":
+    if config.endpoints():
         api = read_address(config.endpoints()[0].url).api
-    elif config.chosen_backend == "batch":
+    if config.chosen_backend == "batch":
         api = "chat"  # what every provider's batches take
     if earlier is not None:
         api = earlier.fixed.get("api", api)

@@ -75,3 +75,16 @@ def test_a_key_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     _, done = told(tmp_path, endpoint.format("a0f9e8d7c6b5a49382716"))
     assert done.exit_code == 1
     assert "a0f9e8d7c6b5a49382716" not in done.output
+
+
+def test_servers_that_a_file_lists(tmp_path: Path) -> None:
+    """Those that it lists now; a line that is no URL is a problem."""
+    fleet = tmp_path / "fleet.txt"
+    for listed, says in (
+        ("http://127.0.0.1:9/v1\n", "by http (http://127.0.0.1:9/v1)"),
+        ("# later\n", "fleet.txt, which lists no server yet)"),
+        ("node-1\n", "problem: "),
+    ):
+        fleet.write_text(listed)
+        _, done = told(tmp_path, f'endpoints_file = "{fleet}"\n')
+        assert says in done.stdout
