@@ -62,6 +62,16 @@ def open_log(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def write_private(path: Path, text: str) -> None:
+    """A file of mode 0600 in the place of ``path``, for a secret. Raises OutputError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _cannot_create(path):
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, flags, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
 def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
     """Let ``write`` fill a new file, and put it in the place of ``path``; what ``write`` returns.
 

@@ -141,6 +141,8 @@ class RunConfig(
             raise ValueError("dtype goes with backend transformers; vllm takes --vllm-arg dtype=…")
         if self.serve and self.chosen_backend != "vllm":
             raise ValueError("serve goes with backend vllm")
+        if self.ray is not None and not self.serve:
+            raise ValueError("ray goes with serve: servers that Ray places for the run")
         return self
 
     @model_validator(mode="after")

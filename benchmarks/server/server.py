@@ -32,14 +32,14 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, port: int = 0, *, ssl: Any = None) -> None:
+    async def start(self, port: int = 0, *, host: str = "127.0.0.1", ssl: Any = None) -> None:
         if self.behaviour.requests_per_min:
             self.requests = TokenBucket(self.behaviour.requests_per_min)
         if self.behaviour.tokens_per_min:
             self.tokens = TokenBucket(self.behaviour.tokens_per_min)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Peer(self), "127.0.0.1", port, backlog=8192, ssl=ssl
+            lambda: Peer(self), host, port, backlog=8192, ssl=ssl
         )
         self.port = self._server.sockets[0].getsockname()[1]
 

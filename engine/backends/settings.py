@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -21,13 +22,30 @@ from engine.sections import (
     apart_at_commas,
 )
 
-__all__ = ["AddressSection", "EndpointConfig", "HostSection", "LocalSection", "ModelSection"]
+__all__ = [
+    "AddressSection",
+    "EndpointConfig",
+    "HostSection",
+    "LocalSection",
+    "ModelSection",
+    "ray_address",
+]
 
+RAY_ADDRESS = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 Variable = Annotated[str, AfterValidator(variable_name)]
 
 
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+def ray_address(text: str) -> str:
+    """``auto`` or ``HOST:PORT``. Raises ValueError for all else: for some of it Ray would start a
+    cluster of its own.
+    """
+    if text != "auto" and not RAY_ADDRESS.fullmatch(text):
+        raise ValueError(f"{text}: give auto, or HOST:PORT as ray start prints it")
+    return text
 
 
 class ModelSection(Section):
@@ -208,6 +226,11 @@ class LocalSection(Section):
     serve: Annotated[
         bool, FREE, Flag("With --backend vllm: as a server that ends with the run.")
     ] = False
+    ray: Annotated[
+        Annotated[str, AfterValidator(ray_address)] | None,
+        FREE,
+        Flag("With --serve: on the nodes of this Ray cluster.", metavar="auto|HOST:PORT"),
+    ] = None
     replicas: Annotated[
         Positive | None, FREE, Flag("Servers of --serve.", shown="as many as the GPUs allow")
     ] = None

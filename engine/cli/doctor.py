@@ -21,6 +21,7 @@ import orjson
 
 from engine import models
 from engine.backends.fleet import FileFleet
+from engine.backends.settings import ray_address
 from engine.decide.decider import uses_semantic
 from engine.errors import WoolmillError
 from engine.run.servers import LOCAL_IS_MISSING
@@ -34,6 +35,7 @@ __all__ = ["diagnose", "doctor"]
 EXTRAS = {
     "local": ("transformers", "torch", "faiss-cpu", "onnxruntime", "gguf", "accelerate"),
     "vllm": ("vllm",),
+    "ray": ("ray",),
     "train": ("torch", "transformers", "safetensors", "pyarrow"),
     "report": ("vl-convert-python", "scikit-learn", "spacy"),
     "view": ("starlette", "uvicorn"),
@@ -48,8 +50,11 @@ FILES_WANTED = 4096
 """Open files that a thousand connections beside the store need, with room."""
 
 
-def diagnose(config_file: Path | None = None) -> dict[str, Any]:
-    """Everything that is found out, as plain JSON values; ``problems`` is for the person."""
+def diagnose(config_file: Path | None = None, ray: str | None = None) -> dict[str, Any]:
+    """Everything that is found out, as plain JSON values; ``problems`` is for the person.
+
+    ``ray``: the address of a cluster to look at; by default that of the settings, if there is one.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     extras = {name: {p: _version(p) for p in packages} for name, packages in EXTRAS.items()}
     run = _would_run(config_file)
@@ -71,8 +76,20 @@ def diagnose(config_file: Path | None = None) -> dict[str, Any]:
         "models": {name: _state(name) for name in models.NAMES},
         "run": run,
     }
+    if address := ray or run.get("ray"):
+        found["cluster"] = _cluster(address)
     found["problems"] = list(_problems(found, free, where))
     return found
+
+
+def _cluster(address: str) -> dict[str, Any]:
+    """What is seen of a Ray cluster, or the ``error`` that hides it."""
+    from engine.backends.vllm.ray_fleet import look_at
+
+    try:
+        return {"address": address, **look_at(address)}
+    except WoolmillError as error:
+        return {"address": address, "error": str(error)}
 
 
 def _version(package: str) -> str | None:
@@ -115,7 +132,9 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             "target": config.target,
             "out": str(config.out),
         }
-        if config.chosen_backend in ("transformers", "vllm"):
+        if config.ray is not None:
+            chosen |= {"ray": config.ray, "model_at": "servers that Ray places"}
+        elif config.chosen_backend in ("transformers", "vllm"):
             # Only the default is got by itself.
             coming = config.model is None and models.find(EMBEDDED_MODEL) is None
             chosen["model_at"] = (
@@ -144,6 +163,8 @@ def _lack(config: RunConfig) -> str | None:
         name = endpoint.key_env
         if name != DEFAULT_VARIABLE and name not in os.environ and endpoint.key_file is None:
             return f"the environment variable {name} is not set; set it to the key"
+    if config.ray is not None:
+        return None  # vLLM is on the nodes
     if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):
         return "vllm is not installed here; see --vllm-python"
     if config.chosen_backend == "transformers" and not all(map(find_spec, IN_PROCESS)):
@@ -162,6 +183,8 @@ def _problems(found: Mapping[str, Any], free: int, where: Path) -> Iterator[str]
     for name, state in found["models"].items():
         if state == "damaged":
             yield f"the model {name} is damaged; get it again with: woolmill models fetch {name}"
+    if "error" in found.get("cluster", {}):
+        yield str(found["cluster"]["error"])
     most = found["open_files"]["most"]
     if most != resource.RLIM_INFINITY and most < FILES_WANTED:  # a run raises the other itself
         yield (
@@ -178,19 +201,28 @@ def _problems(found: Mapping[str, Any], free: int, where: Path) -> Iterator[str]
         yield f"{tempfile.gettempdir()}: cannot be written; set TMPDIR"
 
 
+def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return value and ray_address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Settings of the run that is meant.")  # fmt: skip
+@click.option("--ray", metavar="auto|HOST:PORT", callback=_address,
+              help="A Ray cluster to look at. [that of the settings]")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text",
               show_default=True)  # fmt: skip
-def doctor(config_file: Path | None, format_: str) -> None:
+def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
     """Say what is installed, what would run, and what the limits are. Ends with 1 on a problem.
 
     \b
     woolmill doctor
     woolmill doctor --config woolmill.toml
     """
-    found = diagnose(config_file)
+    found = diagnose(config_file, ray)
     if format_ == "json":
         click.echo(orjson.dumps(spelt_out(found), option=orjson.OPT_INDENT_2))
     else:
@@ -219,6 +251,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     for name, state in found["models"].items():
         how = "" if state == "here" else f"; get it with: woolmill models fetch {name}"
         yield f"  {'+' if state == 'here' else '-'} {name:14} {state}{how}"
+    cluster = found.get("cluster", {})
+    if "nodes" in cluster:
+        yield (
+            f"  Ray {cluster['ray']} at {cluster['address']}: {cluster['nodes']} nodes,"
+            f" {cluster['CPU']} CPUs, {cluster['GPU']} GPUs"
+        )
     run = found["run"]
     if "error" not in run:
         where = ", ".join(run["endpoints"]) or run.get("model_at", "this process")

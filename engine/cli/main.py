@@ -36,7 +36,7 @@ ELSEWHERE = {
     "redecide": "engine.upkeep.redecide:redecide",
     "report": "engine.report.command:report",
     "salvage": "engine.upkeep.salvage:salvage",
-    "serve": "engine.backends.vllm.servers:serve",
+    "serve": "engine.backends.vllm.command:serve",
     "verify": "engine.upkeep.verify:verify",
     "view": "engine.view.command:view",
 }

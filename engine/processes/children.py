@@ -32,7 +32,7 @@ __all__ = [
     "start_with_protocol",
 ]
 
-Need = Literal["engine", "hub", "pip"]
+Need = Literal["engine", "hub", "pip", "ray"]
 Pipe = int | IO[bytes] | None
 
 
@@ -58,8 +58,10 @@ _FOR: dict[Need, re.Pattern[str]] = {
     ),
     "hub": _names(f"{_NETWORK} HF_TOKEN HF_TOKEN_PATH HUGGING_FACE_HUB_TOKEN *_CA_BUNDLE"),
     "pip": _names(f"{_NETWORK} PIP_* *_CA_BUNDLE"),
+    "ray": _names("RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH"),
 }
-"""What besides is for a child that has our modules, that asks the hub of models, or that is pip."""
+"""What besides is for a child that has our modules, that asks the hub of models, that is pip, or
+that joins a Ray cluster."""
 
 
 def environment(*needs: Need) -> dict[str, str]:

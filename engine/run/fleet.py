@@ -19,7 +19,7 @@ from engine.backends.fleet import FileFleet, Fleet
 from engine.errors import ConfigError, InternalError, UnavailableError, WoolmillError
 from engine.limits import Pool
 from engine.run.turns import Changed
-from engine.settings import RunConfig
+from engine.settings import EMBEDDED_MODEL, RunConfig
 
 __all__ = ["Keeper", "make_fleet"]
 
@@ -34,6 +34,18 @@ def make_fleet(config: RunConfig, note: Callable[[str], None]) -> Fleet | None:
     """
     if config.endpoints_file is not None:
         return FileFleet(config.endpoints_file)
+    if config.ray is not None:
+        from engine.backends.vllm.ray_fleet import RayFleet
+
+        return RayFleet(
+            config.ray,
+            config.model or EMBEDDED_MODEL,
+            python=config.vllm_python,
+            replicas=config.replicas,
+            args=config.vllm_arg,
+            log_file=config.out / "ray.log",
+            note=note,
+        )
     return None
 
 
@@ -80,8 +92,8 @@ class Keeper:
         """
         self._task = asyncio.create_task(self._run(), name="woolmill-fleet")
         patience_s = math.inf if self._fleet.starts_servers else wait_s
-        if patience_s and not self._fleet.urls:
-            self._note(f"waiting for the first server of {self._fleet.name}")
+        if wait_s and not self._fleet.urls and not self._fleet.starts_servers:
+            self._note(f"{self._fleet.name} lists no server yet; waiting up to {wait_s:g} s")
         with anyio.move_on_after(patience_s):
             await self._changed.until(self._is_settled)
         await self._changed.until(lambda: self._is_settled() or self._all_failed())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import anyio
+from httpx import AsyncBaseTransport
 
 from engine import models
 from engine.backends.base import Backend
@@ -13,7 +14,7 @@ from engine.backends.fleet import FileFleet
 from engine.backends.openai.address import read_address, read_headers
 from engine.backends.openai.backend import HttpBackend, Timeouts
 from engine.backends.openai.dialect import Dialect
-from engine.backends.openai.wire import make_transport
+from engine.backends.openai.wire import FastTransport, make_transport
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, UnavailableError
 from engine.limits import EndpointLimits, LimitSettings, Pool
@@ -72,6 +73,8 @@ def make_backends(config: RunConfig) -> Sequence[Backend]:
         if not urls:
             raise UnavailableError(f"{config.endpoints_file}: lists no server")
         return [server_at(config, url) for url in urls]
+    if config.ray is not None:
+        raise ConfigError("--ray: servers are placed for a run alone; name one with --base-url")
     if kind in ("http", "batch"):
         return [_http(config, endpoint) for endpoint in config.endpoints()]
     if kind == "scripted":
@@ -133,15 +136,18 @@ def _http(config: RunConfig, endpoint: EndpointConfig, key: Secret | None = None
     address = read_address(endpoint.url, endpoint.query or config.query)
     ca_file = str(config.ca_file) if config.ca_file else None
     asked = {name for name in ("temperature", "top_p") if getattr(config, name) is not None}
+    transport: AsyncBaseTransport = FastTransport()  # to our own servers no proxy leads
+    if key is None:
+        transport = make_transport(
+            address.url, ca_file=ca_file, proxy=config.proxy, kind=config.transport
+        )
     return HttpBackend(
         address,
         config.model,
         key=key or read_key(env=endpoint.key_env, file=endpoint.key_file),
         headers=read_headers(endpoint.header or config.header),
         dialect=Dialect(without=config.without, asked=asked | config.extra_body.keys()),
-        transport=make_transport(
-            address.url, ca_file=ca_file, proxy=config.proxy, kind=config.transport
-        ),
+        transport=transport,
         timeouts=Timeouts(
             first_token_s=config.first_token_s,
             idle_s=config.idle_s,

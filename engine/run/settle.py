@@ -174,7 +174,7 @@ def answered_by(settled: Settled, model: str, backend: Backend | None) -> Settle
 
 OF_A_HOST = frozenset(
     "base_url endpoint endpoints_file backend key_env key_file header query extra_body without"
-    " provider tail wait batch_lines batch_tokens batch_price".split()
+    " serve ray replicas provider tail wait batch_lines batch_tokens batch_price".split()
 )
 """Settings that are for one host alone; its key and headers never go to another."""
 OTHER_HOST = ("base_url", "endpoints_file", "backend")

@@ -1,5 +1,5 @@
-"""Start vLLM servers on this machine, watch them, and stop them: ``woolmill serve MODEL``, and
-``woolmill generate --serve`` for the time of a run.
+"""Start vLLM servers on this machine, watch them, and stop them: for ``woolmill serve MODEL``, and
+for the time of a run with ``woolmill generate --serve``.
 
 The choice: a server is an ordinary one, reached over HTTP like any other, so that several replicas
 are several endpoints and nothing in the engine knows the difference. One that dies is started again
@@ -24,10 +24,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
-import click
 import httpx
 from anyio import to_thread
 
@@ -45,10 +44,20 @@ from engine.files import open_log
 from engine.processes.children import how_it_ended, python_command, start
 from engine.records import Completion, Prompt
 
-__all__ = ["TETHER", "ServedBackend", "Server", "flags_of", "plan", "serve", "serving"]
+__all__ = [
+    "TETHER",
+    "ServedBackend",
+    "Server",
+    "flags_of",
+    "free_ports",
+    "plan",
+    "server_of",
+    "serving",
+]
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = "127.0.0.1"
 TETHER = Path(__file__).with_name("tether.py")
 _MAX_RESTARTS = 3
 _STOP_S = 10.0
@@ -61,19 +70,26 @@ class Server:
 
     Args:
         command: what to run; it must listen on ``port`` and answer ``/health`` when it is up.
-        port: on 127.0.0.1.
+        port: at ``host``.
         environment: its whole environment.
         log_file: what it prints is added here.
     """
 
     def __init__(
-        self, command: Sequence[str], port: int, environment: Mapping[str, str], log_file: Path
+        self,
+        command: Sequence[str],
+        port: int,
+        environment: Mapping[str, str],
+        log_file: Path,
+        *,
+        host: str = LOOPBACK,
     ) -> None:
-        self.base_url = f"http://127.0.0.1:{port}/v1"
+        origin = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.base_url = f"{origin}/v1"
         self.log_file = log_file
         self.gone = threading.Event()
         """Set when the server has died for good."""
-        self._health = f"http://127.0.0.1:{port}/health"
+        self._health = f"{origin}/health"
         self._command = python_command(str(TETHER), *command)
         self._environment = dict(environment)
         self._stopping = threading.Event()
@@ -231,24 +247,44 @@ def plan(
             f"{count} replicas of {per_server} GPUs need {count * per_server}; "
             f"there are {len(gpus)}"
         )
-    where = models.locate(model)
-    interpreter = python or Path(sys.executable)
-    if not os.access(interpreter, os.X_OK):
-        raise ConfigError(f"--vllm-python: {interpreter} is no program; name vLLM's python")
-    folder = log_dir or models.home().parent / "logs"
     servers = []
-    for index, at in enumerate(range(port, port + count) if port else _free_ports(count)):
+    for index, at in enumerate(range(port, port + count) if port else free_ports(count)):
         environment = child_environment()
         if gpus:
             mine = gpus[index * per_server : (index + 1) * per_server]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-        command = python_command(
-            "-m", "vllm.entrypoints.openai.api_server", interpreter=interpreter
+        servers.append(
+            server_of(model, arguments, environment, port=at, python=python, log_dir=log_dir)
         )
-        command += ["--model", where, "--served-model-name", model]
-        command += ["--host", "127.0.0.1", "--port", str(at), *flags_of(arguments)]
-        servers.append(Server(command, at, environment, folder / f"vllm-{at}.log"))
     return servers
+
+
+def server_of(
+    model: str,
+    arguments: Mapping[str, Any],
+    environment: Mapping[str, str],
+    *,
+    port: int,
+    host: str = LOOPBACK,
+    python: Path | None = None,
+    log_dir: Path | None = None,
+) -> Server:
+    """One vLLM server for ``model`` on this machine, not started. Raises ConfigError.
+
+    Args:
+        arguments: as ``engine_arguments`` gives them.
+        host: the address to listen on.
+        python, log_dir: as for ``plan``.
+    """
+    where = models.locate(model)
+    interpreter = python or Path(sys.executable)
+    if not os.access(interpreter, os.X_OK):
+        raise ConfigError(f"--vllm-python: {interpreter} is no program; name vLLM's python")
+    command = python_command("-m", "vllm.entrypoints.openai.api_server", interpreter=interpreter)
+    command += ["--model", where, "--served-model-name", model]
+    command += ["--host", host, "--port", str(port), *flags_of(arguments)]
+    log_file = (log_dir or models.home().parent / "logs") / f"vllm-{port}.log"
+    return Server(command, port, environment, log_file, host=host)
 
 
 @contextlib.contextmanager
@@ -281,11 +317,13 @@ def flags_of(arguments: Mapping[str, object]) -> list[str]:
     return flags
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
+    """Ports of ``host`` that nobody listens on now."""
     with ExitStack() as stack:  # all held at once, so that they differ
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        probes = [stack.enter_context(socket.socket(family)) for _ in range(count)]
         for probe in probes:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
@@ -295,58 +333,3 @@ def _gpus() -> list[str]:
     if allowed is not None:
         return [name for name in allowed.split(",") if name.strip()]
     return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
-
-
-@click.command()
-@click.argument("model")
-@click.option("--port", type=int, help="Of the first replica. [a free one]")
-@click.option("--replicas", type=click.IntRange(min=1), help="[as many as the GPUs allow]")
-@click.option(
-    "--vllm-python",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Interpreter of an environment with vllm. [this one]",
-)
-@click.option("--vllm-arg", multiple=True, metavar="KEY=VALUE", help="An argument of vLLM's own.")
-@click.option(
-    "--log-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where servers' logs go. [~/.cache/woolmill/logs]",
-)
-def serve(
-    model: str,
-    port: int | None,
-    replicas: int | None,
-    vllm_python: Path | None,
-    vllm_arg: tuple[str, ...],
-    log_dir: Path | None,
-) -> None:
-    """Serve MODEL with vLLM on this machine until Ctrl-C.
-
-    \b
-    woolmill serve smollm2 --vllm-python .venv-vllm/bin/python
-    woolmill serve Qwen/Qwen3-8B --vllm-arg tensor_parallel_size=2
-    """
-    args = {}
-    for text in vllm_arg:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--vllm-arg")
-        args[name] = value
-    signal.signal(signal.SIGTERM, _terminated)
-    with serving(
-        model, python=vllm_python, port=port, replicas=replicas, args=args, log_dir=log_dir
-    ) as servers:
-        for server in servers:
-            click.echo(server.base_url)
-        click.echo(f"stop with Ctrl-C; logs are in {servers[0].log_file.parent}", err=True)
-        _wait_for_all_gone(servers)
-
-
-def _wait_for_all_gone(servers: Sequence[Server]) -> NoReturn:
-    for server in servers:
-        server.gone.wait()
-    raise UnavailableError(servers[0].last_words())
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(143)

@@ -21,7 +21,8 @@ from click.testing import CliRunner
 
 from engine.backends.base import Failure
 from engine.backends.vllm import servers as serve_module
-from engine.backends.vllm.servers import ServedBackend, Server, plan, serve, serving
+from engine.backends.vllm.command import serve
+from engine.backends.vllm.servers import ServedBackend, Server, plan, serving
 from engine.errors import ConfigError, UnavailableError
 from engine.run.display import SilentDisplay
 from engine.run.generate import generate
@@ -173,7 +174,8 @@ def test_servers_end_with_the_command(python: Path, tmp_path: Path, number: sign
     """Ctrl-C, SIGTERM and kill -9 of ``woolmill serve`` leave no server behind."""
     program = (
         "import sys; import engine.backends.vllm.servers as s; s.engine_arguments = dict; "
-        "s.serve.main(sys.argv[1:], standalone_mode=False)"
+        "from engine.backends.vllm.command import serve; "
+        "serve.main(sys.argv[1:], standalone_mode=False)"
     )
     command = [sys.executable, "-c", program, str(tmp_path), "--vllm-python", str(python)]
     woolmill = subprocess.Popen(
