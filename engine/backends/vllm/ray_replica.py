@@ -8,7 +8,9 @@ started again here when it dies by itself, up to three times.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ __all__ = ["Replica"]
 
 KEY_VARIABLE = "VLLM_API_KEY"
 """Where vLLM's server reads the key that it asks for; an argument would be seen by all."""
+LOOK_EVERY_S = 1.0
 
 
 class Replica:
@@ -35,6 +38,7 @@ class Replica:
         self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._gone = asyncio.Event()
+        _end_with_the_node()
 
     async def up(self) -> dict[str, str]:
         """The server's ``url`` as soon as it answers; or the ``error`` and its ``message``."""
@@ -86,6 +90,22 @@ class Replica:
             loop.call_soon_threadsafe(self._gone.set)
 
         threading.Thread(target=wait, name="woolmill-gone", daemon=True).start()
+
+
+def _end_with_the_node() -> None:
+    """End this worker when the raylet that started it has ended, as when the head is gone for long.
+
+    Ray's own way waits for the calls that are under way, and ``gone`` always is: the server would
+    keep its GPU on a node that belongs to no cluster any more.
+    """
+    raylet = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == raylet:
+            time.sleep(LOOK_EVERY_S)
+        os._exit(1)  # the tether sees it
+
+    threading.Thread(target=watch, name="woolmill-raylet", daemon=True).start()
 
 
 def _node() -> str:
