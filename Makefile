@@ -1,4 +1,4 @@
-# Everything sets itself up: make demo, make test, make test-vllm, make test-gateway,
+# Everything sets itself up: make demo, make test, make test-vllm, make test-gateway, make test-ray,
 # make train-demo, make bench-dedup.
 
 SHELL := /bin/bash
@@ -7,7 +7,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo setup test test-fast test-vllm test-gateway lint train-demo bench bench-dedup crash clean
+.PHONY: demo setup test test-fast test-vllm test-gateway test-ray ray lint train-demo bench bench-dedup crash clean
 
 demo: setup
 	$(BIN)/woolmill generate --target 20 --out runs/demo
@@ -33,11 +33,11 @@ tools:
 	    || echo "install chromium and strace: the tests of pages and disk errors need them"; }
 
 test: setup tools lint
-	$(BIN)/pytest -m "not vllm and not gateway and not gpu and not network"
+	$(BIN)/pytest -m "not vllm and not gateway and not ray and not gpu and not network"
 
 # What needs no model, browser or process of its own to start: for the time while one works.
 test-fast: .venv/.ready lint
-	$(BIN)/pytest -q -m "not slow and not vllm and not gateway and not gpu and not network"
+	$(BIN)/pytest -q -m "not slow and not vllm and not gateway and not ray and not gpu and not network"
 
 lint: .venv/.ready
 	$(BIN)/ruff check -q
@@ -52,6 +52,15 @@ test-gateway: setup
 	bash scripts/setup-gateway.sh
 	WOOLMILL_GATEWAY_PYTHON=$(CURDIR)/.venv-gateway/bin/python $(BIN)/pytest -m gateway
 
+test-ray: setup
+	bash scripts/setup-ray.sh
+	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest -m "ray and not slow"
+
+# With those that take minutes.
+ray: setup
+	bash scripts/setup-ray.sh
+	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest -m ray
+
 train-demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
 
@@ -65,4 +74,4 @@ crash: setup
 	$(BIN)/python -m tests.crash
 
 clean:
-	rm -rf .venv .venv-vllm .venv-gateway runs
+	rm -rf .venv .venv-vllm .venv-gateway .venv-ray runs

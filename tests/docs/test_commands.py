@@ -21,13 +21,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import httpx
 import pytest
 import yaml
 
 from benchmarks.server import Behaviour, Server
 from engine.cli.generate import generate
-from engine.cli.main import main
+from engine.cli.main import cli, main
 from engine.models import NAMES
 from engine.recipes.seeds import bundled_seeds
 from engine.settings import load_config
@@ -44,6 +45,7 @@ PAGES = [
 MOST = 25
 """Accepted records that a command of the docs gets to ask for."""
 SERVED = "toy"
+SERVERS = ("--base-url", "--endpoints")
 LOCAL_SERVER = "http://127.0.0.1:8000/v1"
 """As programs of the docs have it."""
 
@@ -137,6 +139,8 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
             parse(arguments[arguments.index("trainer") + 1 :])
     elif arguments[:1] == ["view"]:
         look_at(arguments)
+    elif "--ray" in arguments:  # tests/ray runs them
+        on_ray(arguments)
     elif "--provider" in arguments:
         in_batches(arguments, monkeypatch)
     elif arguments[:2] == ["batch", "export"]:
@@ -160,14 +164,26 @@ def substituted(arguments: list[str], address: str) -> list[str]:
             new[i] = str(min(int(value), MOST)) if int(value) > 100 else value
         elif flag == "--base-url":
             new[i] = address
-        elif flag == "--model" and "--base-url" in given:
+        elif flag == "--model" and not given.keys().isdisjoint(SERVERS):
             new[i] = SERVED
         elif flag == "--backend":
             new[i] = "scripted"
         elif flag == "--model":
             new[i] = "scripted"
-    offline = "--backend" in given or "--base-url" in given or "--config" in given
-    return new if offline else [*new, "--backend", "scripted"]
+    chosen = not given.keys().isdisjoint(("--backend", "--config", *SERVERS))
+    return new if chosen else [*new, "--backend", "scripted"]
+
+
+def on_ray(arguments: list[str]) -> None:
+    """Without a cluster the command is read, and what it asks for is settled."""
+    command, *flags = arguments
+    if command == "generate":
+        given = generate.make_context("generate", flags).params
+        assert load_config(given.pop("config_file"), given).ray == "auto"
+    else:
+        found = cli.get_command(click.Context(cli), command)
+        assert found is not None
+        assert found.make_context(command, flags).params["ray"] == "auto"
 
 
 def in_batches(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +278,6 @@ def test_the_pages_are_few_and_short() -> None:
     lengths = {page.stem: len(page.read_text().splitlines()) for page in pages}
     del lengths["reference"]  # made from the code, to look things up in
     assert lengths.pop("training") < 265  # a program of its own, with tables of what it takes
-    for page in ("writing-recipes", "staged-recipes", "python", "deploying"):
+    for page in ("writing-recipes", "staged-recipes", "python", "deploying", "running-large"):
         assert lengths.pop(page) < 210  # with whole files to copy
     assert max(lengths.values()) < 120
