@@ -31,8 +31,6 @@ class Fleet(Protocol):
 
     Attributes:
         name: for people.
-        urls: of the servers that there are now, each a base URL.
-        key: what all of them ask for; None: the one of the settings.
         starts_servers: it brings them up itself, so that the first one is waited for however long
             its model loads.
         ended: why none will ever come again; None while some may.
@@ -40,11 +38,17 @@ class Fleet(Protocol):
     """
 
     name: str
-    urls: Sequence[str]
-    key: Secret | None
     starts_servers: bool
     ended: WoolmillError | None
     on_change: Callable[[], None]
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """Of the servers that there are now, each a base URL."""
+
+    @property
+    def key(self) -> Secret | None:
+        """What all of them ask for; None: the one of the settings."""
 
     async def run(self) -> None:
         """Follow the servers until cancelled."""
@@ -64,8 +68,8 @@ class FileFleet:
     """
 
     starts_servers = False
-    key = None
-    ended = None
+    key: Secret | None = None
+    ended: WoolmillError | None = None
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

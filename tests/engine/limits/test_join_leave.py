@@ -128,8 +128,12 @@ async def test_with_nobody_left_the_run_waits_and_then_ends() -> None:
     await pool.leave(first)
     waiting = asyncio.ensure_future(pool.acquire(tokens=1))
     await asyncio.sleep(90)
-    second = Replica(name="second")
+    second = Replica(name="second", max_in_flight=1)
     await pool.join(second)
+    lease = await waiting
+    waiting = asyncio.ensure_future(pool.acquire(tokens=1))
+    await asyncio.sleep(90)  # for its first answer, which may take as long as it likes
+    lease.release([answer()])
     (await waiting).release([answer()])
     await pool.leave(second)
     began = now()
