@@ -54,12 +54,12 @@ test-gateway: setup
 
 test-ray: setup
 	bash scripts/setup-ray.sh
-	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest -m "ray and not slow"
+	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest tests/ray -m "not slow"
 
 # With those that take minutes.
 ray: setup
 	bash scripts/setup-ray.sh
-	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest -m ray
+	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest tests/ray
 
 train-demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
