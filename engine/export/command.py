@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from engine.export import export_dataset
+from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
 from engine.store import RunStore
 
@@ -48,19 +48,10 @@ def export(
     folder: Path,
     format_: Any,
     output: Path,
-    with_similarity: bool,
     reasoning: str,
-    group: bool,
-    all_samples: bool,
-    lineage: bool,
-    by: str | None,
-    take: int | None,
-    sort: str | None,
-    top: int | None,
-    validation: float,
-    shard_rows: int | None,
     recipe: str,
     overwrite: bool,
+    **options: Any,
 ) -> None:
     """Write a run's accepted records as a dataset. Works while the run goes on.
 
@@ -74,23 +65,8 @@ def export(
     """
     with RunStore.read(folder) as run:
         run.named_recipe = recipe
-        written = export_dataset(
-            run,
-            format_,
-            output,
-            with_similarity=with_similarity,
-            reasoning=reasoning == "keep",
-            group=group,
-            all_samples=all_samples,
-            lineage=lineage,
-            by=by,
-            take=take,
-            sort=sort,
-            top=top,
-            validation=validation,
-            shard_rows=shard_rows,
-            overwrite=overwrite,
-        )
+        wanted = Options(reasoning=reasoning == "keep", **options)
+        written = export_dataset(run, format_, output, wanted, overwrite=overwrite)
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
     noun = "pairs" if written.format == "preference" else "records"
