@@ -10,6 +10,7 @@ import click
 from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
 from engine.store import RunStore
+from engine.text import counted
 
 __all__ = ["export"]
 
@@ -69,8 +70,8 @@ def export(
         written = export_dataset(run, format_, output, wanted, overwrite=overwrite)
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
-    noun = "pairs" if written.format == "preference" else "records"
-    click.echo(f"{written.records} {noun}{held_out}  {output}")
+    noun = "pair" if written.format == "preference" else "record"
+    click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
     if written.as_json:
@@ -80,4 +81,5 @@ def export(
             f"fields left out, as the format has no place for them: {', '.join(written.left_out)}"
         )
     if written.unsorted:
-        click.echo(f"{written.unsorted} rows without a value to sort by come last")
+        unsorted = counted(written.unsorted, "row")
+        click.echo(f"{unsorted} without a value to sort by at the end")

@@ -47,6 +47,7 @@ from engine.run.settle import (
 from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
 from engine.store import Manifest, RunStore
+from engine.text import counted
 
 __all__ = ["Result", "generate", "make_backends", "make_prompts"]
 
@@ -242,8 +243,8 @@ def _say_resent(stage: Stage, display: Display) -> None:
     if in_flight := stage.sent_again:
         keys = ", ".join(request.key[:12] for request in in_flight[:8])
         display.note(
-            f"{len(in_flight)} requests were in flight when the last session ended and"
-            f" may have been billed; sending them again: {keys}"
+            f"{counted(len(in_flight), 'request')} in flight when the last session ended may have"
+            f" been billed; sending again: {keys}"
             f"{' …' if len(in_flight) > 8 else ''}"
         )
 

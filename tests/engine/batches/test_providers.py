@@ -136,7 +136,7 @@ def test_wait_0_submits_and_leaves(tmp_path: Path) -> None:
         provider.looks = 2
         run = generate(provider, out)
         assert run.returncode == 0, run.stderr
-        assert "sending them again" not in run.stderr
+        assert "sending again" not in run.stderr
         paid_once(provider, out)
 
 
