@@ -25,7 +25,7 @@ from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
 from engine.report.stages import COLUMNS, lines
 from engine.store import RunReader
-from engine.text import shorten, visible
+from engine.text import counted, shorten, visible
 
 __all__ = ["html", "policy", "style", "vega"]
 
@@ -79,7 +79,8 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     drawn = charts(dict(analysis), dict(pictures))
     # "<" would end the script element; every other character is inert there.
     data = orjson.dumps(drawn).decode().replace("<", "\\u003c")
-    title = f"{analysis['figures']['accepted']:,} records by {_shown(analysis['figures']['model'])}"
+    figures = analysis["figures"]
+    title = f"{counted(figures['accepted'], 'record')} by {_shown(figures['model'])}"
     body = "".join(_sections(analysis, pictures, drawn))
     return f"""<!doctype html>
 <html lang="en">
@@ -107,7 +108,8 @@ def _sections(
     analysis: Mapping[str, Any], pictures: Mapping[str, Any], drawn: Mapping[str, Any]
 ) -> Iterable[str]:
     figures, told_by = analysis["figures"], analysis["told_by"]
-    yield f"<h1>{figures['accepted']:,} records <small>{_shown(figures['run'])}</small></h1>"
+    records = counted(figures["accepted"], "record")
+    yield f"<h1>{records} <small>{_shown(figures['run'])}</small></h1>"
     yield _tiles(analysis)
     yield f"<p>{_requests(figures)}</p>\n"
     if stages := lines(analysis):
