@@ -29,6 +29,7 @@ from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig, load_config
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
 from engine.surroundings import cache_homes, spelt_out
+from engine.text import counted
 
 __all__ = ["diagnose", "doctor"]
 
@@ -254,8 +255,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     cluster = found.get("cluster", {})
     if "nodes" in cluster:
         yield (
-            f"  Ray {cluster['ray']} at {cluster['address']}: {cluster['nodes']} nodes,"
-            f" {cluster['CPU']} CPUs, {cluster['GPU']} GPUs"
+            f"  Ray {cluster['ray']} at {cluster['address']}: {counted(cluster['nodes'], 'node')},"
+            f" {counted(cluster['CPU'], 'CPU')}, {counted(cluster['GPU'], 'GPU')}"
         )
     run = found["run"]
     if "error" not in run:

@@ -2,6 +2,7 @@
 
 pool                  hands out slots (``Lease``) over all endpoints, hears what came of them
  ├─ candidates        which endpoint is next, of four as of hundreds
+ ├─ watch             looks at servers while they work
  ├─ doubts            whether refusals that blame the settings are right about them
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
      ├─ controller    what is asked of a limit; one that is given

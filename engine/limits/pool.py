@@ -13,7 +13,6 @@ binds. The pool alone knows all endpoints, so it is also the one that gives up: 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from engine.limits.endpoint import (
 )
 from engine.limits.finder.finder import Adaptive
 from engine.limits.quota import Spending
+from engine.limits.watch import watch
 from engine.money import Spent
 from engine.records import Completion
 
@@ -41,10 +41,6 @@ __all__ = ["EndpointLimits", "EndpointSnapshot", "Lease", "LimitSettings", "Pool
 
 RETRY_SHARE = 0.1
 """Retries that go before first attempts, as a share of the answers; more wait for their turn."""
-POLL_S = 1.0
-FEW_GAUGES, GAUGES_TURNS = 16, 5
-"""Of more servers than the first, each is asked for its gauges only once in so many turns: a page
-of them is up to 100 kB."""
 
 
 class Lease:
@@ -194,19 +190,8 @@ class Pool:
             )
 
     async def run(self) -> None:
-        """Watch the servers until cancelled; for the pipeline's task group.
-
-        Once a second it looks whether everything in flight at one of them has gone silent, and asks
-        for their gauges, which are to be had in no other way: all at the same time, so that none
-        waits for one that hangs, and of many a part at each turn.
-        """
-        for turn in itertools.count():
-            await asyncio.sleep(POLL_S)
-            watched = [e for e in self._endpoints.values() if e.server is not None]
-            for endpoint in watched:
-                endpoint.look()
-            turns = 1 if len(watched) <= FEW_GAUGES else GAUGES_TURNS
-            await asyncio.gather(*[each.read_gauges() for each in watched[turn % turns :: turns]])
+        """Watch the servers until cancelled; for the pipeline's task group."""
+        async for watched in watch(self._endpoints):
             for endpoint in watched:
                 if endpoint.backend in self._endpoints:  # its limit may have grown
                     self._candidates.add(endpoint)

@@ -217,6 +217,8 @@ def _binds(state: dict[str, Any]) -> str:
         if endpoint["binds"] == "outage":
             why = f": {shorten(endpoint['failure'], 80)}" if endpoint["failure"] else ""
             found.append(f"outage ({endpoint['name']}{why})")
+    if not state["endpoints"]:
+        found.append("outage (all servers have left)")
     names = {endpoint["binds"] for endpoint in state["endpoints"]}
     found += sorted(names - {"nothing", "limit", "outage"})
     awaited = _awaited(state)

@@ -241,6 +241,10 @@ HELD_BACK = {
         {"server": {"binds": "outage", "failure": "connect_refused: no"}},
         "held back by outage (http://127.0.0.1:8000: connect_refused: no)",
     ),
+    "servers that have left": (
+        {"endpoints": []},
+        "held back by outage (all servers have left)",
+    ),
     "one long decision": (
         {"undecided": 1, "deciding_s": 12.0, "server": {"in_flight": 1}},
         "held back by deciding (1 answers wait, for 12 s)",

@@ -87,7 +87,7 @@ class Place:
         return process
 
     def generate(
-        self, out: Path, within: tuple[str, ...] = (), **given: object
+        self, out: Path, within: tuple[str, ...] = (), **given: Any
     ) -> subprocess.Popen[str]:
         """A run with these settings beside those that all have."""
         config = out.with_suffix(".toml")
@@ -96,7 +96,7 @@ class Place:
         config.write_text("".join(lines))
         return self.woolmill("generate", "--config", str(config), "--no-progress", within=within)
 
-    def on_ray(self, address: str, replicas: int, **more: object) -> dict[str, object]:
+    def on_ray(self, address: str, replicas: int, **more: Any) -> dict[str, Any]:
         """The settings of a run that has servers of its own on a cluster."""
         servers = {"backend": "vllm", "serve": True, "ray": address, "replicas": replicas}
         return servers | {"vllm_python": str(self.vllm_python)} | more

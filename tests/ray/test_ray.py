@@ -67,7 +67,7 @@ class Cluster(Place):
             self._process.stdin.close()
             self._process.wait(MOST_S)
 
-    def run(self, out: Path, replicas: int = 3, **more: object) -> subprocess.Popen[str]:
+    def run(self, out: Path, replicas: int = 3, **more: Any) -> subprocess.Popen[str]:
         """A run on servers of its own here."""
         return self.generate(out, **self.on_ray(self.address, replicas, **more))
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from engine.backends.vllm.ray_replica import Replica
+from engine.text import counted
 
 Tell = Callable[..., None]
 STOP_S = 20.0
@@ -80,15 +81,15 @@ def wanted(order: Mapping[str, Any], cluster: Mapping[str, Any]) -> tuple[int, i
     gpus, each = cluster["GPU"], order["gpus"]
     count = order["replicas"] or max(1, gpus // each)
     notes = [
-        f"{count} servers on {cluster['nodes']} nodes with {gpus} GPUs; their key is this run's own"
-        " and travels unencrypted between the nodes"
+        f"{counted(count, 'server')} on {counted(cluster['nodes'], 'node')} with"
+        f" {counted(gpus, 'GPU')}; the key is this run's own and travels unencrypted"
     ]
     if not gpus:
         return count, 0, notes
     if count * each > gpus:
         notes.append(
-            f"{count} servers of {each} GPUs need {count * each}, and the cluster has {gpus}: the "
-            "others start when there are more"
+            f"{counted(count, 'server')} of {counted(each, 'GPU')} need {count * each}, and the "
+            f"cluster has {gpus}: the others start when there are more"
         )
     return count, each, notes
 

@@ -229,7 +229,7 @@ async def test_a_server_that_cannot_start(ray: Any) -> None:
         (None, 2, 8, (4, 2), "4 servers on 3 nodes with 8 GPUs"),
         (6, 2, 8, (6, 2), "need 12, and the cluster has 8"),
         (3, 1, 0, (3, 0), "with 0 GPUs"),
-        (None, 1, 0, (1, 0), "1 servers"),
+        (None, 1, 0, (1, 0), "1 server on"),
     ],
 )
 def test_how_many_servers(
