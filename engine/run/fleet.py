@@ -16,7 +16,13 @@ import anyio.abc
 
 from engine.backends.base import Backend
 from engine.backends.fleet import FileFleet, Fleet
-from engine.errors import ConfigError, InternalError, UnavailableError, WoolmillError
+from engine.errors import (
+    ConfigError,
+    InternalError,
+    UnavailableError,
+    WoolmillError,
+    first_known,
+)
 from engine.limits import Pool
 from engine.run.turns import Changed
 from engine.settings import EMBEDDED_MODEL, RunConfig
@@ -129,8 +135,8 @@ class Keeper:
                 while True:
                     self._follow(tasks)
                     await self._changed.wait()
-        except* Exception as errors:  # noqa: BLE001 - a bug of ours: the run ends by it
-            self._end(InternalError.of(errors.exceptions[0]))
+        except* Exception as errors:  # noqa: BLE001 - whatever it is, the run ends by it
+            self._end(first_known(errors) or InternalError.of(errors.exceptions[0]))
 
     def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         urls = set(self._fleet.urls)

@@ -148,7 +148,7 @@ def test_servers_that_outlive_a_run(cluster: Cluster, tmp_path: Path) -> None:
     until(lambda: urls.exists() and len(urls.read_text().splitlines()) == 2, "two URLs")
     key = tmp_path / "fleet.txt.key"
     assert key.stat().st_mode & 0o777 == 0o600
-    given = {"endpoints_file": str(urls), "key_file": str(key), "target": 60}
+    given: dict[str, Any] = {"endpoints_file": str(urls), "key_file": str(key), "target": 60}
     status, said = ended(cluster.generate(tmp_path / "run", **given))
     assert status == 0, said
     assert len(doubles()) == 2

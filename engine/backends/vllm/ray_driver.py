@@ -26,11 +26,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from engine.backends.vllm.ray_replica import Replica
-from engine.text import counted
+from engine.text import counted, shorten
 
 Tell = Callable[..., None]
 STOP_S = 20.0
 """How long servers may take to end in order. Ray and the tethers end what is left."""
+MOST_SAID = 500
+"""Characters of what went wrong; a line of it must be no longer than a pipe's reader takes."""
 
 
 class RayMissingError(Exception):
@@ -54,7 +56,7 @@ def join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:  # whatever Ray raises, there is no cluster to be used
-        said = " ".join(str(error).split())[:300]
+        said = shorten(str(error), MOST_SAID)
         raise RayMissingError(
             "UnavailableError",
             f"no Ray cluster can be joined at {address} ({said}); start one with ray start, and "
@@ -127,7 +129,7 @@ async def follow(actor: Any, number: int, tell: Tell) -> None:
         try:
             said = await actor.up.remote()
         except ActorDiedError as error:  # it cannot be made, or the cluster is coming to its end
-            message = f"Ray cannot start a server: {' '.join(str(error).split())[:500]}"
+            message = f"Ray cannot start a server: {shorten(str(error), MOST_SAID)}"
             tell("dead", replica=number, error="UnavailableError", message=message)
             return
         except RayError:  # out of reach for a while
@@ -140,7 +142,8 @@ async def follow(actor: Any, number: int, tell: Tell) -> None:
             except RayError:
                 tell("down", replica=number)
                 continue
-        tell("dead", replica=number, error=said["error"], message=said["message"])
+        message = shorten(said["message"], MOST_SAID)
+        tell("dead", replica=number, error=said["error"], message=message)
         ray.kill(actor)
         return
 

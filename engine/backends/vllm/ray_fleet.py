@@ -39,7 +39,7 @@ AGAIN_S = 5.0
 STOP_S = 30.0
 """How long the servers may take to end in order."""
 LOOK_S = 60.0
-MAX_LINE_BYTES = 2**20
+"""How long joining a cluster may take for a look at it."""
 
 
 class RayFleet:
