@@ -179,7 +179,7 @@ class RunConfig(
     def chosen_backend(self) -> Literal["http", "batch", "transformers", "vllm", "scripted"]:
         """What ``backend`` None stands for."""
         hosts = self.base_url or self.endpoint or self.endpoints_file
-        return self.backend or ("http" if hosts else "transformers")
+        return self.backend or ("http" if hosts else "vllm" if self.serve else "transformers")
 
     @property
     def spoken(self) -> str:

@@ -55,7 +55,7 @@ class ModelSection(Section):
 
     backend: Annotated[
         Literal["http", "batch", "transformers", "vllm", "scripted"] | None,
-        Flag("Who answers.", shown="http with --base-url, else transformers"),
+        Flag("Who answers.", shown="http with --base-url, vllm with --serve, else transformers"),
     ] = None
     model: Annotated[
         str | None,
@@ -223,9 +223,7 @@ class LocalSection(Section):
     vllm_arg: Annotated[
         dict[str, str], FREE, Flag("Engine argument for vLLM.", metavar="KEY=VALUE")
     ] = {}
-    serve: Annotated[
-        bool, FREE, Flag("With --backend vllm: as a server that ends with the run.")
-    ] = False
+    serve: Annotated[bool, FREE, Flag("vLLM as a server that ends with the run.")] = False
     ray: Annotated[
         Annotated[str, AfterValidator(ray_address)] | None,
         FREE,

@@ -98,7 +98,7 @@ class Place:
 
     def on_ray(self, address: str, replicas: int, **more: Any) -> dict[str, Any]:
         """The settings of a run that has servers of its own on a cluster."""
-        servers = {"backend": "vllm", "serve": True, "ray": address, "replicas": replicas}
+        servers = {"serve": True, "ray": address, "replicas": replicas}
         return servers | {"vllm_python": str(self.vllm_python)} | more
 
     def kill_all(self) -> None:

@@ -261,6 +261,7 @@ async def test_a_run_whose_servers_are_gone_for_good(python: Path, tmp_path: Pat
 
 
 def test_what_serve_goes_with() -> None:
-    """A server of its own makes sense for vllm alone."""
+    """A server of its own makes sense for vllm alone, which need not be said."""
+    assert load_config(None, {"serve": True}).chosen_backend == "vllm"
     with pytest.raises(ConfigError, match="serve goes with backend vllm"):
         load_config(None, {"serve": True, "backend": "scripted"})
