@@ -130,7 +130,9 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             "endpoints": [endpoint.url for endpoint in endpoints],
             "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
             "semantic": uses_semantic(config),
-            "target": config.target,
+            "target": config.target
+            if "target" in config.model_fields_set or not config.rows
+            else None,
             "out": str(config.out),
         }
         if config.ray is not None:
@@ -230,7 +232,7 @@ def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
         for line in _lines(found):
             click.echo(line)
     if found["problems"]:
-        raise SystemExit(1)
+        click.get_current_context().exit(1)
 
 
 def _files(most: int) -> str:
@@ -261,10 +263,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     run = found["run"]
     if "error" not in run:
         where = ", ".join(run["endpoints"]) or run.get("model_at", "this process")
-        yield (
-            f"woolmill generate would make {run['target']} rows with {run['model']} by"
-            f" {run['backend']} ({where})"
-        )
+        what = f"make {run['target']} rows" if run["target"] else "decide every input row"
+        yield f"woolmill generate would {what} with {run['model']} by {run['backend']} ({where})"
         for name, is_set in run["keys"].items():
             yield f"  the key is {'' if is_set else 'not '}set ({name})"
         refused = "refused" if run["semantic"] else "not looked for"

@@ -19,6 +19,7 @@ from typing import Literal
 from engine import files
 from engine.errors import OutputError, UsageError
 from engine.export import formats, ledger
+from engine.export.best import best_of
 from engine.export.card import card
 from engine.export.choice import Choice, choose
 from engine.export.formats import Format
@@ -161,6 +162,8 @@ def export_dataset(
         choice=None if options.all_samples else choice,
         all_samples=options.all_samples,
     )
+    if options.best is not None:
+        chosen = best_of(chosen, _lineage_of(run, needed=False), options.best)
     with ExitStack() as stack:
         write: Callable[[Row], None]
         if as_folder:

@@ -33,6 +33,8 @@ __all__ = ["export"]
 @click.option("--lineage", is_flag=True,
               help="jsonl and tables: what each row was made of in earlier stages.")  # fmt: skip
 @click.option("--by", metavar="FIELD", help="preference: the field with the score.")
+@click.option("--best", metavar="FIELD",
+              help="Of each input row's samples only that with the highest FIELD.")  # fmt: skip
 @click.option("--take", type=click.IntRange(min=0), metavar="N",
               help="Only the first N rows; with --group the first N lines.")  # fmt: skip
 @click.option("--sort", metavar="FIELD",
@@ -62,6 +64,7 @@ def export(
     woolmill export runs/alpaca -o rows.parquet
     woolmill export runs/alpaca --format datasets --validation 0.02 -o my-dataset
     woolmill export runs/judged --sort=-score --top 500 -o best.jsonl
+    woolmill export runs/judged --best score -o best-of-four.jsonl
     woolmill export runs/judged --format preference --by score -o pairs.jsonl
     """
     with RunStore.read(folder) as run:

@@ -28,6 +28,8 @@ class Options:
     """``jsonl`` and tables: what each row was made of in the stages before."""
     by: str | None = None
     """``preference`` only, which needs it: the field with the score."""
+    best: str | None = None
+    """Of the samples of each input row only the one with the highest value of this field."""
     take: int | None = None
     """So many rows; with ``group``, lines. For this and the next two see
     ``engine.export.choice.choose``."""
@@ -76,8 +78,11 @@ class Options:
                 f"{', '.join(sorted(formats.WITH_PROVENANCE))}"
             )
         whole = self.take is None and self.sort is None and not self.folder_of(format)
-        if (self.all_samples or self.by is not None) and not whole:
+        if self.best is not None and (self.by is not None or self.all_samples or self.group):
+            raise UsageError("--best goes without --by, --all-samples and --group")
+        if (self.all_samples or self.by is not None or self.best is not None) and not whole:
             flag = "--all-samples" if self.all_samples else "--format preference"
+            flag = flag if self.best is None else "--best"
             raise UsageError(
                 f"{flag} goes without --take, --sort, --top, --validation and --shard-rows"
             )

@@ -8,13 +8,13 @@ no stage before it has samples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigError
+from engine.export.best import group_of, score_of
 from engine.export.chat import turns_of
 from engine.export.layout import Layout
 from engine.export.rows import Row, rows
@@ -63,35 +63,17 @@ class Pairs:
             if row.decision.accepted is not samples
         )
         for _, group in groupby(candidates, self._group):
-            pair = self._pair([each for row in group if (each := self._scored(row)) is not None])
+            pair = self._pair([*self._scored(group)])
             if pair is not None:
                 yield pair
 
     def _group(self, row: Row) -> int:
-        group = self.lineage.group(row.decision.index)
-        if group is None:
-            raise ConfigError(
-                "--format preference needs several samples of each input row, and this run has one "
-                "of each; generate with --samples 4, or let a stage of the recipe have samples"
-            )
-        return group
+        return group_of(self.lineage, row, "--format preference")
 
-    def _scored(self, row: Row) -> _Scored | None:
-        """None: the row has no score."""
-        if self.by not in row.record:
-            raise ConfigError(
-                f"--by: rows have no field {self.by!r}; there are: {', '.join(row.record)}"
-            )
-        value = row.record[self.by]
-        if value is None:
-            return None
-        if not isinstance(value, int | float):
-            raise ConfigError(f"--by: row {row.id}: {self.by!r} is no number")
-        try:
-            score = float(value)
-        except OverflowError:
-            score = math.inf if value > 0 else -math.inf
-        return None if math.isnan(score) else _Scored(score, row)
+    def _scored(self, group: Iterable[Row]) -> Iterator[_Scored]:
+        for row in group:
+            if (score := score_of(row, self.by)) is not None:
+                yield _Scored(score, row)
 
     def _pair(self, scored: list[_Scored]) -> dict[str, Any] | None:
         if len(scored) < 2:

@@ -80,7 +80,8 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     # "<" would end the script element; every other character is inert there.
     data = orjson.dumps(drawn).decode().replace("<", "\\u003c")
     figures = analysis["figures"]
-    title = f"{counted(figures['accepted'], 'record')} by {_shown(figures['model'])}"
+    model = escape(visible(str(figures["model"])))
+    title = f"{counted(figures['accepted'], 'record')} by {model}"
     body = "".join(_sections(analysis, pictures, drawn))
     return f"""<!doctype html>
 <html lang="en">

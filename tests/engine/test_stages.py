@@ -433,6 +433,35 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
     assert lines(out) == wanted
 
 
+def test_the_best_of_an_input_row(base: Path, tmp_path: Path) -> None:
+    """The first of the highest score, where a later stage judged the samples."""
+    (tmp_path / "scored.py").write_text(SCORED)
+    recipe = f"{tmp_path / 'scored.py'}:Both"
+
+    async def make() -> None:
+        await ran(tmp_path / "run", base, "Rounds", recipe=recipe, rows=input_rows(tmp_path))
+
+    anyio.run(make)
+    out = tmp_path / "best.jsonl"
+    words = ("export", tmp_path / "run", "--recipe", recipe, "-o", out, "--best")
+    assert invoke(*words, "score").startswith("40 records")
+    best: dict[str, Any] = {}
+    for _, _, why, row, _ in dump(tmp_path / "run"):
+        known = best.get(row["question"])
+        if why is None and (known is None or row["score"] > known["score"]):
+            best[row["question"]] = row
+    fields = ("question", "answer", "score")
+    assert [{name: row[name] for name in fields} for row in lines(out)] == list(best.values())
+    for more, error in (
+        (("score", "--take", "3"), UsageError),
+        (("score", "--by", "score", "--format", "preference"), UsageError),
+        (("nothing",), ConfigError),
+        (("answer",), ConfigError),
+    ):
+        result = CliRunner().invoke(cli, [str(word) for word in (*words, *more, "--overwrite")])
+        assert isinstance(result.exception, error), more
+
+
 def test_pairs_need_samples(chain: Path, base: Path, tmp_path: Path) -> None:
     words = ["export", str(chain), "--format", "preference", "--by", "score", *code(base)]
     result = CliRunner().invoke(cli, [*words, "-o", str(tmp_path / "pairs.jsonl")])
