@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.conftest import toy_records, write_records
 from tests.trainer.launch import _context  # its fork server has torch loaded
 from trainer.config import ParallelSettings
 
@@ -80,3 +84,29 @@ def test_a_silent_rank_is_lost(tmp_path: Path) -> None:
     finally:
         hung.kill()
         hung.join()
+
+
+def test_ranks_end_when_torchrun_is_killed(llama: Path, tmp_path: Path) -> None:
+    """They are in sessions of their own, and have many steps to go. Their folder is free for the
+    next start.
+    """
+    data = write_records(tmp_path / "data.json", toy_records(40))
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "trainer", "--model_name_or_path", str(llama), "--data_path", str(data)),
+        *("--dataset_cache_dir", str(tmp_path / "cache"), "--model_max_length", "200"),
+        *("--max_steps", "100000", "--save_steps", "100000", "--output_dir", str(out)),
+    ]
+    log = tmp_path / "log"
+    with log.open("w") as told:
+        torchrun = subprocess.Popen(command, stdout=told, stderr=told)
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert torchrun.poll() is None, log.read_text()
+        time.sleep(0.1)
+    torchrun.kill()
+    torchrun.wait()
+    with (out / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # returns when the last rank is gone
+    assert metrics.read_text().count("\n") < 100_000
