@@ -220,8 +220,9 @@ def _lost(*, silent: bool) -> str:
 
 
 def _end_with_torchrun() -> None:
-    """Die when torchrun does: a rank is in a session of its own and would train on, in a folder that
-    whoever starts the run again cannot have. It could not save: the ranks meet in torchrun's store.
+    """Die when torchrun does: a rank is in a session of its own and would train on, in a folder
+    that whoever starts the run again cannot have. It could not save: the ranks meet in torchrun's
+    store.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
