@@ -247,7 +247,7 @@ class Loop:
             folder = self._round_folder(each.number)
             gone = ["run"] if kept is not None and each.number == kept.number else ["run", "model"]
             for name in gone:
-                with suppress(FileNotFoundError), cannot_write(folder):
+                with cannot_write(folder), suppress(FileNotFoundError):
                     shutil.rmtree(folder / name)
         failpoint("loop.pruned")
 

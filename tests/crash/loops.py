@@ -101,7 +101,7 @@ class Rig:
         return self.folder / out
 
     def killed_at_borders(self, out: str) -> int:
-        """Kill the loop ``out`` at each of ``BORDERS``, each time going on; how many were passed."""
+        """Kill the loop ``out`` at each of ``BORDERS``, and go on; at how many it was killed."""
         hit = 0
         for point in BORDERS:
             status = self.start(out, f"{point}:1:kill").wait()
@@ -123,7 +123,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def kills(rig: Rig, wanted: int, seed: int) -> dict[str, Any]:
-    """Kill loops at random moments until there were ``wanted`` kills; each is compared at its end."""
+    """Kill loops at random moments, ``wanted`` times; each is compared at its end."""
     began = time.monotonic()
     whole = rig.folder / "whole"
     if not whole.is_dir():
