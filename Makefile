@@ -1,5 +1,5 @@
 # Everything sets itself up: make demo, make test, make test-vllm, make test-gateway,
-# make train-demo, make bench-dedup.
+# make train-demo, make loop-demo, make bench-dedup.
 
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -7,7 +7,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo setup test test-fast test-vllm test-gateway lint train-demo bench bench-dedup crash clean
+.PHONY: demo setup test test-fast test-vllm test-gateway lint train-demo loop-demo bench bench-dedup crash clean
 
 demo: setup
 	$(BIN)/woolmill generate --target 20 --out runs/demo
@@ -54,6 +54,11 @@ test-gateway: setup
 
 train-demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
+
+loop-demo: setup
+	$(BIN)/woolmill loop --config engine/data/loop_demo.toml
+	$(BIN)/woolmill report runs/loop-demo -o runs/loop-demo/rounds.html --overwrite
+	$(BIN)/python -m trainer.sample --model "$$(ls -dt runs/loop-demo/round-*/model/* | head -1)"
 
 bench-setup: setup
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -112,7 +112,7 @@ class LoopConfig(Section):
     def fixed(self) -> dict[str, Any]:
         """What may not change when the loop goes on, as plain JSON values without a key."""
         own = self.model_dump(mode="json", exclude={*marked(LoopConfig, FREE), "generate"})
-        free = marked(RunConfig, FREE) - FIXED_AFTER_ALL
+        free = set(marked(RunConfig, FREE) - FIXED_AFTER_ALL)
         run = self.run().model_dump(mode="json", exclude=free)
         return {**own, "generate": {name: run[name] for name in self.generate if name in run}}
 

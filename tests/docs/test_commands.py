@@ -28,11 +28,15 @@ import yaml
 from benchmarks.server import Behaviour, Server
 from engine.cli.generate import generate
 from engine.cli.main import main
+from engine.loop.command import loop
+from engine.loop.ledger import Ledger
+from engine.loop.settings import load_loop
 from engine.models import NAMES
 from engine.recipes.seeds import bundled_seeds
 from engine.settings import load_config
 from tests.engine.batches.shapes import OpenAI
 from tests.engine.batches.world import KEY, answer_elsewhere
+from tests.engine.loop.test_ledger import DONE, START
 
 ROOT = Path(__file__).parents[2]
 TO_READ = ("architecture.md", "reference.md")
@@ -135,6 +139,8 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
             parser().parse_args(arguments[arguments.index("trainer.sample") + 1 :])
         else:
             parse(arguments[arguments.index("trainer") + 1 :])
+    elif arguments[:1] == ["loop"]:
+        in_rounds(arguments[1:])
     elif arguments[:1] == ["view"]:
         look_at(arguments)
     elif "--provider" in arguments:
@@ -168,6 +174,16 @@ def substituted(arguments: list[str], address: str) -> list[str]:
             new[i] = "scripted"
     offline = "--backend" in given or "--base-url" in given or "--config" in given
     return new if offline else [*new, "--backend", "scripted"]
+
+
+def in_rounds(arguments: list[str]) -> None:
+    """What a loop leaves where its command line is right; tests/crash/test_loops.py plays one."""
+    given = loop.make_context("loop", arguments).params
+    config = load_loop(given.pop("config_file"), given)
+    config.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(config.out)
+    ledger.begin(START)
+    ledger.add(DONE)
 
 
 def in_batches(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
