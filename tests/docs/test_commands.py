@@ -138,7 +138,8 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
             parser().parse_args(arguments[arguments.index("trainer.sample") + 1 :])
         else:
-            parse(arguments[arguments.index("trainer") + 1 :])
+            program = next(word for word in arguments if word in ("trainer", "trainer.evaluate"))
+            parse(arguments[arguments.index(program) + 1 :])
     elif arguments[:1] == ["loop"]:
         in_rounds(arguments[1:])
     elif arguments[:1] == ["view"]:
