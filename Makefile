@@ -7,6 +7,9 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
+# Files of tests beside each other: most of a test's time is waiting.
+BESIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo setup test test-fast test-vllm test-gateway lint train-demo loop-demo bench bench-dedup crash clean
 
 demo: setup
@@ -33,11 +36,11 @@ tools:
 	    || echo "install chromium and strace: the tests of pages and disk errors need them"; }
 
 test: setup tools lint
-	$(BIN)/pytest -m "not vllm and not gateway and not gpu and not network"
+	$(BIN)/pytest $(BESIDE) -m "not vllm and not gateway and not gpu and not network"
 
 # What needs no model, browser or process of its own to start: for the time while one works.
 test-fast: .venv/.ready lint
-	$(BIN)/pytest -q -m "not slow and not vllm and not gateway and not gpu and not network"
+	$(BIN)/pytest -q $(BESIDE) -m "not slow and not vllm and not gateway and not gpu and not network"
 
 lint: .venv/.ready
 	$(BIN)/ruff check -q

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["shorten", "visible"]
+__all__ = ["counted", "shorten", "visible"]
 
 _KEPT = "\n\t"
 
@@ -23,6 +23,11 @@ def visible(text: str) -> str:
         else char
         for char in text
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 record``, ``2,000 records``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def shorten(text: str, most: int) -> str:

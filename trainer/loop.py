@@ -103,14 +103,7 @@ def train(settings: Settings) -> None:
         if ranks.rank == 0:
             print_mixture(training, batches)
             print_arithmetic(settings, model, batches, total_steps, ranks, compute)
-            metrics = Metrics(
-                settings.save.output_dir / "metrics.jsonl",
-                from_step=done.step,
-                every=settings.log.logging_steps,
-                report_to=settings.log.report_to,
-                run_name=settings.log.run_name,
-                logging_dir=settings.log.logging_dir,
-            )
+            metrics = _metrics(settings, done.step)
         run = _Run(
             settings, ranks, model, replicas, optimizer, batches, evaluation, total_steps, metrics
         )
@@ -118,14 +111,8 @@ def train(settings: Settings) -> None:
             run.evaluate(step=0)
         bad_in_a_row = 0
         for work in ahead(run.work, range(done.step, total_steps)):
-            try:
+            with _out_of_memory(done.step + 1):
                 outcome = run.step(work, stop)
-            except torch.OutOfMemoryError as exc:
-                raise ConfigError(
-                    f"out of GPU memory in step {done.step + 1}; lower"
-                    " --per_device_train_batch_size, or use --gradient_checkpointing or --fsdp"
-                    " 'full_shard offload'"
-                ) from exc
             bad_in_a_row = 0 if outcome.moved else bad_in_a_row + 1
             done = replace(
                 done,
@@ -145,8 +132,7 @@ def train(settings: Settings) -> None:
                 ranks.fail(checkpoints.wait() or _interrupted(outcome.signum, done))
 
         # 5. The finished model.
-        strategy = settings.eval_strategy
-        if strategy != "no" and not _due(strategy, settings.log.eval_steps, done.step, batches):
+        if _last_evaluation_due(settings, done.step, batches):
             run.evaluate(step=done.step)
         failed_save = checkpoints.wait()
         export(model, tokenizer, settings, ranks, alpaca=training.alpaca, compute=compute)
@@ -156,6 +142,29 @@ def train(settings: Settings) -> None:
         if failed_save is not None:
             raise failed_save
         ranks.stop()
+
+
+@contextmanager
+def _out_of_memory(step: int) -> Iterator[None]:
+    """Raises ConfigError with the remedy where the GPU's memory does not hold a step."""
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise ConfigError(
+            f"out of GPU memory in step {step}; lower --per_device_train_batch_size, or use"
+            " --gradient_checkpointing or --fsdp 'full_shard offload'"
+        ) from exc
+
+
+def _metrics(settings: Settings, from_step: int) -> Metrics:
+    return Metrics(
+        settings.save.output_dir / "metrics.jsonl",
+        from_step=from_step,
+        every=settings.log.logging_steps,
+        report_to=settings.log.report_to,
+        run_name=settings.log.run_name,
+        logging_dir=settings.log.logging_dir,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +334,12 @@ def _due(strategy: str, every: int, step: int, batches: Batches) -> bool:
     return (strategy == "steps" and step % every == 0) or (
         strategy == "epoch" and step % batches.steps_per_epoch == 0
     )
+
+
+def _last_evaluation_due(settings: Settings, step: int, batches: Batches) -> bool:
+    """Whether the finished model was not evaluated by the strategy already."""
+    strategy = settings.eval_strategy
+    return strategy != "no" and not _due(strategy, settings.log.eval_steps, step, batches)
 
 
 def _not_finite(done: Manifest, bad: int) -> StoppedError:

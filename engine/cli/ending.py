@@ -29,6 +29,7 @@ from engine.errors import (
 )
 from engine.records import EVERY, SAMPLE
 from engine.screen import drain
+from engine.text import counted
 
 if TYPE_CHECKING:
     from engine.run.generate import Result
@@ -81,7 +82,7 @@ class Ended:
         if not stop.reached:
             return "stopped by Ctrl-C" if stop.signum == 2 else "stopped by a signal"
         failed = self.failed_requests
-        return f"done; {failed:,} requests failed permanently" if failed else "done"
+        return f"done; {counted(failed, 'request')} failed permanently" if failed else "done"
 
     @property
     def failed_requests(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,19 @@ __all__ = ["dedup"]
 EXAMPLES = 3
 FILE = click.Path(path_type=Path, dir_okay=False)
 THRESHOLD = click.FloatRange(0, 1, min_open=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measures:
+    """What rows are compared by; the options of the same names."""
+
+    rouge_threshold: float | None
+    no_rouge: bool
+    semantic_threshold: float
+    no_semantic: bool
+    semantic_model: str | None
+    semantic_precision: Precision
+    borderline: float
 
 
 @click.command()
@@ -62,14 +76,8 @@ def dedup(
     fields: tuple[str, ...],
     against: tuple[Path, ...],
     language: str,
-    rouge_threshold: float | None,
-    no_rouge: bool,
-    semantic_threshold: float,
-    no_semantic: bool,
-    semantic_model: str | None,
-    semantic_precision: Precision,
-    borderline: float,
     explain: bool,
+    **measures: Any,
 ) -> None:
     """Leave out the near-duplicates of a dataset.
 
@@ -91,23 +99,24 @@ def dedup(
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
     chosen = language_of_rows(dataset, fields) if language == "auto" else _known(language)
-    threshold = rouge_threshold or language_of(chosen).rouge_threshold
+    how = _Measures(**measures)
+    threshold = how.rouge_threshold or language_of(chosen).rouge_threshold
     encoder: Encoder | None = None
-    if not no_semantic:
-        encoder = SentenceEncoder(semantic_model, precision=semantic_precision)
+    if not how.no_semantic:
+        encoder = SentenceEncoder(how.semantic_model, precision=how.semantic_precision)
     if explain:
-        explain_bands(dataset, fields, None if no_rouge else threshold, encoder, chosen)
+        explain_bands(dataset, fields, None if how.no_rouge else threshold, encoder, chosen)
         return
     cascade = Cascade(
-        rouge_threshold=None if no_rouge else threshold,
-        semantic_threshold=None if no_semantic else semantic_threshold,
+        rouge_threshold=None if how.no_rouge else threshold,
+        semantic_threshold=None if how.no_semantic else how.semantic_threshold,
         encoder=encoder,
-        neighbours=0 if no_rouge else 1,
-        margin=borderline,
+        neighbours=0 if how.no_rouge else 1,
+        margin=how.borderline,
         language=chosen,
     )
-    summary = _Summary(threshold, semantic_threshold, borderline, chosen)
-    if language != "auto" or no_rouge:
+    summary = _Summary(threshold, how.semantic_threshold, how.borderline, chosen)
+    if language != "auto" or how.no_rouge:
         summary.cut = ""
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))

@@ -22,7 +22,8 @@ from engine.export import formats, ledger
 from engine.export.card import card
 from engine.export.choice import Choice, choose
 from engine.export.formats import Format
-from engine.export.layout import ALPACA_FIELDS, Layout, check_alpaca, layout_of, typed
+from engine.export.layout import ALPACA_FIELDS, Layout, layout_of, typed
+from engine.export.options import Options
 from engine.export.preference import Pairs
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
@@ -38,6 +39,7 @@ __all__ = [
     "OWN_FILES",
     "Export",
     "Format",
+    "Options",
     "dataset_of",
     "export",
     "export_dataset",
@@ -87,29 +89,16 @@ class Export:
 
 
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
-    """Write the accepted records of ``run`` as one dataset at ``path``; how many there are.
-
-    ``export_dataset`` with its defaults.
-    """
-    return export_dataset(run, format, path, with_similarity=with_similarity).records
+    """Write the accepted records of ``run`` as one dataset at ``path``; how many there are."""
+    return export_dataset(run, format, path, Options(with_similarity=with_similarity)).records
 
 
 def export_dataset(
     run: RunReader,
     format: Format | None,
     path: Path,
+    options: Options,
     *,
-    with_similarity: bool = False,
-    reasoning: bool = False,
-    group: bool = False,
-    all_samples: bool = False,
-    lineage: bool = False,
-    by: str | None = None,
-    take: int | None = None,
-    sort: str | None = None,
-    top: int | None = None,
-    validation: float = 0.0,
-    shard_rows: int | None = None,
     overwrite: bool = False,
 ) -> Export:
     """Write the accepted records of ``run`` to ``path``, replacing it in one step.
@@ -118,16 +107,6 @@ def export_dataset(
         format: see ``engine.export.formats``; None: as the ending of ``path`` says, else that of
             the run's own dataset.
         path: a file; a folder for ``datasets``, and with a validation part or shards.
-        with_similarity: ``alpaca`` only: add what its ``regen.json`` has besides.
-        reasoning: keep the thoughts of answers, where the format has a place for them.
-        group: ``jsonl`` only: all rows made of one input row on one line.
-        all_samples: ``jsonl`` only: also the samples that rows were made of.
-        lineage: ``jsonl`` and tables: what each row was made of in the stages before.
-        by: ``preference`` only, which needs it: the field with the score.
-        take, sort, top: which rows, in which order; see ``engine.export.choice.choose``. With
-            ``group``, ``take`` counts lines.
-        validation: share of the rows for a validation part that no near-duplicate straddles.
-        shard_rows: rows in a file at most; None: all in one.
         overwrite: also replace what is not an untouched earlier export of this run.
 
     Raises:
@@ -138,29 +117,32 @@ def export_dataset(
     """
     check_output(path, overwrite=True, inputs=own_files(run.folder))
     own = dataset_of(run.manifest)[0]
-    as_folder = format == "datasets" or validation > 0 or shard_rows is not None
+    as_folder = options.folder_of(format)
     format = (format or own) if as_folder else formats.format_of(path, format, own)
     if path.is_dir() and not as_folder:
         raise OutputError(f"{path}: is a folder; choose another -o")
     if format in formats.CHATS:
         refuse_unnamed_code(run)
     layout = layout_of(run)
-    alone = not as_folder and sort is None
-    _check(format, layout, reasoning=reasoning, group=group, alone=alone)
-    alone = alone and take is None and not (group and by)
-    _check_stages(format, all_samples=all_samples, lineage=lineage, by=by, alone=alone)
+    options.check(format, layout)
     touched = ledger.touched(run.folder, path)
     if touched and not overwrite and not is_earlier(run, path, format):
         raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
     layout = replace(
         layout,
-        similarity=with_similarity,
-        reasoning=reasoning,
-        grouped=group,
-        all_samples=all_samples,
-        lineage=_lineage_of(run, needed=lineage) if lineage or by else None,
+        similarity=options.with_similarity,
+        reasoning=options.reasoning,
+        grouped=options.group,
+        all_samples=options.all_samples,
+        lineage=_lineage_of(run, needed=options.lineage) if options.lineage or options.by else None,
     )
-    choice = choose(run, take=take, sort=sort, top=top, samples=layout.samples if group else None)
+    choice = choose(
+        run,
+        take=options.take,
+        sort=options.sort,
+        top=options.top,
+        samples=layout.samples if options.group else None,
+    )
     if format in ("parquet", "datasets"):
         layout = typed(layout, run)
 
@@ -168,23 +150,23 @@ def export_dataset(
         failpoint("export.written")
         ledger.expect(run.folder, path, written)
 
-    if by is not None:
-        return _preference(run, layout, path, by, placing)
-    parts = split(run, validation) if validation else None
+    if options.by is not None:
+        return _preference(run, layout, path, options.by, placing)
+    parts = split(run, options.validation) if options.validation else None
     records = 0
-    provenance = format in formats.WITH_PROVENANCE or reasoning
+    provenance = format in formats.WITH_PROVENANCE or options.reasoning
     chosen = rows(
         run,
         provenance=provenance,
-        choice=None if all_samples else choice,
-        all_samples=all_samples,
+        choice=None if options.all_samples else choice,
+        all_samples=options.all_samples,
     )
     with ExitStack() as stack:
         write: Callable[[Row], None]
         if as_folder:
             folder = stack.enter_context(files.new_folder(path, placing))
             write = stack.enter_context(
-                _Parts(run, format, folder, layout, choice, parts, shard_rows)
+                _Parts(run, format, folder, layout, choice, parts, options.shard_rows)
             )
         else:
             file = stack.enter_context(files.new_file(path, placing))
@@ -204,49 +186,6 @@ def export_dataset(
         left_out=_left_out(format, layout),
         unsorted=choice.unsorted,
     )
-
-
-def _check(format: Format, layout: Layout, *, reasoning: bool, group: bool, alone: bool) -> None:
-    """Raises UsageError or ConfigError for what cannot be had of these rows in this format."""
-    if format == "alpaca":
-        check_alpaca(layout)
-    if reasoning and format not in formats.WITH_REASONING:
-        raise UsageError(
-            f"--reasoning keep: --format {format} has no place for thoughts; choose "
-            f"{', '.join(sorted(formats.WITH_REASONING))}"
-        )
-    if not group:
-        return
-    if layout.samples is None:
-        raise UsageError("--group needs a run with input rows (woolmill generate --rows)")
-    if format != "jsonl" or not alone:
-        raise UsageError(
-            "--group goes with --format jsonl, and without --sort, --validation and --shard-rows"
-        )
-
-
-def _check_stages(
-    format: Format, *, all_samples: bool, lineage: bool, by: str | None, alone: bool
-) -> None:
-    """The same for samples, lineage and pairs. ``alone``: all rows, in plan order, in one file."""
-    if (by is not None) != (format == "preference"):
-        raise UsageError(
-            "--format preference needs --by: name the field with the score, as in --by score"
-            if by is None
-            else "--by goes with --format preference"
-        )
-    if all_samples and format != "jsonl":
-        raise UsageError("--all-samples goes with --format jsonl")
-    if lineage and format not in formats.WITH_PROVENANCE:
-        raise UsageError(
-            f"--lineage: --format {format} has no place for it; choose "
-            f"{', '.join(sorted(formats.WITH_PROVENANCE))}"
-        )
-    if (all_samples or by is not None) and not alone:
-        flag = "--all-samples" if all_samples else "--format preference"
-        raise UsageError(
-            f"{flag} goes without --take, --sort, --top, --validation and --shard-rows"
-        )
 
 
 def _lineage_of(run: RunReader, *, needed: bool) -> Lineage:

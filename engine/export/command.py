@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from engine.export import export_dataset
+from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
 from engine.store import RunStore
+from engine.text import counted
 
 __all__ = ["export"]
 
@@ -48,19 +49,10 @@ def export(
     folder: Path,
     format_: Any,
     output: Path,
-    with_similarity: bool,
     reasoning: str,
-    group: bool,
-    all_samples: bool,
-    lineage: bool,
-    by: str | None,
-    take: int | None,
-    sort: str | None,
-    top: int | None,
-    validation: float,
-    shard_rows: int | None,
     recipe: str,
     overwrite: bool,
+    **options: Any,
 ) -> None:
     """Write a run's accepted records as a dataset. Works while the run goes on.
 
@@ -74,27 +66,12 @@ def export(
     """
     with RunStore.read(folder) as run:
         run.named_recipe = recipe
-        written = export_dataset(
-            run,
-            format_,
-            output,
-            with_similarity=with_similarity,
-            reasoning=reasoning == "keep",
-            group=group,
-            all_samples=all_samples,
-            lineage=lineage,
-            by=by,
-            take=take,
-            sort=sort,
-            top=top,
-            validation=validation,
-            shard_rows=shard_rows,
-            overwrite=overwrite,
-        )
+        wanted = Options(reasoning=reasoning == "keep", **options)
+        written = export_dataset(run, format_, output, wanted, overwrite=overwrite)
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
-    noun = "pairs" if written.format == "preference" else "records"
-    click.echo(f"{written.records} {noun}{held_out}  {output}")
+    noun = "pair" if written.format == "preference" else "record"
+    click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
     if written.as_json:
@@ -104,4 +81,5 @@ def export(
             f"fields left out, as the format has no place for them: {', '.join(written.left_out)}"
         )
     if written.unsorted:
-        click.echo(f"{written.unsorted} rows without a value to sort by come last")
+        unsorted = counted(written.unsorted, "row")
+        click.echo(f"{unsorted} without a value to sort by at the end")

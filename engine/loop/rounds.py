@@ -23,6 +23,7 @@ from typing import Any
 from engine import models
 from engine.errors import OutputError
 from engine.export import export_dataset
+from engine.export.options import Options
 from engine.failpoints import failpoint
 from engine.files import cannot_write
 from engine.loop.figures import figures_of
@@ -185,13 +186,8 @@ class Loop:
     def _export(self, run: RunConfig, data: Path) -> None:
         with RunReader(run.out) as store:
             store.named_recipe = run.recipe
-            export_dataset(
-                store,
-                "messages",
-                data,
-                validation=self._config.validation,
-                shard_rows=ONE_FILE,
-            )
+            options = Options(validation=self._config.validation, shard_rows=ONE_FILE)
+            export_dataset(store, "messages", data, options)
 
     def _train(self, number: int, started_from: int) -> None:
         """Train into ``training``, which becomes the model's folder in one step."""

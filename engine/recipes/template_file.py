@@ -45,7 +45,7 @@ ROUND = "round"
 
 
 def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+    if not name.isidentifier():
         raise ValueError(f"{name!r} cannot be a name in a template; use letters, digits and _")
     return name
 
@@ -341,12 +341,17 @@ TABLES: dict[str, type[BaseModel]] = {
 }
 
 
+def _key_fails(error: Exception) -> bool:
+    return "character for a key part" in str(error)
+
+
 def read_file(data: bytes, where: str) -> TemplateFile:
     """The file's content. Raises ConfigError, naming table and key."""
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where}: not TOML: {error}") from error
+        quotes = "; names with letters beyond A to Z stand in quotes" if _key_fails(error) else ""
+        raise ConfigError(f"{where}: not TOML: {error}{quotes}") from error
     try:
         return TemplateFile.model_validate(values)
     except ValidationError as error:

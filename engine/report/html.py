@@ -25,7 +25,7 @@ from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
 from engine.report.stages import COLUMNS, lines
 from engine.store import RunReader
-from engine.text import shorten, visible
+from engine.text import counted, shorten, visible
 
 __all__ = ["document", "html", "policy", "style", "vega"]
 
@@ -78,7 +78,8 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     """The page for an analysis and its pictures."""
     drawn = charts(dict(analysis), dict(pictures))
     figures = analysis["figures"]
-    title = f"{figures['accepted']:,} records by {visible(str(figures['model'] or ''))}"
+    by = visible(str(figures["model"] or ""))
+    title = f"{counted(figures['accepted'], 'record')} by {by}"
     return document(title, "".join(_sections(analysis, pictures, drawn)), drawn)
 
 
@@ -120,7 +121,8 @@ def _sections(
     analysis: Mapping[str, Any], pictures: Mapping[str, Any], drawn: Mapping[str, Any]
 ) -> Iterable[str]:
     figures, told_by = analysis["figures"], analysis["told_by"]
-    yield f"<h1>{figures['accepted']:,} records <small>{_shown(figures['run'])}</small></h1>"
+    records = counted(figures["accepted"], "record")
+    yield f"<h1>{records} <small>{_shown(figures['run'])}</small></h1>"
     yield _tiles(analysis)
     yield f"<p>{_requests(figures)}</p>\n"
     if stages := lines(analysis):

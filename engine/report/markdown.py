@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.report.stages import COLUMNS, lines
-from engine.text import shorten, visible
+from engine.text import counted, shorten, visible
 
 __all__ = ["markdown", "table"]
 
@@ -21,7 +21,7 @@ def markdown(analysis: Mapping[str, Any]) -> str:
 
 def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     figures = analysis["figures"]
-    yield f"# {figures['accepted']:,} records by {_cell(figures['model'])}"
+    yield f"# {counted(figures['accepted'], 'record')} by {_cell(figures['model'])}"
     names = (
         "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
         "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed", "accepted",

@@ -210,6 +210,7 @@ def _pipeline(
 ) -> Pipeline:
     config, recipe = stage.settled.config, stage.settled.recipe
     paid = config.chosen_backend not in ("transformers", "vllm")
+    samples_a_row = (config.samples or 1) if recipe.reduces else 1
     return Pipeline(
         store=stage.store,
         pool=stage.pool,
@@ -220,7 +221,7 @@ def _pipeline(
             target=config.target if is_last else 0,
             max_requests=config.max_requests,
             request_batch_size=config.request_batch_size,
-            max_barren_requests=config.max_barren_requests,
+            max_barren_requests=config.max_barren_requests * samples_a_row,
             max_refusals_in_a_row=config.max_refusals_in_a_row,
             drain_timeout_s=config.drain_timeout_s,
             at_least=8 if paid else 16,

@@ -46,7 +46,8 @@ from engine.run.settle import (
 )
 from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
-from engine.store import RunStore
+from engine.store import Manifest, RunStore
+from engine.text import counted
 
 __all__ = ["Result", "generate", "make_backends", "make_prompts"]
 
@@ -173,7 +174,7 @@ async def _opened(
     manifest = make_manifest(config, recipe, tasks, pool.backends[0].model)
     if before is not None:
         manifest = replace(manifest, free={**manifest.free, "rows_identity": before.identity})
-    _check_input(settled, before)
+    _check_input(settled, before, manifest)
     store = RunStore.open(config.out, manifest)
     stack.push_async_callback(_surely, store.aclose)
     with suppress(OSError):  # a disk in trouble stops the store, and says so there
@@ -208,7 +209,7 @@ async def _opened(
     )
 
 
-def _check_input(settled: Settled, before: Stage | None) -> None:
+def _check_input(settled: Settled, before: Stage | None, manifest: Manifest) -> None:
     """Raises ConfigError where what was asked about earlier is no longer what the input gives.
 
     Before the store is opened, which notes of what input it is: a start that is refused here is
@@ -218,6 +219,8 @@ def _check_input(settled: Settled, before: Stage | None) -> None:
     if earlier_manifest(config.out) is None:
         return  # new, or cut short while it was made; opening it says what else is wrong
     with RunStore.read(config.out) as earlier:
+        if earlier.manifest.differences(manifest):
+            return  # with another number of samples all rows would be others; opening it says so
         if before is not None and settled.earlier_rows not in (None, before.identity):
             refuse_stale(before.store, earlier, config.samples or 1)
         elif before is None and rows is not None and not settled.same_rows:
@@ -240,8 +243,8 @@ def _say_resent(stage: Stage, display: Display) -> None:
     if in_flight := stage.sent_again:
         keys = ", ".join(request.key[:12] for request in in_flight[:8])
         display.note(
-            f"{len(in_flight)} requests were in flight when the last session ended and"
-            f" may have been billed; sending them again: {keys}"
+            f"{counted(len(in_flight), 'request')} in flight when the last session ended may have"
+            f" been billed; sending again: {keys}"
             f"{' …' if len(in_flight) > 8 else ''}"
         )
 

@@ -64,9 +64,11 @@ class InputRows:
         """
         for answer, _ in store.all_answers():
             number = answer.index // samples
-            if self.row(number) != answer.row:
+            row = self.row(number)
+            if row != answer.row:
+                what = "is not there any more" if row is None else "is another one now"
                 raise ConfigError(
-                    f"{self.path}: row {number + 1} is not what the run was started with; resume "
+                    f"{self.path}: row {number + 1}, which the run has asked about, {what}; resume "
                     "with the same rows, or start a new run"
                 )
 

@@ -72,7 +72,12 @@ class EndSection(Section):
         ),
     ] = 600.0
     max_barren_requests: Annotated[
-        Positive, FREE, Flag("Stop after so many answers in a row without one accepted row.")
+        Positive,
+        FREE,
+        Flag(
+            "Stop after so many answers in a row without one accepted row; samples of which"
+            " one row is made count as one."
+        ),
     ] = 300
     max_requests: Annotated[Positive | None, FREE, Flag("Stop after this many requests.")] = None
     drain_timeout_s: Annotated[

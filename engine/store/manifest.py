@@ -10,6 +10,13 @@ import orjson
 
 __all__ = ["Manifest"]
 
+HASHED = {
+    "recipe_asks": "what the recipe asks was changed since",
+    "recipe_source": "the recipe's parser, filters or conditions were changed since",
+    "seeds": "the seed tasks are others",
+}
+"""What it means that the hash of something differs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -40,11 +47,15 @@ class Manifest:
         for mine, theirs in (self.fixed, other.fixed), (self.decision, other.decision):
             was, now = dict(_leaves(_plain(mine))), dict(_leaves(_plain(theirs)))
             lines += [
-                f"{name}: was {_show(was, name)}, now {_show(now, name)}"
+                f"{name}: {HASHED.get(name) or f'was {_show(was, name)}, now {_show(now, name)}'}"
                 for name in sorted(was.keys() | now.keys())
                 if name not in was or name not in now or was[name] != now[name]
             ]
         return lines
+
+    def decides_otherwise(self, other: Manifest) -> bool:
+        """Whether ``other`` would ask the same, and differs only in what decisions follow from."""
+        return bool(_plain(self.fixed) == _plain(other.fixed))
 
 
 def _plain(value: Any) -> Any:

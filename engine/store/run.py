@@ -105,10 +105,15 @@ class RunStore(RunReader):
     def _begin_session(self, manifest: Manifest) -> None:
         """Check the settings, record this process, and the free settings of now for the old."""
         if differences := self.manifest.differences(manifest):
+            anew = (
+                f"decide its answers anew with the new ones (woolmill redecide {self.folder}, "
+                "which asks nothing), "
+                if self.manifest.decides_otherwise(manifest)
+                else ""
+            )
             raise ConfigError(
-                f"{self.folder}: the run was started with other settings ("
-                + "; ".join(differences)
-                + "); resume with those, or start a new run"
+                f"{self.folder}: the run was started with other settings ({'; '.join(differences)})"
+                f"; resume with those, {anew}or start a new run"
             )
         sessions = self.sessions()
         self.session = sessions[-1].number + 1 if sessions else 1

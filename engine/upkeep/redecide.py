@@ -11,6 +11,7 @@ the person knows beforehand how many of the answers behind it are about rows tha
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,11 +116,25 @@ def redecide(
         if drop_stale:
             _drop(chosen, behind)
         else:
-            click.echo(f"woolmill generate goes on after: {remedy(chosen)}")
+            click.echo(f"woolmill generate goes on{_with(given)} after: {remedy(chosen)}")
         return
+    if given.keys() - {"target"}:
+        click.echo(f"woolmill generate goes on{_with(given)}")
     with RunStore.read(chosen) as run:
         dataset = chosen / dataset_of(run.manifest)[1]
     click.echo(f"write the dataset with: woolmill export {chosen} -o {dataset}")
+
+
+def _with(given: Mapping[str, Any]) -> str:
+    """The settings that the run is to go on with, as flags."""
+    flags = []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags.append(f"--{flag} {shlex.quote(str(value))}")
+    return f" with {' '.join(flags)}" if flags else ""
 
 
 def _is_decided(folder: Path) -> bool:

@@ -109,6 +109,8 @@ class Parent(AbstractContextManager["Parent"]):
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._child:  # a test that failed: its server is gone, which the run would wait for
+            send_signal(self._child, signal.SIGKILL)
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -126,10 +128,13 @@ class Parent(AbstractContextManager["Parent"]):
         assert self._process is not None
         assert self._process.stdout is not None
         if select.select([self._process.stdout], [], [], LONGEST_S)[0]:
-            return int(self._line())
-        send_signal(self._child, signal.SIGKILL)
-        self._line()
-        return HUNG
+            status = int(self._line())
+        else:
+            send_signal(self._child, signal.SIGKILL)
+            self._line()
+            status = HUNG
+        self._child = 0
+        return status
 
     def _send(self, order: dict[str, Any]) -> None:
         assert self._process is not None

@@ -89,6 +89,7 @@ def test_power_cuts_lose_nothing_acknowledged_fault_091_fault_095(tmp_path: Path
     assert total["cuts"] == 3
 
 
+@pytest.mark.timeout(300)
 def test_errors_of_the_kernel_are_survived_fault_084(tmp_path: Path) -> None:
     """A write, sync or rename that fails ends the run by its code, and it goes on from there."""
     try:

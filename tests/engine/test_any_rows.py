@@ -248,7 +248,7 @@ def test_rows_without_a_value_come_last_and_are_counted(free: Path, tmp_path: Pa
         missing = sum(row["source"] is None for row in rows)
         assert 0 < missing < len(rows)
         assert all(row["source"] is None for row in rows[-missing:])
-        assert f"{missing} rows without a value to sort by come last" in done.output
+        assert f"{missing} rows without a value to sort by at the end" in done.output
 
 
 def test_a_choice_goes_with_shards_and_a_validation_part(free: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from engine import open_run
 from engine.cli.main import cli
 from engine.dedup.rouge import rouge_l
 from engine.errors import ConfigError, DiskError, OutputError, UsageError
-from engine.export import Format, export, export_dataset, ledger
+from engine.export import Format, Options, export, export_dataset, ledger
 from engine.export.formats import FORMATS, SUFFIX
 from engine.recipes.base import chat_of
 from engine.records import Prompt, Record
@@ -43,8 +43,9 @@ def tree(path: Path) -> dict[str, bytes]:
 
 
 def exported(folder: Path, format: Format, path: Path, **options: Any) -> Path:
+    overwrite = options.pop("overwrite", False)
     with RunStore.read(folder) as run:
-        export_dataset(run, format, path, **options)
+        export_dataset(run, format, path, Options(**options), overwrite=overwrite)
     return path
 
 
@@ -78,7 +79,7 @@ def test_a_format_that_the_ending_contradicts_is_refused(
     run_folder: Path, tmp_path: Path, format: Format | None, name: str, said: str
 ) -> None:
     with RunStore.read(run_folder) as run, pytest.raises(UsageError, match=said):
-        export_dataset(run, format, tmp_path / name)
+        export_dataset(run, format, tmp_path / name, Options())
     assert not (tmp_path / name).exists()
 
 

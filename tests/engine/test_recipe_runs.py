@@ -143,8 +143,25 @@ async def test_a_changed_row_is_refused_by_its_number(tmp_path: Path) -> None:
     lines = rows.read_text().splitlines()
     lines[4] = json.dumps({"id": 4, "topic": "another"})
     rows.write_text("\n".join(lines) + "\n")
-    with pytest.raises(ConfigError, match="row 5 is not what the run was started with"):
+    with pytest.raises(
+        ConfigError, match="row 5, which the run has asked about, is another one now"
+    ):
         await ran(tmp_path / "run", recipe=recipe, rows=rows, target=20)
+
+
+async def test_a_row_that_is_gone_is_named(tmp_path: Path) -> None:
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 10)
+    await ran(tmp_path / "run", recipe=recipe, rows=rows)
+    rows.write_text("\n".join(rows.read_text().splitlines()[:7]) + "\n")
+    with pytest.raises(ConfigError, match="row 8, which the run has asked about, is not there any"):
+        await ran(tmp_path / "run", recipe=recipe, rows=rows)
+
+
+async def test_another_number_of_samples_is_named_and_no_row_blamed(tmp_path: Path) -> None:
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 10)
+    await ran(tmp_path / "run", recipe=recipe, rows=rows, samples=2)
+    with pytest.raises(ConfigError, match="samples: was 2, now 3"):
+        await ran(tmp_path / "run", recipe=recipe, rows=rows, samples=3)
 
 
 async def test_a_mended_parser_decides_again_and_asks_nobody(tmp_path: Path) -> None:
@@ -157,7 +174,7 @@ async def test_a_mended_parser_decides_again_and_asks_nobody(tmp_path: Path) -> 
     fresh.mkdir()
     recipe_file(tmp_path, mended)
     sys.modules.pop(next(name for name in sys.modules if name.startswith("woolmill_recipe")), None)
-    with pytest.raises(ConfigError, match="recipe_source"):
+    with pytest.raises(ConfigError, match=r"recipe_source: the recipe's parser.*woolmill redecide"):
         await ran(tmp_path / "run", recipe=recipe, rows=rows, target=40)
     with RunStore.read(tmp_path / "run") as run:
         sent = run.counts().sent

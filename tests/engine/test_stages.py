@@ -124,7 +124,8 @@ async def test_dropping_stale_answers_lets_the_run_go_on(
 ) -> None:
     """The dataset is that of a run which had these settings from the start, and what was still
     good is not asked again."""
-    await anyio.to_thread.run_sync(redecide, chain, base, "--rouge-threshold", "0.3")
+    told = await anyio.to_thread.run_sync(redecide, chain, base, "--rouge-threshold", "0.3")
+    assert "--rouge-threshold 0.3 after: woolmill redecide " in told
     again: dict[str, Any] = {"target": 40, "rouge_threshold": 0.3}
     for _ in range(2):  # a start that is refused is refused again
         with pytest.raises(

@@ -14,7 +14,7 @@ import pytest
 from tests.docs.test_commands import ROOT, steps
 from trainer.fetched import located
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -222,36 +222,10 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
         names & CONTENT_POLICY or said.moderated or CONTENT_TEXT.search(text)
     ):
         return verdict("dead", "content_filter")
-    if status == 401 or names & KEY_CODES or (status == 400 and KEY_TEXT.search(text)):
-        return wrong("http_401", AuthError(f"{where}: the key was refused ({message})"))
-    if status == 403:
-        return wrong("http_403", AuthError(f"{where}: not permitted ({message})"))
-    if 300 <= status < 400:
-        target = clean(headers.get("location", "?"))
-        return wrong(
-            "redirect",
-            ConfigError(
-                f"{where}: redirects to {target}; use that as the base URL if you trust it"
-            ),
-        )
-    if status in (404, 405, 501):
-        return wrong(
-            f"http_{status}",
-            ConfigError(f"{where}: not found ({message}); {_hint(where, text, status)}"),
-        )
-    if status in (400, 422) and (limit := COMPLETION_LIMIT.search(text)):
-        most = int([group for group in limit.groups() if group][-1].replace(",", ""))
-        return replace(verdict("overflow", "completion_too_long"), completion_limit=most)
-    if (
-        names & OVERFLOW_CODES
-        or (status in (400, 413, 422, 500) and OVERFLOW_TEXT.search(text))
-        or (status == 429 and TOO_LARGE.search(text))
-    ):
-        return replace(
-            verdict("overflow", "context_overflow"),
-            context_length=_number(LIMIT_NUMBER, text),
-            prompt_tokens=_number(PROMPT_NUMBER, text),
-        )
+    if (settings := _settings(status, headers, said, where)) is not None:
+        return wrong(*settings)
+    if (too_long := _overflow(status, said)) is not None:
+        return too_long
     asked = headers.get("x-should-retry", "").lower()
     if status == 429 or names & THROTTLED or status == 402:
         return verdict("dead" if asked == "false" else "throttled", "http_429")
@@ -271,6 +245,50 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
         )
         return replace(wrong(f"http_{status}", refused), parameters=said.parameters)
     return verdict("dead", f"http_{status}")
+
+
+def _settings(
+    status: int, headers: Mapping[str, str], said: ErrorBody, where: str
+) -> tuple[str, WoolmillError] | None:
+    """The reason and the error where the key or the address is wrong."""
+    text, message = said.text, clean(said.text)
+    if status == 401 or said.names & KEY_CODES or (status == 400 and KEY_TEXT.search(text)):
+        return "http_401", AuthError(f"{where}: the key was refused ({message})")
+    if status == 403:
+        return "http_403", AuthError(f"{where}: not permitted ({message})")
+    if 300 <= status < 400:
+        target = clean(headers.get("location", "?"))
+        return "redirect", ConfigError(
+            f"{where}: redirects to {target}; use that as the base URL if you trust it"
+        )
+    if status in (404, 405, 501):
+        return f"http_{status}", ConfigError(
+            f"{where}: not found ({message}); {_hint(where, text, status)}"
+        )
+    return None
+
+
+def _overflow(status: int, said: ErrorBody) -> Verdict | None:
+    """That the prompt, or what may be answered, is longer than the host takes; with its numbers."""
+    text, message = said.text, clean(said.text)
+    if status in (400, 422) and (limit := COMPLETION_LIMIT.search(text)):
+        most = int([group for group in limit.groups() if group][-1].replace(",", ""))
+        return Verdict(
+            kind="overflow", reason="completion_too_long", message=message, completion_limit=most
+        )
+    if (
+        said.names & OVERFLOW_CODES
+        or (status in (400, 413, 422, 500) and OVERFLOW_TEXT.search(text))
+        or (status == 429 and TOO_LARGE.search(text))
+    ):
+        return Verdict(
+            kind="overflow",
+            reason="context_overflow",
+            message=message,
+            context_length=_number(LIMIT_NUMBER, text),
+            prompt_tokens=_number(PROMPT_NUMBER, text),
+        )
+    return None
 
 
 def _hint(where: str, text: str, status: int) -> str:

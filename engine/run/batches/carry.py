@@ -17,6 +17,7 @@ from engine.backends.batch.openai import openai_result
 from engine.errors import InputError
 from engine.files import new_file
 from engine.run.batches.command import waiting
+from engine.text import counted
 
 __all__ = ["batch"]
 
@@ -50,7 +51,7 @@ def export_requests(folder: Path, output: Path, overwrite: bool) -> None:
             for line in _requests(place / f"{row.tag}.jsonl"):
                 file.write(line)
                 lines += 1
-    click.echo(f"{lines:,} requests  {output}")
+    click.echo(f"{counted(lines, 'request')}  {output}")
 
 
 @batch.command("import")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.export import dataset_of
+from engine.store import RunReader
 from tests.engine.batches.world import KEY, Provider
 
 __all__ = ["command", "environment", "exported", "generate", "live_export"]
@@ -69,4 +71,6 @@ def live_export(provider: Provider, out: Path, *options: str, target: int = 24) 
 
 
 def exported(out: Path) -> bytes:
-    return (out / "alpaca_data.json").read_bytes()
+    """The dataset that the run left in its folder."""
+    with RunReader(out) as run:
+        return (out / dataset_of(run.manifest)[1]).read_bytes()

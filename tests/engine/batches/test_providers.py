@@ -136,8 +136,34 @@ def test_wait_0_submits_and_leaves(tmp_path: Path) -> None:
         provider.looks = 2
         run = generate(provider, out)
         assert run.returncode == 0, run.stderr
-        assert "sending them again" not in run.stderr
+        assert "sending again" not in run.stderr
         paid_once(provider, out)
+
+
+@each_provider
+def test_a_cancelled_batch_gives_what_it_has(kind: type[Provider], tmp_path: Path) -> None:
+    """The provider is asked to stop; the run's own command collects what was paid by then and asks
+    for the rest again."""
+    out = tmp_path / "run"
+    with kind(looks=10**6) as provider:
+        first = generate(provider, out, "--wait", "0")
+        assert first.returncode == 75, first.stderr
+        told = subprocess.run(
+            [*(sys.executable, "-m", "engine", "batches", str(out)), "--cancel"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert told.returncode == 0, told.stderr
+        assert {batch.state for batch in provider.batches.values()} == {"cancelling"}
+        provider.looks = 2
+        run = generate(provider, out)
+        assert run.returncode == 0, run.stderr
+        if kind is not Gemini:
+            assert "2 answered, 6 unsent" in run.stderr
+            paid_once(provider, out)
+        assert exported(out) == live_export(provider, tmp_path / "live")
 
 
 def test_ctrl_c_leaves_batches_running(tmp_path: Path) -> None:

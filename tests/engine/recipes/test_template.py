@@ -443,6 +443,8 @@ def test_a_wrong_option_is_one_line(given: dict[str, Any], said: str, tmp_path: 
 
 WRONG = {
     "x =": "not TOML",
+    HEAD + '[stage]\nuser = "a"\ngive = { 问 = "a" }': "letters beyond A to Z stand in quotes",
+    stage('user = "a"\ngive = { "a-b" = "a" }'): "'a-b' cannot be a name in a template",
     HEAD: "stage is missing",
     '[stage]\nuser = "a"': "recipe is missing",
     stage('user = "a"\nuesr = "b"'): "unknown key 'stage.uesr'; did you mean 'user'",

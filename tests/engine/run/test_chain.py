@@ -245,6 +245,13 @@ async def test_samples_become_one_row(tmp_path: Path) -> None:
         assert votes.count(row["vote"]) == max(map(votes.count, votes))
 
 
+async def test_samples_that_become_one_row_are_not_barren(tmp_path: Path) -> None:
+    """Four of five samples can never be accepted, which is no reason to stop."""
+    result = await ran(tmp_path / "run", tmp_path, "Votes", max_barren_requests=2)
+    assert result.stop.reached
+    assert len(accepted(tmp_path / "run")) == 40
+
+
 async def test_what_a_request_shows_follows_from_the_answers_alone(tmp_path: Path) -> None:
     """Rows of all epochs but the last two; checked against the store of the whole run."""
     await ran(tmp_path / "run", tmp_path, "Pools", max_in_flight=32)
