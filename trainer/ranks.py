@@ -14,10 +14,7 @@ wait for it; only a rank that is silent for ``--timeout_s`` is lost.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,8 +32,6 @@ from trainer.errors import ConfigError, StoppedError, TrainerError
 __all__ = ["OtherRankFailed", "RankLost", "Ranks", "noticing_lost_ranks"]
 
 T = TypeVar("T")
-
-PR_SET_PDEATHSIG = 1
 
 
 class OtherRankFailed(TrainerError):
@@ -75,7 +70,6 @@ class Ranks:
             ConfigError: no such device, or a broken environment.
             RankLost: the others do not come.
         """
-        _end_with_torchrun()
         size = _number("WORLD_SIZE", 1)
         local_rank = _number("LOCAL_RANK", 0)
         device = _device(settings.device, local_rank)
@@ -217,15 +211,6 @@ def noticing_lost_ranks() -> Iterator[None]:
 def _lost(*, silent: bool) -> str:
     what = "does not answer (--timeout_s)" if silent else "is gone"
     return f"another rank {what}; start all of them again with --resume"
-
-
-def _end_with_torchrun() -> None:
-    """Die when torchrun does: a rank is in a session of its own and would train on, in a folder
-    that whoever starts the run again cannot have. It could not save: the ranks meet in torchrun's
-    store.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _number(variable: str, default: int) -> int:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 
 from trainer.config import Settings, parse
 from trainer.errors import ConfigError, DiskError, TrainerError
+from trainer.launched import end_with_torchrun
 
 __all__ = ["carry_out", "main"]
 
@@ -43,6 +44,7 @@ def carry_out(act: Callable[[Settings], None], arguments: list[str]) -> int:
     """Do ``act`` with the settings that ``arguments`` make; the exit code. What goes wrong is one
     line.
     """
+    end_with_torchrun()
     debug = "--debug" in arguments
     rank = os.environ.get("RANK", "0")
     code, line = 0, ""

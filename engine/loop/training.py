@@ -8,13 +8,14 @@ writes it: a start waits there until nothing is left of a child that an earlier 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -26,6 +27,8 @@ from engine.processes.children import environment, how_it_ended, python_command,
 from engine.text import shorten
 
 __all__ = ["LOSS", "losses", "trainer"]
+
+_log = logging.getLogger(__name__)
 
 LOSS = "loss.json"
 LATE_S = 600.0
@@ -72,7 +75,7 @@ def losses(folder: Path) -> list[float]:
 
 def _run(command: Sequence[str], path: Path) -> None:
     with open_log(path) as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        _wait_for_earlier(log, path)
         before = path.stat().st_size
         try:
             child = start(
@@ -98,6 +101,15 @@ def _run(command: Sequence[str], path: Path) -> None:
     if status:
         said = _last_words(path, before) or f"it ended {how_it_ended(status)}"
         raise OUR_ERRORS.get(status, UnavailableError)(f"training: {said}; its log is {path}")
+
+
+def _wait_for_earlier(log: BinaryIO, path: Path) -> None:
+    """Until nothing writes the log any more."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("waiting for the end of what an earlier start left: it writes %s", path)
+        fcntl.flock(log, fcntl.LOCK_EX)
 
 
 def _last_words(path: Path, start: int) -> str:
