@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,6 +20,8 @@ from engine.loop.settings import LoopConfig, load_loop
 from engine.settings import RunConfig
 
 __all__ = ["loop"]
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command(cls=Sectioned)
@@ -35,10 +38,7 @@ def loop(config_file: Path | None, **flags: Any) -> None:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     config = load_loop(config_file, given)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(signum, _end)
-    with Loop(config, _generate, _tell) as rounds:
+    with _leaving_in_order(), Loop(config, _generate, _tell) as rounds:
         for done in rounds.rounds():
             click.echo(line_of(done, rounds.ledger))
         kept = rounds.ledger.kept
@@ -51,8 +51,26 @@ def _tell(line: str) -> None:
     click.echo(f"woolmill: {line}", err=True)
 
 
+@contextmanager
+def _leaving_in_order() -> Iterator[None]:
+    """Signals that end do so by an exception, as Ctrl-C does."""
+    before = {signum: signal.getsignal(signum) for signum in ENDING}
+    _hear()
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _hear() -> None:
+    for signum in ENDING:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, _end)
+
+
 def _end(signum: int, frame: FrameType | None) -> NoReturn:
-    """Leave in order: what trains is asked to save where it is."""
+    """What trains is asked to save where it is, on the way out."""
     raise SystemExit(128 + signum)
 
 
@@ -66,6 +84,7 @@ def _generate(config: RunConfig) -> None:
     with ExitStack() as stack:
         shown = display_of(config, stack)
         stop = anyio.run(generate, config, shown, backend_options=uvloop).stop
+    _hear()  # a run hears signals itself, and forgets who did before
     if stop.error is not None:
         raise stop.error
     if not stop.reached:

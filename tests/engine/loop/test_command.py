@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -63,3 +66,22 @@ def test_what_ends_a_run_ends_the_loop(config: Path) -> None:
     assert isinstance(stopped.exception, StoppedError)
     done = CliRunner().invoke(cli, ["loop", "--config", str(config), "--rounds", "1"])
     assert done.exit_code == 0, done.output
+
+
+def test_signals_end_it_in_order_while_it_trains(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run before has heard them for itself. What is trained is then asked to save."""
+    double = Trainer(2.0)
+
+    def signalled(program: str, *given: Any, **more: Any) -> None:
+        if program == "trainer":
+            os.kill(os.getpid(), signal.SIGTERM)
+        double(program, *given, **more)
+
+    monkeypatch.setattr(rounds, "trainer", signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    done = CliRunner().invoke(cli, ["loop", "--config", str(config)])
+    assert done.exit_code == 128 + signal.SIGTERM
+    assert double.trained == []
+    assert signal.getsignal(signal.SIGTERM) is before
