@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,10 @@ class Rig:
         assert process.wait() == 0, (self.folder / f"{out}.log").read_text()
         return self.folder / out
 
-    def killed_at_borders(self, out: str) -> int:
-        """Kill the loop ``out`` at each of ``BORDERS``, and go on; at how many it was killed."""
+    def killed_at(self, out: str, borders: Sequence[str]) -> int:
+        """Kill the loop ``out`` at each of ``borders``, and go on; at how many it was killed."""
         hit = 0
-        for point in BORDERS:
+        for point in borders:
             status = self.start(out, f"{point}:1:kill").wait()
             assert status in (0, -signal.SIGKILL), (self.folder / f"{out}.log").read_text()
             hit += status == -signal.SIGKILL
@@ -164,7 +165,7 @@ def main() -> None:
         result = kills(rig, args.kills, args.seed)
         if not args.no_borders:
             shutil.rmtree(rig.folder / "borders", ignore_errors=True)
-            result["borders"] = rig.killed_at_borders("borders")
+            result["borders"] = rig.killed_at("borders", BORDERS)
             result["differences"] += differences(rig.folder / "whole", rig.to_the_end("borders"))
     print(json.dumps(result))  # noqa: T201
     sys.exit(bool(result["differences"]) or result.get("borders", len(BORDERS)) < len(BORDERS))
