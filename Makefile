@@ -71,6 +71,7 @@ bench-dedup: bench-setup
 
 crash: setup
 	$(BIN)/python -m tests.crash
+	$(BIN)/python -m tests.crash.loops
 
 clean:
 	rm -rf .venv .venv-vllm .venv-gateway runs

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import models
-from engine.errors import OutputError
+from engine.errors import ConfigError, OutputError, StoppedError
 from engine.export import export_dataset
 from engine.export.options import Options
 from engine.failpoints import failpoint
@@ -63,7 +63,7 @@ class Loop:
         self._tell = tell
         self._folder = config.out.absolute()
         self._model = models.locate(config.model)
-        _apart_at_all(config)
+        _check(config)
         with cannot_write(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self._folder / "loop.lock")
@@ -197,6 +197,11 @@ class Loop:
         paths = [self._round_folder(each) / "data" / TRAIN for each in numbers]
         if self._config.with_seeds:
             paths.append(self._folder / "people" / SHOWN)
+        paths = [path for path in paths if _rows(path)]
+        if not paths:
+            raise StoppedError(
+                f"round {number} has no row to train on; woolmill report {folder / 'run'} says why"
+            )
         self._tell(
             f"round {number}: training on {sum(map(_rows, paths)):,} rows; "
             f"watch {folder / 'training.log'}"
@@ -260,8 +265,14 @@ class Loop:
                 yield path
 
 
-def _apart_at_all(config: LoopConfig) -> None:
-    """Raises ConfigError or InputError before anything is made, where the seeds do not suffice."""
+def _check(config: LoopConfig) -> None:
+    """Raises ConfigError or InputError, before anything is made, for what would end a round."""
+    recipe = config.run().make_recipe([])
+    if config.validation and not any(stage.compares for stage in recipe.stages):
+        raise ConfigError(
+            f"--validation: the rows of recipe {recipe.name} are not compared, so none can be held"
+            " out that no near-duplicate straddles; set it to 0"
+        )
     if not (config.out / "people").is_dir():
         apart(read_seeds(config.seeds or bundled_seeds()), config.held_out)
 

@@ -68,7 +68,8 @@ def model(tmp_path: Path) -> Path:
 
 def settings(tmp_path: Path, model: Path, **more: Any) -> dict[str, Any]:
     generate = {"backend": "scripted", "target": 15, "semantic": False}
-    more["generate"] = generate | more.get("generate", {})
+    given = generate | more.get("generate", {})
+    more["generate"] = {name: value for name, value in given.items() if value is not None}
     return {"out": tmp_path / "loop", "model": str(model), "validation": 0.2, **more}
 
 
@@ -239,3 +240,28 @@ def test_too_few_seeds_are_known_before_anything_is_made(tmp_path: Path, model: 
     with pytest.raises(ConfigError, match="--held-out 500: of 200 seed tasks"):
         played(tmp_path, model, held_out=500)
     assert not (tmp_path / "loop").exists()
+
+
+PLAIN = """
+[recipe]
+name = "plain"
+[stage]
+user = "Say something about {{ thing }}."
+give = { instruction = "{{ thing }}", output = "{{ text }}" }
+refuse = [{ field = "output", words_below = 1000 }]
+"""
+
+
+def test_rows_that_are_not_compared_have_no_validation_part(
+    tmp_path: Path, model: Path, trainer: Trainer
+) -> None:
+    """Which is known at once; and a round without any row has nothing to learn from."""
+    (tmp_path / "plain.toml").write_text(PLAIN)
+    (tmp_path / "things.jsonl").write_text('{"thing": "bread"}\n{"thing": "salt"}\n')
+    table = {"recipe": str(tmp_path / "plain.toml"), "rows": str(tmp_path / "things.jsonl")}
+    generate = {**table, "target": None}
+    with pytest.raises(ConfigError, match="the rows of recipe plain are not compared"):
+        played(tmp_path, model, generate=generate)
+    with pytest.raises(StoppedError, match="round 1 has no row to train on"):
+        played(tmp_path, model, validation=0, with_seeds=False, generate=generate)
+    assert trainer.trained == []
