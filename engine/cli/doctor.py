@@ -110,7 +110,9 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             "endpoints": [endpoint.url for endpoint in endpoints],
             "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
             "semantic": uses_semantic(config),
-            "target": config.target,
+            "target": config.target
+            if "target" in config.model_fields_set or not config.rows
+            else None,
             "out": str(config.out),
         }
         if config.chosen_backend in ("transformers", "vllm"):
@@ -185,7 +187,7 @@ def doctor(config_file: Path | None, format_: str) -> None:
         for line in _lines(found):
             click.echo(line)
     if found["problems"]:
-        raise SystemExit(1)
+        click.get_current_context().exit(1)
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -206,10 +208,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     run = found["run"]
     if "error" not in run:
         where = ", ".join(run["endpoints"]) or run.get("model_at", "this process")
-        yield (
-            f"woolmill generate would make {run['target']} rows with {run['model']} by"
-            f" {run['backend']} ({where})"
-        )
+        what = f"make {run['target']} rows" if run["target"] else "decide every input row"
+        yield f"woolmill generate would {what} with {run['model']} by {run['backend']} ({where})"
         for name, is_set in run["keys"].items():
             yield f"  the key is {'' if is_set else 'not '}set ({name})"
         refused = "refused" if run["semantic"] else "not looked for"

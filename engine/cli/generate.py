@@ -30,6 +30,7 @@ def generate(config_file: Path | None, **flags: Any) -> None:
 
     \b
     woolmill generate --target 20
+    woolmill generate --recipe respond --rows questions.jsonl --out runs/answered
     woolmill generate --base-url https://api.example.com/v1 --model M --target 52000
     """
     # What is loaded by now stays; to look through it again and again costs a tenth of a request.

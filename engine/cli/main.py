@@ -114,7 +114,10 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
     """The exit code of a command line, when what it has to say is said."""
     words = argv if argv is not None else sys.argv[1:]
     try:
-        cli.main(args=argv, standalone_mode=False)
+        returned = cli.main(args=argv, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return UsageError.exit_code
     except click.ClickException as exc:
         usage = (
             exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
@@ -127,7 +130,7 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         say_error(error)
         return UsageError.exit_code
     except SystemExit as exc:
-        # click's own way out of a closed pipe is 1, which no command of ours uses.
+        # click's own way out of a closed pipe is 1; a command of ours that ends with 1 returns it.
         return 143 if exc.code == 1 else exc.code
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as exc:  # noqa: BLE001 - the last who can say it
         status, known = status_of(exc)
@@ -140,7 +143,7 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
                 "woolmill: error: this is a bug; please report it with the lines above", err=True
             )
         return status
-    return 0
+    return returned if isinstance(returned, int) else 0
 
 
 def wants_json(words: Sequence[str]) -> bool:

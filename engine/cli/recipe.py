@@ -108,7 +108,9 @@ def check(
 def preview(
     spec: str, config_file: Path | None, count: int, answer: str | None, **flags: Any
 ) -> None:
-    """Show the first prompts of a recipe; with a server or a model, their answers and rows too.
+    """Show the first prompts of a recipe, or have them answered.
+
+    With a server or a model their answers and rows are shown too. Nothing is kept.
 
     \b
     woolmill preview mine.toml --rows personas.jsonl

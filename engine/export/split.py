@@ -79,7 +79,10 @@ def split(run: RunReader, share: float) -> Split:
     if not 0 < share < 1:
         raise ConfigError(f"--validation {share}: give a share between 0 and 1, for example 0.02")
     if run.manifest.decision.get("rouge_threshold") is None:
-        raise ConfigError("--validation needs a run that compared its rows by ROUGE-L")
+        raise ConfigError(
+            "--validation needs a run that compared its rows by ROUGE-L: give the recipe `compare`,"
+            " then woolmill redecide (--rouge-threshold 1 keeps all but the same text)"
+        )
     links, order, crowded = _read(run)
     group = links.roots()
     sizes = np.bincount(group, minlength=len(group))

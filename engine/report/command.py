@@ -93,7 +93,7 @@ def _json(value: Any) -> str:
 @click.option("--format", "format_", type=click.Choice(["md", "json"]), default="md",
               show_default=True, help="A table, or everything as JSON.")  # fmt: skip
 def compare(one: Path, other: Path, format_: str) -> None:
-    """Show two runs side by side: figures, differing settings, overlap.
+    """Show two runs side by side: figures, settings, overlap.
 
     \b
     woolmill compare runs/alpaca runs/other-model

@@ -78,8 +78,8 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     """The page for an analysis and its pictures."""
     drawn = charts(dict(analysis), dict(pictures))
     figures = analysis["figures"]
-    by = visible(str(figures["model"] or ""))
-    title = f"{counted(figures['accepted'], 'record')} by {by}"
+    model = visible(str(figures["model"]))
+    title = f"{counted(figures['accepted'], 'record')} by {model}"
     return document(title, "".join(_sections(analysis, pictures, drawn)), drawn)
 
 

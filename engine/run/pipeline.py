@@ -332,6 +332,11 @@ class Pipeline:
         progress = self.progress
         missing = progress.target - progress.accepted
         needed = math.ceil(missing / progress.records_per_answer)
+        if not progress.accepted:
+            # A setting that spoils every answer looks like a yield of next to nothing, which calls
+            # for all that there is: until something is accepted, no more than twice what was seen.
+            first = math.ceil(missing / progress.most_records)
+            needed = min(needed, max(first, 2 * progress.decided_answers))
         if missing > 0:
             known = progress.decided_answers if self._pace.paid else 0
             needed = max(needed, self._pace.at_least - known)

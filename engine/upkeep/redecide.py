@@ -79,7 +79,9 @@ def redecide(
     drop_stale: bool,
     **changes: Any,
 ) -> None:
-    """Decide a run's answers again, under other thresholds; nothing is asked or paid.
+    """Decide a run's answers again; nothing is asked or paid.
+
+    Under other thresholds, filters or languages, or by a recipe that reads answers otherwise.
 
     \b
     woolmill redecide runs/alpaca --rouge-threshold 0.6

@@ -56,7 +56,9 @@ class Salvaged:
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="Folder for the new run.")  # fmt: skip
 def salvage(folder: Path, output: Path) -> None:
-    """Copy what is whole in a damaged run into a new one, with all its stages.
+    """Copy what is whole in a damaged run into a new one.
+
+    All its stages come along.
 
     \b
     woolmill salvage runs/alpaca -o runs/alpaca-salvaged

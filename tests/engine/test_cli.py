@@ -306,6 +306,23 @@ def test_fault_071_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
+def test_a_problem_that_doctor_finds_is_no_closed_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its exit code is the one that it promises, also by the way that the program takes."""
+    settings = tmp_path / "run.toml"
+    settings.write_text('[[endpoint]]\nurl = "http://127.0.0.1:9/v1"\nkey_env = "NOT_SET"\n')
+    status, out, _ = woolmill(capsys, "doctor", "--config", settings)
+    assert status == 1
+    assert "NOT_SET is not set" in out
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = woolmill(capsys)
+    assert status == 64
+    assert err.startswith("Usage: ")
+
+
 @pytest.mark.anyio
 async def test_a_stop_says_what_it_dropped(tmp_path: Path) -> None:
     """Requests that a slow server had not answered within the drain time are named at the end, in

@@ -203,6 +203,17 @@ def test_a_share_lies_between_zero_and_one(run_folder: Path, tmp_path: Path, sha
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("share", "said"), [("0.001", True), ("0.1", False)])
+def test_a_split_without_a_held_out_row_says_so(
+    run_folder: Path, tmp_path: Path, share: str, said: bool
+) -> None:
+    command = ["export", str(run_folder), "-o", str(tmp_path / "x"), "--validation", share]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0
+    assert (", 0 of them validation" in done.output) is said
+    assert ("nothing is held out" in done.output) is said
+
+
 # -- whole or not at all --------------------------------------------------------------------------
 
 

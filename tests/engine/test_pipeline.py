@@ -274,6 +274,16 @@ async def test_fault_065_collapse_ends_the_run(tmp_path: Path, backend: Scripted
     assert result.progress.accepted == 1
 
 
+async def test_little_is_asked_until_something_is_accepted(
+    tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    """A setting that spoils every answer is not paid for by all the requests that there may be."""
+    backend._answer = lambda prompt: "nothing that has the format"
+    result = await ran(tmp_path, target=200, max_in_flight=512, max_barren_requests=40)
+    assert isinstance(result.stop.error, StoppedError)
+    assert 40 <= backend.calls.total() <= 40 + 2 * 40
+
+
 async def test_fault_109_a_slow_disk_holds_sending_back(
     tmp_path: Path, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,7 @@ def test_security_33_the_page_draws_and_nothing_in_it_acts(
     assert seen.console == []
     assert asked == []
     assert MARK not in seen.title
+    assert "bdi" not in seen.title
     assert f'data-drawn="{len(charts(told, found))}"' in seen.dom
     body = re.sub(r"<script.*?</script>", "", seen.dom, flags=re.S)
     assert not re.search(r"<(?:img|svg|iframe|base|link|a|object|embed)\b", body)

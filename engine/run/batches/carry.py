@@ -27,7 +27,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.group()
 def batch() -> None:
-    """Carry batches elsewhere and back, in the files of OpenAI's and vLLM's run-batch."""
+    """Carry batches elsewhere and back, as files.
+
+    They have the format of OpenAI's batches and of vLLM's run-batch.
+    """
 
 
 @batch.command("export")

@@ -41,7 +41,7 @@ OF_THE_PROVIDER = (
     help="Never collect those that are not over; what they hold is asked again.",
 )
 def batches(folder: Path, cancel: bool, forget: bool) -> None:
-    """Show the batches of the run in FOLDER, oldest first, as they were last seen.
+    """Show a run's batches, oldest first, as they were last seen.
 
     \b
     woolmill batches runs/large
