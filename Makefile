@@ -1,5 +1,5 @@
 # Everything sets itself up: make demo, make test, make test-vllm, make test-gateway, make test-ray,
-# make train-demo, make bench-dedup.
+# make train-demo, make loop-demo, make bench-dedup.
 
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -10,7 +10,8 @@ export TOKENIZERS_PARALLELISM ?= false
 # Files of tests beside each other: most of a test's time is waiting.
 BESIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo setup test test-fast test-vllm test-gateway test-ray ray lint train-demo bench bench-dedup crash clean
+.PHONY: demo setup test test-fast test-vllm test-gateway test-ray ray lint train-demo loop-demo \
+        bench bench-dedup crash clean
 
 demo: setup
 	$(BIN)/woolmill generate --target 20 --out runs/demo
@@ -67,6 +68,11 @@ ray: setup
 train-demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
 
+loop-demo: setup
+	$(BIN)/woolmill loop --config engine/data/loop_demo.toml
+	$(BIN)/woolmill report runs/loop-demo -o runs/loop-demo/rounds.html --overwrite
+	$(BIN)/python -m trainer.sample --model "$$(ls -dt runs/loop-demo/round-*/model/* | head -1)"
+
 bench-setup: setup
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 
@@ -75,6 +81,7 @@ bench-dedup: bench-setup
 
 crash: setup
 	$(BIN)/python -m tests.crash
+	$(BIN)/python -m tests.crash.loops
 
 clean:
 	rm -rf .venv .venv-vllm .venv-gateway .venv-ray runs

@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine import loop
     from engine.api import OpenRun, agenerate, generate, open_run, preview
     from engine.dedup.rouge import RougeIndex
     from engine.dedup.semantic import SemanticIndex
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "agenerate",
     "generate",
+    "loop",
     "open_run",
     "preview",
 ]
@@ -57,6 +59,8 @@ _MODULES = {name: module for module, names in _HOME.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("woolmill")
+    if name == "loop":
+        return import_module("engine.loop")
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,15 @@ POINTS = (
     "batch.deleted",  # they are gone there, which the store does not say
     "export.written",  # the new dataset has another name yet
     "export.renamed",  # it stands in the old one's place, not yet noted as ours
+    "loop.people",  # the seed tasks are set apart
+    "loop.first",  # the first model is measured, and there is no ledger
+    "loop.generated",  # a round's run is at its target, nothing is exported
+    "loop.exported",  # its rows are in files
+    "loop.finished",  # its training is at its end, in a folder that is not the model's yet
+    "loop.trained",  # its model's folder is there, with checkpoints in it
+    "loop.round",  # all is done that its line in the ledger says, and the line is not there
+    "loop.ledger",  # it is; what no longer counts is still on the disk
+    "loop.pruned",  # and now it is not
 )
 ACTIONS = {"kill": 0, "eio": errno.EIO, "enospc": errno.ENOSPC}
 

@@ -49,6 +49,7 @@ __all__ = [
     "config_of",
     "flag_name",
     "load_config",
+    "read_toml",
 ]
 
 EMBEDDED_MODEL = "smollm2"
@@ -270,14 +271,7 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest name), or a value out of range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise ConfigError(f"{path}: cannot be read: {exc.strerror}; check --config") from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise ConfigError(f"{path}: not TOML: {exc}") from exc
+    values = {} if path is None else read_toml(path)
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     for name, value in given.items():
         if isinstance(value, str) and spelt_out(value) != value:
@@ -289,6 +283,16 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values | given)
     except ValidationError as exc:
         raise ConfigError(_explain(exc, path, given)) from exc
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a settings file says. Raises ConfigError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}; check --config") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ConfigError(f"{path}: not TOML: {exc}") from exc
 
 
 def config_of(settings: Mapping[str, Any]) -> RunConfig:

@@ -25,14 +25,15 @@ from torch import Tensor
 from trainer.checkpoint import Checkpoints, Manifest, beginning
 from trainer.config import Settings
 from trainer.errors import ConfigError, Interrupted, StoppedError
+from trainer.evaluation import mean_loss, own, read
 from trainer.export import export
 from trainer.failpoints import failpoint
-from trainer.fsdp import local, make_mesh, replica_count, reshard
+from trainer.fsdp import local, make_mesh, replica_count
 from trainer.metrics import Metrics, peak_memory_mib, say
 from trainer.model import TokenLoss, load_tokenizer
 from trainer.optim import learning_rate, make_optimizer, training_state
 from trainer.output import claimed
-from trainer.packing import Batches, MicroBatch, collate
+from trainer.packing import Batches, MicroBatch
 from trainer.prefetch import ahead
 from trainer.prepare import (
     compute_type,
@@ -47,7 +48,6 @@ from trainer.prepare import (
     step_count,
 )
 from trainer.ranks import Ranks, noticing_lost_ranks
-from trainer.tokens import Tokenised
 
 __all__ = ["train"]
 
@@ -213,7 +213,7 @@ class _Run:
             int(self.batches.dataset.lengths[self.batches.records(step)].sum()),
             [
                 (number, batch.pinned(self.ranks.device))
-                for number, batch in _own(groups, self.batches, self.ranks)
+                for number, batch in own(groups, self.batches, self.ranks)
             ],
         )
 
@@ -236,7 +236,7 @@ class _Run:
             (loss_sum / share).backward()
             summed[number], seen[number] = loss_sum.detach(), float(batch.input_ids.numel())
         own_norm = self._squared_norm()
-        for number, value in zip(summed, _read(list(summed.values())), strict=True):
+        for number, value in zip(summed, read(list(summed.values())), strict=True):
             losses[number] = value
 
         # One message for everything that all ranks must know.
@@ -279,7 +279,7 @@ class _Run:
         """This rank's share of the squared gradient norm, summed in float64."""
         gradients = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
         norms = torch._foreach_norm(gradients, 2, dtype=torch.float64) if gradients else ()
-        squares = [value * value for value in _read(list(norms))]
+        squares = [value * value for value in read(list(norms))]
         return sum(squares) / self.replicas  # each of which counts every shard
 
     def _move(self, norm: float, rate: float) -> None:
@@ -292,44 +292,12 @@ class _Run:
                 torch._foreach_mul_(gradients, scale)
         self.optimizer.step()
 
-    @torch.no_grad()
     def evaluate(self, step: int) -> None:
         """The loss on the held-out records, a mean over their target tokens."""
         assert self.evaluation is not None
-        self.model.eval()
-        groups = self.evaluation.in_order()
-        losses, summed = [0.0] * len(groups), {}
-        for number, batch in _own(groups, self.evaluation, self.ranks):
-            summed[number] = self.model(batch.to(self.ranks.device))
-        for number, value in zip(summed, _read(list(summed.values())), strict=True):
-            if number < len(groups):
-                losses[number] = value
-        reshard(self.model)
-        self.model.train()
-        losses = self.ranks.sum(losses)
-        targets = sum(self.evaluation.targets(group) for group in groups)
+        loss, targets = mean_loss(self.model, self.evaluation, self.ranks)
         if self.metrics is not None:
-            self.metrics.evaluation(step=step, loss=math.fsum(losses) / targets, targets=targets)
-
-
-def _own(
-    groups: list[list[int]], batches: Batches, ranks: Ranks
-) -> Iterator[tuple[int, MicroBatch]]:
-    """This rank's micro-batches with their numbers. All ranks get the same count of them, the last
-    of some being one token that is not learned from, since FSDP's collectives need everyone.
-    """
-    for number in range(ranks.rank, math.ceil(len(groups) / ranks.size) * ranks.size, ranks.size):
-        if number < len(groups):
-            batch = batches.collate(groups[number])
-        else:
-            nothing = Tokenised(np.zeros(1, np.int32), np.zeros(1, np.bool_))
-            batch = collate([nothing], packing=batches.packing)
-        yield number, batch
-
-
-def _read(values: list[Tensor]) -> list[float]:
-    """``values`` (scalars) from the device, all at once."""
-    return torch.stack(values).tolist() if values else []
+            self.metrics.evaluation(step=step, loss=loss, targets=targets)
 
 
 def _seed(seed: int, step: int, number: int) -> int:

@@ -33,10 +33,12 @@ __all__ = [
     "Data",
     "compute_type",
     "datasets",
+    "for_evaluation",
     "laid_out",
     "plans",
     "print_arithmetic",
     "print_mixture",
+    "read_records",
     "recipe",
     "resumed",
     "sharded_model",
@@ -59,16 +61,17 @@ class Data:
 
 def datasets(settings: Settings, tokenizer: Any, ranks: Ranks) -> tuple[Data, Data | None]:
     """The training records, and those of ``eval_data_path``."""
-    training = _data(settings, settings.data.paths, tokenizer, ranks, "dropped.jsonl")
+    training = read_records(settings, settings.data.paths, tokenizer, ranks, "dropped.jsonl")
     held_out = settings.data.eval_paths
     if not held_out:
         return training, None
-    return training, _data(settings, held_out, tokenizer, ranks, "dropped_eval.jsonl")
+    return training, read_records(settings, held_out, tokenizer, ranks, "dropped_eval.jsonl")
 
 
-def _data(
+def read_records(
     settings: Settings, paths: tuple[Path, ...], tokenizer: Any, ranks: Ranks, list_file: str
 ) -> Data:
+    """The records of ``paths`` as tokens; those that are left out are named in ``list_file``."""
     found = ranks.together(lambda: sources(paths, settings.data))
     parts = [_tokenised(source, tokenizer, ranks) for source in found]
     if ranks.rank == 0:
@@ -122,22 +125,33 @@ def plans(
         shuffled = np.random.Generator(np.random.PCG64(optim.seed)).permutation(len(dataset))
         held, indexes = np.sort(shuffled[:count]), np.sort(shuffled[count:])
     per_round = optim.per_device_train_batch_size * ranks.size
-    batches = Batches(
-        dataset,
-        indexes,
+    batches = replace(
+        for_evaluation(settings, dataset, indexes, ranks),
         global_batch=optim.global_batch_size or per_round * optim.gradient_accumulation_steps,
         rows=optim.per_device_train_batch_size,
-        max_length=data.model_max_length,
-        packing=data.packing,
-        seed=optim.seed,
-        processes=settings.parallel.planned_processes or ranks.size,
         parts=ranks.together(lambda: _parts(training, indexes)),
     )
-    for_evaluation = replace(batches, rows=settings.log.per_device_eval_batch_size, parts=())
     if held_out is not None:
         every = np.arange(len(held_out.dataset))
-        return batches, replace(for_evaluation, dataset=held_out.dataset, indexes=every)
-    return batches, replace(for_evaluation, indexes=held) if len(held) else None
+        return batches, for_evaluation(settings, held_out.dataset, every, ranks)
+    return batches, for_evaluation(settings, dataset, held, ranks) if len(held) else None
+
+
+def for_evaluation(
+    settings: Settings, dataset: MixedDataset, indexes: np.ndarray, ranks: Ranks
+) -> Batches:
+    """The records ``indexes`` in micro-batches to be measured, not learned from."""
+    rows = settings.log.per_device_eval_batch_size
+    return Batches(
+        dataset,
+        indexes,
+        global_batch=rows * ranks.size,
+        rows=rows,
+        max_length=settings.data.model_max_length,
+        packing=settings.data.packing,
+        seed=settings.optim.seed,
+        processes=settings.parallel.planned_processes or ranks.size,
+    )
 
 
 def _parts(training: Data, indexes: np.ndarray) -> tuple[Part, ...]:

@@ -19,17 +19,32 @@ if __package__ in (None, ""):  # started as a script
 import importlib.util
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trainer.config import Settings, parse
 from trainer.errors import ConfigError, DiskError, TrainerError
+from trainer.launched import end_with_torchrun
 
-__all__ = ["main"]
+__all__ = ["carry_out", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; the exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+
+    def act(settings: Settings) -> None:
+        # After parsing: --help and a mistyped flag should not wait for torch.
+        from trainer.loop import train
+
+        train(settings)
+
+    return carry_out(act, sys.argv[1:] if argv is None else list(argv))
+
+
+def carry_out(act: Callable[[Settings], None], arguments: list[str]) -> int:
+    """Do ``act`` with the settings that ``arguments`` make; the exit code. What goes wrong is one
+    line.
+    """
+    end_with_torchrun()
     debug = "--debug" in arguments
     rank = os.environ.get("RANK", "0")
     code, line = 0, ""
@@ -40,10 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"trainer: {exc}\n" if rank == "0" else "")
         return exc.exit_code
     try:
-        # After parsing: --help and a mistyped flag should not wait for torch.
-        from trainer.loop import train
-
-        train(settings)
+        act(settings)
     except TrainerError as exc:
         code, line = _told(exc)
         if debug:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.run.progress import Display
     from engine.settings import RunConfig
 
-__all__ = ["generate"]
+__all__ = ["display_of", "generate"]
 
 
 @click.command(cls=Sectioned)
@@ -60,7 +60,7 @@ def _run(config: RunConfig) -> Ended:
 
     uvloop = {"use_uvloop": sys.platform != "win32"}
     with ExitStack() as stack:
-        display = _display(config, stack)
+        display = display_of(config, stack)
         result = anyio.run(run, config, display, backend_options=uvloop)
     return finish(result, config)
 
@@ -74,7 +74,8 @@ def _log_as_json() -> None:
     logging.captureWarnings(True)
 
 
-def _display(config: RunConfig, stack: ExitStack) -> Display:
+def display_of(config: RunConfig, stack: ExitStack) -> Display:
+    """What shows a run in this terminal, or file, until ``stack`` ends."""
     from engine.run.display import Guarded, JsonDisplay, LiveDisplay, PlainDisplay
     from engine.run.textfile import MetricsFile
 

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "export": "engine.export.command:export",
     "generate": "engine.cli.generate:generate",
     "init": "engine.cli.init:init",
+    "loop": "engine.loop.command:loop",
     "merge": "engine.upkeep.merge:merge",
     "preview": "engine.cli.recipe:preview",
     "recipe": "engine.cli.recipe:recipe",

@@ -12,10 +12,10 @@ import orjson
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from engine.sections import Flag, flag_of
+from engine.sections import Flag, Section, flag_of
 from engine.settings import SECTIONS, flag_name
 
-__all__ = ["FILE", "PATHS", "Pair", "Sectioned", "pairs_of", "run_options"]
+__all__ = ["FILE", "PATHS", "Pair", "Sectioned", "pairs_of", "run_options", "section_options"]
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 PATHS = {
@@ -85,17 +85,26 @@ class Sectioned(click.Command):
 
 
 def run_options(function: Any) -> Any:
-    """``--config`` and every setting's flag. One that was not given is None, or empty, so that the
-    file's value stands.
+    """``--config`` and the flag of every setting of a run."""
+    return section_options(*SECTIONS)(function)
+
+
+def section_options(*sections: type[Section]) -> Callable[[Any], Any]:
+    """``--config`` and every flag of the sections. One that was not given is None, or empty, so
+    that the file's value stands.
     """
     config = click.option(
         "--config", "config_file", type=FILE, help="Settings in TOML; flags go first."
     )
-    for section in reversed(SECTIONS):
-        for name, field in reversed(section.model_fields.items()):
-            if (flag := flag_of(field)) is not None:
-                function = _option(name, field, flag, section.heading)(function)
-    return config(function)
+
+    def decorate(function: Any) -> Any:
+        for section in reversed(sections):
+            for name, field in reversed(section.model_fields.items()):
+                if (flag := flag_of(field)) is not None:
+                    function = _option(name, field, flag, section.heading)(function)
+        return config(function)
+
+    return decorate
 
 
 def pairs_of(

@@ -25,6 +25,7 @@ from engine.records import SeedTask
 
 __all__ = [
     "KEPT",
+    "as_lines",
     "bundled_seeds",
     "fingerprint",
     "keep",
@@ -78,10 +79,18 @@ def keep(tasks: Iterable[SeedTask], folder: Path) -> None:
     A link in its place is replaced, and what it leads to is left alone. Where it cannot be written
     nothing is raised: prompts are then not shown, and the next session tries again.
     """
-    tasks = list(tasks)
-    if not tasks:
+    text = as_lines(tasks)
+    if not text:
         return
-    text = b"".join(
+    path = folder / KEPT
+    with suppress(OSError, OutputError, DiskError):
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != text:
+            replace_file(path, lambda file: file.write(text))
+
+
+def as_lines(tasks: Iterable[SeedTask]) -> bytes:
+    """The tasks as ``read_seeds`` reads them."""
+    return b"".join(
         orjson.dumps(
             {
                 "id": task.id,
@@ -94,10 +103,6 @@ def keep(tasks: Iterable[SeedTask], folder: Path) -> None:
         )
         for task in tasks
     )
-    path = folder / KEPT
-    with suppress(OSError, OutputError, DiskError):
-        if path.is_symlink() or not path.is_file() or path.read_bytes() != text:
-            replace_file(path, lambda file: file.write(text))
 
 
 def kept_seeds(folder: Path, wanted: object, given: Path | None = None) -> list[SeedTask]:

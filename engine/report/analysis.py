@@ -26,7 +26,7 @@ from engine.report.stages import stage_figures
 from engine.store import RunReader
 from engine.text import shorten, visible
 
-__all__ = ["analyse"]
+__all__ = ["analyse", "nearest_cosines"]
 
 ALPACA_S = frozenset(("scope", "num_demonstrations", "seeds", "filters"))
 """Settings that say nothing of runs of other recipes."""
@@ -377,6 +377,21 @@ QUERIES = 2000
 
 def _cosines(run: RunReader, refused: Sequence[float]) -> dict[str, Any] | None:
     """Cosine to the nearest other row, of a sample; None where the run has no vectors."""
+    best = nearest_cosines(run)
+    if best is None:
+        return None
+    return {
+        "threshold": run.manifest.decision.get("semantic_threshold"),
+        "compared": len(best),
+        "accepted": _scores(best.tolist()),
+        "refused": _scores(refused),
+    }
+
+
+def nearest_cosines(run: RunReader) -> NDArray[np.float32] | None:
+    """The cosine to its nearest other row of each of a sample of the rows; None where the run has
+    no vectors.
+    """
     total = run.counts().vectors
     if not total:
         return None
@@ -396,12 +411,7 @@ def _cosines(run: RunReader, refused: Sequence[float]) -> dict[str, Any] | None:
             if first <= number <= last:
                 cosines[place, number - first] = -1.0  # itself
         best = np.maximum(best, cosines.max(axis=1))
-    return {
-        "threshold": run.manifest.decision.get("semantic_threshold"),
-        "compared": len(queries),
-        "accepted": _scores(best.tolist()),
-        "refused": _scores(refused),
-    }
+    return best
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

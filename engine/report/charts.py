@@ -7,9 +7,10 @@ Colours that follow light and dark are given to the page's script as names (``"a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["charts"]
+__all__ = ["Chart", "charts", "curve"]
 
 Chart = dict[str, Any]
 HEIGHT = 200
@@ -40,6 +41,27 @@ def _chart(values: list[Any], height: int = HEIGHT, **parts: Any) -> Chart:
         "data": {"values": values},
         **parts,
     }
+
+
+def curve(points: Sequence[tuple[int, float, str]], along: str, title: str) -> Chart:
+    """A line through (place, value, what became of it), each kind of point in a colour."""
+    values = [{along: place, "y": value, "became": became} for place, value, became in points]
+    at = _quantity(along, along, axis={"tickMinStep": 1, "format": "d"})
+    value = _quantity("y", title, scale={"zero": False})
+    kinds = {"domain": ["kept", "not kept"], "range": ["accepted", "refused"]}
+    colour = {"field": "became", "title": None, "scale": kinds, "legend": {"orient": "top"}}
+    tooltip = [at, _quantity("y", title), {"field": "became", "title": "became"}]
+    return _chart(
+        values,
+        encoding={"x": at, "y": value},
+        layer=[
+            {"mark": {"type": "line", "color": "accepted", "opacity": 0.5}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 80},
+                "encoding": {"color": colour, "tooltip": tooltip},
+            },
+        ],
+    )
 
 
 def _quantity(field: str, title: str | None, **more: Any) -> dict[str, Any]:

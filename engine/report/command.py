@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
 
 from engine.export import own_files
 from engine.files import check_output, new_file
+from engine.loop import page as rounds
+from engine.loop.ledger import LEDGER, Ledger, is_loop
 from engine.report.analysis import analyse
 from engine.report.compare import compare as compare_runs
 from engine.report.html import html
@@ -33,38 +36,55 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 def report(
     folder: Path, format_: str | None, output: Path | None, recipe: str, overwrite: bool
 ) -> None:
-    """Show what a run did: figures, refusals, how alike its rows are. Works while it runs.
+    """Show what a run did: figures, refusals, how alike its rows are. Works while it runs. Of a
+    loop's folder: its rounds as curves.
 
     \b
     woolmill report runs/alpaca
     woolmill report runs/alpaca --format md
     woolmill report runs/alpaca -o report.html
+    woolmill report runs/loop -o rounds.html
     """
     suffixes = {".html": "html", ".md": "md"}
     chosen = format_ or suffixes.get(output.suffix if output else "", "json")
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=own_files(folder))
-    with RunStore.read(folder) as run:
-        run.named_recipe = recipe
-        if chosen == "html":
-            text = html(run)
-        elif chosen == "md":
-            text = markdown(analyse(run))
-        else:
-            analysis = analyse(run)
-            # The figures stand at the top, so that a script finds them without knowing the rest.
-            whole = {**analysis.pop("figures"), **analysis}
-            whole["rejected_examples"] = {
-                reason: told["examples"] for reason, told in whole["rejected"].items()
-            }
-            whole["rejected"] = {r: told["count"] for r, told in whole["rejected"].items()}
-            text = orjson.dumps(spelt_out(whole), option=orjson.OPT_INDENT_2).decode() + "\n"
+        inputs = [folder / LEDGER, *own_files(folder)]
+        check_output(output, overwrite=overwrite, inputs=inputs)
+    text = _of_loop(folder, chosen) if is_loop(folder) else _of_run(folder, chosen, recipe)
     if output is None:
         click.echo(text, nl=False)
         return
     with new_file(output) as file:
         file.write(text.encode(errors="replace"))
     click.echo(f"{len(text.encode(errors='replace')):,} bytes  {output}")
+
+
+def _of_run(folder: Path, chosen: str, recipe: str) -> str:
+    with RunStore.read(folder) as run:
+        run.named_recipe = recipe
+        if chosen == "html":
+            return html(run)
+        analysis = analyse(run)
+    if chosen == "md":
+        return markdown(analysis)
+    # The figures stand at the top, so that a script finds them without knowing the rest.
+    whole = {**analysis.pop("figures"), **analysis}
+    whole["rejected_examples"] = {
+        reason: told["examples"] for reason, told in whole["rejected"].items()
+    }
+    whole["rejected"] = {r: told["count"] for r, told in whole["rejected"].items()}
+    return _json(whole)
+
+
+def _of_loop(folder: Path, chosen: str) -> str:
+    ledger = Ledger(folder)
+    if chosen == "html":
+        return rounds.html(ledger)
+    return rounds.markdown(ledger) if chosen == "md" else _json(rounds.told(ledger))
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(spelt_out(value), option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
 @click.command()

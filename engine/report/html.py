@@ -27,7 +27,7 @@ from engine.report.stages import COLUMNS, lines
 from engine.store import RunReader
 from engine.text import counted, shorten, visible
 
-__all__ = ["html", "policy", "style", "vega"]
+__all__ = ["document", "html", "policy", "style", "vega"]
 
 VEGA_LITE = "6.1"
 
@@ -77,12 +77,24 @@ def policy() -> str:
 def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     """The page for an analysis and its pictures."""
     drawn = charts(dict(analysis), dict(pictures))
+    figures = analysis["figures"]
+    model = visible(str(figures["model"]))
+    title = f"{counted(figures['accepted'], 'record')} by {model}"
+    return document(title, "".join(_sections(analysis, pictures, drawn)), drawn)
+
+
+def document(
+    title: str, body: str, drawn: Mapping[str, Any], *, refresh_s: int | None = None
+) -> str:
+    """A whole page: a body of HTML with a place for each chart that is ``drawn``, by its id.
+
+    Args:
+        title: text.
+        refresh_s: the page asks for itself again so often; None: it is as it is.
+    """
     # "<" would end the script element; every other character is inert there.
     data = orjson.dumps(drawn).decode().replace("<", "\\u003c")
-    figures = analysis["figures"]
-    model = escape(visible(str(figures["model"])))
-    title = f"{counted(figures['accepted'], 'record')} by {model}"
-    body = "".join(_sections(analysis, pictures, drawn))
+    refresh = f'<meta http-equiv="refresh" content="{refresh_s}">\n' if refresh_s else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -90,7 +102,7 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{escape(policy())}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{title}</title>
+{refresh}<title>{escape(title)}</title>
 <style>{style()}</style>
 </head>
 <body>

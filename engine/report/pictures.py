@@ -207,6 +207,7 @@ def verbs(run: RunReader) -> dict[str, Any]:
         "parsed": len(texts),
         "with_object": sum(pairs.values()),
         "pairs": len(pairs),
+        "distinct": len(of_verb),
         "verbs": [
             {
                 "verb": shorten(verb, 24),

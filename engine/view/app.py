@@ -30,16 +30,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import InputError, WoolmillError
+from engine.loop.ledger import Ledger
+from engine.loop.page import html as rounds_html
 from engine.report.html import html, policy
 from engine.store import RunReader
 from engine.view.metrics import metrics
 from engine.view.rows import NEWEST, Rows
 
-__all__ = ["Access", "make_app"]
+__all__ = ["Access", "make_app", "make_rounds_app"]
 
 PER_SECOND = 50
 """Requests answered in one second; a page that shows and searches makes five."""
 REPORT_FRESH_S = 60.0
+ROUNDS_FRESH_S = 10
 
 _ASSETS = {"view.js": "text/javascript", "view.css": "text/css"}
 _HEADERS = {
@@ -84,6 +87,18 @@ def make_app(stages: Sequence[Rows], access: Access) -> ASGIApp:
         Route("/report", partial(_report, views=views)),
         Route("/metrics", partial(_metrics, folder=stages[-1].folder)),
     ]
+    handlers = {WoolmillError: _failed}
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers), access)  # type: ignore[arg-type]
+
+
+def make_rounds_app(folder: Path, access: Access) -> ASGIApp:
+    """The rounds of the loop in ``folder``, behind the same guard; a page that follows them."""
+
+    async def page(request: Request) -> Response:
+        made = partial(rounds_html, Ledger(folder), refresh_s=ROUNDS_FRESH_S)
+        return _html(await anyio.to_thread.run_sync(made))
+
+    routes = [Route("/", page), Route("/enter", partial(_enter, access=access))]
     handlers = {WoolmillError: _failed}
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), access)  # type: ignore[arg-type]
 
@@ -282,6 +297,11 @@ async def _report(request: Request, *, views: _Stages) -> Response:
         return PlainTextResponse(
             "The report is being made; this page follows.", 200, {"refresh": "1"}
         )
+    return _html(text)
+
+
+def _html(text: str) -> Response:
+    """A page of a report, which may run its own script and no other."""
     security = {"content-security-policy": f"{policy()}; frame-ancestors 'none'"}
     return Response(text, media_type="text/html", headers=security)
 

@@ -13,6 +13,7 @@ import click
 
 from engine.errors import ConfigError, UsageError
 from engine.kept import recipe_of
+from engine.loop.ledger import is_loop
 from engine.recipes.base import Recipe
 from engine.stages import Stage, place_in_chain
 from engine.store import RunStore
@@ -37,6 +38,8 @@ MIN_TOKEN_CHARS = 32
 def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, recipe: str) -> None:
     """Browse and search a run's rows in a browser, live and read-only.
 
+    Of a loop's folder: its rounds as curves, which follow it.
+
     Prints a link with a token, and needs it: other programs and pages cannot look in. The token is
     a new one each time, or that of the variable WOOLMILL_VIEW_TOKEN, which is not printed. Metrics
     for Prometheus are at /metrics, with the same as the bearer token.
@@ -56,12 +59,13 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, r
     if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable():
         raise ConfigError(f"{TOKEN}: give at least {MIN_TOKEN_CHARS} printable ASCII characters")
     try:
-        from engine.view.app import Access, make_app
+        from engine.view.app import Access, make_app, make_rounds_app
         from engine.view.rows import Rows
         from engine.view.server import bind, make_server
     except ImportError as exc:
         raise ConfigError("the view needs more packages: pip install 'woolmill[view]'") from exc
-    found = _recipes(folder, recipe, seeds)
+    of_loop = is_loop(folder)
+    found = [] if of_loop else _recipes(folder, recipe, seeds)
     if any(each is None for _, each in found):
         click.echo(
             "the run's recipe is not here: prompts are not shown (see --seeds and --recipe)",
@@ -89,7 +93,8 @@ def view(folder: Path, port: int, host: str, expose: bool, seeds: Path | None, r
         # A token that somebody chose may be in use elsewhere, and what is printed ends in logs.
         printed = f"${TOKEN}" if os.environ.get(TOKEN) else token
         click.echo(f"http://{shown}:{bound}/enter?token={printed}")
-        server = make_server(make_app(rows, access))
+        app = make_rounds_app(folder, access) if of_loop else make_app(rows, access)
+        server = make_server(app)
         anyio.run(lambda: server.serve(sockets=[listener]))
 
 

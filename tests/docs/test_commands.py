@@ -29,11 +29,15 @@ import yaml
 from benchmarks.server import Behaviour, Server
 from engine.cli.generate import generate
 from engine.cli.main import cli, main
+from engine.loop.command import loop
+from engine.loop.ledger import Ledger
+from engine.loop.settings import load_loop
 from engine.models import NAMES
 from engine.recipes.seeds import bundled_seeds
 from engine.settings import load_config
 from tests.engine.batches.shapes import OpenAI
 from tests.engine.batches.world import KEY, answer_elsewhere
+from tests.engine.loop.test_ledger import DONE, START
 
 ROOT = Path(__file__).parents[2]
 TO_READ = ("architecture.md", "reference.md")
@@ -136,7 +140,10 @@ def run_line(line: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
             parser().parse_args(arguments[arguments.index("trainer.sample") + 1 :])
         else:
-            parse(arguments[arguments.index("trainer") + 1 :])
+            program = next(word for word in arguments if word in ("trainer", "trainer.evaluate"))
+            parse(arguments[arguments.index(program) + 1 :])
+    elif arguments[:1] == ["loop"]:
+        in_rounds(arguments[1:])
     elif arguments[:1] == ["view"]:
         look_at(arguments)
     elif "--ray" in arguments:  # tests/ray runs them
@@ -184,6 +191,16 @@ def on_ray(arguments: list[str]) -> None:
         found = cli.get_command(click.Context(cli), command)
         assert found is not None
         assert found.make_context(command, flags).params["ray"] == "auto"
+
+
+def in_rounds(arguments: list[str]) -> None:
+    """What a loop leaves where its command line is right; tests/crash/test_loops.py plays one."""
+    given = loop.make_context("loop", arguments).params
+    config = load_loop(given.pop("config_file"), given)
+    config.out.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(config.out)
+    ledger.begin(START)
+    ledger.add(DONE)
 
 
 def in_batches(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,12 @@ def test_the_trainer_never_imports_the_engine() -> None:
         assert not {name.split(".")[0] for name in imports(file)} & {"engine"}, file
 
 
+def test_the_engine_never_imports_the_trainer() -> None:
+    """Only files cross between the two; ``engine.loop`` starts the trainer's command."""
+    for file in sorted((ROOT / "engine").rglob("*.py")):
+        assert not {name.split(".")[0] for name in imports(file)} & {"trainer"}, file
+
+
 def test_only_runs_and_processes_start_tasks() -> None:
     """Concurrency has one home; a backend, a limit or the store may hold a task of its own."""
     for package in ("recipes", "prompts", "dedup", "export", "report", "upkeep"):

@@ -8,6 +8,7 @@ environment.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -53,10 +54,12 @@ def start(
     ranks: int = 1,
     failpoint: str | None = None,
     file_limit: int | None = None,
+    command: str = "trainer.train",
 ) -> Run:
     """Start ``python -m trainer ARGUMENTS`` on ``ranks`` processes.
 
     Args:
+        command: the module whose ``main`` runs.
         file_limit: bytes that a file may have: a disk that is full for large files.
     """
     with socket.socket() as probe:
@@ -77,7 +80,7 @@ def start(
             }
         process = _context.Process(
             target=_main,
-            args=(list(arguments), environment, run.logs[rank], failpoint, file_limit),
+            args=(list(arguments), environment, run.logs[rank], failpoint, file_limit, command),
         )
         process.start()
         run.processes.append(process)
@@ -116,6 +119,7 @@ def _main(
     log: Path,
     failpoint: str | None,
     file_limit: int | None,
+    command: str,
 ) -> None:
     os.environ.update(environment)
     with log.open("w") as stream:
@@ -124,8 +128,8 @@ def _main(
     import torch
 
     from trainer import failpoints
-    from trainer.train import main
 
+    main = importlib.import_module(command).main
     torch.set_num_threads(1)
     failpoints.arm(failpoint)
     if file_limit is not None:

@@ -41,7 +41,7 @@ def test_the_page_leads_from_a_run_to_a_model_that_answers(home: Path) -> None:
             "woolmill": [sys.executable, "-m", "engine"],
             "torchrun": [sys.executable, "-m", "torch.distributed.run"],
         }[program]
-        if "trainer" in arguments:
+        if {"trainer", "trainer.evaluate"} & set(arguments):
             arguments += ["--dataset_cache_dir", "cache", "--model_max_length", "240"]
         if "generate" in arguments:
             arguments.append("--no-semantic")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.conftest import toy_records, write_records
 from tests.trainer.launch import _context  # its fork server has torch loaded
 from trainer.config import ParallelSettings
 
@@ -80,3 +84,37 @@ def test_a_silent_rank_is_lost(tmp_path: Path) -> None:
     finally:
         hung.kill()
         hung.join()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_ranks_end_when_torchrun_is_killed(llama: Path, tmp_path: Path, begun: bool) -> None:
+    """While they train, and before they have loaded anything. They are in sessions of their own;
+    the log is theirs until they are gone.
+    """
+    data = write_records(tmp_path / "data.json", toy_records(40))
+    out = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "trainer", "--model_name_or_path", str(llama), "--data_path", str(data)),
+        *("--dataset_cache_dir", str(tmp_path / "cache"), "--model_max_length", "200"),
+        *("--max_steps", "100000", "--save_steps", "100000", "--output_dir", str(out)),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        torchrun = subprocess.Popen(command, stdout=log, stderr=log)
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children")
+    metrics = out / "metrics.jsonl"
+
+    def ready() -> bool:
+        if not begun:
+            return len(children.read_text().split()) == 2
+        return metrics.exists() and metrics.read_text().count("\n") >= 3
+
+    while not ready():
+        assert torchrun.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    torchrun.kill()
+    torchrun.wait()
+    with (tmp_path / "log").open() as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # returns when the last rank is gone
+    assert metrics.exists() == begun
