@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 DONE_WITH_DEAD_LETTERS = 3
+"""The status of a run that reached its end although some requests failed for good: neither 0, which
+scripts take for clean, nor that of an error."""
 
 
 class WoolmillError(Exception):

@@ -21,6 +21,7 @@ from engine.store import Manifest, RunReader
 __all__ = ["copy_recipe", "keep_recipe", "recipe_of", "refuse_unnamed_code", "settings_of"]
 
 SUFFIXES = (".toml", ".py")
+"""Recipes that are a file, of which a run keeps a copy; any other is code that is installed."""
 
 
 def keep_recipe(spec: str, folder: Path) -> None:

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 ENGLISH = "en"
+"""The language in which everything is as Alpaca has it; the default of all that takes one."""
 MIXED = "mul"
 """Several languages, or one that its script does not tell."""
 
@@ -152,7 +153,9 @@ _RANGES = {
 """Letters of scripts, as the inside of a class of a regular expression; with places between them
 that are no letters yet."""
 UNSPACED = ("Han", "Kana", "Thai", "Lao", "Khmer", "Myanmar")
+"""Scripts without spaces between words, in which each letter is a token. Hangul has spaces."""
 _ALONE = "".join(_RANGES[script] for script in UNSPACED)
+"""All their letters, as the inside of a class of a regular expression."""
 WORD_LETTER = rf"[^\W_{_ALONE}]"
 """A regular expression for a letter or digit that is part of a word."""
 # They join letters or steer how text is shown, and are no part of what it says.
@@ -273,10 +276,15 @@ def detect(texts: Iterable[str]) -> str:
 
 
 _ALPACA_TOKEN = re.compile("[a-z0-9]+")
+"""As in ``rouge_score``, on the text in lower case: "It's 5%" has ``it``, ``s`` and ``5``."""
 _LETTER = re.compile(r"[^\W_]")
+"""A letter or digit of any script, where only its presence is asked for."""
 _LETTER_ALONE = re.compile(rf"(?!\W)[{_ALONE}]")
+"""A letter that is a token by itself, as 猫. Marks and signs of these scripts are none."""
 _LATIN_WORD = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]+")
+"""A run of Latin letters with their accents: ``naïve`` is one."""
 _OF_SCRIPT = {language.script: code for code, language in LANGUAGES.items() if language.script}
+"""The language that a script stands for where one language uses it almost alone."""
 
 
 @cache

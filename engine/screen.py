@@ -37,6 +37,7 @@ DRAIN_S = 2.0
 PLAIN = {"·": "-", "…": "...", "●": "*", "⟨": "<", "⟩": ">"}
 """What our own signs become under an encoding that lacks them."""
 ERRORS = "woolmill.plain"
+"""The name under which ``codecs`` knows what stands in for signs that cannot be written."""
 
 
 @contextmanager

@@ -33,10 +33,12 @@ __all__ = [
 DEFAULT_VARIABLE = "OPENAI_API_KEY"
 """The one variable that may be absent without a word: many servers want no key."""
 MAX_KEY_FILE_BYTES = 16_384
+"""Read at most of a key's file; a longer one is none."""
 _NO_NAME = (
     "this is the name of an environment variable that holds the key, and what is given is no such "
     f"name (it is not shown, as it may be the key); for example: export {DEFAULT_VARIABLE}=…"
 )
+"""Said where a key itself was given, which must not be repeated."""
 LONG_CHARS, SHORT_CHARS = 16, 6
 """A key of fewer characters is looked for in texts only where it holds letters and digits; with
 fewer than the second, never. "EMPTY", "ollama" and "none" are what people give to servers that want

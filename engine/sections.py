@@ -52,6 +52,7 @@ class OnResume(Enum):
 
 
 FREE, DECISION, LATER = OnResume.FREE, OnResume.DECISION, OnResume.LATER
+"""Short names, as they stand beside each setting."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 BELOW = "stages"
+"""The folder within a run's that has those of its earlier stages."""
 NUMBERED = re.compile(r"([1-9][0-9]{0,3})-(.+)", re.S)
+"""The name of a stage's folder, number and name: ``1-questions``."""
 
 
 @dataclass(frozen=True, slots=True)

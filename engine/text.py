@@ -7,6 +7,7 @@ import unicodedata
 __all__ = ["counted", "shorten", "visible"]
 
 _KEPT = "\n\t"
+"""Control characters that text may have: they move the cursor where a reader expects it."""
 
 
 def visible(text: str) -> str:

@@ -38,9 +38,11 @@ BARE = re.compile(
 )
 """Ends of thoughts whose opening tag a chat template writes, so that the answer lacks it."""
 OPENING = {closing: opening for opening, closing in TAGS.items()}
+"""The same the other way round: what opens a thought that ends so."""
 SIGNS = ("think>", "THINK", "think▷")
 """Each of the ends above has one of these."""
 NOT_BLANK = re.compile(r"\S")
+"""Where the text begins, without a copy as ``strip`` would make one."""
 
 
 def thoughts_apart(completion: Completion) -> Completion:

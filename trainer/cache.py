@@ -36,6 +36,8 @@ _LAYOUT = 2
 """Part of the key; counts changes of the files below."""
 
 _FILES = {"ids": np.int32, "learned": np.bool_, "offsets": np.int64, "targets": np.int64}
+"""The arrays of a cache, each a file of its own, and what each holds. 32 bits are enough for an id,
+not for a place among billions of them."""
 
 
 class Dataset(Protocol):

@@ -33,25 +33,32 @@ _SPLIT = (
     "the chat template renders earlier turns otherwise than later ones: split, one training row for"
     " each answer as it is asked for"
 )
+"""What a person is told of how a template was dealt with; each note once, with a count of chats."""
 _COMPOSED = (
     "the chat template renders a question otherwise once it is answered: rows are put together from"
     " the question as asked and the answer"
 )
+"""The text that is learned is then one that no rendering has as a whole."""
 _OPENED = (
     "the chat template asks for answers with {}, which these answers do not begin with: they are"
     " learned without it"
 )
+"""With the opening itself, as JSON."""
 _BORROWED = "the chat template ends answers in the next turn's first token ({}): it is learned"
+"""With that token: GLM's template ends an answer in ``<|user|>``."""
 _ENDLESS = (
     "the chat template ends answers in no special token, so that the model cannot learn to stop;"
     " give another with --chat_template"
 )
+"""A model that is trained so goes on to write the other side of the chat."""
 
 _OVERLAP = 256
 """Characters before an answer that are compared to find where it begins."""
 
 _TOOL_ANSWER = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "x"}
+"""A turn that may follow a call: only to see how the template ends the turn before."""
 _QUESTION = {"role": "user", "content": "x"}
+"""The same after an answer."""
 
 
 @dataclass(frozen=True, slots=True)

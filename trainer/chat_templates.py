@@ -17,13 +17,18 @@ _CHATML = (
     " + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+"""ChatML, as OpenAI described it and Qwen uses it. The model has to learn the two special tokens.
+"""
 _PLAIN = (
     "{{ bos_token or '' }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ 'Assistant: ' + message['content'] + eos_token + '\n\n' }}{% else %}"
     "{{ message['role'].capitalize() + ': ' + message['content'] + '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
+"""For models without special tokens for turns: plain words, and the end-of-text token after
+answers."""
 _OWN = {"chatml": _CHATML, "plain": _PLAIN}
+"""By their names in ``--chat_template``."""
 
 
 def set_chat_template(tokenizer: Any, wanted: str) -> None:

@@ -47,8 +47,13 @@ from trainer.ranks import Ranks, noticing_lost_ranks
 __all__ = ["Checkpoints", "Damaged", "Manifest", "beginning", "checkpoint_steps", "read_manifest"]
 
 FORMAT = 1
+"""Of the manifest, raised when older code could no longer read it right. Another one counts as
+damage, since guessing at it might resume a run from the wrong state."""
 MANIFEST = "manifest.json"
+"""The file whose presence makes a checkpoint whole. It is the last to be written and the first to
+be removed."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+"""The name of a checkpoint's folder and its step: ``checkpoint-500``."""
 PATIENCE_S = 60.0
 """How long rank 0 looks for a file that another host has written: network file systems show it
 late, those with cached folders after half a minute."""
@@ -106,7 +111,10 @@ class Checkpoints:
         Raises:
             DataError: there are checkpoints and none of them is whole.
         """
+        # One rank reads and hashes; on a shared disk the others would read the same gigabytes
+        # again.
         step = self._ranks.together(lambda: self._newest_whole() if self._ranks.rank == 0 else -1)
+        # The others add 0, so the sum is what rank 0 found.
         step = int(self._ranks.sum([float(step if self._ranks.rank == 0 else 0)])[0])
         if step == -2:
             raise DataError(
@@ -129,6 +137,7 @@ class Checkpoints:
         """Rename checkpoints that are newer than ``step``, which a run that goes on from there
         would take for its own.
         """
+        # Renamed and not removed: somebody may have gone back to an older one by mistake.
         for newer in checkpoint_steps(self._folder):
             if newer > step:
                 names = (f"set-aside-{newer}{f'-{n}' if n else ''}" for n in itertools.count())
@@ -157,6 +166,7 @@ class Checkpoints:
         Returns when the tensors are copied; a fault shows in the next :meth:`wait`.
         """
         self.wait()
+        # Copied here and not in the thread: the next step changes the tensors in place.
         copy = {name: _copied(tensor) for name, tensor in state.items()}
         self._saving = threading.Thread(target=self._save, args=(copy, facts), daemon=True)
         self._saving.start()
@@ -248,6 +258,7 @@ def read_manifest(folder: Path) -> Manifest:
         text = (folder / MANIFEST).read_text()
     except OSError as exc:
         raise Damaged(f"{MANIFEST}: {exc.strerror}") from exc
+    # The last line is the SHA-256 of all above it, so a manifest cut anywhere is found out.
     body, _, digest = text.rpartition("\n")
     if hashlib.sha256(body.encode()).hexdigest() != digest:
         raise Damaged(f"{MANIFEST} is torn or altered")
@@ -359,11 +370,14 @@ def _finish(folder: Path, facts: Manifest, files: dict[str, str]) -> None:
     body = json.dumps(asdict(facts) | {"files": files}, indent=1, sort_keys=True)
     temporary = folder / f".{MANIFEST}"
     with temporary.open("w") as stream:
+        # Written whole and synced under another name: after a power cut the manifest's own name
+        # must not stand for an empty file.
         stream.write(f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}")
         stream.flush()
         os.fsync(stream.fileno())
     failpoint("save.manifest")
     temporary.rename(folder / MANIFEST)
+    # A rename lasts once its directory is on the disk; the parent holds the checkpoint's name.
     for directory in (folder, folder.parent):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

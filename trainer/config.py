@@ -353,6 +353,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "save": SaveSettings,
     "log": LogSettings,
 }
+"""The fields of ``Settings``, in the order in which ``--help`` shows them."""
 
 
 def _fields() -> Iterator[tuple[str, str, FieldInfo]]:

@@ -19,7 +19,9 @@ __all__ = [
 ]
 
 _TASK = "Below is an instruction that describes a task"
+"""Alpaca's prompts, to the letter: models that were trained on them expect the same."""
 _RESPOND = "Write a response that appropriately completes the request."
+"""The sentence that both of them share."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 

@@ -40,6 +40,7 @@ POINTS = (
 _SPELLING = re.compile(
     r"(?P<name>[a-z.]+):(?P<nth>\d+)(?P<on>\+?):(?P<action>kill|term|int|hang|eio|enospc|nan)(@(?P<rank>\d+))?"
 )
+"""``save.manifest:2:kill``, or ``train.loss:10+:nan@1``."""
 
 _SENT = {
     "kill": signal.SIGKILL,
@@ -47,6 +48,7 @@ _SENT = {
     "int": signal.SIGINT,
     "hang": signal.SIGSTOP,
 }
+"""Actions that are a signal to the process itself."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from trainer.errors import ConfigError
 __all__ = ["located"]
 
 NAMES = ("smollm2",)
+"""Short names that mean a fetched model, and no model of that name elsewhere."""
 
 
 def located(model: str) -> str:

@@ -34,10 +34,16 @@ from trainer.formats import LISTS
 __all__ = ["digest", "find_files", "rows_of"]
 
 RUN_STORE = "run.sqlite"
+"""The file by which a folder is known to be a Woolmill run."""
 _SUFFIXES = frozenset(".json .jsonl .ndjson .csv .tsv .parquet .arrow".split())
+"""Which files of a folder hold data. Only here do names count: a folder has other files too."""
 _PACKED = {".gz", ".bz2", ".xz"}
+"""Endings that may stand behind those."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""``owner/name``, as the Hugging Face Hub names datasets."""
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)([-_.]|$)", re.IGNORECASE)
+"""A part of a dataset in a file's or folder's name: ``train-00000-of-00002``, ``test/``,
+``dev.jsonl``. Not ``training``."""
 _BATCH = 1000
 """Rows of a column store that are held at once."""
 
@@ -46,6 +52,7 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
+"""First bytes of a packed file, and what unpacks it as a stream."""
 _STRANGE = {
     b"version https://git-lfs": "is a pointer of Git LFS and not the file; run git lfs pull",
     b"<": "is a web page or XML; download the file itself",
@@ -56,6 +63,7 @@ _STRANGE = {
     b"\x80\x04": "is a pickle, which can run code and is never opened",
     b"\x80\x05": "is a pickle, which can run code and is never opened",
 }
+"""First bytes of what people often have in the place of data, and the remedy."""
 
 Row = tuple[str, Any]
 """A row's name and value; a DataError as value is a line that could not be read."""

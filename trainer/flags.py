@@ -27,6 +27,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 """Names that Hugging Face's Trainer, TRL and others have, or had, for a setting."""
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+"""What a switch may be written as, in lower case."""
 
 ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "assistant_only_loss": (

@@ -36,11 +36,15 @@ from trainer.examples import (
 __all__ = ["LISTS", "Rules", "examples_of"]
 
 _CHATS = ("messages", "conversations", "conversation")
+"""Columns that hold a chat; the first that there is."""
 LISTS = (*_CHATS, "instances", "prompt", "completion", "history", "tools", "functions")
 """Columns of a record that hold lists of objects."""
 _ASKS = ("instruction", "question", "query")
+"""Names of an instruction's columns in the datasets in use; the first that there is."""
 _INPUTS = ("input", "context")
+"""Likewise of what the instruction is about."""
 _ANSWERS = ("output", "response", "answer")
+"""Likewise of the answer, which is learned."""
 
 _INDEXES = ("", "Unnamed: 0", "__index_level_0__")
 """The index of a table that pandas has written."""
@@ -79,6 +83,8 @@ _SPEAKERS: dict[str, Role] = {
     "tool_response": "tool",
     "ipython": "tool",
 }
+"""The role of each speaker's name, in lower case: OpenAI's, ShareGPT's, OpenAssistant's, Llama's.
+Any other is an error, since learning the wrong side would show in no loss."""
 _CALLERS = ("function_call", "tool_call")
 """Roles whose content is a call, as JSON."""
 
@@ -86,7 +92,9 @@ _DEEPEST = 64
 """Levels of objects and lists in a tool or a call."""
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a turn that hold its thinking."""
 _WEIGHTS = ("weight", "train", "training", "loss")
+"""Keys by which a turn says whether it is learned: 0 or false means that it is only read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from trainer.opening import architecture
 __all__ = ["ADAPTER_NAME", "add_adapters", "lora_config", "merged"]
 
 ADAPTER_NAME = "default"
+"""peft's own default. It stands in the names of the adapter's tensors, and export takes it out."""
 
 
 def lora_config(settings: ModelSettings) -> Any:

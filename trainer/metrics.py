@@ -224,6 +224,7 @@ _TRACKERS: dict[str, type[_Tracker]] = {
     "trackio": _Trackio,
     "wandb": _Wandb,
 }
+"""By their names in ``--report_to``."""
 
 
 def _tracker(name: str, place: _Place) -> _Tracker:

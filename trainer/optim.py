@@ -13,6 +13,7 @@ from trainer.model import TokenLoss
 __all__ = ["learning_rate", "make_optimizer", "training_state"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, in torch's names; a checkpoint holds both beside it."""
 
 
 def make_optimizer(model: TokenLoss, settings: OptimSettings) -> torch.optim.AdamW:

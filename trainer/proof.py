@@ -42,6 +42,7 @@ WAYS = {
 before."""
 
 _LENGTHS = (11, 17)
+"""Tokens of the two records: both longer than ``_WINDOW``, and unlike, so that a mix-up shows."""
 _LIMIT = 1e-4
 """Of the difference between log-probabilities, as a share of their spread."""
 _ROUNDING = 2e-5
@@ -54,6 +55,8 @@ _FAULTS = (
 """What an architecture raises that cannot be called like this."""
 
 _WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
+"""Attributes by which transformers' layers and configurations bound how far attention reaches back.
+"""
 _WINDOW = 5
 """While it is tried, no window is longer than this, so that a window which the short records would
 not fill cannot be forgotten."""

@@ -25,6 +25,7 @@ QUESTIONS = (
     "Give one reason to walk to work.",
     "Write a sentence about the sea.",
 )
+"""Asked where no ``--prompt`` is given; any model that follows instructions answers them."""
 
 
 def answer(

@@ -22,6 +22,7 @@ from trainer.errors import TrainerError
 __all__ = ["main", "parsed", "shown"]
 
 _LEARNED, _READ, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
+"""Escape sequences of a terminal: bold green, dim, and back to plain."""
 
 
 def shown(ids: Sequence[int], learned: Sequence[bool], tokenizer: Any, *, colour: bool) -> str:

@@ -17,6 +17,8 @@ OPENINGS = (
     "In short, |Put simply, |To begin with, |In practice, |As a rule, |Seen from afar, |"
     "For most people, |On closer inspection, "
 ).split("|")
+"""A sentence is one of each of five lists, of which this is the first: a quarter of a million in
+all."""
 SUBJECTS = (
     "a careful plan|the first attempt|a second opinion|the older method|a small experiment|"
     "an honest question|the usual answer|a clear example|the hardest part|a short walk|"

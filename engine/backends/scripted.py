@@ -34,6 +34,8 @@ VERBS = (
     "Propose Identify Estimate Defend Translate Classify Improve Design Review Compose Discuss "
     "Analyse Recommend Simplify Imagine Correct Evaluate Predict Interpret"
 ).split()
+"""A record is one word of each list: verb, object, link, modifier, noun and tail. The lists are
+long enough for near-duplicates to be the exception, and ``POPULAR`` makes them come."""
 OBJECTS = (
     "a-short-story three-arguments the-main-causes a-polite-email two-alternatives "
     "a-weekly-schedule an-opening-paragraph five-interview-questions a-convincing-slogan "
@@ -45,6 +47,7 @@ OBJECTS = (
     "an-emergency-procedure a-simple-experiment two-opposing-views a-farewell-speech "
     "the-grammatical-errors a-travel-itinerary"
 ).split()
+"""Hyphens hold a phrase together while the list is split; in the record they become spaces."""
 LINKS = ("about concerning based-on inspired-by in-favour-of against related-to on").split()
 MODIFIERS = (
     "medieval seasonal affordable underwater municipal neglected artificial edible volunteer "
@@ -62,6 +65,7 @@ NOUNS = (
     "volcanoes debates harbours museums encryption tournaments compost translation hospitals "
     "lullabies vineyards"
 ).split()
+"""What an instruction is about; drawn a second time for its input."""
 TAILS = (
     "for-a-nervous-first-time-speaker without-using-any-numbers in-under-fifty-words "
     "as-a-lighthouse-keeper-would for-children-who-dislike-school with-one-surprising-fact "
@@ -74,18 +78,25 @@ TAILS = (
     "for-an-audience-of-experts as-a-dialogue-between-rivals with-sources-to-check "
     "during-a-power-cut"
 ).split()
+"""Conditions at the end of an instruction, and again at the end of its output."""
 POPULAR = 1500
 """So many ideas come again and again, in one record of eight, as they do from a real model."""
 TAG = re.compile(r"<(\w{1,40})>[^<]{0,40}</\1>")
 """A form of answer that a prompt names: ``<name>…</name>``."""
 LABEL = re.compile(r"[Bb]egin your answer with \"([^\"\n]{1,40})\"")
+"""What a prompt asks the answer to begin with: ``Begin your answer with "Yes"``."""
 YES_OR_NO = "Is it classification?"
+"""What the prompt of Self-Instruct's stage of classification ends with."""
 OPEN_TASK = re.compile(r"^Output: .*^Task: [^\n]+\n\Z", re.MULTILINE | re.DOTALL)
 """What Self-Instruct's last two stages end with."""
 BOX = "\\boxed{"
+"""In a prompt, it asks for a final answer in LaTeX's box, as the recipe ``reason`` does."""
 LIST = re.compile(r"\b(?:as|in) a (?:numbered |bulleted )?list\b", re.I)
+"""A prompt that wants a list: "as a numbered list", "in a list"."""
 ANY_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}}
+"""The schema that stands in for one where a prompt asks for JSON and does not say of what form."""
 OPEN_NUMBER = re.compile(r"(\d+)\. (?:Instruction:|指令：)\s*$")
+"""The record that Alpaca's prompt leaves open at its end: ``4. Instruction:``."""
 
 # The same for Chinese prompts; their records come in the labels that the prompt ends with.
 ZH_VERBS = (

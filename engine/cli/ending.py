@@ -43,6 +43,7 @@ REASONS = 6
 
 
 INTERRUPTED = 130
+"""What a shell reports of a program ended by Ctrl-C: 128 and the number of SIGINT, 2."""
 MAY_PASS = (UnavailableError.exit_code, StoppedError.exit_code, INTERRUPTED)
 """Statuses of a start that failed, after which the same command may do better."""
 

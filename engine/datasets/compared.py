@@ -20,6 +20,7 @@ USUAL = (
 )  # fmt: skip
 """Fields that are compared where none is named: the first that a dataset's first row has."""
 USERS = ("user", "human")
+"""What chats call the one who asks: OpenAI's and ShareGPT's word."""
 
 
 @dataclass(frozen=True, slots=True)

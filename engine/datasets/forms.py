@@ -43,7 +43,10 @@ MAX_RATIO = 200
 """Bytes that one byte of gzip may unpack to, once there are ``FREE_BYTES`` of them. Text packs to
 a fifth, and a file that unpacks without end to a thousandth."""
 FREE_BYTES = 64 * 2**20
+"""A packed file may unpack to this much whatever its ratio: a small one of equal rows packs to
+almost nothing."""
 HEAD_BYTES = 1 << 16
+"""Bytes read at a time; the form is told from the first ones."""
 PACKED = {
     b"PK\x03\x04": "zip",
     b"\x28\xb5\x2f\xfd": "zstandard",
@@ -51,6 +54,8 @@ PACKED = {
     b"\xfd7zXZ\x00": "xz",
     b"7z\xbc\xaf": "7-zip",
 }
+"""First bytes of what is not unpacked here, so that the message says what it is and not that the
+text is broken."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, of which it is the beginning

@@ -35,9 +35,11 @@ __all__ = ["Dataset", "pyarrow_of", "read_rows"]
 BATCH = 1_000
 """Rows of Parquet that are held at once."""
 RUN_STORE = "run.sqlite"
+"""The file by which a folder is known to be a run of ours."""
 FIELDS_OF_ROWS = {*USUAL, "output", "response", "completion", "answer", "chosen"}
 """An object with one of these is a row, though it may hold a list of objects too."""
 ROWS_OF_FOLDERS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+"""Endings of data files, with or without ``.gz``; whatever else lies in a folder is passed over."""
 
 
 class Dataset:

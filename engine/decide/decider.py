@@ -35,9 +35,12 @@ __all__ = [
 ]
 
 ADD_BATCH = 1024
+"""Rows of a resumed run that are read and put into the index together, so that memory holds few."""
 BEHIND = 2**20
 """The position of what a recipe makes of an answer's pieces: behind all of them."""
 HANGS = "the recipe's code hung at it, or ended the process that decides"
+"""What is said of an answer at which the process that decides hung, or died twice. It is refused
+and not tried again."""
 FIELDS: dict[str, tuple[str, ...]] = {
     "instruction": (),
     "instruction+input": ("instruction", "input"),

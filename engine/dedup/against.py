@@ -13,6 +13,8 @@ from engine.errors import InputError
 __all__ = ["add_references", "batches"]
 
 BATCH = 256
+"""Rows that are read, and then compared and embedded, together; so memory holds few of a large
+dataset."""
 
 
 def add_references(cascade: Cascade, path: Path, fields: tuple[str, ...] = ()) -> Compared:

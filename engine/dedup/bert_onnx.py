@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 __all__ = ["BertRuntime"]
 
 FUSED = "com.microsoft"
+"""The domain of operators that ONNX Runtime adds to the standard's."""
 
 
 class BertRuntime:

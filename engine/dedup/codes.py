@@ -33,6 +33,7 @@ CHUNK = 64
 AHEAD = 4
 """Chunks that are asked for while one is read."""
 NOT_READ = -1
+"""In place of a list's distance, which is never negative: it is too far from the query."""
 
 
 class SignLists:

@@ -24,8 +24,12 @@ from engine.languages import ENGLISH, MIXED, detect, has_tokens, language_of
 __all__ = ["dedup"]
 
 EXAMPLES = 3
+"""Pairs nearest to a threshold, on either side of it, that the summary shows for a person to judge
+it by."""
 FILE = click.Path(path_type=Path, dir_okay=False)
+"""An option that names a file to write; one for a folder would only fail at the end."""
 THRESHOLD = click.FloatRange(0, 1, min_open=True)
+"""A similarity in (0, 1]. At 0 any two texts with a word in common would be duplicates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

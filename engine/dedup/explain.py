@@ -19,7 +19,9 @@ __all__ = ["explain_bands"]
 ROWS = 10_000
 """Rows that are looked at: enough for examples, and a matter of a minute with the embedding."""
 EXAMPLES = 2
+"""Pairs that are shown of each band of scores."""
 LOWEST = 0.5
+"""Pairs below are not shown. They have little in common, and no threshold in use is as low."""
 
 Pairs = list[tuple[float, str, str]]
 

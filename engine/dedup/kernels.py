@@ -45,6 +45,7 @@ __all__ = [
 LONG = 255
 """What the length in a signature says of all texts of so many tokens or more."""
 EPOCHS = 3
+"""One from the beginning, and one from each of ``rouge.EPOCH_STARTS`` on."""
 CHUNK = 64
 """Postings of the largest chunk."""
 FEW = 64
@@ -52,6 +53,8 @@ FEW = 64
 SIZE, BEFORE, FIRST = 0, 1, 2
 """Of a chunk: where its size, the place of the chunk before it and its first posting stand."""
 ALONE = 1 << 31
+"""The highest bit of a head of 32 says that the rest is an item, and no place in ``postings``. So
+both stay below 2**31."""
 
 
 def _popcount(_typing_context: Any, _word: Any) -> Any:
@@ -82,6 +85,8 @@ def f_measure(lcs: int, m: int, n: int) -> float:
 @compiled
 def least_lcs(m: int, n: int, threshold: float) -> int:
     """The smallest L with F(L, m, n) > threshold; above min(m, n) when there is none."""
+    # F = 2 L / (m + n), so L is near this. The exact one is counted up to with ``f_measure``
+    # itself, since the last bit decides here as it does in ``find``.
     lcs = max(1, int(threshold * (m + n) / 2) - 1)
     while lcs <= min(m, n) and f_measure(lcs, m, n) <= threshold:
         lcs += 1
@@ -94,6 +99,7 @@ def least_shared(n: int, threshold: float) -> int:
 
     F falls as the other text grows, so at best the other text is nothing but the shared tokens.
     """
+    # F(s, s, n) = 2 s / (s + n); the rest as in ``least_lcs``.
     shared = max(1, int(threshold * n / (2 - threshold)) - 1)
     while shared <= n and f_measure(shared, shared, n) <= threshold:
         shared += 1
@@ -110,6 +116,7 @@ def limits_of(
     all longer items. ``limits`` (LONG, 2, LONG + 1) keeps those of short texts; zeros at first.
     """
     own, other = limits[m] if m < LONG else np.empty((2, LONG + 1), np.int64)
+    # The last number is never 0 once it is filled in, so it tells what was computed before.
     if m < LONG and other[LONG]:
         return own, other
     for n in range(LONG):
@@ -118,6 +125,8 @@ def limits_of(
         own[n] = m - lcs if passes else -1
         other[n] = n - lcs if passes else -1
     own[LONG] = m - least_shared(m, threshold)
+    # Of such an item the length is not known, only that it is long. A bag has fewer bits than this,
+    # so no item is ruled out for what it has beyond the text.
     other[LONG] = 64
     return own, other
 
@@ -134,6 +143,8 @@ def rarest_first(
     few = len(ids) <= FEW
     for i in range(len(ids)):
         level = signed(levels[epoch, ids[i]]) if ids[i] < known else 0
+        # One integer sorts by both: the level above, and below it the id, inverted because ids grow
+        # with time and the youngest token comes first.
         key = (level << 32) | (0xFFFFFFFF - signed(ids[i]))
         if not few:
             keys[i] = key
@@ -162,6 +173,8 @@ def signature_of(keys: NDArray[np.int64]) -> int:
     repeat = 0
     for i in range(len(keys)):
         repeat = repeat + 1 if i > 0 and keys[i] == keys[i - 1] else 0
+        # 23 has no factor in common with 56, so that repeats go through all bits before one comes
+        # again.
         bits |= word(1) << word(8 + (token_of(keys[i]) + 23 * repeat) % 56)
     return bits
 
@@ -172,6 +185,8 @@ def freeze(epoch: int, counts: NDArray[np.uint32], known: int, levels: NDArray[n
     for token in range(known):
         count = signed(counts[token])
         octave = 0
+        # From 8 on the three highest bits are kept, 4 to 7 in each octave, so that small changes of
+        # a count seldom change the order. 32 bits of count stay below 124, within a byte.
         while count >> octave >= 8:
             octave += 1
         levels[epoch, token] = 4 * octave + (count >> octave)
@@ -186,14 +201,18 @@ def _push(
     if head == 0:
         heads[token] = ALONE | item
         return end
+    # The second item of a token: a chunk begins, and takes over the one that was in the head.
     if head & ALONE:
         size, before = 2 << 16, 0
     else:
         size, before = signed(postings[head + SIZE]), head
     capacity, used = size >> 16, size & 0xFFFF
     if before == 0 or used == capacity:
+        # Half as large again each time: most tokens are rare and waste no room, frequent ones need
+        # few hops to follow.
         capacity = 2 if before == 0 else min(capacity + (capacity + 1) // 2, CHUNK)
         used = 0
+        # The newest chunk is the head, so that adding never walks the chain.
         heads[token] = end
         postings[end + BEFORE] = before
         if before == 0:
@@ -232,6 +251,8 @@ def insert(
     keys = np.empty(n, np.int64)
     rarest_first(ids, len(counts), epoch, levels, keys)
     signatures[item] = signature_of(keys)
+    # Prefix filtering: two texts that share s tokens or more have in common one of the n - s + 1
+    # rarest of each, provided that both order tokens alike. So the frequent ones need no postings.
     for i in range(n - least_shared(n, threshold) + 1):
         if i == 0 or keys[i] != keys[i - 1]:
             end = _push(token_of(keys[i]), item, heads[epoch], postings, end)
@@ -271,6 +292,9 @@ def _lcs(
     if len(row) == 1:
         bits = ~word(0)
         for token in item:
+            # In each run of ones the addition clears the lowest match and all above it, and fills
+            # the zero that ends the run: the zero has moved down to the match. ``bits - match``
+            # puts back the ones in between.
             match = bits & masks[signed(rows[token]), 0]
             bits = (bits + match) | (bits - match)
         return signed(popcount(~bits))
@@ -284,6 +308,7 @@ def _lcs(
             match = row[w] & masks[r, w]
             total = row[w] + match
             carried = total + carry
+            # A sum that wrapped is smaller than what was added; at most one of the two can wrap.
             carry = word(total < match) | word(carried < carry)
             row[w] = carried | (row[w] - match)
     zeros = 0
@@ -319,6 +344,7 @@ def find(
     m = len(ids)
     if m == 0:
         return best, best_f
+    # The number of the call marks what was seen: nothing is cleared but once in 2**32 calls.
     seen[0] += np.uint32(1)
     if seen[0] == 0:
         seen[:] = 0
@@ -333,7 +359,9 @@ def find(
     for epoch in range(epochs):
         rarest_first(ids, known, epoch, levels, keys)
         if epoch == 0:
+            # The same in every epoch: equal tokens are neighbours in any order.
             bag = signature_of(keys) & ~length_bits
+        # ``own[LONG]`` is the most that this text may lack, whatever the length of the other.
         for i in range(own[LONG] + 1):
             token = token_of(keys[i])
             if token >= known or (i > 0 and keys[i] == keys[i - 1]):
@@ -352,6 +380,10 @@ def find(
                     signature = signatures[item]
                     n = signed(signature & length_bits)
                     if (
+                        # A bit that the other has not is at least one token without a partner.
+                        # Tokens that fall on one bit hide each other, so this only ever lets too
+                        # many through. It goes before ``seen`` since it ends nearly all, and a
+                        # signature is one load.
                         signed(popcount(bag & ~signature)) > own[n]
                         or signed(popcount(signature & ~bag & ~length_bits)) > other[n]
                     ):
@@ -361,6 +393,8 @@ def find(
                     seen[item + 1] = seen[0]
                     text = tokens[signed(starts[item]) : signed(starts[item + 1])]
                     f = f_measure(_lcs(text, rows, masks, row), m, len(text))
+                    # Chains give items out of order, so the earliest of equals is looked for here.
+                    # At the beginning ``best`` is -1, so that an F at the threshold does not pass.
                     if f > best_f or (f == best_f and item < best):
                         best, best_f = item, f
     for token in ids:

@@ -26,17 +26,28 @@ from engine.dedup.memory import reserve, room
 __all__ = ["LONG", "LongTexts"]
 
 LONG = 2_048
+"""Tokens up to which a text is compared with all others exactly. Beyond, the square of the length
+makes that too slow, and texts are rare enough for a sketch to be affordable."""
 BINS = 256
+"""Parts of a sketch, each with one hash: 1 kB a text for each length of run. Fewer would say less
+surely how much two texts share. A power of two, since a mask chooses the part."""
 RUNS = (3, 8)
+"""Lengths of runs, in tokens. Short ones survive many small changes; long ones are seldom shared by
+chance."""
 FEW = 2
 """Candidates for each length of run."""
 LEAST_EQUAL = 8
 """Parts of both sketches that must be equal. Of a text in which 30 % of the tokens, here and there,
 have been replaced, some 60 of 512 are."""
 DRIFT = 1_024
+"""Half the width of the band in which a common subsequence is looked for, in tokens, the difference
+of the lengths aside. The time grows with it; a pair of which one has both lost and gained more may
+be kept."""
 STRIP = 16
 """Words of 64 tokens that are worked on at a time, so that their masks stay in the cache."""
 NONE = 0xFFFFFFFF
+"""A part of a sketch into which no run has fallen. A real hash of this value is taken for none,
+once in 2**32."""
 
 
 class LongTexts:

@@ -26,10 +26,16 @@ from engine.dedup.kernels import LONG, compiled, f_measure, signed
 __all__ = ["COUNTED", "LANES", "scan"]
 
 LANES = 16
+"""Texts compared with an item at once: the lanes of 32 bits in the widest registers of x86
+(AVX-512). A machine with narrower ones takes two or four steps for the same."""
 COUNTED = 8
+"""Lengths of subsequences that are only counted. Longer ones are rare among random pairs, and each
+more would add 16 kB to the table that every comparison updates."""
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+"""LLVM's types of a lane and of an index or place."""
 _LANES = ir.VectorType(_I32, LANES)
+"""The vector that holds a word of 32 tokens of each text."""
 
 
 def _all_lanes(value: int) -> ir.Constant:
@@ -37,6 +43,7 @@ def _all_lanes(value: int) -> ir.Constant:
 
 
 _ONES = _all_lanes(0xFFFFFFFF)
+"""All bits of all lanes set: where a comparison begins, and what turns zeros into ones to count."""
 
 
 class _Arrays:
@@ -94,12 +101,17 @@ def _compare(
 
         builder.position_at_end(body)
         token = builder.zext(builder.load(arrays.at(0, place)), _I64)
+        # A token that no text has leads to row 0, which has no bit set and so changes nothing:
+        # cheaper than a branch.
         row = builder.zext(builder.load(arrays.at(3, token)), _I64)
+        # numpy aligns to the element. A vector's own alignment, which LLVM would assume, is larger.
         mask = builder.load(arrays.lanes_at(4, builder.mul(row, _I64(LANES))), align=4)
         match = builder.and_(bits, mask)
+        # As in ``kernels._lcs``, in all lanes at once; no carry leaves its lane.
         moved = builder.or_(builder.add(bits, match), builder.sub(bits, match))
         place.add_incoming(args[1], entry)
         place.add_incoming(builder.add(place, _I64(1)), body)
+        # A zero stands for a token of the subsequence, so a comparison begins with ones alone.
         bits.add_incoming(_ONES, entry)
         bits.add_incoming(moved, body)
         builder.branch(head)
@@ -113,6 +125,8 @@ def _compare(
             equal = builder.zext(builder.icmp_unsigned("==", found, _all_lanes(value)), _LANES)
             builder.store(builder.add(builder.load(count, align=4), equal), count, align=4)
         bound = builder.load(arrays.lanes_at(6, builder.mul(args[7], _I64(LANES))), align=4)
+        # One bit a lane, read as one number: a single test says whether any text needs a closer
+        # look.
         above = builder.bitcast(builder.icmp_unsigned(">", found, bound), ir.IntType(LANES))
         return builder.icmp_unsigned("!=", above, ir.IntType(LANES)(0))
 
@@ -139,6 +153,7 @@ def _advance(_typing_context: Any, state: Any, masks: Any, row: Any, words: Any)
             before = builder.load(carry)
             total = builder.add(bits, match)
             moved = builder.add(total, before)
+            # A sum that wrapped is smaller than what was added; at most one of the two can wrap.
             over = builder.or_(
                 builder.icmp_unsigned("<", total, match), builder.icmp_unsigned("<", moved, before)
             )
@@ -198,6 +213,8 @@ def _mark(
 def _add(sums: NDArray[np.int64], lane: int, f: float, times: int) -> None:
     """Add F to an exact sum: F is a multiple of 2**-70 as long as it is above 2**-18."""
     scaled = f * 2.0**35
+    # Two integers instead of a float: the sum has the same bits in whatever order and batches the
+    # items were added.
     whole = signed(scaled)
     sums[lane, 0] += times * whole
     sums[lane, 1] += times * signed((scaled - whole) * 2.0**35)
@@ -207,6 +224,7 @@ def _add(sums: NDArray[np.int64], lane: int, f: float, times: int) -> None:
 def _place(f: float, item: int, nearest: NDArray[np.int64], nearest_f: NDArray[np.float64]) -> bool:
     """Put an item among the nearest, behind those of equal F; False where it is not one of them."""
     j = len(nearest) - 1
+    # Items come in order, so the one that is there already is the earlier, and stays in front.
     if f <= nearest_f[j]:
         return False
     while j > 0 and f > nearest_f[j - 1]:
@@ -259,6 +277,8 @@ def scan(
         n = end - start
         counted = words == 1 and n < LONG and first <= item < last
         if words == 1:
+            # An item that must not be counted goes into row LONG, which nobody reads: the compiled
+            # comparison counts always, because a branch would cost more than a sum in vain.
             length = n if counted else LONG
             if (
                 not compare(tokens, start, end, rows, masks, counts, bounds, length, lcs)
@@ -267,6 +287,7 @@ def scan(
                 longest = max(longest, n)
                 continue
         else:
+            # More than 32 tokens: there are no counts and no bounds, each item is compared in full.
             state[:] = 0xFFFFFFFF
             for p in range(start, end):
                 row = signed(rows[tokens[p]])
@@ -283,6 +304,7 @@ def scan(
                 continue  # it is another text that comes closer
             m = offsets[q + 1] - offsets[q]
             f = f_measure(shared, m, n)
+            # Shorter ones are in ``counts`` already, and are added at the end.
             if not (counted and shared <= COUNTED):
                 _add(sums, q, f, 1)
             if _place(f, item, nearest[q], nearest_f[q]) and words == 1 and item >= first - 1:
@@ -290,6 +312,8 @@ def scan(
                 for other in range(LONG):
                     if bounds[other * LANES + q] == COUNTED:
                         break  # as are those of all longer items, since the bound grows with them
+                    # F = 2 L / (m + n). Rounded down: a bound too low costs a look, one too high an
+                    # item.
                     bound = int(nearest_f[q, k - 1] * (m + other) / 2 - 1e-6)
                     bounds[other * LANES + q] = min(bound, COUNTED)
 
@@ -299,6 +323,7 @@ def scan(
                 times = signed(counts[(n * COUNTED + value - 1) * LANES + q])
                 if times:
                     _add(sums, q, f_measure(value, offsets[q + 1] - offsets[q], n), times)
+    # Only what ``_mark`` has set: to clear all rows would cost the vocabulary's size at each call.
     for token in ids:
         if token < known:
             rows[token] = 0

@@ -36,6 +36,8 @@ centres."""
 AT_ONCE = 16
 """Vectors that ``find`` reads together."""
 ROWS_MAPPED = 65_536
+"""Vectors by which the mapped file grows at a time, 96 MiB at 384 dimensions. What is not written
+yet takes no disk."""
 
 
 class SemanticIndex:

@@ -13,6 +13,8 @@ from engine.store import Manifest, RunReader
 __all__ = ["card", "plain"]
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+"""The Hugging Face Hub's categories of size (``size_categories`` of a dataset's card), each with
+the number of rows that it stays below."""
 
 
 def card(

@@ -25,6 +25,7 @@ from engine.store import RunReader
 __all__ = ["Choice", "Place", "Sorted", "choose"]
 
 SORT = re.compile(r"(?P<sign>-?)(?:length\((?P<measured>.+)\)|(?P<field>.+))", re.S)
+"""``--sort``: ``score``, ``-score`` for the highest first, or ``-length(output)``."""
 
 
 class Place(NamedTuple):

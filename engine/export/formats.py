@@ -53,6 +53,7 @@ Format = Literal[
     "alpaca", "jsonl", "messages", "sharegpt", "preference", "csv", "parquet", "datasets"
 ]
 FORMATS: tuple[Format, ...] = get_args(Format)
+"""What ``--format`` takes, from the type, so that the two cannot differ."""
 SUFFIX: dict[Format, str] = {
     "alpaca": ".json",
     "jsonl": ".jsonl",
@@ -63,6 +64,7 @@ SUFFIX: dict[Format, str] = {
     "parquet": ".parquet",
     "datasets": ".parquet",
 }
+"""The ending of a file of each format: of the shards of a folder, and in advice to a person."""
 ENDINGS: dict[str, tuple[Format, ...]] = {
     ".json": ("alpaca", "sharegpt"),
     ".jsonl": ("jsonl", "messages", "preference"),
@@ -74,7 +76,9 @@ ENDINGS: dict[str, tuple[Format, ...]] = {
 NOT_WRITTEN = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".tsv", ".arrow", ".xlsx"})
 """Endings that promise what no format is."""
 WITH_PROVENANCE: frozenset[Format] = frozenset({"jsonl", "parquet", "datasets"})
+"""Formats with room beside a row's own fields for where it comes from."""
 CHATS: frozenset[Format] = frozenset({"messages", "sharegpt", "preference"})
+"""Formats that need to know which field asks and which answers."""
 WITH_REASONING: frozenset[Format] = WITH_PROVENANCE | {"messages"}
 """Formats that have a place for thoughts."""
 

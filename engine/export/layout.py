@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 ALPACA_FIELDS = ("instruction", "input", "output")
+"""The fields of Stanford Alpaca's records, in the order of its published file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ class Layout:
 
 
 ANY_ALPACA = Layout()
+"""The layout where no run says another."""
 
 
 def layout_of(run: RunReader) -> Layout:

@@ -22,7 +22,9 @@ from engine.files import replace_file
 __all__ = ["CHANGED", "FOREIGN", "expect", "exported", "remember", "touched"]
 
 FOREIGN = "exists, and this run did not export it"
+"""Why a file is not replaced without being asked to."""
 CHANGED = "was changed since this run exported it"
+"""The same of a file that was ours, and that somebody may have worked on."""
 
 
 def touched(run: Path, path: Path) -> str | None:

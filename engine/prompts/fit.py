@@ -28,15 +28,21 @@ __all__ = ["FitStep", "Prompts", "Rows", "join"]
 FitStep = Literal["demonstrations", "prompt", "completion"]
 
 SEAM_TOKENS = 8
+"""Tokens that a prompt may have beyond the sum of its parts, since text is cut otherwise where they
+meet. Too few would cost an overflow, each more a little room for the answer."""
 CHAT_TOKENS = 64
 """What a chat template may add around one message."""
 SHRINK = 0.8
 """Alpaca's factor after each "reduce your prompt" (utils.py, openai_completion)."""
 MAX_SHRINKS = 8
+"""Overflows after which a prompt is given up. Without numbers from the server, answer and prompt
+shrink in turn, so by then each is below half of what it was."""
 MOST_SHORTENED = 13
 """Times that a part is shortened to SHRINK of its length: down to a twentieth."""
 MIN_COMPLETION_TOKENS = 64
+"""No answer is made shorter than this to fit: it would be cut off, paid for and refused."""
 MIN_CORE_CHARS = 80
+"""No text is shortened below this: what is left should still say what it is about."""
 OWN_FIELDS = frozenset(("max_tokens", "temperature", "top_p", "stop", "forbid_eos"))
 """Of what a recipe samples by: those that ``Sampling`` has fields for."""
 
@@ -59,6 +65,7 @@ class _Cut:
 
 
 WHOLE = _Cut()
+"""Nothing gives way."""
 
 
 class Prompts:

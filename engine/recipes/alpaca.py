@@ -27,10 +27,14 @@ from engine.records import Completion, Record, SeedTask
 __all__ = ["Alpaca", "Scope", "Seeded", "compared_text", "demonstration", "header", "parse", "tail"]
 
 LAST_NUMBER = 20
+"""Tasks of a list, the demonstrations among them; the header asks for as many."""
 MOST_RECORDS = LAST_NUMBER - 1
 """Records that one answer can hold at most; paces the first requests."""
 STOP = (f"\n{LAST_NUMBER}", f"{LAST_NUMBER}.")
+"""Alpaca's: the answer ends where the last number begins, so that task is never written."""
 SAMPLING = {"stop": STOP, "forbid_eos": True}
+"""An end of text is forbidden, as by Alpaca's ``logit_bias``: the list must go on until it is full.
+"""
 Scope = Literal["instruction", "instruction+input"]
 
 _HEADER = """\
@@ -51,6 +55,8 @@ alarm, reminder or action in the world.
 
 List of 20 tasks:
 """
+"""What the model is asked for, above the demonstrations. Alpaca asks for the same in its own words.
+"""
 
 
 _HEADER_ZH = """\
@@ -69,6 +75,7 @@ _HEADER_ZH = """\
 
 20 项任务的清单：
 """
+"""The same in Chinese."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,9 @@ class Labels:
 
 
 _ENGLISH = Labels("Instruction:", "Input:", "Output:", "<noinput>")
+"""Alpaca's labels, and what stands for an input that is empty."""
 _LABELS = {"zh": Labels("指令：", "输入：", "输出：", "<无输入>")}
+"""Labels of languages whose demonstrations are not labelled in English."""
 _NO_INPUT = frozenset(
     (
         "<noinput>",
@@ -98,6 +107,7 @@ _NO_INPUT = frozenset(
         "无",
     )
 )
+"""What models write, in lower case, where there is no input; the first is Alpaca's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +227,7 @@ def tail(demonstrations: int, language: str = ENGLISH) -> str:
 
 _OPENING = re.compile(r"\s*+(?:###)?+\s*+([0-9]+)\.\s++Instruction:")
 _LABEL = re.compile(r"\.\s++(Instruction|Input|Output):")
+"""Behind the number of an entry: ``. Instruction:``. Not anchored to a line, as Alpaca's is not."""
 # The same as models write them in other languages; here too each repetition is possessive, or a
 # run of dots or spaces would take time with the square of its length.
 _ANY_OPENING = re.compile(
@@ -225,8 +236,10 @@ _ANY_OPENING = re.compile(
 _ANY_LABEL = re.compile(
     r"[.．。、]\s*+(Instruction|Input|Output|指令|输入|輸入|输出|輸出)\s*+[:：]"
 )
+"""The same in any language here, with full-width signs: ``．指令：``."""
 _ANY_SEPARATOR = re.compile("###|＃＃＃")
 _TO_ASCII = {ord(wide): str(digit) for digit, wide in enumerate("０１２３４５６７８９")}
+"""Full-width digits, for ``str.translate``."""
 FEW_NUMBERS = 64
 """Numbers whose labels have a pattern of their own."""
 MOST_LABELS_SHOWN = 12

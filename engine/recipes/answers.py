@@ -76,6 +76,7 @@ _ITEM = re.compile(
     r"^([ \t]*+)(?:\*\*)?(?:(?:(\()?\d{1,6}+(?:[.)](?=\s|\*|$)|[、．）](?!\d)))|([-*•])(?=[ \t]|$))[ \t]*+"
 )
 _BLANK_LINES = re.compile(r"\n[ \t]*+\n")
+"""A line of nothing but blanks. Possessive, so that a long one takes no square of its length."""
 
 
 class ListAnswer:

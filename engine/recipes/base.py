@@ -244,7 +244,9 @@ class Recipe:
 
 
 QUESTIONS = ("instruction", "question", "prompt", "problem", "query")
+"""Names of the field that asks, in the datasets in use; the first that a row has is taken."""
 ANSWERS = ("output", "answer", "response", "completion", "solution")
+"""Likewise of the field that answers."""
 
 
 def chat_of(row: Record) -> list[dict[str, str]] | None:

@@ -38,14 +38,22 @@ from engine.records import Completion, Record, SeedTask
 __all__ = ["CotSelfInstruct"]
 
 SHOWN = 2
+"""Seeds in a prompt, as in the paper."""
 SAMPLES = 8
+"""Answers to each question, among which a majority is looked for. Each more costs as much as the
+question; fewer make agreement by chance likelier."""
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 4096}
+"""Of questions; the answers are sampled as ``reason`` does."""
 HEADER = """\
 Below are some tasks. Think first: what field are they from, what do they demand, how hard are they? Then plan a new task of the same kind and level that is none of these with other names or numbers: say what it asks, why it has exactly one right answer, and work the answer out to the end.
 
 Then write the new task, complete and understandable by itself, as <question>…</question>, and below it the final answer alone, as short as can be and without its derivation, as <answer>…</answer>.
 """
+"""In our own words. It asks for thought first, as the paper's prompt does, and for tags, so that
+what was only tried out in the thoughts can be told from the result."""
 _TAGS = re.compile(r"<(question|answer)>((?:(?!</?(?:question|answer)>).)*+)</\1>", re.DOTALL)
+"""``<question>…</question>`` or ``<answer>…</answer>``; what is within has no such tag, so a tag
+that was opened twice counts from the second one."""
 
 
 class CotSelfInstruct(Recipe):

@@ -51,6 +51,7 @@ from engine.records import Completion, Record
 __all__ = ["Evol"]
 
 SYSTEM = "You are a careful writer of tasks for language models."
+"""Without a system turn, some chat templates add one of their own."""
 DEPTH = """\
 Make the task below a little harder, so that even strong models have to work for it. It must stay one task that a person can understand, and that can be answered with text alone. Keep its language, and any table, code or figures in it. {how} Add some 10 to 20 words, no more.
 
@@ -89,7 +90,10 @@ First task:
 Second task:
 {task}
 """
+"""Asked of each evolved row. What is "Equal" to the row before has not evolved, and the old one
+stays."""
 SAMPLING = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 2048}
+"""WizardLM's: the same temperature for evolving and answering."""
 LEAKS = (
     "given task",
     "new task#",
@@ -102,6 +106,8 @@ LEAKS = (
 _APOLOGY = re.compile(
     r"\W*+(?:i(?:'|\u2019| a)m|we(?:'|\u2019| a)re) (?:very |so )?sorry\b", re.IGNORECASE
 )
+"""An evolved task that is a refusal: "I'm sorry, but …". Matched at its beginning only, since a
+task may well be about an apology."""
 SHORT_WORDS = 80
 """An answer with "sorry" that is shorter than this is none."""
 STOP_WORDS = frozenset(
@@ -113,7 +119,10 @@ STOP_WORDS = frozenset(
     these they this those through to too under until up very was we were what when where which
     while who whom why will with would you your yours yourself yourselves i'm you're it's that's we're they're don't isn't""".split()
 )
+"""NLTK's English list without its fragments of contractions. An answer of these alone says nothing,
+in WizardLM's rules."""
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+"""A word with its contractions in one: ``don't``."""
 
 
 class Evol(Recipe):

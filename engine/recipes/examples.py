@@ -17,6 +17,7 @@ from engine.records import Record
 __all__ = ["Example", "examples_of"]
 
 MAX_EXAMPLES = 100_000
+"""Rows of one file. They are held in memory and a prompt shows a few, so more would add nothing."""
 SEEDS = "seeds"
 """As the place of examples: the seed tasks that ship with the package."""
 

@@ -36,12 +36,14 @@ FirstCharacter = Literal["ascii", "letter", "any"]
 quote or bracket; anything."""
 
 MIN_WORDS, MAX_WORDS = 4, 150
+"""Alpaca's bounds of an instruction; both are still accepted."""
 MIN_CHARACTERS, MAX_CHARACTERS = 4, 300
 """Of text without spaces between words; four Chinese characters are a whole instruction."""
 MAX_TOKENS = 1_000
 """Of an instruction. Without spaces, a text of 150 words can be of any length, and the time of a
 comparison grows with the product of two lengths. Real instructions of 150 words have some 200."""
 _TOKEN = re.compile(r"[A-Za-z0-9]{1,32}|[^\sA-Za-z0-9]")
+"""About a token of a model's: a stretch of a word, at most 32 letters, or one other sign."""
 
 # Things a text model can neither see nor make.
 BLOCKED_WORDS = (
@@ -202,6 +204,7 @@ def _standing(word: str) -> str:
 # -- Alpaca's -------------------------------------------------------------------------------------
 
 _BLOCKED = re.compile(rf"\b({'|'.join(BLOCKED_WORDS)})\b", re.IGNORECASE)
+"""Alpaca's search: whole words, whatever their case. "Photograph" has no ``graph``."""
 
 
 def word_count(record: Record) -> Refusal | None:
@@ -252,9 +255,11 @@ ALPACA_FILTERS: tuple[Callable[[Record], Refusal | None], ...] = (
     first_character,
     token_count,
 )
+"""In Alpaca's order, so that the reason of a refusal is the same as there."""
 
 
 _ALPACA = Filters()
+"""With all settings as Alpaca has them."""
 
 
 def first_refusal(record: Record) -> Refusal | None:

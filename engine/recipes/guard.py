@@ -48,6 +48,7 @@ LIMIT_S = 10.0
 PROMPT_LIMIT_S = 2.0
 """For one prompt; all of a run wait meanwhile."""
 ROLES = get_args(Role)
+"""The roles that a part may have, from the type; user code is not held to types."""
 MOST_WORDS = 500
 """Characters of an exception's text that are told."""
 MOST_NEAR = 30

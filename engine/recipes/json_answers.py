@@ -32,8 +32,11 @@ MOST_BACKTRACKS = 100_000
 """Steps of a pattern in a schema."""
 
 _FENCE = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[ \t]*+\r?$", re.MULTILINE)
+"""A line that opens or closes a block in Markdown: three backticks, which a word may follow."""
 _OPENING = re.compile(r"[\[{]")
+"""Where JSON of any use begins: an object or an array."""
 _BLANKS = re.compile(r"[ \t\r\n]*+")
+"""JSON's white space, which is less than Python's."""
 
 
 class _NotJsonError(Exception):

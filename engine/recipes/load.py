@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 ALPACA = "alpaca"
+"""The default recipe; a run that names none is from before there were others."""
 
 
 class Coded(NamedTuple):
@@ -69,6 +70,7 @@ AS_PROGRAM = (
     'put what starts a run below `if __name__ == "__main__":`, since other processes load the '
     "file for its recipe"
 )
+"""Advice where importing a recipe would start a run within the run."""
 _loading: ContextVar[str] = ContextVar("_loading", default="")
 """The spec whose module is being loaded now."""
 _one_loads = threading.RLock()

@@ -42,7 +42,10 @@ MARK = "WoolmillsUserTurn"
 DATE = "26 Jul 2024"
 """What Llama's template has as today where nobody says: a prompt must not depend on the day."""
 MOST_TURN_END = 64
+"""Characters of what ends a turn where it is no special token. It is sent as a stop string, and
+servers limit those."""
 TOKENS = "tokenizer.json"
+"""The tokenizers library's file: it has the ids of special tokens without loading anything."""
 NEXT_TURN = re.compile(
     r"<\|im_(?:start|end)\|>|<\|start_header_id\|>|<\|eot_id\|>|<(?:start|end)_of_turn>"
     r"|<\|(?:user|assistant|system|end)\|>|\[/?INST\]"
@@ -77,6 +80,7 @@ FAMILIES = {
     "mistral": Opening("<s>[INST] ", " [/INST]"),
     "chatml": Opening("<|im_start|>user\n", "<|im_end|>"),
 }
+"""Openings of models whose files are not on this machine, by the family of the template."""
 NAMED = (
     (r"llama-?3", "llama3"),
     (r"qwen-?2\.5", "qwen2.5"),

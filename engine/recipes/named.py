@@ -19,6 +19,7 @@ from engine.recipes.load import AS_PROGRAM, runs_as_program
 __all__ = ["spec_of"]
 
 MAIN = "__main__"
+"""The name of a script's module while it runs; another process cannot import it by that."""
 
 
 def spec_of(recipe: str | Recipe | type[Recipe]) -> str:

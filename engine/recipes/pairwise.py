@@ -29,7 +29,9 @@ from engine.records import Completion, Record
 __all__ = ["Pairwise"]
 
 SYSTEM = "You compare two answers to the same instruction: which one would serve whoever asked better? Correctness comes first, then completeness, then clarity. Neither the order of the answers nor their length counts."
+"""In our own words; like MT-Bench's it warns of order and length, which judges favour."""
 REQUEST = 'Say in one or two sentences what decides it, as "reason", and then which is "better": "first", "second" or "tie". Answer with a JSON object that has reason and better.'
+"""The reason is asked for before the verdict, so that the verdict can follow from it."""
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -38,11 +40,14 @@ SCHEMA = {
     },
     "required": ["reason", "better"],
 }
+"""By place and not by name: which answer is first changes from one order to the other."""
 FORM = {
     "type": "json_schema",
     "json_schema": {"name": "pairwise", "schema": SCHEMA, "strict": True},
 }
+"""The schema as servers take it to constrain an answer; it is checked here too."""
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 512, "response_format": FORM}
+"""At temperature 0 the two orders differ only in the order."""
 
 
 class Pairwise(Recipe):

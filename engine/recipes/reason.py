@@ -51,11 +51,19 @@ from engine.records import Completion, Record
 __all__ = ["CLOSING", "Reason", "boxed", "normalised"]
 
 CLOSING = r"Think step by step. Then end with the final answer alone, written as \boxed{...}."
+"""The last line of each question. The answer is looked for in the box that it asks for."""
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 8192}
+"""DeepSeek's advice for its R1 models; at temperature 0 they repeat themselves, and all traces
+would be one."""
 SAMPLES = 4
+"""Traces of each question unless ``--set samples=`` says otherwise."""
 MATCH = "match"
+"""The verifier that compares with the known answer, both normalised; the default."""
 KEEP = ("majority", "verified", "all")
+"""What may become of a question's traces; the head of this file says what each means."""
 LIMIT_S = 10.0
+"""How long one verdict may take. Math-Verify needs milliseconds, save for an answer that sends its
+algebra astray."""
 MOST_ANSWER = 2_000
 """Characters of a final answer; what is longer is none."""
 
@@ -204,7 +212,9 @@ def _question(ask: Ask) -> str:
 
 
 _BOX = re.compile(r"\\f?boxed\s*+\{")
+r"""``\boxed{``, with ``\fboxed{`` and blanks before the brace, as models write it too."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+r"""A brace, or an escaped character, so that ``\{`` is not taken for a brace."""
 
 
 def boxed(text: str) -> str | None:
@@ -232,9 +242,14 @@ def boxed(text: str) -> str | None:
 _LEFT_OUT = re.compile(
     r"\\(?:left|right|displaystyle|limits|quad|qquad)(?![A-Za-z])|\\[!,;:> ]|[\s$]+|\\[()\[\]]"
 )
+r"""LaTeX that changes how an answer looks and not what it is: ``\left``, ``\,``, ``$``, blanks."""
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}")
+r"""``\text{even}``, of which the content stays."""
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+r"""``\dfrac``, ``\tfrac`` and ``\cfrac``, which are ``\frac`` at other sizes."""
 _NUMBER = re.compile(r"([+-]?)([0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)(\.[0-9]*+)?")
+"""A decimal, perhaps with thousands set apart: ``-1,234.50``, ``1{,}000``. Not ``1,23``, which may
+be two numbers."""
 
 
 def normalised(answer: str) -> str:

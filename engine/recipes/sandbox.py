@@ -25,9 +25,12 @@ __all__ = ["Expression", "Missing", "Shortens", "Text", "as_text", "value_of"]
 MAX_CHARACTERS = 4 * 2**20
 """Of what one template makes."""
 MAX_DIGITS = 10_000
+"""Digits of a power, about. ``9**9**9`` would never end, and no limit of time stops it within one
+operation."""
 MAX_ITEMS = 100_000
 """Of a value that is made while it is read, such as what ``map`` gives."""
 ELSEWHERE = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+"""Statements that would read another file: a recipe is one file."""
 ALLOWS_ABSENCE = {"defined", "undefined", "default", "d"}
 """Tests and filters that are there for names that may be missing."""
 
@@ -109,6 +112,7 @@ def _environment() -> _Environment:
 
 
 _JINJA = _environment()
+"""One for all templates; it holds no state of theirs."""
 
 
 class _Compiled:

@@ -68,6 +68,7 @@ from engine.records import Completion, Record
 __all__ = ["SelfInstruct"]
 
 SHOWN = 8
+"""Tasks that a prompt shows, as in the paper: six seeds and two of the run's own."""
 SHOWN_OF_POOL = 2
 LAST_NUMBER = 15
 """Of the list, where eight are shown: seven new ones."""
@@ -77,17 +78,25 @@ BLOCKED_WORDS = (
     "draw", "plot", "go to",
 )  # fmt: skip
 LIST_SAMPLING = {"max_tokens": 1024, "temperature": 0.7, "top_p": 0.5, "presence_penalty": 2}
+"""The published code's; the presence penalty keeps a list from repeating itself."""
 LIST_STOP = (f"\n{LAST_NUMBER + 1}.", f"\n{LAST_NUMBER + 1} .")
+"""Where the model goes on past the last number."""
 PUBLISHED_LIST_STOP = ("\n\n", "\n16", "16.", "16 .")
+"""The published code's. A blank line ends it after one task where a model sets them apart, and
+"16." may be part of a task."""
 JUDGED_SAMPLING = {"max_tokens": 3, "temperature": 0.0, "top_p": 1.0}
+"""Three tokens are enough for Yes or No."""
 JUDGED_STOP = ("\nTask",)
+"""Where the model goes on to a task of its own."""
 PUBLISHED_JUDGED_STOP = ("\n", "Task")
+"""The published code's: an answer that begins with a line break is empty."""
 INSTANCE_SAMPLING = {
     "temperature": 0.0,
     "top_p": 1.0,
     "presence_penalty": 1.5,
     "stop": (f"Example {MOST_INSTANCES + 1}", "Task:"),
 }
+"""The published code's. It stops before a sixth example or another task."""
 INSTANCE_TOKENS = {True: 300, False: 350}
 """By whether the task is classification."""
 
@@ -95,15 +104,21 @@ INSTANCE_TOKENS = {True: 300, False: 350}
 # length; they match what the published ones match.
 _NUMBER = re.compile(r"\n\d++\s?\. ")
 _BLANK_LINE = re.compile(r"\n[ \t\r]*+\n")
+"""A line of nothing but blanks: what is below belongs to no task of the list."""
 _EXAMPLE = re.compile(r"Example\s?\d*\.?")
+"""``Example 2``, before each instance."""
 _OUTPUT = re.compile(r"Output\s*+\d*+\s*+:")
+"""``Output:`` or ``Output 2:``, between the input of an instance and its output."""
 _INPUT = re.compile(r"Input\s*+\d*+\s*+:")
+"""``Input:`` likewise. One within an output begins an instance that has no ``Example``."""
 _CLASS_LABEL = "Class label:"
+"""Before each instance of a classification task, whose label comes first."""
 _MARKED_UP = re.compile(
     r"^[ \t#*]*+(?:(Example[ \t]?\d*+)|(Class label|(?:In|Out)put(?:[ \t]\d++)?+))[ \t*]*+(:?)\**+",
     re.MULTILINE,
 )
 _YES = re.compile(r"\W*+yes\b", re.IGNORECASE)
+"""An answer that begins with yes, whatever stands around it: ``**Yes**, since …``."""
 
 
 class SelfInstruct(Recipe):

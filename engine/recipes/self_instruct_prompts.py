@@ -22,10 +22,12 @@ LIST = """\
 Below is a list of tasks of many kinds. Go on with it, one task to a number and nothing else.
 
 """
+"""Of the first stage; the numbered tasks follow."""
 
 _CLASSIFICATION = """\
 For each task, say whether it is classification: whether every right answer to it is one of a few labels that are known beforehand. Answer with Yes or No.
 """
+"""Of the second stage. It says what is meant, as chat models are literal."""
 _JUDGED = (
     ("Tell whether the tone of this letter is polite or rude.", True),
     ("Write a toast for a colleague who retires.", False),
@@ -59,6 +61,7 @@ _JUDGED = (
     ("Suggest a title for the essay.", False),
     ("Say which language the sentence is written in: Dutch, Danish or German.", True),
 )
+"""Tasks, and whether they are classification, of both kinds in no order."""
 IS_CLASSIFICATION = Template(
     _CLASSIFICATION + "\n",
     tuple(
@@ -169,6 +172,7 @@ Output: It means to give a secret away by mistake. "We had planned a surprise, b
 """,
     ),
 )
+"""Of the third stage, for tasks that are not classification: the output follows from the input."""
 
 OUTPUT_FIRST = Template(
     """\
@@ -277,3 +281,5 @@ Sentence: The museum ought to open at eight.
 """,
     ),
 )
+"""For classification: with the label first, all labels come up; after the input, models give the
+commonest label again and again."""

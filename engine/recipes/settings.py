@@ -14,6 +14,7 @@ from engine.sections import DECISION, FREE, LATER, Flag, Positive, Section, Stri
 __all__ = ["AUTO", "FiltersConfig", "RecipeSection"]
 
 AUTO = "auto"
+"""What is to be found out: the language from the seeds or rows, the API from the address."""
 
 
 def _language(code: str) -> str:

@@ -42,8 +42,11 @@ from engine.text import shorten
 __all__ = ["BUILTIN", "Template", "TemplateChain", "builtin_templates", "load_template"]
 
 BUILTIN = "engine.recipes"
+"""The package whose folder ``builtin`` has the recipes that ship."""
 SUFFIX = ".toml"
+"""By which a recipe is known to be a file and no built-in name."""
 MAX_FILE_BYTES = 16 * 2**20
+"""Read at most, so that a dataset named by mistake is not read whole."""
 
 
 def load_template(spec: str, options: Mapping[str, Any]) -> Template | TemplateChain:

@@ -339,6 +339,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "vary": Examples,
     "options": Option,
 }
+"""The model of each table by its key, to tell which keys a misspelt one may have meant."""
 
 
 def _key_fails(error: Exception) -> bool:

@@ -34,12 +34,16 @@ from engine.text import shorten
 __all__ = ["MATH_VERIFY", "Verdict", "Verifier"]
 
 MATH_VERIFY = "math-verify"
+"""As it is named in ``--set verifier=``: Hugging Face's library, from ``pip install math-verify``.
+"""
 Verdict = tuple[bool | None, str]
 """Whether the answer is right (None: nobody can say), and a detail for the person."""
 START_S = 60.0
 """Until the process has loaded what it needs, on a machine that is busy."""
 MOST_DETAIL = 300
+"""Characters kept of what a verifier raised; the answer itself may be in it."""
 MOST_LINE = 1 << 20
+"""Bytes of one verdict. A function that prints without end must not fill this process's memory."""
 
 
 class Verifier:

@@ -27,6 +27,7 @@ __all__ = ["Bursts"]
 MIN_ROWS = 20
 """A phrase in fewer rows is no burst."""
 MAX_WORDS = 4
+"""Words of the longest phrase that is looked for. A longer one is found by its parts."""
 AGREE = 0.8
 """Share of a phrase's rows whose outputs begin alike."""
 COMMON = 0.2
@@ -34,10 +35,13 @@ COMMON = 0.2
 APART = 0.1
 """Share of a word's rows that do without the phrase, at most."""
 OPENING_WORDS = 4
+"""Words by which answers count as beginning alike."""
 SHOWN = 20
+"""Phrases in a report, the most suspicious first."""
 
 
 ALPACA_SHAPE = Shape()
+"""The fields of a row where none are told: Alpaca's."""
 
 
 class Bursts:

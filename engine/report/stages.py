@@ -13,7 +13,9 @@ from engine.store import RunReader
 __all__ = ["COLUMNS", "lines", "main_reasons", "stage_figures"]
 
 KEPT = ("requests", "responses", "failed", "pieces", "accepted", "rejected", "tokens", "cost")
+"""What is taken of a stage's figures."""
 COLUMNS = ("stage", "asked", "answered", "failed", "accepted", "refused", "tokens", "cost")
+"""The heads of the table of which ``lines`` gives the rows."""
 MAIN = 3
 """Reasons that are named; the others are counted."""
 

@@ -37,13 +37,22 @@ from engine.settings import RunConfig
 __all__ = ["Report", "check"]
 
 PROMPTS = 20
+"""Prompts that are made, and rows of each verdict that are looked at. A mistake shows in the first
+few or depends on the row, of which no number would see all."""
 ANSWERS = 1_000
+"""Whole answers, cut and spoilt in so many ways: some seconds for a recipe in order."""
 HASH_SEEDS = ("1", "2")
+"""Values of PYTHONHASHSEED: sets of strings have another order under each, so a recipe that depends
+on it makes other prompts."""
 SLOW_S = 2.0
 """For one prompt or one answer; those of real recipes take microseconds."""
 LONGEST_S = 300.0
+"""For the process as a whole. Its own limits end what Python can interrupt, within seconds."""
 MOST_FAULTS = 10
+"""Lines that a person is shown; more would say the same."""
 LONG_CHARACTERS = 50_000
+"""Of answers that a parser of quadratic time fails at: there it takes minutes, a linear one
+milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

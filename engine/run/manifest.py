@@ -22,9 +22,14 @@ from engine.surroundings import spelt_out
 __all__ = ["make_manifest"]
 
 SEMANTIC = ("semantic_threshold", "semantic_model", "semantic_precision")
+"""Settings that mean nothing where no texts are compared by meaning; they are kept empty there, so
+that they may differ."""
 FREE = marked(RunConfig, OnResume.FREE)
+"""Settings by what they may do when a run goes on; ``OnResume`` says what each means."""
 DECISION = marked(RunConfig, OnResume.DECISION)
+"""Those under which ``woolmill redecide`` may decide again."""
 LATER = marked(RunConfig, OnResume.LATER) | {"recipe_asks"}
+"""Those that runs of older versions lack. ``recipe_asks`` is no setting, but came later too."""
 
 
 def make_manifest(

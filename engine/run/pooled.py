@@ -16,8 +16,7 @@ from engine.store import RunReader
 
 __all__ = ["LARGEST_EPOCH", "Pooled", "epoch_starts"]
 
-FIRST_EPOCH = 64
-LARGEST_EPOCH = 4096
+FIRST_EPOCH, LARGEST_EPOCH = 64, 4096
 """Requests. Epochs grow from few, so that the first rows are shown soon, to so many that the two by
 which a pool lags are waited for by nobody while fewer than a tenth of one are in flight.
 """

@@ -9,6 +9,7 @@ from engine.settings import RunConfig
 __all__ = ["SlowStart"]
 
 LONG_S = 60.0
+"""When waiting for a first answer begins to look like a fault."""
 
 
 class SlowStart:

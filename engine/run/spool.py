@@ -29,6 +29,7 @@ from engine.stages import folders_below
 __all__ = ["ROWS", "each_row", "spool"]
 
 ROWS = "rows.jsonl"
+"""The file in a run's folder that holds rows which a program gave."""
 BATCH = 1_000
 """Rows of a data frame that are made at once."""
 

@@ -23,6 +23,7 @@ from engine.view.metrics import metrics
 __all__ = ["MetricsFile"]
 
 EVERY_S = 15.0
+"""Seconds between two writes: about as often as Prometheus is set to look."""
 LAST_S = 5.0
 """How long the end of a run waits for the file."""
 FIRST = b"# HELP woolmill_"

@@ -22,6 +22,8 @@ from engine.errors import InputError, OutputError, StoppedError
 __all__ = ["RunLock", "is_held", "read_mark"]
 
 _LINE = 128
+"""Bytes of each line of the file, filled up with blanks, so that either is written in one place
+without touching the other."""
 _LOOKED_AT_S = 1.0
 """How long others who only look (``is_held``) may keep a writer from its lock."""
 

@@ -63,6 +63,8 @@ CREATE TABLE decision (request INTEGER, position INTEGER, reason TEXT, body TEXT
 CREATE TABLE vector   (request INTEGER, position INTEGER, body BLOB NOT NULL, sum INTEGER NOT NULL,
                        PRIMARY KEY (request, position));
 """
+"""The tables of a run. ``sum`` is the checksum of each row; what stands in ``body`` is JSON. A
+change here is another FORMAT."""
 
 
 _KEY = {"meta": b"%b", "session": b"%d"} | dict.fromkeys(

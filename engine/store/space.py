@@ -22,12 +22,15 @@ database.
 """
 
 MOUNTS = Path("/proc/self/mountinfo")
+"""Linux's list of mounted file systems; other systems have none, and nothing is said there."""
 _UNSAFE = {
     **dict.fromkeys(("nfs", "nfs4", "cifs", "smb3", "ceph", "lustre"), "a network file system"),
     **dict.fromkeys(("9p", "virtiofs"), "a folder of another machine"),
     **dict.fromkeys(("fuse", "fuseblk"), "a file system in user space"),
     **dict.fromkeys(("tmpfs", "ramfs"), "in memory"),
 }
+"""File systems on which SQLite's locks, or what is synced, may not hold; by their names in
+``MOUNTS``."""
 
 
 class Reserve:

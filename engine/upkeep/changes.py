@@ -23,6 +23,7 @@ __all__ = ["Accepted", "Changes"]
 SHOWN = 5
 """Rows of each kind that are named; the others are counted."""
 CHARACTERS = 70
+"""Of a row, in one line of a terminal."""
 END = (2**62, 0, 0)
 """Behind all rows."""
 

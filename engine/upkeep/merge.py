@@ -33,6 +33,8 @@ from engine.upkeep.salvage import new_run
 __all__ = ["merge", "merge_runs"]
 
 BATCH = 256
+"""Answers that are copied at once: one transaction for each would be slow, and all of them in
+memory too many."""
 
 SHARED = ("recipe", "recipe_version", "stage", "api", "seeds", "samples")
 """Fixed settings in which merged runs must agree: how answers are parsed and what records are

@@ -20,10 +20,15 @@ from engine.errors import OutputError
 __all__ = ["bind", "make_server"]
 
 CONNECTIONS = 64
+"""At most, at once. A browser opens six to a host, so this is ten people's."""
 HEADERS_S = 5.0
+"""Within which a new connection must ask something."""
 LIFE_S = 60.0
+"""Of a connection, whatever it does; pages are made in milliseconds."""
 MAX_HEADER_BYTES = 16_384
+"""Of a request's head; browsers send one or two KiB."""
 PORTS_TRIED = 20
+"""From the one asked for on, where others are taken by an earlier view."""
 
 
 class _Timed(H11Protocol):

@@ -25,7 +25,10 @@ from engine.records import Api
 __all__ = ["AnthropicJobs", "message_body", "openai_body"]
 
 VERSION = "2023-06-01"
+"""Every request to Anthropic's API must name the version that it is written for."""
 FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+"""OpenAI's word for each of Anthropic's stop reasons. Any other (``refusal``, say) is kept as it
+is."""
 STATUSES = {
     "invalid_request_error": 400,
     "authentication_error": 401,

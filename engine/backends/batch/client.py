@@ -27,10 +27,15 @@ from engine.secrets import Secret
 __all__ = ["Client", "refused"]
 
 CONNECT_S = 10.0
+"""A provider that takes no connection within this time is unreachable; silence later may be work.
+"""
 SILENCE_S = 120.0
 """The longest silence of a provider while it takes or gives a file."""
 MOST_JSON_BYTES = 16 * 2**20
+"""An answer to a small question that is larger is a fault. It would be held in memory as a whole;
+only files, which go straight onto the disk, may be of any size."""
 PIECE_BYTES = 2**16
+"""How much of a file lies in memory while it is fetched or sent."""
 
 
 class Client:

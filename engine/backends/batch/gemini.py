@@ -24,7 +24,10 @@ from engine.records import Api
 __all__ = ["GeminiJobs", "gemini_body", "openai_body"]
 
 MIME = "application/jsonl"
+"""What the upload must declare: Gemini takes a batch's requests as JSON Lines alone."""
 RUNNING = frozenset(("PENDING", "RUNNING", "CANCELLING", "UNSPECIFIED", ""))
+"""States, without their prefix, of a batch that may still end well. The last two are a batch of
+which the API says nothing yet; taking them for an end would give up what has been paid for."""
 STATUSES = {
     3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 14: 503, 16: 401,
 }  # fmt: skip
@@ -40,7 +43,9 @@ FIELDS = {
     "presence_penalty": "presencePenalty",
     "frequency_penalty": "frequencyPenalty",
 }
+"""Gemini's name for each of OpenAI's fields of sampling, within ``generationConfig``."""
 TAKEN = frozenset(("model", "messages", "response_format", *FIELDS))
+"""Fields of a chat that are translated; any other goes along as it is."""
 
 
 class GeminiJobs:

@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 MOST_LINE_BYTES = 32 * 2**20
+"""As much as an answer over HTTP may have. A longer line is read in pieces, so that memory stays
+bounded; no piece is whole JSON, so none is taken for an answer."""
 ID = re.compile(r"([0-9a-f]{8})-(\d{1,15})-[0-9a-f]{8}")
 """Letters, digits and dashes, which all providers take, and at most 33 of them."""
 

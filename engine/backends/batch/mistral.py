@@ -21,12 +21,15 @@ __all__ = ["MistralJobs"]
 STATES = {"cancellation_requested": "cancelling", "timeout_exceeded": "expired"}
 """Mistral's words for OpenAI's."""
 HOURS = 24
+"""How long Mistral may work on a job. After a day, as at the other providers, a job ends with what
+is done by then."""
 WORDS = {
     "id": "id",
     "output_file_id": "output_file",
     "error_file_id": "error_file",
     "errors": "errors",
 }
+"""OpenAI's names, as ``FileJobs`` reads a job, and Mistral's for the same."""
 
 
 class MistralJobs(FileJobs):

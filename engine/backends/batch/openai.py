@@ -34,6 +34,7 @@ RUNNING = frozenset(
 NEVER_RAN = frozenset(("batch_expired", "batch_cancelled", "batch_canceled"))
 """Codes of lines in an error file whose turn never came."""
 PAGE = 100
+"""Batches on a page of the list: the most that OpenAI gives at once."""
 MOST_PAGES = 20
 """Pages of a provider's list of batches that are looked through for one of ours."""
 ENQUEUED = ("token_limit_exceeded", "request_limit_exceeded", "batch_limit_exceeded")

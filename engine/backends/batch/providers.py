@@ -58,6 +58,8 @@ HOSTED: Mapping[str, _Hosted] = {
         key_prefix="",
     ),
 }
+"""What is special about each provider. One without a ``url`` has an address for each customer, so
+``--base-url`` must give it."""
 GEMINI_ROOTS = ("/openai", "/v1beta")
 """What is taken off the end of a base URL: Gemini's own API begins at the host's root."""
 

@@ -2,7 +2,7 @@
 CUDA or MPS device.
 
 The choice: transformers brings the model, tokenizer and chat template; batching is our own
-(``continuous.py``), so that no row waits for another. The backend looks like a server: prompts come
+(``batching.py``), so that no row waits for another. The backend looks like a server: prompts come
 one at a time, are answered as they finish, and cancelling a call frees its rows. Weights are
 safetensors or GGUF, never pickles, and code that comes with a model is never run. The price: one
 process holds model and engine, and a crash there is a crash of the run (which resumes); ``vllm``
@@ -46,8 +46,14 @@ __all__ = ["Loaded", "TransformersBackend", "load"]
 log = logging.getLogger(__name__)
 
 _WRONG_MODEL = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError)
+"""What transformers raises for a name, a configuration or a file that is no model it can open.
+RuntimeError is caught beside these: that is also how memory runs out."""
 _ROWS = {"cpu": 32, "cuda": 128, "mps": 16}
+"""Rows generated at once, by kind of device, unless ``max_in_flight`` says otherwise; 16 on any
+other. Memory may admit fewer."""
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096, "mps": 1024}
+"""New tokens in one forward pass, at most, by kind of device. More read prompts in fewer passes;
+but all rows wait for the pass, so each new prompt would hold up the others for longer."""
 TEMPLATE = frozenset(("add_special_tokens", "chat_template_kwargs"))
 """Further fields of a request that say how its prompt becomes tokens."""
 _KV_SHARE = 0.5

@@ -33,6 +33,8 @@ _WORTH_SHARING = 32
 """Tokens that a shared prefix must spare each row, at least."""
 
 _MAX_PREFIXES = 8
+"""Shared prefixes whose keys and values are kept. Past it, one that no row uses makes room; where
+all are in use, no new one is computed."""
 _RECENT = 8
 """Prompts remembered after their admission, as witnesses of what prompts have in common."""
 
@@ -135,6 +137,8 @@ class ContinuousBatch:
     @property
     def longest(self) -> int:
         """Tokens that a row may come to at most, so that it can always be admitted in the end."""
+        # A lane is as long as its longest row in every place, so one row costs as much as a full
+        # lane.
         return self.kv_tokens // max(len(lane.slots) for lane in self._lanes)
 
     def start(self) -> None:
@@ -165,6 +169,8 @@ class ContinuousBatch:
 
     def _fail(self, error: Exception) -> None:
         """Hand ``error`` to everyone who waits, now and until the engine is closed."""
+        # Requests go on arriving until somebody notices, and nobody else would answer them: so the
+        # thread stays, and refuses each, until it is closed.
         for request in [row.request for row in self._active] + list(self._waiting):
             request.on_done(error)
         self._active.clear()
@@ -178,6 +184,8 @@ class ContinuousBatch:
         timeout: float | None = None if idle else 0
         while not self._closed:
             try:
+                # Idle, it waits without end, and after a first arrival for a moment more; busy, it
+                # only takes what is there, since the rows being generated wait for the next step.
                 request = self._arrivals.get(block=timeout != 0, timeout=timeout or None)
             except queue.Empty:
                 break
@@ -198,6 +206,7 @@ class ContinuousBatch:
                 self._waiting.popleft()
                 continue
             slot = self._place(request)
+            # Those behind it wait too: if shorter ones overtook it, a long one might never come in.
             if slot is None:
                 return
             self._waiting.popleft()
@@ -222,11 +231,14 @@ class ContinuousBatch:
             lane
             for lane in self._lanes
             if any(slot not in taken for slot in lane.slots)
+            # Not what the row takes, but what its lane comes to: a long row makes all its places
+            # longer.
             and total - tokens(lane) + tokens(lane, request.tokens) <= self.kv_tokens
         ]
         if not fitting:
             return None
         length = len(request.ids)
+        # Beside rows of like length there is the least padding to compute.
         lane = min(fitting, key=lambda lane: abs(length - max(s.position for s in lane.slots)))
         return next(slot for slot in lane.slots if slot not in taken)
 
@@ -239,6 +251,7 @@ class ContinuousBatch:
         )
         others = [request.ids for request in self._waiting] + list(self._recent)
         length = common_prefix(ids, others)
+        # A prefix costs a pass of its own, during which all rows stand still.
         if length < len(known.ids) + _WORTH_SHARING:
             return known
         if len(self._prefixes) == _MAX_PREFIXES:
@@ -253,6 +266,8 @@ class ContinuousBatch:
 
     def _step(self) -> None:
         """One forward pass over all rows; finished ones leave."""
+        # Rows that decode come first, and all of them: a long prompt may take many steps to be
+        # read, and must not hold up the answers of others.
         decoding = [row for row in self._active if len(row.unread) == 1]
         reading = [row for row in self._active if len(row.unread) > 1]
         if not decoding and not reading:
@@ -269,9 +284,13 @@ class ContinuousBatch:
             if not count:
                 break
             parts.append((count, Chunk(row.slot, count)))
+            # Told before the pass, so that the lane makes room; it counts as length only
+            # afterwards.
             row.slot.growth = count
             positions += range(row.slot.position, row.slot.position + count)
             ids += row.unread[:count]
+            # Only what follows the prompt's last token is a choice; the rest of a prompt needs no
+            # logits.
             if count == len(row.unread):
                 answering.append(row)
                 at.append(len(ids) - 1)
@@ -325,6 +344,7 @@ class ContinuousBatch:
         row.slot.prefix.rows -= 1
         row.slot.prefix = Prefix()
         row.slot.length = row.slot.growth = 0
+        # Otherwise one very long row would leave its lane at that length for good.
         if not any(other.slot.lane is row.slot.lane for other in self._active):
             row.slot.lane.clear()
 

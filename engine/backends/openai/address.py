@@ -37,6 +37,8 @@ HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 OURS = frozenset(
     ("host", "content-length", "transfer-encoding", "connection", "accept-encoding", "content-type")
 )
+"""Headers on which the framing of a request or its meaning depends. A second value, given by the
+user, would contradict the engine's own."""
 DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)$")
 """Azure's classic URL; the key then goes in a header ``api-key``."""
 CHAT_HOSTS = (

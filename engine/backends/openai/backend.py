@@ -55,9 +55,11 @@ SILENCE_S = 60.0
 GAUGES_S = 2.0
 """How long an answer to ``/metrics`` may take; the next one is asked for soon."""
 MAX_RESPONSE_BYTES = 32 * 2**20
+"""Of one answer, unpacked. It bounds memory against an answer, or a gzip bomb, without end; real
+ones are far shorter."""
 MAX_EVENT_BYTES = 2**20
-START_TRIES = 3
-START_WAIT_S = 0.5
+"""Of one event of a stream, which carries a token or a few."""
+START_TRIES, START_WAIT_S = 3, 0.5
 """How often, and how long apart, a server that answers the first question with a fault is asked."""
 HEARD = ("http_", "html", "cut_body", "bad_json", "unreadable", "quota", "content_filter")
 """How reasons begin of which a server's answer is the cause, and not its absence."""

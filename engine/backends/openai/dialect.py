@@ -23,6 +23,8 @@ __all__ = ["RENAMED", "Dialect"]
 MOST_SAID = 200
 """Characters of a host's own words in a lesson."""
 RENAMED = ("max_tokens", "max_completion_tokens")
+"""OpenAI's older name for the most tokens of an answer, and the one that its reasoning models take
+in its place."""
 CHANGES_ANSWERS = frozenset(
     (
         *("ignore_eos", "seed", "stop", "top_p", "temperature", "top_k", "min_p"),
@@ -30,6 +32,8 @@ CHANGES_ANSWERS = frozenset(
         *("continue_final_message", "add_generation_prompt"),
     )
 )
+"""Fields whose loss changes what is answered, so the person is told; the other optional ones only
+change how the answer travels."""
 OPTIONAL = CHANGES_ANSWERS | {"stream_options", "stream", CONSTRAINT}
 """Fields without which a request can be made."""
 CHAT_ONLY = re.compile(
@@ -50,6 +54,7 @@ STREAM_ONLY = re.compile(
 )
 """How a host says that it wants streams: DashScope, Fireworks."""
 WORD = re.compile(r"[a-z_]+")
+"""Words of a host's message that may be names of fields: "Unsupported parameter: ``top_k``"."""
 
 
 class Dialect:

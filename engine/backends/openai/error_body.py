@@ -19,6 +19,7 @@ import orjson
 __all__ = ["MAX_MESSAGE", "ErrorBody", "as_json", "clean", "is_error", "is_html", "read_error"]
 
 MAX_MESSAGE = 300
+"""Characters of a server's words that a person is shown: a few lines of a terminal."""
 MAX_TEXT = 16_384
 """Characters of an error's message that are looked at."""
 MAX_DEPTH = 6
@@ -26,9 +27,16 @@ MAX_DEPTH = 6
 CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
+"""Escape sequences (``ESC[31m``), control characters, and the marks that turn the direction of
+text: with any of these a server could write over the screen or pass for something else."""
 KEY = re.compile(r"(?:sk|pk|key|hf|gsk)[-_][A-Za-z0-9_-]{8,}|Bearer +\S+")
+"""What looks like a secret: ``sk-…``, ``hf_…``, ``Bearer …``. Some hosts repeat the key in their
+message."""
 TITLE = re.compile(r"<title[^<>]{0,200}>([^<]{0,300})", re.IGNORECASE)
+"""The title of a page in HTML, as of a gateway: ``<title>502 Bad Gateway</title>``. All repeats are
+bounded: the page is a stranger's."""
 NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
+"""A number in words for people, ``12`` or ``1.25``; bounded, as above."""
 RETRY_IN = re.compile(
     r"(?:try again|retry|wait)(?: again)?(?: in| after| for)?:? ?"
     rf"(?:{NUMBER} ?h)?(?:{NUMBER} ?m(?:in(?:ute)?s?)?(?=\d|\b) ?)?"
@@ -39,7 +47,9 @@ RETRY_IN = re.compile(
 MESSAGES = ("message", "detail", "msg", "status_msg", "error")
 """Where the message is, the likeliest first."""
 CODES = ("code", "type", "status", "error_code", "error_type")
+"""Where hosts name the kind of an error: ``{"type": "insufficient_quota"}``."""
 STATUSES = ("code", "status", "http_status_code", "status_code")
+"""Where hosts repeat, or first give, the HTTP status within the body."""
 FLAT = ("message", "detail", "msg", "code")
 """What an error has that comes without an envelope."""
 

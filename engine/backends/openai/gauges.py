@@ -7,8 +7,12 @@ import re
 __all__ = ["read_gauges"]
 
 RUNNING = rb"vllm:num_requests_running|sglang:num_running_reqs|llamacpp:requests_processing"
+"""Names, as alternatives of one pattern, for requests that the engine is working on."""
 WAITING = rb"vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred"
+"""For requests that it has taken and not begun."""
 PREEMPTIONS = rb"vllm:num_preemptions(?:_total)?"
+"""For how often a request lost its place for want of memory; with or without the ``_total`` that
+Prometheus' clients add to a counter's name."""
 GAUGE = re.compile(
     rb"^(?:(%b)|(%b)|(%b))(?:\{.*\})? ([0-9.eE+]+)$" % (RUNNING, WAITING, PREEMPTIONS), re.MULTILINE
 )

@@ -28,6 +28,7 @@ __all__ = ["Events", "Reply", "Unpacker", "parsed"]
 TELLING = (b'"message"', b'"content"', b'"text"', b'"finish_reason"', b'"delta"')
 """Keys of which a choice has one each. Within a text, quotes are escaped."""
 STOP, LENGTH, FILTER = "stop", "length", "content_filter"
+"""OpenAI's finish reasons: it ended by itself, at the limit of tokens, or was withheld."""
 FINISH = {
     **dict.fromkeys(
         ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete", "completed"), STOP
@@ -68,16 +69,20 @@ CACHED = (
     "input_tokens_details.cached_tokens",
     "cached_tokens",
 )
-"""Where hosts count prompt tokens that were cached; the next likewise tokens of thoughts."""
+"""Where hosts count prompt tokens that were cached."""
 PLAIN = frozenset(("prompt_tokens", "completion_tokens", "total_tokens"))
+"""A usage of these fields alone needs no search for cached tokens or a price."""
 THOUGHTS = (
     "completion_tokens_details.reasoning_tokens",
     "output_tokens_details.reasoning_tokens",
     "reasoning_tokens",
 )
+"""Where hosts count the tokens of thoughts, which are part of the completion's."""
 MOST_TOKENS = 10**8
 """A count beyond this is a mistake of the server's: no context is so long."""
 MOST_COST = 1e6
+"""In dollars, for one call. What is beyond is a mistake of the server's, which would use up a
+budget at once."""
 
 
 class Reply:

@@ -17,6 +17,7 @@ __all__ = ["Served", "find_model", "listed", "read_models"]
 LENGTHS = ("max_model_len", "context_length", "context_window", "max_context_length")
 """What vLLM, OpenRouter and Together, Groq, and Mistral call the context's length."""
 MOST_TOKENS = 10**8
+"""A context length beyond this is a mistake of the server's and counts as unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

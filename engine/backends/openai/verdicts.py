@@ -43,11 +43,15 @@ QUOTA_CODES = frozenset(
         "accountoverdueerror",
     }
 )
+"""The account is out of money: OpenAI, Anthropic, Moonshot, Alibaba, Volcengine. No wait helps, so
+the run stops, even though most of them say so with 429."""
 QUOTA_TEXT = re.compile(
     r"credit balance is? ?too low|insufficient (?:quota|balance|credit)|balance is insufficient"
     r"|余额不足",
     re.I,
 )
+"""The same where a host has no code for it: "Your credit balance is too low" (Anthropic),
+"Insufficient Balance" (DeepSeek)."""
 KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "no_db_connection"})
 """The last is LiteLLM's, without a database, for a key that is not its own."""
 KEY_TEXT = re.compile(r"(?:incorrect|invalid) api key|api key not valid", re.I)
@@ -55,6 +59,7 @@ KEY_TEXT = re.compile(r"(?:incorrect|invalid) api key|api key not valid", re.I)
 OVERFLOW_CODES = frozenset(
     {"context_length_exceeded", "string_above_max_length", "tokens_limit_reached"}
 )
+"""A prompt longer than the context. It is not sent again as it is, but shortened."""
 OVERFLOW_TEXT = re.compile(
     r"maximum context length|context (?:length|window|size)|max_model_len|prompt is too long"
     r"|too many (?:input )?tokens|max_tokens must be at least 1"
@@ -64,6 +69,9 @@ OVERFLOW_TEXT = re.compile(
     r"|max_new_tokens`? must be <=|`inputs` must have less than",
     re.I,
 )
+"""The same where a host has no code for it, as OpenAI's "maximum context length is 8192 tokens",
+vLLM's "longer than the maximum model length" and TGI's "``inputs`` must have less than 4096
+tokens"."""
 TOO_LARGE = re.compile(r"request too large for", re.I)
 """OpenAI's and Groq's 429 for a request that alone is beyond the tokens of a minute."""
 DIGITS = r"(\d[\d,]{0,14})"
@@ -75,6 +83,8 @@ LIMIT_NUMBER = re.compile(
     rf" {{0,9}}[:=(]? {{0,9}}{DIGITS}",
     re.I,
 )
+"""The host's limit, out of such a message: 8192 in "maximum context length is 8192 tokens". Later
+prompts are then fitted to it before they are sent."""
 PROMPT_NUMBER = re.compile(
     rf"{DIGITS} (?:tokens )?(?:in the messages|of text input|in (?:your|the) (?:prompt|input)"
     r"|input tokens|from the input)"
@@ -83,6 +93,8 @@ PROMPT_NUMBER = re.compile(
     rf"|prompt \(length {DIGITS}\)",
     re.I,
 )
+"""How many tokens the host counted in the prompt: 9000 in "(9000 in the messages, 500 in the
+completion)". It corrects our own estimate."""
 COMPLETION_LIMIT = re.compile(
     rf"supports at most {DIGITS} completion tokens"
     rf"|max_(?:completion_)?tokens\b.{{0,80}}?(?:less than or equal to|at most|<=|maximum (?:of|is)"
@@ -92,7 +104,10 @@ COMPLETION_LIMIT = re.compile(
 )
 """OpenAI, Groq, DeepSeek, Anthropic: the most that one answer may have. The last number counts."""
 SLOW_DOWN = re.compile(r"overloaded|slow ?down|too many requests|rate.?limit|at capacity", re.I)
+"""Words by which a fault of the server (502, 503, 504) asks for fewer requests: "Overloaded".
+Without them the server counts as gone, and not as busy."""
 THROTTLED = frozenset({"rate_limit_exceeded", "rate_limit_error", "resource_exhausted"})
+"""Codes that mean too many requests under whatever status."""
 CONTENT_POLICY = frozenset(
     {
         "content_policy_violation",
@@ -102,6 +117,8 @@ CONTENT_POLICY = frozenset(
         "data_inspection_failed",
     }
 )
+"""Codes of a filter that refused the prompt: OpenAI, Azure, Alibaba. Asking again gives the same.
+"""
 CONTENT_TEXT = re.compile(
     r"moderation|\bflagged\b|content[ _](?:policy|filter|management|exists risk)|guardrail"
     r"|inappropriate content|safety (?:system|filter|policy|reasons|settings)"
@@ -317,6 +334,8 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
 DURATION = re.compile(
     r"^(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?$"
 )
+"""How Go's servers write a time to wait: ``6m0s``, ``1h2m``, ``250ms``. The ``m`` of ``ms`` is no
+minute."""
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -50,7 +50,11 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _CHILD = Path(__file__).with_name("child.py")
+"""The program of the child process. It is started by its path, since the other environment may not
+have this package."""
 _MAX_RESTARTS = 3
+"""How often a child that died is started again in one run. One fault may pass; an engine that dies
+a fourth time will die again, and each start costs minutes."""
 _CLOSE_S = 10.0
 """How long the child may take to shut down in order."""
 _ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
@@ -58,6 +62,8 @@ _ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 request's generator, which torch's generators on a CPU cannot: any request with a seed may so end
 the engine (vllm/v1/worker/gpu_model_runner.py, ``set_offset``; seen with 0.32)."""
 _CODE = "trust_remote_code"
+"""vLLM's flag to run code that comes with a model. It is off, and any abbreviation of it is
+refused."""
 
 
 class VllmBackend:

@@ -27,6 +27,8 @@ __all__ = ["Desk", "Lane", "error_of", "patiently"]
 PASSING = ("unavailable", "throttled", "ambiguous")
 """Kinds of failures of a question that is worth asking again."""
 FIRST_WAIT_S, MOST_WAIT_S = 0.5, 60.0
+"""Between two questions to a provider that is away: doubled each time, from the first to the
+second. A provider may ask for longer, but no more than the second either."""
 T = TypeVar("T")
 
 

@@ -17,6 +17,7 @@ SETTLE_S = 0.5
 TAIL = 0.05
 """Share of all requests that the run takes, as far as is known, up to which they go live."""
 TAIL_AT_LEAST = 16
+"""Requests that go live whatever their share: a batch of hours is not worth so few."""
 
 Way = Literal["live", "batch", "wait"]
 
