@@ -38,7 +38,7 @@ class Change(NamedTuple):
     new: int
     who: Witness
     why: str
-    """A short clause without an end, such as ``refused with 8 in flight``."""
+    """A short clause without an end, such as ``refused with 7 in flight``."""
 
     def plain(self, endpoint: str) -> dict[str, Any]:
         """As JSON values, for events and the store."""

@@ -233,8 +233,8 @@ HELD_BACK = {
         "held back by limit (waiting for 64 answers from http://127.0.0.1:8000)",
     ),
     "a limit that was found": (
-        {"server": {"in_flight": 7, "binds": "limit", "limit_why": "refused with 8 in flight"}},
-        "held back by limit (waiting for 7 answers from http://127.0.0.1:8000; refused with 8 in "
+        {"server": {"in_flight": 7, "binds": "limit", "limit_why": "refused with 7 in flight"}},
+        "held back by limit (waiting for 7 answers from http://127.0.0.1:8000; refused with 7 in "
         "flight)",
     ),
     "a scout": (
@@ -273,8 +273,8 @@ async def test_what_holds_a_run_back_is_always_named(changed: dict[str, Any], sa
 
 async def test_the_live_view_says_why_a_limit_is_where_it_is() -> None:
     """Under the endpoint, whatever holds the run back; nothing under a number that was given."""
-    found = {"in_flight": 3, "limit": 7, "limit_why": "refused with 8 in flight"}
-    assert "limit 7: refused with 8 in flight" in shown(waiting(server=found))
+    found = {"in_flight": 3, "limit": 7, "limit_why": "refused with 7 in flight"}
+    assert "limit 7: refused with 7 in flight" in shown(waiting(server=found))
     assert "limit 64:" not in shown(waiting())
 
 

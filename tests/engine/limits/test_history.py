@@ -29,11 +29,11 @@ def test_a_change_is_one_of_the_whole_number() -> None:
     history = History(Witness.START, "began")
     history.note(4.2, 4.9, Witness.GOODPUT, "a little more")
     assert (history.count, history.why, history.who) == (0, "a little more", Witness.GOODPUT)
-    history.note(4.9, 7.0, Witness.REFUSALS, "refused with 8 in flight")
+    history.note(4.9, 7.0, Witness.REFUSALS, "refused with 7 in flight")
     (change,) = history.changes
     assert change.plain("here") == {
         "endpoint": "here", "at_s": round(change.at_s, 3), "old": 4, "new": 7,
-        "who": "refusals", "why": "refused with 8 in flight",
+        "who": "refusals", "why": "refused with 7 in flight",
     }  # fmt: skip
 
 
@@ -63,9 +63,9 @@ def test_a_debug_log_names_endpoint_and_reason(caplog: pytest.LogCaptureFixture)
     history = History(Witness.START, "")
     history.name = "http://127.0.0.1:8000"
     with caplog.at_level(logging.DEBUG, logger="engine.limits.history"):
-        history.note(16, 7, Witness.REFUSALS, "refused with 8 in flight")
+        history.note(16, 7, Witness.REFUSALS, "refused with 7 in flight")
     assert caplog.messages == [
-        "http://127.0.0.1:8000: limit 16 -> 7 in flight (refusals: refused with 8 in flight)"
+        "http://127.0.0.1:8000: limit 16 -> 7 in flight (refusals: refused with 7 in flight)"
     ]
 
 
