@@ -34,6 +34,7 @@ from engine.backends.base import Failure, Verdict
 from engine.limits import Lease, LimitSettings, Pool
 from engine.limits.controller import Controller, Ticket
 from engine.limits.finder.finder import Adaptive
+from engine.limits.history import History, Witness
 from engine.records import Completion, Prompt, Sampling, Usage
 from engine.run.deliver import Delivery, RetryPolicy, deliver
 
@@ -170,6 +171,7 @@ class AimdOnRefusals:
 
     def __init__(self, most: int = 256) -> None:
         self.paused_until_s = 0.0
+        self.history = History(Witness.SETTINGS, "")
         self._most = most
         self._limit = float(most)
         self._in_flight = 0

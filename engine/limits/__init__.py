@@ -5,6 +5,7 @@ pool                  hands out slots (``Lease``) over all endpoints, hears what
  ├─ watch             looks at servers while they work
  ├─ doubts            whether refusals that blame the settings are right about them
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
+     ├─ history       why a limit is where it is, change by change
      ├─ controller    what is asked of a limit; one that is given
      ├─ adaptive      one that is found, from what the answers tell
      │   ├─ chance    tells refusals by chance from those of a limit
@@ -14,6 +15,7 @@ pool                  hands out slots (``Lease``) over all endpoints, hears what
 """
 
 from engine.limits.doubts import OF_THE_PROMPT
+from engine.limits.history import News
 from engine.limits.pool import EndpointLimits, Lease, LimitSettings, Pool
 
-__all__ = ["OF_THE_PROMPT", "EndpointLimits", "Lease", "LimitSettings", "Pool"]
+__all__ = ["OF_THE_PROMPT", "EndpointLimits", "Lease", "LimitSettings", "News", "Pool"]

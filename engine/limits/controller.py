@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.limits.finder.chance import Chance
+from engine.limits.history import History, Witness
 
 __all__ = ["Controller", "Fixed", "Ticket", "concerns_all"]
 
@@ -35,6 +36,8 @@ class Controller(Protocol):
 
     paused_until_s: float
     """The server wants silence until then."""
+    history: History
+    """How the limit came to be what it is."""
 
     def limit(self, now_s: float) -> float:
         """How many may be in flight."""
@@ -75,6 +78,7 @@ class Fixed:
 
     def __init__(self, most: int) -> None:
         self.paused_until_s = 0.0
+        self.history = History(Witness.SETTINGS, "")
         self._most = most
         self._in_flight = 0
         self._chance = Chance()

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.backends.base import Backend, Verdict
 from engine.limits.controller import Controller, Fixed, Ticket
+from engine.limits.history import History
 from engine.limits.quota import Bucket, told
 from engine.money import Prices
 from engine.records import Completion
@@ -91,6 +92,8 @@ class EndpointSnapshot:
     """Why the breaker is open."""
     oldest_s: float = 0.0
     """How long the oldest call in flight has been waited for."""
+    history: History
+    """Why its limit is what it is."""
 
 
 @runtime_checkable
@@ -132,6 +135,7 @@ class Endpoint:
         self.server = backend if isinstance(backend, WatchedServer) else None
         self.fixed = fixed is not None
         self.controller = controller() if fixed is None else Fixed(fixed)
+        self.controller.history.name = backend.name
         self.in_flight = 0
         self._sent_s: dict[int, float] = {}
         """When each call in flight was admitted, oldest first, by the id of its ticket."""
@@ -318,6 +322,7 @@ class Endpoint:
             binds=binds,
             failure=self.failure,
             oldest_s=max(0.0, now_s - next(iter(self._sent_s.values()), now_s)),
+            history=self.controller.history,
         )
 
 

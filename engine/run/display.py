@@ -25,7 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from engine.limits import Pool
+from engine.limits import News, Pool
 from engine.records import EVERY
 from engine.run.progress import Display, Progress
 from engine.text import shorten, visible
@@ -182,6 +182,7 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
                 "binds": endpoint.binds,
                 "failure": visible(endpoint.failure),
                 "oldest_s": round(endpoint.oldest_s, 1),
+                "limit_why": endpoint.history.why,
             }
             for endpoint in pool.snapshot()
         ],
@@ -225,12 +226,18 @@ def _binds(state: dict[str, Any]) -> str:
     if found:
         return ", ".join(found)
     if awaited and "limit" in names and not state["first_answers"]:
-        return f"limit ({awaited})"
+        return f"limit ({'; '.join([awaited, *_limited(state)])})"
     if awaited:
         return awaited
     if state["undecided"]:
         return f"deciding ({state['undecided']:,} answers)"
     return disk if state["calls_at_disk"] else ""
+
+
+def _limited(state: dict[str, Any]) -> list[str]:
+    """Why the limit is what it is, where one endpoint is held back by a limit that was found."""
+    held = [endpoint for endpoint in state["endpoints"] if endpoint["binds"] == "limit"]
+    return [held[0]["limit_why"]] if len(held) == 1 and held[0]["limit_why"] else []
 
 
 def _awaited(state: dict[str, Any]) -> str:
@@ -341,7 +348,18 @@ class PlainDisplay:
 
 
 class JsonDisplay(PlainDisplay):
-    """JSON Lines: ``{"time", "event": "progress" | "note", …}``; ``"end"`` is the command's."""
+    """JSON Lines: ``{"time", "event": "progress" | "limit" | "note", …}``; ``"end"`` is the
+    command's.
+    """
+
+    def __init__(self, stream: TextIO | None = None, every_s: float = PLAIN_EVERY_S) -> None:
+        super().__init__(stream, every_s)
+        self._news = News()
+
+    def refresh(self, progress: Progress, pool: Pool) -> None:
+        for endpoint, change in self._news.of(e.history for e in pool.snapshot()):
+            self._write(event("limit", **change.plain(visible(endpoint))))
+        super().refresh(progress, pool)
 
     def note(self, message: str) -> None:
         self._write(event("note", message=message))
@@ -360,7 +378,7 @@ class JsonLog(logging.Formatter):
         )
 
 
-def event(kind: Literal["progress", "note", "log", "end"], **fields: Any) -> str:
+def event(kind: Literal["progress", "limit", "note", "log", "end"], **fields: Any) -> str:
     """One line of JSON."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps({"time": now, "event": kind, **fields})
@@ -433,6 +451,8 @@ def block(state: dict[str, Any]) -> RenderableType:
             (f" · {endpoint['failure']}" if endpoint["failure"] else "", "red"),
         )
         body.add_row("", line)
+        if endpoint["limit_why"]:
+            body.add_row("", Text(f"  limit {endpoint['limit']:,}: {endpoint['limit_why']}", "dim"))
     for stage in state["stages"]:
         body.add_row("stage", Text(_stage(stage)))
     if unread := state["not_compared_by_meaning"]:

@@ -49,6 +49,7 @@ from engine.run import endings
 from engine.run.batches.bulk import Bulk
 from engine.run.batches.route import Way
 from engine.run.deliver import RetryPolicy, deliver, most_tokens, unsent
+from engine.run.limit_log import LimitLog
 from engine.run.plan import Plan
 from engine.run.progress import Display, Owner, Pace, Progress, Stop, of_target
 from engine.run.turns import Changed, Turn
@@ -117,6 +118,7 @@ class Pipeline:
         self.on_leave: Callable[[], None] = lambda: None
         """Called when nothing is waited for any more."""
         self.changed = self._changed = Changed()
+        self._limit_log = LimitLog(store)
         self._stop: Stop | None = None
         self._sending = anyio.CancelScope()
         self._abandoning = anyio.Event()
@@ -185,6 +187,7 @@ class Pipeline:
                 await self._changed.until(self._all_decided)  # what came home while draining
             background.cancel_scope.cancel()
         assert self._stop is not None
+        self._limit_log.keep(self._pool, at_once=True)
         self._leave_batches()
         return self._stop
 
@@ -691,6 +694,7 @@ class Pipeline:
             )
             if self._drained_at_s is not None:
                 progress.drain_left_s = max(0.0, self._drained_at_s - now_s)
+            self._limit_log.keep(self._pool)
             if self._leads:
                 self._display.refresh(progress, self._pool)
             await anyio.sleep(REFRESH_S)

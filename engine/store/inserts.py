@@ -86,6 +86,8 @@ class Inserts:
             if work.batch is not None:
                 name = f"batch.{work.batch.tag}"
                 put_meta(self._connection, self._checksum, name, work.batch)
+            if work.limits:
+                put_meta(self._connection, self._checksum, "limits", work.limits)
             if work.decided is None:
                 continue
             self._count_decisions(work.decided.decisions)

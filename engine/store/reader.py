@@ -311,6 +311,15 @@ class RunReader:
             found.append(BatchRow.of(decode(body)))
         return sorted(found, key=lambda row: (row.made_s, row.tag))
 
+    def limits(self) -> list[dict[str, Any]]:
+        """The latest changes of the endpoints' limits, in the order of time, as plain values."""
+        rows = self._query("SELECT body, sum FROM meta WHERE name = 'limits'")
+        for body, sum_ in rows:
+            if not self._checksum.holds("meta", (b"limits",), body, sum_):
+                raise damaged("meta", "limits", self.path)
+            return list(decode(body))
+        return []
+
     def in_batches(self) -> int:
         """Requests without an answer that stand in batches whose answers may come."""
         count = 0

@@ -207,6 +207,10 @@ class RunStore(RunReader):
         self.manifest = replace(self.manifest, learnt=dict(learnt))
         return self._write(Work(learnt=dict(learnt)))
 
+    def keep_limits(self, changes: Sequence[Mapping[str, Any]]) -> asyncio.Future[None]:
+        """Keep ``changes`` of limits, in the place of those kept so far. Durable when done."""
+        return self._write(Work(limits=changes))
+
     def batch(self, row: BatchRow) -> asyncio.Future[None]:
         """Keep a batch as it is now. Durable when done."""
         return self._write(Work(batch=row))

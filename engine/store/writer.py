@@ -55,6 +55,8 @@ class Work:
     learnt: Mapping[str, Any] | None = None
     """The manifest's part of that name, where it is to be written anew."""
     batch: BatchRow | None = None
+    limits: Sequence[Mapping[str, Any]] = ()
+    """The latest changes of the endpoints' limits, in the place of those kept so far."""
     done: asyncio.Future[None] = field(default_factory=_new_future)
 
 

@@ -40,6 +40,8 @@ SHORT = 400
 """Characters of a text in a list."""
 ONE_LINE = 80
 """Characters of JSON that stand on one line."""
+LIMITS_SHOWN = 50
+"""Of the latest changes of how many requests may be in flight."""
 FEW = 6
 """Fields of a row in a list that hold no text: numbers, lists and objects."""
 
@@ -100,6 +102,7 @@ class Rows:
                 "stage": self.name,
                 "target": run.manifest.free.get("target"),
                 "last_at_s": run.counts().last_at_s,
+                "limits": run.limits()[-LIMITS_SHOWN:],
                 # Another text where rows came, or were decided again.
                 "decided_as": f"{told['pieces']} {told['rejected']} {run.manifest.decision}",
             }

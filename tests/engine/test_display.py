@@ -232,6 +232,11 @@ HELD_BACK = {
         {"server": {"in_flight": 64, "binds": "limit"}},
         "held back by limit (waiting for 64 answers from http://127.0.0.1:8000)",
     ),
+    "a limit that was found": (
+        {"server": {"in_flight": 7, "binds": "limit", "limit_why": "refused with 7 in flight"}},
+        "held back by limit (waiting for 7 answers from http://127.0.0.1:8000; refused with 7 in "
+        "flight)",
+    ),
     "a scout": (
         {"server": {"in_flight": 1}, "learning_context": True},
         "held back by learning the context length (one call at a time)",
@@ -268,6 +273,13 @@ async def test_what_holds_a_run_back_is_always_named(changed: dict[str, Any], sa
     assert f" · {said}" in line
     assert ("held back by" in line) == said.startswith("held back by")
     assert said in " ".join(shown(waiting(**changed)).split())
+
+
+async def test_the_live_view_says_why_a_limit_is_where_it_is() -> None:
+    """Under the endpoint, whatever holds the run back; nothing under a number that was given."""
+    found = {"in_flight": 3, "limit": 7, "limit_why": "refused with 7 in flight"}
+    assert "limit 7: refused with 7 in flight" in shown(waiting(server=found))
+    assert "limit 64:" not in shown(waiting())
 
 
 async def test_nothing_is_said_where_nothing_holds_the_run_back() -> None:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from engine.recipes.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_se
 from engine.records import Prompt
 from engine.stages import stages_of_run
 from engine.store import RunReader
+from engine.store.database import connect, put_meta, read_run_id
+from engine.store.schema import Checksum
 from engine.view import app as app_module
 from engine.view import server as server_module
 from engine.view.app import Access, make_app
@@ -484,3 +487,30 @@ def test_security_30_hostile_rows_are_text(tmp_path: Path, chromium: Chromium) -
                 assert seen.dom.count("<script") == seen.dom.count("<link") == 1
                 assert "\u202e" not in seen.dom
     assert asked == []
+
+
+def test_the_page_says_why_a_limit_is_where_it_is(
+    run_folder: Path, tmp_path: Path, chromium: Chromium
+) -> None:
+    """In Chromium: the latest change in one line, all of them below it, and names are text."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    changes = [
+        {"endpoint": name, "at_s": 60.0, "old": old, "new": new, "who": who, "why": why}
+        for name, old, new, who, why in (
+            ("other", 4, 8, "goodput", "doubling"),
+            ("<b>here", 8, 7, "refusals", "refused with 7 in flight"),
+        )
+    ]
+    path = folder / "run.sqlite"
+    with closing(connect(path, write=True)) as connection:
+        checksum = Checksum(read_run_id(connection, path))
+        put_meta(connection, checksum, "limits", changes)
+    with served(folder) as page:
+        seen = chromium.open(page.link, settle_ms=3000)
+    assert seen.console == []
+    latest = "7 in flight: refused with 7 in flight · &lt;b&gt;here"
+    assert f"<summary>limit {latest}</summary>" in seen.dom
+    assert f"8 → {latest} (refusals)" in seen.dom
+    assert seen.dom.index("8 → 7 in flight") < seen.dom.index("4 → 8 in flight")
+    assert "<b>" not in seen.dom

@@ -31,6 +31,7 @@ from engine.limits.controller import MAX_PAUSE_S, PAUSE_S, Ticket, concerns_all
 from engine.limits.finder.chance import Chance
 from engine.limits.finder.clock import Clock
 from engine.limits.finder.pace import Pace
+from engine.limits.history import History, Witness
 
 __all__ = ["Adaptive"]
 
@@ -92,6 +93,12 @@ MAX_CLIMB_S, MOST_CLIMBED_PER_S = 1.0, 500.0
 faster than that if it can, for what is sent until the refusal is known may be refused too."""
 
 
+DOUBLING = "doubling while that gives more tokens a second"
+QUEUE_EMPTY = "nothing waits in the server's queue"
+BY_CHANCE = "refusals come by chance, however many are in flight"
+"""Reasons, as the history has them."""
+
+
 class Adaptive:
     """The controller of ``--max-in-flight auto``; see the head of this file."""
 
@@ -100,6 +107,7 @@ class Adaptive:
         self.in_flight = 0
         self.paused_until_s = 0.0
         self.latency_s = 1.0
+        self.history = History(Witness.START, "the start of every run")
         self._target = min(start, ceiling)
         self._from = self._target  # the limit climbs from here to the target
         self._climb_s = 0.0
@@ -211,7 +219,7 @@ class Adaptive:
             self._successes += 1
             self._maybe_step(now_s)
         if self._chance.answered(self._target):
-            self._start_anew(now_s)
+            self._start_anew(now_s, BY_CHANCE)
         if self._streak and self._successes > CALM:
             self._streak = 0
         mean_in_flight = (self._area - ticket.area) / took_s
@@ -234,7 +242,7 @@ class Adaptive:
         # What went out in the very moment of a cut went before it; but not where no time passes.
         wave = self._episode_s is not None and ticket.at_s <= min(self._episode_s, now_s - 1e-6)
         if self._chance.refused(self._target, expected=self._is_beyond(ticket)):
-            self._start_anew(now_s)
+            self._start_anew(now_s, BY_CHANCE)
         if self._starve(now_s, ticket, refused=True):
             return
         if wave:
@@ -257,7 +265,10 @@ class Adaptive:
             pause_s = PAUSE_S if retry_after_s is None else retry_after_s
             self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
             self._episode_s = now_s
-            self._set(now_s, max(self.in_flight, 1.0))
+            self._set(
+                now_s, max(self.in_flight, 1.0), Witness.REFUSALS,
+                "the first requests were refused but for these",
+            )  # fmt: skip
         else:
             self._refusals = proof + (self._refusals if self._streak else 0)
             self._cut(now_s, ticket, retry_after_s, beyond=beyond, clock=clock)
@@ -271,19 +282,22 @@ class Adaptive:
         full = self.in_flight >= SATURATED * int(self._target)
         if preemptions - before > TOLERATED * running and full:
             self._growth = 0.1
-            self._settle(now_s, 0.9 * self._target, worse=True)
+            self._worse[True] = (self._target, now_s + REMEMBER_S)
+            why = "the server takes back room from running requests"
+            self._settle(now_s, 0.9 * self._target, Witness.GAUGES, why)
         elif waiting > max(2.0, 0.1 * running):
             self._growth = 0.1
             kept = max(self.in_flight - waiting + 0.05 * running, running, 1.0)
-            self._settle(now_s, min(self._target, kept))
+            why = f"{waiting:.0f} requests wait in the server's queue"
+            self._settle(now_s, min(self._target, kept), Witness.GAUGES, why)
         elif waiting == 0 and full and self._refused_at is None:  # refusals outweigh it
             if self._phase == "start":
-                self._set(now_s, self._target * 2)
+                self._set(now_s, self._target * 2, Witness.GAUGES, QUEUE_EMPTY)
             elif self._worse[True] is UNKNOWN or now_s >= self._climb_at_s + self.latency_s:
                 # Sequences fill the cache as they grow: too many show after about an answer.
                 target = self._beside(now_s, 1 + self._growth)
                 self._growth = min(2 * self._growth, 1.0) if target > self._target else 0.1
-                self._settle(now_s, target)
+                self._settle(now_s, target, Witness.GAUGES, QUEUE_EMPTY)
 
     # Rounds: what the answers say
 
@@ -304,11 +318,11 @@ class Adaptive:
             best = self._base[1] if self._base is not None else 0.0
             if self._phase == "start" and rate > (1 + WORTH) * best:
                 self._base = (self._target, rate)
-                self._set(now_s, self._target * 2)
+                self._set(now_s, self._target * 2, Witness.START, DOUBLING)
         elif self._base is None:
             self._base = (self._target, rate)
             if self._phase == "start":
-                self._set(now_s, self._target * 2)
+                self._set(now_s, self._target * 2, Witness.START, DOUBLING)
         elif self._phase == "hold":
             self._hold(now_s, rate)
         else:
@@ -354,7 +368,8 @@ class Adaptive:
         target = max(self._target * max(share, LEAST_KEPT), 1.0)
         self._worse = {True: (target * PROBE_UP, now_s + REMEMBER_S), False: UNKNOWN}
         self._down_next = False
-        self._settle(now_s, target)
+        why = f"tokens a second fell to {share:.0%} of what they were"
+        self._settle(now_s, target, Witness.GOODPUT, why)
 
     def _look_anew(self, now_s: float) -> None:
         self._seen_from_s, self._seen, self._seen_tokens, self._falls = now_s, 0, 0.0, 0
@@ -365,7 +380,7 @@ class Adaptive:
         target = self._beside(now_s, factor)
         self._rounds = 0
         self._phase = phase if target != self._target else "hold"
-        self._set(now_s, target)
+        self._set(now_s, target, Witness.GOODPUT, "trying whether it gives more tokens a second")
 
     def _judge(self, now_s: float, rate: float) -> None:
         """A measure at another level is here: keep that level, or go back."""
@@ -386,7 +401,8 @@ class Adaptive:
                 self._try(now_s, "start" if phase == "up" and gain > 0.1 else phase)
             return
         self._worse[not downwards] = (self._target, now_s + REMEMBER_S)
-        self._settle(now_s, level)
+        why = f"{self._target:.0f} in flight gave no more tokens a second"
+        self._settle(now_s, level, Witness.GOODPUT, why)
         if phase not in ("up", "down"):
             self._patience = 1
         elif self._beside(now_s, PROBE_DOWN if downwards else PROBE_UP) == level:
@@ -400,32 +416,31 @@ class Adaptive:
             step = half if abs(half) >= LEAST_STEP else 0.0
         return max(self._target * math.exp(step), 1.0)
 
-    def _settle(self, now_s: float, target: float, *, worse: bool = False) -> None:
-        if worse:
-            self._worse[True] = (self._target, now_s + REMEMBER_S)
+    def _settle(self, now_s: float, target: float, who: Witness, why: str) -> None:
         self._phase, self._rounds = "hold", 0
         if target != self._target:
-            self._set(now_s, target)
+            self._set(now_s, target, who, why)
 
     # Refusals
 
-    def _start_anew(self, now_s: float) -> None:
+    def _start_anew(self, now_s: float, why: str) -> None:
         """What was concluded from refusals does not hold, or not any more: double again."""
         self._refused_at = None
         self._pace.forget(now_s, self._all_successes + self.in_flight)
         self._phase, self._base = "start", None
-        self._set(now_s, self._target * 2)
+        self._set(now_s, self._target * 2, Witness.REFUSALS, why)
 
     def _count_wave(self, now_s: float) -> None:
         """One more of the wave that ended in a cut; it was counted among those held."""
         self._refusals += 1
         if self._refused_at is None:
-            self._set(now_s, max(min(self._target, self.in_flight), 1.0))
+            taken = max(min(self._target, self.in_flight), 1.0)
+            self._set(now_s, taken, Witness.REFUSALS, self._refusal)
         elif self._pace.per_s is None:
             self._held = max(self._held - 1, 1.0)
             self._refused_at = min(self._refused_at, self._held)
             if self._target > self._refused_at:
-                self._set(now_s, self._known)
+                self._set(now_s, self._known, Witness.REFUSALS, self._refusal)
 
     def _cut(
         self,
@@ -454,22 +469,23 @@ class Adaptive:
             held = self._paced
             if self._pace.vain > MOST_IN_VAIN + math.log2(1 + self._pace.vain_ends):
                 self._chance.learn(self._pace.vain, self._pace.vain_ends)
-                self._start_anew(now_s)
+                self._start_anew(now_s, BY_CHANCE)
                 return
             if self._pace.known < SUCCESSES_PER_REFUSAL:
                 self._chance.look_anew()  # measuring costs refusals, and they prove no chance
-            self._set(now_s, held)
+            self._set(now_s, held, Witness.REFUSALS, self._rate)
         elif beyond:
             assert self._refused_at is not None
             at = self._refused_at
             grown = ticket.in_flight > max((1 + WIDER) / 2 * at, at + 1)
             self._refused_at = held = min(held, at * STEP if grown else at)
-            self._set(now_s, self._known)
+            self._set(now_s, self._known, Witness.REFUSALS, self._refusal)
         else:
             # A cut after which some have been taken was nearly enough.
             taken = self._sent_s is not None and now_s > self._sent_s + 3 * self._refusal_s
             cut = CUT_AGAIN if self._streak > taken else CUT_FIRST
-            self._set(now_s, max(_less(min(self.limit(now_s), held), cut), 1.0))
+            target = max(_less(min(self.limit(now_s), held), cut), 1.0)
+            self._set(now_s, target, Witness.REFUSALS, f"refused with {held:.0f} in flight")
         if self._streak and retry_after_s is None and not clock:  # a pace holds back by itself
             pause_s = min(PAUSE_S * 2.0 ** (self._streak - 1), MAX_PAUSE_S)
             self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
@@ -506,7 +522,7 @@ class Adaptive:
             return False
         self._starved_enough *= 2
         self._chance.learn(refusals, ends)
-        self._start_anew(now_s)
+        self._start_anew(now_s, BY_CHANCE)
         return True
 
     @property
@@ -520,6 +536,18 @@ class Adaptive:
         assert self._refused_at is not None
         return max(math.ceil(HELD * self._refused_at), 1.0)
 
+    @property
+    def _refusal(self) -> str:
+        return f"refused with {self._refused_at or self._target:.0f} in flight"
+
+    @property
+    def _rate(self) -> str:
+        per_min = 60 * (self._pace.per_s or 0.0)
+        return (
+            f"the server takes about {per_min:,.0f} requests a minute and does not say so; "
+            "set --requests-per-min"
+        )
+
     def _is_beyond(self, ticket: Ticket) -> bool:
         """Whether it went out in a step beyond where the server last refused."""
         if self._refused_at is None or self._pace.per_s is not None:
@@ -529,13 +557,16 @@ class Adaptive:
     def _climb_back(self, now_s: float) -> None:
         """After an episode: up to just under where it was refused."""
         if not self._streak and self._target < self._known:
-            self._set(now_s, min(self._target * 1.05 + 0.25, self._known))
+            target = min(self._target * 1.05 + 0.25, self._known)
+            self._set(now_s, target, Witness.REFUSALS, f"climbing back: {self._refusal}")
 
     def _maybe_step(self, now_s: float) -> None:
         """Try a step beyond where it was refused, as soon as that can be afforded."""
         if self._pace.maybe_rise(now_s, self._all_successes + self.in_flight):
             self._refused_at = max(self._refused_at or 0.0, self._paced)
-            self._set(now_s, max(self._target, self._refused_at))
+            self._set(
+                now_s, max(self._target, self._refused_at), Witness.REFUSALS, self._rate
+            )  # fmt: skip
         if self._refused_at is None or self._streak or self._target < self._known:
             return
         wanted = self._caution * (self._refusals if self._target >= START else 1)
@@ -554,7 +585,9 @@ class Adaptive:
         assert self._refused_at is not None
         self._beyond = self._tried = 0
         climb_s = 3 * self._refusal_s if factor == WIDER else None
-        self._set(now_s, max(self._refused_at * factor, self._refused_at + 1), climb_s)
+        target = max(self._refused_at * factor, self._refused_at + 1)
+        why = f"trying a little more: {self._refusal}"
+        self._set(now_s, target, Witness.REFUSALS, why, climb_s)
 
     def _maybe_end_step(self, now_s: float) -> None:
         """One more is sent beyond: double if refusals would be back by now, and go back if there
@@ -572,13 +605,16 @@ class Adaptive:
                 self._step(now_s, WIDER)
             else:
                 self._caution = FIRST_CAUTION
-                self._start_anew(now_s)
+                self._start_anew(now_s, f"no longer {self._refusal}")
         elif self._tried > 3 * CALM and now_s > self._tried_at_s + 4 * self._refusal_s:
-            self._set(now_s, self._known)
+            self._set(now_s, self._known, Witness.REFUSALS, self._refusal)
 
-    def _set(self, now_s: float, target: float, climb_s: float | None = None) -> None:
+    def _set(
+        self, now_s: float, target: float, who: Witness, why: str, climb_s: float | None = None
+    ) -> None:
         """Up by a climb of half a latency or ``climb_s``, down at once; measuring begins anew."""
         target = min(target, self.ceiling)
+        self.history.note(self._target, target, who, why)
         self._from = min(self.limit(now_s), target)
         self._climb_at_s = now_s
         climb_s = self.latency_s / 2 if climb_s is None else climb_s
