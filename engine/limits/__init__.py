@@ -7,7 +7,7 @@ pool                  hands out slots (``Lease``) over all endpoints, hears what
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
      ├─ history       why a limit is where it is, change by change
      ├─ controller    what is asked of a limit; one that is given
-     ├─ adaptive      one that is found, from what the answers tell
+     ├─ finder        one that is found, from what the answers tell
      │   ├─ chance    tells refusals by chance from those of a limit
      │   ├─ clock     tells refusals of a rate limit from those of a limit in flight
      │   └─ pace      where refusals follow the clock: so many a second
