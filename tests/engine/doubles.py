@@ -48,6 +48,12 @@ class MemoryStore:
             last_decided=None,
         )
 
+    def limits(self) -> list[dict[str, Any]]:
+        return []
+
+    def keep_limits(self, changes: Sequence[dict[str, Any]]) -> asyncio.Future[None]:
+        return self._soon(asyncio.get_running_loop().create_future())
+
     def sent(
         self, prompts: Sequence[Prompt], model: str, done: asyncio.Future[None]
     ) -> asyncio.Future[None]:

@@ -492,6 +492,6 @@ def test_all_public_names_are_there_and_no_others_are_promised() -> None:
         assert getattr(engine, name) is not None
         assert name in dir(engine)
     assert engine.__all__ == sorted(set(engine.__all__))
-    assert set(engine._MODULES) | {"__version__"} == set(engine.__all__)
+    assert set(engine._MODULES) | {"__version__", "loop"} == set(engine.__all__)
     with pytest.raises(AttributeError, match="no attribute 'regenerate'"):
         _ = engine.regenerate

@@ -107,12 +107,12 @@ async def test_changes_are_events_and_stay_with_the_run(
     folder, stream = tmp_path / "run", io.StringIO()
 
     async def go(target: int) -> None:
-        backend = ScriptedBackend(max_in_flight=None, delay_s=lambda prompt: 0.02)
+        backend = ScriptedBackend(max_in_flight=None, delay_s=lambda prompt: 0.05)
         monkeypatch.setattr(generate_module, "make_backends", lambda config: [backend])
         settings = {"backend": "scripted", "out": folder, "target": target, "semantic": False}
         await generate(RunConfig.model_validate(settings), JsonDisplay(stream, every_s=0))
 
-    await go(100)
+    await go(400)
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     told = [event for event in events if event["event"] == "limit"]
     assert [(event["old"], event["new"], event["who"]) for event in told][:1] == [(4, 8, "start")]
@@ -122,7 +122,7 @@ async def test_changes_are_events_and_stay_with_the_run(
         {name: value for name, value in event.items() if name not in ("event", "time")}
         for event in told
     ]
-    await go(150)
+    await go(800)
     with RunReader(folder) as reader:
         both = reader.limits()
     assert both[: len(kept)] == kept
