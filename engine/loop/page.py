@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.loop.ledger import Ledger, Round
 from engine.report.charts import Chart, curve
-from engine.report.html import document
+from engine.report.html import document, table_of
 from engine.report.markdown import table
 from engine.text import visible
 
@@ -52,21 +52,11 @@ def html(ledger: Ledger, *, refresh_s: int | None = None) -> str:
         f'<div class="chart" id="{name}" role="img" aria-label="{escape(CURVES[name])}"></div>'
         for name in drawn
     )
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-column="{escape(name)}"><bdi>{escape(_shown(value))}</bdi></td>'
-            for name, value in zip(COLUMNS, cells, strict=True)
-        )
-        + "</tr>"
-        for cells in _cells(ledger)
-    )
+    cells = [[f"<bdi>{escape(_shown(value))}</bdi>" for value in row] for row in _cells(ledger)]
     body = (
         f"<h1>{escape(_title(ledger))} <small>{escape(_folder(ledger))}</small></h1>"
         f'<section><h2>Round by round</h2><div class="row">{charts}</div></section>'
-        f'<section><h2>Figures</h2><table class="cards"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></section>"
+        f"<section><h2>Figures</h2>{table_of(COLUMNS, cells)}</section>"
     )
     return document(_title(ledger), body, drawn, refresh_s=refresh_s)
 

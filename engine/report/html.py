@@ -27,7 +27,7 @@ from engine.report.stages import COLUMNS, lines
 from engine.store import RunReader
 from engine.text import counted, shorten, visible
 
-__all__ = ["document", "html", "policy", "style", "vega"]
+__all__ = ["document", "html", "policy", "style", "table_of", "vega"]
 
 VEGA_LITE = "6.1"
 
@@ -231,7 +231,7 @@ def _requests(figures: Mapping[str, Any]) -> str:
     return f"Of {figures['requests']:,} requests sent: {', '.join(parts)}.{more}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with cells of HTML under names. On a narrow screen it becomes a list of cards, for
     which each cell knows the name of its column.
     """
@@ -254,7 +254,7 @@ def _stages(stages: Sequence[Sequence[Any]]) -> str:
         number = isinstance(value, int | float)
         return f"{value:,}" if number else _shown("" if value is None else value)
 
-    return _table(COLUMNS, [[cell(value) for value in stage] for stage in stages])
+    return table_of(COLUMNS, [[cell(value) for value in stage] for stage in stages])
 
 
 def _accepted(examples: Sequence[Mapping[str, Any]]) -> str:
@@ -282,7 +282,7 @@ def _rejected(analysis: Mapping[str, Any]) -> str:
     parts = []
     told_by = analysis["told_by"]
     for reason, told in analysis["rejected"].items():
-        table = _table(
+        table = table_of(
             ("piece", told_by, "why"),
             [
                 (
@@ -312,10 +312,10 @@ def _checks(analysis: Mapping[str, Any]) -> str:
     answer = analysis["answer"]
     rows = [(_shown(check), f"{count:,}") for check, count in analysis["checks"].items()]
     rows.append((f"{_shown(answer)} is that of an earlier row too", f"{again['rows']:,}"))
-    table = _table(("what to look for", "rows"), rows)
+    table = table_of(("what to look for", "rows"), rows)
     if not again["most"]:
         return table
-    most = _table(
+    most = table_of(
         ("rows", "one of them", answer),
         [(f"{d['rows']:,}", escape(d["id"]), _shown(d["output"])) for d in again["most"]],
     )
@@ -323,13 +323,13 @@ def _checks(analysis: Mapping[str, Any]) -> str:
 
 
 def _openings(openings: Sequence[tuple[str, int]]) -> str:
-    return _table(("opening", "rows"), [(_shown(text), f"{count:,}") for text, count in openings])
+    return table_of(("opening", "rows"), [(_shown(text), f"{count:,}") for text, count in openings])
 
 
 def _bursts(analysis: Mapping[str, Any]) -> str:
     if not analysis["bursts"]:
         return "<p>None found.</p>"
-    return _table(
+    return table_of(
         ("phrase", "rows", "sign", f"how the {analysis['answer']}s begin"),
         [
             (
@@ -354,7 +354,7 @@ def _settings(analysis: Mapping[str, Any]) -> str:
             (_shown(key), _shown(orjson.dumps(value).decode()))
             for key, value in sorted(analysis["settings"][part].items())
         ]
-        table = _table(("setting", "value"), rows)
+        table = table_of(("setting", "value"), rows)
         parts.append(f"<details><summary>{name}</summary>{table}</details>")
     return "".join(parts)
 

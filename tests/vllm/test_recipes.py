@@ -54,7 +54,7 @@ def woolmill(*arguments: str | Path, timeout: float = 590) -> subprocess.Complet
     return done
 
 
-def rows_file(folder: Path, count: int = ROWS) -> Path:
+def rows_file(folder: Path, count: int) -> Path:
     things = ["stone", "horse", "river", "oak", "lamp", "crow", "cloud", "rose"]
     path = folder / "things.jsonl"
     lines = [json.dumps({"thing": f"{things[n % 8]} number {n}"}) for n in range(count)]
@@ -62,18 +62,24 @@ def rows_file(folder: Path, count: int = ROWS) -> Path:
     return path
 
 
+def sort_things(folder: Path, count: int, *options: str | Path) -> Path:
+    """A run of the recipe above over ``count`` rows; its folder."""
+    spec, run = folder / "sorted.toml", folder / "run"
+    spec.write_text(SORTED)
+    woolmill(
+        *("generate", "--recipe", spec, "--rows", rows_file(folder, count), "--out", run),
+        *("--max-tokens", "48", "--no-progress", *options),
+    )
+    return run
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_run_that_is_held_to_a_schema(server: Server, tmp_path: Path) -> None:
-    """All rows are decided, each accepted one fits, and the host is known to hold its answers."""
-    spec, run = tmp_path / "sorted.toml", tmp_path / "run"
-    spec.write_text(SORTED)
-    woolmill(
-        *("generate", "--recipe", spec, "--rows", rows_file(tmp_path), "--out", run),
-        *("--base-url", server.base_url, "--max-tokens", "48", "--no-progress"),
-    )
+    """All rows are decided, and each accepted one fits."""
+    run = sort_things(tmp_path, ROWS, "--base-url", server.base_url)
     with RunReader(run) as store:
         counts = store.counts()
         assert counts.decided == ROWS
@@ -101,13 +107,9 @@ def test_self_instruct(server: Server, tmp_path: Path) -> None:
 
 def test_run_batch_in_a_child(python: Path, tmp_path: Path) -> None:
     """Each input row is decided on an answer of vLLM's own run-batch."""
-    spec, run = tmp_path / "sorted.toml", tmp_path / "run"
-    spec.write_text(SORTED)
-    woolmill(
-        *("generate", "--recipe", spec, "--rows", rows_file(tmp_path, 8), "--out", run),
-        *("--backend", "batch", "--provider", "vllm", "--model", "smollm2"),
+    run = sort_things(
+        *(tmp_path, 8, "--backend", "batch", "--provider", "vllm", "--model", "smollm2"),
         *("--vllm-python", python, "--vllm-arg", "max_model_len=2048"),
-        *("--max-tokens", "48", "--no-progress"),
     )
     with RunReader(run) as store:
         counts = store.counts()

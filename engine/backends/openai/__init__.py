@@ -1,5 +1,6 @@
 """Hosts with an OpenAI-compatible API.
 
 ``backend`` makes one attempt. ``address`` reads its URL, ``dialect`` learns what it takes, ``wire``
-is the connection, ``reply`` and ``error_body`` read what comes back, ``verdicts`` judges faults.
+is the connection, ``streaming`` says how to ask, ``reply`` and ``error_body`` read what comes back,
+``verdicts`` judges faults.
 """

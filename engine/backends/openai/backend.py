@@ -5,12 +5,6 @@ each prompt has its choice and each choice is known to be at its end; in a strea
 outweighs all else. What is none is a ``Failure`` with the verdict of ``verdicts``. A host that
 refuses a field of the request is asked again without it (``dialect``), within the same attempt: a
 refusal costs nothing.
-
-Whole answers cost far less CPU than streams (one event a token), but say nothing while they are
-made. So ``stream`` is by default a matter of load: below ``STREAM_BELOW`` in flight all are
-streamed, which gives the time to the first token and shows that the engine behind a healthy port
-still generates; beyond, all are asked for whole. Where one of those never came, more are streamed
-for a while: a silence then costs its slot the time-out of a stream, not that of a whole answer.
 """
 
 from __future__ import annotations
@@ -36,6 +30,7 @@ from engine.backends.openai.error_body import read_error
 from engine.backends.openai.gauges import read_gauges
 from engine.backends.openai.reply import Events, Reply, Unpacker, parsed
 from engine.backends.openai.served import find_model, listed, read_models
+from engine.backends.openai.streaming import Streaming
 from engine.backends.openai.verdicts import Phase, classify
 from engine.backends.openai.wire import FastTransport
 from engine.errors import ConfigError, UnavailableError
@@ -44,12 +39,6 @@ from engine.secrets import Secret
 
 __all__ = ["HttpBackend", "Timeouts"]
 
-STREAM_BELOW, STREAM_IN_DOUBT_BELOW = 64, 256
-"""Requests in flight below which answers are streamed; the second where a time-out makes the server
-doubtful.
-"""
-IN_DOUBT = 1000
-"""Answers after a time-out for which it is."""
 SILENCE_S = 60.0
 """No event from any of the streams in flight for so long: the engine hangs behind its port."""
 GAUGES_S = 2.0
@@ -100,7 +89,7 @@ class HttpBackend:
         headers: further headers of every request.
         dialect: what the host takes of a request's body; learns.
         transport: what carries requests; by default ``engine.backends.openai.wire.FastTransport``.
-        stream: True, False, or ``"auto"`` (see the head of this file).
+        stream: True, False, or ``"auto"`` (see ``streaming``).
         strict_model: stop when a reply names another model than was asked for.
         max_in_flight: a limit known beforehand; None lets the limiter find it.
     """
@@ -159,8 +148,7 @@ class HttpBackend:
         self._transport = transport or FastTransport(ca_file=ca_file)
         self._timeouts = timeouts or Timeouts()
         self.hung_after_s = self._timeouts.total_s
-        self._stream = stream
-        self._in_doubt = 0
+        self._streaming = Streaming(stream)
         self._strict_model = strict_model
         self._max_response_bytes = max_response_bytes
         # The rest of a call's time is ``_calls``' to watch.
@@ -366,7 +354,7 @@ class HttpBackend:
         began = asyncio.get_running_loop().time()
         before: dict[str, Any] = {}
         lessons: list[str] = []
-        wants_stream = self._wants_stream()
+        wants_stream = self._streaming.wanted(len(self._calls))
         for _ in range(MOST_LESSONS):
             api, body = self._spoken(prompts, wants_stream)
             answer = await self._answer(body, api, len(prompts), began)
@@ -414,7 +402,7 @@ class HttpBackend:
         if self._strict_model and answer.model and answer.model != self.model:
             error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
             raise Failure(Verdict(kind="settings", reason="model", message=str(error), error=error))
-        self._in_doubt = max(self._in_doubt - 1, 0)
+        self._streaming.answered()
         answer.model = self._named(answer.model)
         latency_s = asyncio.get_running_loop().time() - began
         outcomes = answer.completions(prompts, latency_s)
@@ -458,7 +446,7 @@ class HttpBackend:
             if isinstance(exc, Failure):
                 raise
             if isinstance(exc, TimeoutError):
-                self._in_doubt = IN_DOUBT
+                self._streaming.timed_out()
             raise self._failure(exc, "generate") from exc
         finally:
             self._calls.drop(call)
@@ -466,11 +454,6 @@ class HttpBackend:
             return answer
         verdict = classify(status=200, headers=response.headers, body=answer.error, where=self.name)
         return verdict, read_error(answer.error).text
-
-    def _wants_stream(self) -> bool:
-        """Whether the next answer is best asked for as a stream."""
-        below = STREAM_IN_DOUBT_BELOW if self._in_doubt else STREAM_BELOW
-        return self._stream is True or (self._stream == "auto" and len(self._calls) < below)
 
     def _request(self, method: str, url: httpx.URL, body: bytes) -> httpx.Request:
         request = httpx.Request(  # a stream, since httpx takes ten times as long over ``content``
