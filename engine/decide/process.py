@@ -30,17 +30,24 @@ import os
 import sys
 import threading
 import traceback
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, BinaryIO, NoReturn
 
 from engine import errors, models
 from engine.decide.decider import Decider, make_cascade, restore_cascade, unreadable_note
 from engine.errors import UnavailableError, WoolmillError
-from engine.processes.children import Need, environment, how_it_ended, python_command, start_async
+from engine.processes.children import (
+    Child,
+    Need,
+    environment,
+    how_it_ended,
+    python_command,
+    start_async,
+)
 from engine.processes.garbage import seldom_collected
 from engine.recipes.load import CODED, module_folders
 from engine.records import SeedTask
@@ -118,7 +125,7 @@ class Deciding:
         if not (model is None or model in models.NAMES or Path(model).exists()):
             self._needs = ("engine", "hub")
         self._note = note
-        self._process: Process | None = None
+        self._process: Child | None = None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self._ahead = threading.Semaphore(MOST_AHEAD)
         self._closed = False

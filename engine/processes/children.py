@@ -14,22 +14,23 @@ import re
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal
 
 import engine
 from engine import secrets
 
 __all__ = [
+    "Child",
     "environment",
     "how_it_ended",
     "python_command",
     "run",
     "start",
     "start_async",
-    "start_with_protocol",
 ]
 
 Need = Literal["engine", "hub", "pip", "ray"]
@@ -124,29 +125,69 @@ def start(
     return subprocess.Popen(command, env=dict(environment), start_new_session=True, **_given(pipes))
 
 
+class Child:
+    """A child process, for the event loop that started it.
+
+    ``subprocess`` starts it, whatever the loop is: uvloop's own way forks, and then runs Python in
+    the child before its program, which may wait there for ever for a lock that a thread of this
+    process held. (Seen with a process group of torch.distributed.)
+
+    Attributes:
+        pid: its process id, and its group's.
+        stdin: a pipe to it; None where it has no pipe of ours.
+        stdout: a pipe from it, likewise.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        stdin: asyncio.WriteTransport | None,
+        stdout: asyncio.StreamReader | None,
+    ) -> None:
+        self.pid = process.pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self._process = process
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._await, name="woolmill-child", daemon=True).start()
+
+    async def wait(self) -> int:
+        """Wait for its end; its status, below zero the signal that ended it."""
+        return await asyncio.shield(self._ended)
+
+    def kill(self) -> None:
+        """End it at once. Nothing happens where it has ended."""
+        self._process.kill()
+
+    def _await(self) -> None:
+        """In a thread of its own."""
+        status, loop = self._process.wait(), self._ended.get_loop()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(self._over, status)
+
+    def _over(self, status: int) -> None:
+        self._ended.set_result(status)
+        if self.stdin is not None and not self.stdin.is_closing():
+            self.stdin.abort()
+
+
 async def start_async(
     command: Sequence[str], environment: Mapping[str, str], **pipes: Pipe
-) -> Process:
+) -> Child:
     """As ``start``, for the event loop."""
-    return await asyncio.create_subprocess_exec(
-        *command, env=dict(environment), start_new_session=True, **_given(pipes)
-    )
-
-
-Protocol = TypeVar("Protocol", bound=asyncio.SubprocessProtocol)
-
-
-async def start_with_protocol(
-    protocol: Callable[[], Protocol],
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    **pipes: Pipe,
-) -> Protocol:
-    """As ``start``, for a protocol that the event loop calls."""
-    _, made = await asyncio.get_running_loop().subprocess_exec(
-        protocol, *command, env=dict(environment), start_new_session=True, **_given(pipes)
-    )
-    return made
+    process, loop = start(command, environment, **pipes), asyncio.get_running_loop()
+    stdin, reader = None, None
+    try:
+        if process.stdin is not None:
+            stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
+        if process.stdout is not None:
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader)
+            await loop.connect_read_pipe(lambda: protocol, process.stdout)
+    except BaseException:  # raised again: nobody would end it
+        process.kill()
+        raise
+    return Child(process, stdin, reader)
 
 
 def _given(pipes: dict[str, Pipe]) -> dict[str, Any]:

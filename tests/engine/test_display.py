@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import signal
 import time
 from collections import Counter
@@ -327,8 +328,8 @@ async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
         assert process is not None
         if not stopped.is_set():
             stopped.set()
-            process.send_signal(signal.SIGSTOP)
-            asyncio.get_running_loop().call_later(1.0, process.send_signal, signal.SIGCONT)
+            os.kill(process.pid, signal.SIGSTOP)
+            asyncio.get_running_loop().call_later(1.0, os.kill, process.pid, signal.SIGCONT)
         count_decisions(self, batch)
 
     monkeypatch.setattr(Pipeline, "_count_decisions", stuck)

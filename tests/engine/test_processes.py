@@ -247,3 +247,35 @@ def test_pip(
             fetching.wait()
         finally:
             fetching.kill()
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+
+import engine
+
+os.register_at_fork(after_in_child=lambda: Path(sys.argv[2]).touch())
+if __name__ == "__main__":
+    rows = engine.generate(
+        "alpaca", backend="scripted", target=3, semantic=False, out=sys.argv[1], progress=False
+    )
+    print(len(list(rows)))
+"""
+
+
+def test_no_python_runs_between_a_fork_and_a_child_s_program(tmp_path: Path) -> None:
+    """What a program or its libraries would do there may wait for a lock that another thread held,
+    for ever. The run itself is in a thread of the program, on uvloop.
+    """
+    (tmp_path / "program.py").write_text(FORKS)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", tmp_path / "run", tmp_path / "mark"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == "3\n", done.stderr
+    assert not (tmp_path / "mark").exists()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from asyncio.subprocess import Process
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -116,7 +116,6 @@ class VllmJobs(_LocalJobs):
         self._arguments = engine_arguments(args or {})
         self._turn = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._children: set[Process] = set()
         self._failed: dict[str, str] = {}
 
     async def create(self, order: Order) -> Job:
@@ -170,7 +169,7 @@ class VllmJobs(_LocalJobs):
                     child = await start_async(
                         python_command(str(TETHER), *command),
                         child_environment(),
-                        stdin=asyncio.subprocess.PIPE,
+                        stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=log,
                     )

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
@@ -36,7 +36,7 @@ from engine.backends.constraint import CONSTRAINT, Witness, schema_of
 from engine.backends.openai.error_body import clean
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.files import open_log
-from engine.processes.children import environment, how_it_ended, python_command, start_with_protocol
+from engine.processes.children import Child, environment, how_it_ended, python_command, start_async
 from engine.records import Completion, Prompt, Usage
 
 __all__ = [
@@ -55,6 +55,8 @@ have this package."""
 _MAX_RESTARTS = 3
 """How often a child that died is started again in one run. One fault may pass; an engine that dies
 a fourth time will die again, and each start costs minutes."""
+_CHUNK = 1 << 18
+"""Bytes that are read at once of what the child says; an answer takes some kilobytes."""
 _CLOSE_S = 10.0
 """How long the child may take to shut down in order."""
 _ON_A_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
@@ -232,7 +234,7 @@ class _ChildDiedError(Exception):
     """The child has ended; ``str`` says how."""
 
 
-class _Child(asyncio.SubprocessProtocol):
+class _Child:
     """One child process and what it still owes. Its methods run in the event loop."""
 
     def __init__(self, log_file: Path, keep: bool) -> None:
@@ -246,7 +248,8 @@ class _Child(asyncio.SubprocessProtocol):
         self._buffer = bytearray()
         self._ready: asyncio.Future[dict[str, Any]] = loop.create_future()
         self._exited: asyncio.Future[str] = loop.create_future()
-        self._transport: asyncio.SubprocessTransport | None = None
+        self._process: Child | None = None
+        self._attending: list[asyncio.Task[None]] = []
 
     @classmethod
     async def spawn(cls, python: Path, log_file: Path | None) -> _Child:
@@ -260,13 +263,14 @@ class _Child(asyncio.SubprocessProtocol):
         command = python_command(str(_CHILD), interpreter=python)
         with open_log(path) as err:
             try:
-                await start_with_protocol(
-                    lambda: child,
-                    command,
-                    child_environment(),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=err,
+                child._attend(
+                    await start_async(
+                        command,
+                        child_environment(),
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=err,
+                    )
                 )
             except OSError as error:
                 if log_file is None:
@@ -327,18 +331,29 @@ class _Child(asyncio.SubprocessProtocol):
             await asyncio.wait([self._exited], timeout=_CLOSE_S)
         self._kill()
         await self._exited
-        if self._transport is not None:
-            self._transport.close()
+        for task in self._attending:
+            task.cancel()
         if not self._keep_log:
             self.log_file.unlink(missing_ok=True)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop when the process runs."""
-        # Not checked: uvloop's transports derive from none of asyncio's.
-        self._transport = cast(asyncio.SubprocessTransport, transport)
+    def _attend(self, process: Child) -> None:
+        """Hear what it says, and of its end. Workers of its own may hold its output open beyond."""
+        self._process = process
+        self._attending = [
+            asyncio.create_task(self._hear(process)),
+            asyncio.create_task(self._see_off(process)),
+        ]
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """Called by the loop with what the child wrote: cut into messages, and settle them."""
+    async def _hear(self, process: Child) -> None:
+        assert process.stdout is not None
+        while data := await process.stdout.read(_CHUNK):
+            self._take_in(data)
+
+    async def _see_off(self, process: Child) -> None:
+        self._exit(await process.wait())
+
+    def _take_in(self, data: bytes) -> None:
+        """Cut what the child wrote into messages, and settle them."""
         self._buffer += data
         while len(self._buffer) >= 4:
             end = 4 + int.from_bytes(self._buffer[:4], "big")
@@ -354,10 +369,9 @@ class _Child(asyncio.SubprocessProtocol):
             if reply is not None and not reply.done():
                 reply.set_result(message)
 
-    def process_exited(self) -> None:
-        """Called by the loop: all who wait are told, and workers left behind are ended."""
-        code = self._transport.get_returncode() if self._transport else None
-        how = how_it_ended(code)
+    def _exit(self, status: int) -> None:
+        """All who wait are told, and workers left behind are ended."""
+        how = how_it_ended(status)
         self._kill()
         for reply in [self._ready, *self._owed.values()]:
             if not reply.done():
@@ -368,19 +382,16 @@ class _Child(asyncio.SubprocessProtocol):
         self._exited.set_result(how)
 
     def _send(self, message: dict[str, Any]) -> None:
-        pipe = cast(
-            asyncio.WriteTransport | None,
-            self._transport.get_pipe_transport(0) if self._transport else None,
-        )
+        pipe = self._process.stdin if self._process is not None else None
         if pipe is not None and not pipe.is_closing():
             body = json.dumps(message).encode()
             pipe.write(len(body).to_bytes(4, "big") + body)
 
     def _kill(self) -> None:
         """Kill whatever is left of the child's process group."""
-        if self._transport is not None:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._transport.get_pid(), signal.SIGKILL)
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _message(prompt: Prompt) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from engine import errors, models
 from engine.backends.vllm.backend import engine_arguments
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.files import open_log
-from engine.processes.children import environment, how_it_ended, python_command, start, start_async
+from engine.processes.children import (
+    Child,
+    environment,
+    how_it_ended,
+    python_command,
+    start,
+    start_async,
+)
 from engine.secrets import Secret
 
 __all__ = ["RayFleet", "look_at"]
@@ -81,7 +88,7 @@ class RayFleet:
         self._dead: dict[int, WoolmillError] = {}
         self._wanted: int | None = None
         """Servers; None until the cluster has been seen."""
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._log_file = log_file or models.home().parent / "logs" / "ray.log"
         self._note = note
         self._order = {

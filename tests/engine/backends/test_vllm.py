@@ -79,10 +79,8 @@ def child_pid(backend: VllmBackend) -> int:
     """The child's process id."""
     child = backend._child
     assert child is not None
-    assert child._transport is not None
-    pid = child._transport.get_pid()
-    assert pid is not None
-    return pid
+    assert child._process is not None
+    return child._process.pid
 
 
 def holders(path: Path) -> Iterator[int]:
