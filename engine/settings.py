@@ -288,7 +288,7 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
 def read_toml(path: Path) -> dict[str, Any]:
     """What a settings file says. Raises ConfigError where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}; check --config") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:

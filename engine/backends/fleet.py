@@ -117,7 +117,7 @@ def listed(path: Path, data: bytes) -> list[str]:
     if len(data) > MAX_LIST_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_LIST_BYTES >> 20} MiB; is it a list of URLs?")
     found: dict[str, str] = {}
-    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
         if url := line.partition("#")[0].strip():
             try:
                 found.setdefault(read_address(url).name, url)

@@ -349,7 +349,7 @@ def _key_fails(error: Exception) -> bool:
 def read_file(data: bytes, where: str) -> TemplateFile:
     """The file's content. Raises ConfigError, naming table and key."""
     try:
-        values = tomllib.loads(data.decode("utf-8"))
+        values = tomllib.loads(data.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         quotes = "; names with letters beyond A to Z stand in quotes" if _key_fails(error) else ""
         raise ConfigError(f"{where}: not TOML: {error}{quotes}") from error

@@ -109,8 +109,8 @@ class Keeper:
         raise next(
             (e for e in (self._ended, *refused, *self._failures.values()) if e is not None),
             UnavailableError(
-                f"{self._fleet.name}: lists no server; start some, or let the run wait for them "
-                "with --wait-for-server"
+                f"{self._fleet.name}: lists no server, or is not there; start some, or let the run "
+                "wait for them with --wait-for-server"
             ),
         )
 

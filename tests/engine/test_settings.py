@@ -24,6 +24,12 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
     assert (made.target, made.temperature, made.seed) == (9, 0.5, 0)
 
 
+def test_a_file_of_windows_begins_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbftarget = 7\r\n")
+    assert load_config(path, {}).target == 7
+
+
 def test_defaults_depend_on_the_backend() -> None:
     embedded = load_config(None, {})
     assert embedded.chosen_backend == "transformers"

@@ -476,6 +476,11 @@ def test_a_wrong_file_is_one_line_that_names_the_key(text: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_windows_begins_with_a_mark(tmp_path: Path) -> None:
+    marked = "\ufeff" + stage('user = "a"\ngive = { b = "{{ text }}" }').replace("\n", "\r\n")
+    assert recipe(tmp_path, marked).fields == ("b",)
+
+
 def test_an_unknown_name_is_told_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no such recipe; .*alpaca.*FILE.toml"):
         load_template("nosuch", {})

@@ -54,6 +54,10 @@ def test_what_a_list_may_hold(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="credentials"):
         FileFleet(path)
     assert FileFleet(tmp_path / "none").urls == []
+    path.write_bytes(
+        b"\xef\xbb\xbfhttp://a:8000/v1\r\nhttp://b:8000  # two\r\n"
+    )  # as Windows writes
+    assert FileFleet(path).urls == ["http://a:8000/v1", "http://b:8000"]
 
 
 @asynccontextmanager
@@ -163,7 +167,7 @@ async def test_another_model_gets_no_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("listed", "error", "says"),
     [
-        ("", UnavailableError, "lists no server; start some"),
+        ("", UnavailableError, "lists no server, or is not there; start some"),
         ("http://127.0.0.1:9/v1", UnavailableError, "no answer"),
         ("http://10.0.0.1:8000", ConfigError, "the key would travel unencrypted"),
     ],
