@@ -64,6 +64,8 @@ class Loop:
         self._folder = config.out.absolute()
         self._model = models.locate(config.model)
         _check(config)
+        if (self._folder / "run.sqlite").is_file():
+            raise ConfigError(f"{config.out}: holds a run already; choose another --out")
         with cannot_write(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self._folder / "loop.lock")

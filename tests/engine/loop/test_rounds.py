@@ -236,6 +236,15 @@ def test_other_settings_and_a_second_loop_are_refused(
         Loop(config, lambda _: None, print)
 
 
+def test_the_folder_of_a_run_is_not_taken_for_a_loop_s(tmp_path: Path, model: Path) -> None:
+    run = tmp_path / "loop"
+    run.mkdir()
+    (run / "run.sqlite").touch()
+    with pytest.raises(ConfigError, match="holds a run already; choose another --out"):
+        played(tmp_path, model)
+    assert list(run.iterdir()) == [run / "run.sqlite"]
+
+
 def test_too_few_seeds_are_known_before_anything_is_made(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match="--held-out 500: of 200 seed tasks"):
         played(tmp_path, model, held_out=500)
