@@ -16,7 +16,7 @@ from tests.trainer.launch import Finished, finish, start
 from tests.trainer.test_proof import model_of
 from trainer import export
 from trainer.errors import DataError
-from trainer.proof import live_answer
+from trainer.proof import export_difference, live_answer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -133,3 +133,15 @@ def test_rounding_an_export_is_no_difference(tmp_path: Path, llama: Path) -> Non
     live = live_answer(TokenLoss(hf), torch.device("cpu"))
     hf.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     export._prove(tmp_path / "half", live, torch.bfloat16, export._ROUNDED)
+
+
+def test_one_position_that_rounding_throws_off_condemns_no_export(llama: Path) -> None:
+    """As an extreme activation does in sound models; a change of all positions still does."""
+    from trainer.model import TokenLoss
+
+    hf: Any = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    live = live_answer(TokenLoss(hf), torch.device("cpu"))
+    other = live.clone()
+    other[1] = other[1].flip(0)
+    assert export_difference(hf, other) < 1e-5
+    assert export_difference(hf, live.flip(1)) > 0.5
