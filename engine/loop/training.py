@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ OUR_ERRORS = {
     if isinstance(kind, type) and issubclass(kind, WoolmillError) and kind is not WoolmillError
 }
 """By exit code: the trainer has the same."""
+OWN_LINE = re.compile(r"^trainer(?:\[rank \d+\])?: (.+)", re.MULTILINE)
+TORCHRUN_STATUS = re.compile(r"^ +exitcode +: (\d+)", re.MULTILINE)
 
 
 def trainer(
@@ -99,7 +102,8 @@ def _run(command: Sequence[str], path: Path) -> None:
             child.stdin.close()  # the tether: what is left of the child dies of it
             child.wait()
     if status:
-        said = _last_words(path, before) or f"it ended {how_it_ended(status)}"
+        said, own_status = _last_words(path, before)
+        said, status = said or f"it ended {how_it_ended(status)}", own_status or status
         raise OUR_ERRORS.get(status, UnavailableError)(f"training: {said}; its log is {path}")
 
 
@@ -112,10 +116,13 @@ def _wait_for_earlier(log: BinaryIO, path: Path) -> None:
         fcntl.flock(log, fcntl.LOCK_EX)
 
 
-def _last_words(path: Path, start: int) -> str:
-    """The last line that the trainer itself said after ``start``; empty where there is none."""
+def _last_words(path: Path, start: int) -> tuple[str, int | None]:
+    """The last line that the trainer itself said after ``start``, empty where there is none, and
+    its exit status as torchrun tells it, whose own is always 1.
+    """
     with path.open("rb") as file:
         file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    own = (line for line in reversed(lines) if line.startswith("trainer"))
-    return shorten(next(own, "").partition(": ")[2], 400)
+        text = file.read().decode(errors="replace")
+    own = OWN_LINE.findall(text)
+    statuses = TORCHRUN_STATUS.findall(text)
+    return shorten(own[-1], 400) if own else "", int(statuses[-1]) if statuses else None

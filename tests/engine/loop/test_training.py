@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = "tests.engine.loop.stand_in"
 
 
-def train(folder: Path, do: str, **own: Any) -> None:
+def train(folder: Path, do: str, *, processes: int = 1, **own: Any) -> None:
     trainer(
         PROGRAM,
         {"do": do},
         {"output_dir": folder / "out", **own},
-        processes=1,
+        processes=processes,
         cache=folder / "cache",
         log=folder / "training.log",
     )
@@ -57,6 +57,8 @@ def test_what_it_says_last_is_the_error_with_its_exit_code(tmp_path: Path) -> No
     assert str(raised.value) == (
         f"training: data.jsonl:3: field 'output' is missing; its log is {log}"
     )
+    with pytest.raises(InputError, match=r"data.jsonl:3: field 'output' is missing"):
+        train(tmp_path, "fail", processes=2)  # torchrun's own status is 1, and it speaks last
     with pytest.raises(UnavailableError, match="it ended with status 3; its log is"):
         train(tmp_path, "die")  # the line of the start before is not taken for its own
     assert "step 1" in log.read_text()
