@@ -196,6 +196,7 @@ def say_failure(error: BaseException) -> int:
 
 def _lines(ended: Ended) -> Iterator[str]:
     result, progress = ended.result, ended.result.progress
+    folder = shlex.quote(str(result.folder))
     yield f"{_came_to(ended)} in {_time(result.seconds)}"
     if len(ended.stages) > 1:
         from engine.report.stages import main_reasons
@@ -208,7 +209,9 @@ def _lines(ended: Ended) -> Iterator[str]:
         cost = "" if ended.cost is None else f"; cost {_money(ended.cost)}"
         yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
     if failed := ended.failed_requests:
-        yield f"failed   {failed:,} requests, permanently; the report says why"
+        yield f"failed   {counted(failed, 'request')}, permanently; the report says why"
+    if progress.failed:
+        yield f"again    woolmill redecide {folder} --drop-failed   and then the same command"
     if ended.unused:
         yield f"unused   {ended.unused:,} answers that were paid; a higher target goes on with them"
     if ended.dropped > 0:
@@ -217,7 +220,6 @@ def _lines(ended: Ended) -> Iterator[str]:
         yield f"dataset  {ended.dataset}"
     yield f"store    {result.folder / 'run.sqlite'}"
     if progress.accepted or ended.refused:
-        folder = shlex.quote(str(result.folder))
         yield f"look     woolmill view {folder}   or   woolmill report {folder} --format md"
 
 

@@ -74,6 +74,7 @@ class Decider:
         seed: the run's, for what a recipe draws.
         samples: requests for each input row.
         api: how the answers were asked for, where they do not say so themselves.
+        carry: fields of the input row that its rows keep beside the recipe's own.
         after: (index, position) of the last decision taken earlier; None at the start of a run.
         skip: answers that the recipe's code hangs at; they are refused.
     """
@@ -86,6 +87,7 @@ class Decider:
         seed: int = 0,
         samples: int = 1,
         api: Api = "completions",
+        carry: Sequence[str] = (),
         after: tuple[int, int] | None = None,
         skip: Collection[int] = (),
     ) -> None:
@@ -95,6 +97,7 @@ class Decider:
         self._seed = seed
         self._samples = samples
         self._api: Api = api
+        self._carry = tuple(carry)
         self._after = after or (-1, 0)
         self._votes: list[Record | None] = []
         """The rows of the samples of one input row, so far."""
@@ -187,7 +190,16 @@ class Decider:
             if sample == self._samples - 1:
                 reduced = reduced_of(recipe, self._ask(answer), self._votes)
                 pieces.append(self._piece(index, replace(reduced, position=BEHIND)))
-        return pieces
+        return [self._carried(piece, answer.row) for piece in pieces] if self._carry else pieces
+
+    def _carried(self, piece: _Piece, row: Record | None) -> _Piece:
+        """The piece with what it keeps of its input row; where the recipe has a field of that
+        name, the recipe's value stays.
+        """
+        if piece.record is None or row is None:
+            return piece
+        kept = {name: row.get(name) for name in self._carry}
+        return replace(piece, record={**kept, **piece.record})
 
     def _ask(self, answer: Answer) -> Ask:
         return Ask(

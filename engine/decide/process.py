@@ -358,6 +358,7 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
         seed=config.seed,
         samples=config.samples or 1,
         api=config.asked_api,
+        carry=config.carry,
         after=counts.last_decided,
         skip=order["skip"],
     )

@@ -10,11 +10,11 @@ The same run and the same options give the same bytes, on any machine with the s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine import files
 from engine.errors import OutputError, UsageError
@@ -26,6 +26,7 @@ from engine.export.formats import Format
 from engine.export.layout import ALPACA_FIELDS, Layout, layout_of, typed
 from engine.export.options import Options
 from engine.export.preference import Pairs
+from engine.export.refused import refused_lines
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.failpoints import failpoint
@@ -151,6 +152,9 @@ def export_dataset(
         failpoint("export.written")
         ledger.expect(run.folder, path, written)
 
+    if options.refused:
+        records = _lines(run, path, refused_lines(run), placing)
+        return Export(path=path, format=format, records=records, split=None)
     if options.by is not None:
         return _preference(run, layout, path, options.by, placing)
     parts = split(run, options.validation) if options.validation else None
@@ -210,14 +214,7 @@ def _preference(
 ) -> Export:
     assert layout.lineage is not None
     pairs = Pairs(run=run, layout=layout, lineage=layout.lineage, by=by)
-    records = 0
-    with files.new_file(path, placing) as file:
-        for pair in pairs:
-            file.write(formats.dumps(pair) + b"\n")
-            records += 1
-    with cannot_write(path):
-        failpoint("export.renamed")
-    ledger.remember(run.folder, path)
+    records = _lines(run, path, pairs, placing)
     unpaired = (
         ("a tie of best and worst", pairs.ties),
         ("fewer than two samples with a score", pairs.alone),
@@ -230,6 +227,20 @@ def _preference(
         split=None,
         unpaired=tuple((why, count) for why, count in unpaired if count),
     )
+
+
+def _lines(
+    run: RunReader, path: Path, lines: Iterable[dict[str, Any]], placing: Callable[[Path], None]
+) -> int:
+    """Write lines of JSON that are not rows in themselves; how many."""
+    count = 0
+    with files.new_file(path, placing) as file:
+        for count, line in enumerate(lines, 1):  # noqa: B007 - it is the number of all
+            file.write(formats.dumps(line) + b"\n")
+    with cannot_write(path):
+        failpoint("export.renamed")
+    ledger.remember(run.folder, path)
+    return count
 
 
 def _left_out(format: Format, layout: Layout) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ __all__ = ["export"]
 @click.option("--by", metavar="FIELD", help="preference: the field with the score.")
 @click.option("--best", metavar="FIELD",
               help="Of each input row's samples only that with the highest FIELD.")  # fmt: skip
+@click.option("--refused", is_flag=True,
+              help="jsonl: what was refused instead, with reason, answer and input.")  # fmt: skip
 @click.option("--take", type=click.IntRange(min=0), metavar="N",
               help="Only the first N rows; with --group the first N lines.")  # fmt: skip
 @click.option("--sort", metavar="FIELD",
@@ -66,6 +68,7 @@ def export(
     woolmill export runs/judged --sort=-score --top 500 -o best.jsonl
     woolmill export runs/judged --best score -o best-of-four.jsonl
     woolmill export runs/judged --format preference --by score -o pairs.jsonl
+    woolmill export runs/alpaca --refused -o refused.jsonl
     """
     with RunStore.read(folder) as run:
         run.named_recipe = recipe
@@ -74,6 +77,7 @@ def export(
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
     noun = "pair" if written.format == "preference" else "record"
+    noun = "refused piece" if wanted.refused else noun
     click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
     if parts is not None and not parts.rows:
         click.echo(

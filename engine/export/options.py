@@ -30,6 +30,8 @@ class Options:
     """``preference`` only, which needs it: the field with the score."""
     best: str | None = None
     """Of the samples of each input row only the one with the highest value of this field."""
+    refused: bool = False
+    """``jsonl`` only: the refused pieces instead of the rows; see ``engine.export.refused``."""
     take: int | None = None
     """So many rows; with ``group``, lines. For this and the next two see
     ``engine.export.choice.choose``."""
@@ -46,6 +48,10 @@ class Options:
 
     def check(self, format: Format, layout: Layout) -> None:
         """Raises UsageError or ConfigError for what cannot be had of these rows in this format."""
+        if self.refused:
+            if format != "jsonl" or self != Options(refused=True):
+                raise UsageError("--refused goes alone, with --format jsonl")
+            return
         if format == "alpaca":
             check_alpaca(layout)
         if self.reasoning and format not in formats.WITH_REASONING:

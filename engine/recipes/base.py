@@ -249,6 +249,17 @@ ANSWERS = ("output", "answer", "response", "completion", "solution")
 """Likewise of the field that answers."""
 
 
+def telling_text(row: Record) -> str | None:
+    """The text that a row is told by in lists, as the names of its fields say: what it asks, else
+    its first text that is no id; None: it has no text.
+    """
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    usual = next((name for name in QUESTIONS if texts.get(name)), None)
+    first = next((name for name in texts if name != "id"), None)
+    name = usual or first or next(iter(texts), None)
+    return None if name is None else texts[name]
+
+
 def chat_of(row: Record) -> list[dict[str, str]] | None:
     """The turns that a row's usual field names make; None where they make none."""
     turns = row.get("messages")

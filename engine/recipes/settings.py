@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from engine.languages import language_of
 from engine.recipes.filters import FirstCharacter
-from engine.sections import DECISION, FREE, LATER, Flag, Positive, Section, Strict
+from engine.sections import (
+    DECISION,
+    FREE,
+    LATER,
+    Flag,
+    Positive,
+    Section,
+    Strict,
+    apart_at_commas,
+)
 
 __all__ = ["AUTO", "FiltersConfig", "RecipeSection"]
 
@@ -56,6 +65,13 @@ class RecipeSection(Section):
         LATER,
         Flag("Requests for each input row.", shown="as the recipe says, else 1"),
     ] = None
+    carry: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        BeforeValidator(apart_at_commas),
+        DECISION,
+        LATER,
+        Flag("Fields of the input row that its rows keep, such as its id.", metavar="FIELD,…"),
+    ] = ()
     seeds: Annotated[
         Path | None,
         Flag("Seed tasks, JSON Lines.", shown="bundled", names=("--seeds", "--seed_tasks_path")),

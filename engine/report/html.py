@@ -20,6 +20,7 @@ import orjson
 
 from engine.errors import ConfigError
 from engine.languages import ENGLISH
+from engine.recipes.base import telling_text
 from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
@@ -261,7 +262,7 @@ def _accepted(examples: Sequence[Mapping[str, Any]]) -> str:
     """Rows with all their fields, the first of them open."""
     parts = []
     for place, row in enumerate(examples):
-        first = next(iter(row["fields"].values()), "")
+        first = telling_text(row["fields"]) or ""
         fields = "".join(
             f"<dt>{_shown(name)}</dt><dd>{_shown(text)}</dd>"
             for name, text in row["fields"].items()

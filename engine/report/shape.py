@@ -1,7 +1,8 @@
 """What a report calls the parts of a row: the text that it is told by, and the answer in it.
 
-A row is told by the text that near-duplicates are judged by; where the recipe compares none, by its
-first text. The answer is the field with a usual name for one, else the last text besides.
+A row is told by the text that near-duplicates are judged by; where the recipe compares none, by
+what it asks, or its first text. The answer is the field with a usual name for one, else the last
+text besides.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import orjson
 
 from engine.kept import recipe_of
-from engine.recipes.base import ANSWERS, Recipe
+from engine.recipes.base import ANSWERS, Recipe, telling_text
 from engine.recipes.guard import RecipeFault, compared_text
 from engine.recipes.load import ALPACA
 from engine.records import Decision, Record
@@ -45,7 +46,7 @@ class Shape:
                 text = compared_text(self.recipe, record)
             except RecipeFault:  # a decision already says so, where it was its fault
                 text = None
-        return text or next(iter(texts_of(record).values()), None) or shown(record)
+        return text or telling_text(record) or shown(record)
 
     def answer(self, record: Record) -> str | None:
         """The name of the field that answers; None where a row has no more than one text."""

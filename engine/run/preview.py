@@ -164,6 +164,7 @@ def _decided(previews: Sequence[Preview], settled: Settled) -> list[Preview]:
         seed=config.seed,
         samples=config.samples or 1,
         api=config.asked_api,
+        carry=config.carry,
     )
     answers = [
         Answer(

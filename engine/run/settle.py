@@ -22,7 +22,7 @@ from engine.recipes.base import Recipe
 from engine.recipes.filters import FilterSettings
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import bundled_seeds, read_seeds
-from engine.records import EVERY, SeedTask
+from engine.records import EVERY, Record, SeedTask
 from engine.run.inputs import InputRows, identity
 from engine.settings import AUTO, RunConfig
 from engine.stages import folders_below, stages_of_run
@@ -80,6 +80,8 @@ def settle(config: RunConfig) -> Settled:
             config = config.model_copy(update={"target": EVERY})
     elif recipe.needs_rows:
         raise ConfigError(f"recipe {recipe.name} needs input rows; name them with --rows")
+    if config.carry:
+        check_carried(config, rows.row(0) if rows is not None else None)
     same = config.rows is not None and earlier is not None
     return Settled(
         config=config,
@@ -89,6 +91,17 @@ def settle(config: RunConfig) -> Settled:
         any_api=any_api,
         same_rows=same and earlier.free.get("rows_identity") == identity(config.rows),  # type: ignore[union-attr, arg-type]
     )
+
+
+def check_carried(config: RunConfig, row: Record | None) -> None:
+    """Raises ConfigError for a field to keep that ``row``, the first input row, does not have."""
+    if row is None and config.rows is None:
+        raise ConfigError(f"--carry {config.carry[0]}: the run has no input rows; see --rows")
+    if absent := next((name for name in config.carry if row and name not in row), None):
+        raise ConfigError(
+            f"--carry {absent}: the input rows have no such field; the first one has "
+            f"{', '.join(row or ())}"
+        )
 
 
 def stages_of(whole: Settled) -> list[Settled]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from engine.recipes.base import telling_text
 from engine.records import Decision, Record
 from engine.store import RunReader
 from engine.text import shorten
@@ -113,6 +114,5 @@ def _gone(now: RunReader, key: Key) -> str:
 
 
 def _line(sign: str, row: Decision, why: str) -> str:
-    texts = [value for value in (row.record or {}).values() if isinstance(value, str)]
-    text = shorten(texts[0] if texts else row.detail, CHARACTERS)
+    text = shorten(telling_text(row.record or {}) or row.detail, CHARACTERS)
     return f"  {sign} {row.index}.{row.position}  {text}{f'  ({why})' if why else ''}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
-from engine.stages import Stage, remedy, stage_named
-from engine.store import RunStore
+from engine.run.settle import check_carried
+from engine.stages import Stage, remedy, samples_of, stage_named
+from engine.store import RunReader, RunStore
+from engine.text import counted
 from engine.upkeep.changes import Accepted
 from engine.upkeep.trial import Trial, trial_of
 from engine.upkeep.trial import drop_stale as drop
@@ -53,6 +56,8 @@ def decision_options(command: Any) -> Any:
                      help="The run's seed tasks. [those that it kept, or the bundled ones]"),
         click.option("--scope", type=click.Choice(["instruction", "instruction+input"]),
                      help="What is compared."),
+        click.option("--carry", multiple=True, metavar="FIELD,…",
+                     help="Fields of the input row that its rows keep, such as its id."),
         click.option("--language", metavar="CODE", help="How texts are cut, parsed and filtered."),
         click.option("--semantic-threshold", type=float, help="Refuse above this cosine."),
         click.option("--semantic/--no-semantic", default=None,
@@ -69,6 +74,8 @@ def decision_options(command: Any) -> Any:
 @decision_options
 @click.option("--stage", metavar="NAME", help="Which stage of the run. [the last one]")
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@click.option("--drop-failed", is_flag=True,
+              help="Drop the requests that failed, to be asked anew.")  # fmt: skip
 @click.option("--drop-stale", is_flag=True,
               help="Drop later stages' answers about rows that go, to be asked anew.")  # fmt: skip
 def redecide(
@@ -76,6 +83,7 @@ def redecide(
     seeds: Path | None,
     stage: str | None,
     dry_run: bool,
+    drop_failed: bool,
     drop_stale: bool,
     **changes: Any,
 ) -> None:
@@ -85,13 +93,24 @@ def redecide(
 
     \b
     woolmill redecide runs/alpaca --rouge-threshold 0.6
+    woolmill redecide runs/alpaca --drop-failed
     woolmill redecide runs/judged --stage 1-ask --rouge-threshold 0.6 --dry-run
     """
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = {name: value for name, value in changes.items() if value not in (None, ())}
     stages, place = stage_named(folder, stage)
     chosen, behind = stages[place].folder, stages[place + 1 :]
     if behind and "target" in given:
         raise UsageError("--target is the last stage's; leave it out for a stage before")
+    if drop_failed:
+        if dry_run or drop_stale or given or seeds is not None:
+            raise UsageError("--drop-failed goes alone")
+        if behind:
+            raise UsageError(
+                "--drop-failed is for the last stage: a row more in the middle of a stage before "
+                "it would be another row for all that later stages asked about"
+            )
+        click.echo(_dropped(_drop_failed(chosen)))
+        return
     if drop_stale and not dry_run and not given and seeds is None and _is_decided(chosen):
         _drop(chosen, behind)
         return
@@ -135,6 +154,7 @@ def _with(given: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:
+            value = ",".join(value) if isinstance(value, tuple) else value
             flags.append(f"--{flag} {shlex.quote(str(value))}")
     return f" with {' '.join(flags)}" if flags else ""
 
@@ -148,8 +168,21 @@ def _is_decided(folder: Path) -> bool:
 
 
 def _drop(folder: Path, behind: Sequence[Stage]) -> None:
-    dropped = drop(folder, behind)
-    click.echo(f"dropped {dropped:,} answers; woolmill generate asks anew what it needs of them")
+    click.echo(_dropped(drop(folder, behind)))
+
+
+def _drop_failed(folder: Path) -> int:
+    """Drop the requests that failed for good; how many. Raises what ``RunStore.open`` raises."""
+    with RunReader(folder) as run:
+        manifest = run.manifest
+    with closing(RunStore.open(folder, manifest)) as store:
+        failed = [answer.index for answer, _ in store.all_answers() if answer.failed]
+        store.drop_answers(failed, group=samples_of(store) or 1)
+    return len(failed)
+
+
+def _dropped(count: int) -> str:
+    return f"dropped {counted(count, 'answer')}; woolmill generate asks anew what it needs of them"
 
 
 def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
@@ -196,8 +229,11 @@ async def redecide_run(
     """
     with RunStore.read(folder) as reader:
         stored = reader.manifest
+        first = next((answer.row for answer, _ in reader.all_answers()), None)
     out = copy or folder
     config, tasks = settings_of(folder, stored, seeds, changes)
+    if config.carry:
+        check_carried(config, first)
     config = config.model_copy(update={"out": out})
     recipe = config.make_recipe(tasks)
     wanted = make_manifest(config, recipe, tasks, str(stored.fixed["model"]))

@@ -237,7 +237,8 @@ class Rows:
         if answer.row is None:
             return None
         number, sample = divmod(answer.index, self._samples)
-        return f"input row {number}" + (f", sample {sample}" if self._samples > 1 else "")
+        which = f", sample {sample + 1} of {self._samples}" if self._samples > 1 else ""
+        return f"input row {number + 1}{which}"
 
     def _prompt(self, answer: Answer, settings: Mapping[str, Any]) -> str | None:
         """The store keeps what a prompt was made of; the prompt follows from it."""

@@ -1,0 +1,48 @@
+"""Refused pieces of answers, each with the reason and all that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from engine.errors import InputError
+from engine.records import SAMPLE
+from engine.stages import samples_of
+from engine.store import RunReader
+from engine.thoughts import thoughts_apart
+
+__all__ = ["refused_lines"]
+
+
+def refused_lines(run: RunReader) -> Iterator[dict[str, Any]]:
+    """A line for each in plan order: ``id``, ``reason`` (as reports count it), ``detail``,
+    ``record`` (None: nothing could be read), ``nearest`` (the text that it resembles, for
+    near-duplicates), ``answer`` (the model's text; None: the request failed), and in runs with
+    input rows ``row`` (counted from 0), ``sample`` and ``input``, the input row itself.
+
+    Samples that a row was made of are not refused.
+    """
+    samples = samples_of(run)
+    answers = (answer for answer, _ in run.all_answers())
+    answer = None
+    for decision in run.decisions():
+        if decision.accepted or decision.reason == SAMPLE:
+            continue
+        while answer is None or answer.index < decision.index:
+            answer = next(answers, None)
+            if answer is None:
+                raise InputError(f"{run.path}: answer {decision.index} is missing")
+        said, nearest = answer.completion, decision.nearest
+        line: dict[str, Any] = {
+            "id": f"{decision.index}.{decision.position}",
+            "reason": decision.reason,
+            "detail": decision.detail,
+            "record": decision.record,
+            "nearest": nearest
+            and {"text": nearest.text, "score": nearest.score, "source": nearest.source},
+            "answer": None if said is None else thoughts_apart(said).text,
+        }
+        if samples is not None:
+            line["row"], line["sample"] = divmod(decision.index, samples)
+            line["input"] = answer.row
+        yield line
