@@ -368,6 +368,16 @@ def _spellings(name: str) -> list[str]:
     return list(dict.fromkeys(word for n in names for word in (n, n.replace("_", "-"))))
 
 
+class _Help(argparse.HelpFormatter):
+    """Names each flag by its underscored spellings; the others are the same with dashes."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name.removeprefix("--")]
+        if action.nargs == 0 or not names:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(names)} {self._format_args(action, 'VALUE')}"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see python -m trainer --help")
@@ -383,6 +393,7 @@ def _parser() -> argparse.ArgumentParser:
         "69 hub unreachable, 73 output folder, 74 disk, 75 stopped and resumable, 77 access, "
         "78 settings, 130/143 interrupted after a checkpoint.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
     parser.add_argument(
         "--config", metavar="FILE", help="TOML or YAML file of flags; the command line wins over it"

@@ -13,7 +13,7 @@ import click
 
 from engine.cli.ending import finish, say, say_failure
 from engine.cli.options import Sectioned, run_options
-from engine.settings import load_config
+from engine.settings import load_config, read_toml
 
 if TYPE_CHECKING:
     from engine.cli.ending import Ended
@@ -38,12 +38,11 @@ def generate(config_file: Path | None, **flags: Any) -> None:
     gc.set_threshold(50_000, 20, 20)
     as_json = flags["log_format"] == "json"
     try:
+        if flags["log_format"] is None and config_file is not None:  # before its mistakes are told
+            as_json = read_toml(config_file).get("log_format") == "json"
         if as_json:
             _log_as_json()
         config = load_config(config_file, flags)
-        if config.log_format == "json" and not as_json:
-            as_json = True
-            _log_as_json()
         ended = _run(config)
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
         if not as_json:

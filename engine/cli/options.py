@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -89,9 +89,15 @@ def run_options(function: Any) -> Any:
     return section_options(*SECTIONS)(function)
 
 
-def section_options(*sections: type[Section]) -> Callable[[Any], Any]:
+def section_options(
+    *sections: type[Section], unlisted: Collection[str] = ()
+) -> Callable[[Any], Any]:
     """``--config`` and every flag of the sections. One that was not given is None, or empty, so
     that the file's value stands.
+
+    Args:
+        unlisted: settings that mean nothing to this command: taken, as the flags of a run are
+            given to it unchanged, and not shown in its help.
     """
     config = click.option(
         "--config", "config_file", type=FILE, help="Settings in TOML; flags go first."
@@ -102,6 +108,8 @@ def section_options(*sections: type[Section]) -> Callable[[Any], Any]:
             for name, field in reversed(section.model_fields.items()):
                 if (flag := flag_of(field)) is not None:
                     function = _option(name, field, flag, section.heading)(function)
+                    if name in unlisted:
+                        function.__click_params__[-1].hidden = True
         return config(function)
 
     return decorate

@@ -12,12 +12,12 @@ from typing import Any
 import anyio
 import click
 
-from engine.cli.options import PATHS, Pair, Sectioned, pairs_of, run_options
+from engine.cli.options import PATHS, Pair, Sectioned, pairs_of, section_options
 from engine.errors import InputError
 from engine.recipes.load import CODED
 from engine.records import Decision
 from engine.run.preview import Preview
-from engine.settings import load_config
+from engine.settings import SECTIONS, load_config
 from engine.text import shorten, visible
 
 __all__ = ["preview", "recipe"]
@@ -102,7 +102,7 @@ def check(
 
 @click.command(cls=Sectioned)
 @click.argument("spec")
-@run_options
+@section_options(*SECTIONS, unlisted=("recipe", "target", "out"))
 @click.option("-n", "count", type=click.IntRange(1, 100), default=3, help="Requests. [3]")
 @click.option("--answer", metavar="FILE|TEXT", help="Take this as the answer; nobody is asked.")
 def preview(

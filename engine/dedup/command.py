@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ __all__ = ["dedup"]
 EXAMPLES = 3
 """Pairs nearest to a threshold, on either side of it, that the summary shows for a person to judge
 it by."""
+TOLD_EVERY_S = 10.0
+"""How often a person who waits hears how far it is."""
 FILE = click.Path(path_type=Path, dir_okay=False)
 """An option that names a file to write; one for a folder would only fail at the end."""
 THRESHOLD = click.FloatRange(0, 1, min_open=True)
@@ -151,7 +154,7 @@ def _decide(
     summary: _Summary,
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
-    index = 0
+    index, told_at = 0, time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
         keep = None
@@ -173,6 +176,9 @@ def _decide(
                 if log is not None:
                     log(Row(dataset.path, row.line, _decision(index, row, text, judgement)))
                 index += 1
+            if time.monotonic() - told_at >= TOLD_EVERY_S:
+                told_at = time.monotonic()
+                click.echo(f"woolmill: {summary.so_far}", err=True)
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
 
@@ -266,9 +272,13 @@ class _Summary:
                 if len(closest) > EXAMPLES:
                     heapq.heappop(closest)
 
-    def __str__(self) -> str:
+    @property
+    def so_far(self) -> str:
         rows = sum(self._reasons.values())
-        lines = [f"{rows:,} rows, {self._reasons['accepted']:,} accepted"]
+        return f"{rows:,} rows, {self._reasons['accepted']:,} accepted"
+
+    def __str__(self) -> str:
+        lines = [self.so_far]
         lines += [
             f"{count:>9,}  {reason}"
             for reason, count in self._reasons.most_common()

@@ -144,6 +144,18 @@ def test_json_logs_as_a_setting_and_a_bug_as_an_event(
     assert "RuntimeError: boom" in events(err)[-1]["traceback"]
 
 
+def test_a_mistake_in_a_file_that_wants_json_is_an_event(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('log_format = "json"\ntargett = 5')
+    status, out, err = woolmill(capsys, "generate", "--config", str(config))
+    assert (status, out) == (78, "")
+    assert "unknown setting 'targett'; did you mean 'target'?" in events(err)[-1]["reason"]
+    text = ("generate", "--config", str(config), "--log-format", "text")
+    assert woolmill(capsys, *text)[2].startswith("woolmill: error: ")
+
+
 @pytest.mark.anyio
 async def test_a_server_that_still_loads_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

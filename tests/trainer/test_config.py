@@ -257,7 +257,7 @@ def test_help_is_quick_and_names_every_flag() -> None:
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for flag in ("--model_name_or_path", "--fsdp", "--save-total-limit", "--evaluation_strategy"):
+    for flag in ("--model_name_or_path", "--fsdp", "--save_total_limit", "--evaluation_strategy"):
         assert flag in done.stdout
 
 

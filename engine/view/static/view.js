@@ -83,7 +83,7 @@ function showState(state) {
   const share = state.target ? Math.min(1, state.accepted / state.target) : 0;
   at("bar").style.width = `${100 * share}%`;
   const now = Date.now() / 1000;
-  const answers = state.responses + state.failed;
+  const answers = state.responses;
   if (speed.at && now > speed.at) speed.perSecond = (answers - speed.answers) / (now - speed.at);
   Object.assign(speed, { at: now, answers });
   const tiles = [

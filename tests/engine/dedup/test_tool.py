@@ -44,6 +44,15 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
+def test_who_waits_hears_how_far_it_is(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "TOLD_EVERY_S", 0.0)
+    result = dedup(dataset, "-o", tmp_path / "out.jsonl")
+    assert result.stderr == "woolmill: 5 rows, 3 accepted\n"
+    assert "woolmill:" not in result.stdout
+
+
 def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
     """One decision a line, in the order of the file; accepted rows with all their fields."""
     result = dedup(dataset, "-o", tmp_path / "out.jsonl", "--decisions", tmp_path / "why.jsonl")
