@@ -89,6 +89,11 @@ class Batch:
     end: int
     rows: DecisionRows
 
+    @property
+    def reasons(self) -> Iterator[tuple[int, str | None]]:
+        """Of each decision in order: its request, and why the row was refused; None: accepted."""
+        return ((request, reason) for request, _, reason, _, _ in self.rows.decisions)
+
 
 # The parent's side
 

@@ -39,7 +39,7 @@ from engine.run.display import (
     told,
 )
 from engine.run.generate import generate
-from engine.run.pipeline import Pipeline
+from engine.run.pipeline.decisions import Decisions
 from engine.run.progress import Progress
 from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
@@ -321,9 +321,9 @@ async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(progress_module, "STUCK_S", 0.3)
     backend = ScriptedBackend(delay_s=lambda prompt: 1.2 if prompt.index == 0 else 0.4)
     monkeypatch.setattr(generate_module, "make_backends", lambda config: [backend])
-    count_decisions, stopped = Pipeline._count_decisions, anyio.Event()
+    count_decisions, stopped = Decisions._count, anyio.Event()
 
-    def stuck(self: Pipeline, batch: Batch) -> None:
+    def stuck(self: Decisions, batch: Batch) -> None:
         process = self._deciding._process
         assert process is not None
         if not stopped.is_set():
@@ -332,7 +332,7 @@ async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
             asyncio.get_running_loop().call_later(1.0, os.kill, process.pid, signal.SIGCONT)
         count_decisions(self, batch)
 
-    monkeypatch.setattr(Pipeline, "_count_decisions", stuck)
+    monkeypatch.setattr(Decisions, "_count", stuck)
     stream = io.StringIO()
     config = RunConfig.model_validate(
         {"backend": "scripted", "out": tmp_path / "run", "target": 40, "semantic": False}

@@ -19,7 +19,7 @@ from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillE
 from engine.limits import Pool
 from engine.money import Prices, Spent
 from engine.records import Answer, Api, Completion, Prompt, Usage
-from engine.run.turns import Changed
+from engine.run.changed import Changed
 from engine.store import BatchRow, RunStore
 
 __all__ = ["Desk", "Lane", "error_of", "patiently"]
