@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,16 @@ from typing import Any, BinaryIO
 import orjson
 
 from engine import errors
-from engine.backends.vllm.servers import TETHER
 from engine.errors import InputError, UnavailableError, WoolmillError
-from engine.files import open_log
-from engine.processes.children import environment, how_it_ended, python_command, start
+from engine.files import open_log, tail_lines
+from engine.processes.children import (
+    end_group,
+    environment,
+    how_it_ended,
+    python_command,
+    start,
+    tethered,
+)
 from engine.text import shorten
 
 __all__ = ["LOSS", "losses", "trainer"]
@@ -79,7 +84,7 @@ def _run(command: Sequence[str], path: Path) -> None:
         before = path.stat().st_size
         try:
             child = start(
-                python_command(str(TETHER), *command),
+                tethered(*command),
                 environment("engine", "hub"),
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -90,8 +95,8 @@ def _run(command: Sequence[str], path: Path) -> None:
         try:
             status = child.wait()
         except BaseException:  # Ctrl-C or the like, raised again
-            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(child.pid, signal.SIGTERM)
+            end_group(child.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
                 child.wait(LATE_S)
             raise
         finally:
@@ -114,8 +119,6 @@ def _wait_for_earlier(log: BinaryIO, path: Path) -> None:
 
 def _last_words(path: Path, start: int) -> str:
     """The last line that the trainer itself said after ``start``; empty where there is none."""
-    with path.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    own = (line for line in reversed(lines) if line.startswith("trainer"))
+    lines = reversed(tail_lines(path, after=start, most=1 << 20))
+    own = (line for line in lines if line.startswith("trainer"))
     return shorten(next(own, "").partition(": ")[2], 400)

@@ -303,7 +303,7 @@ async def test_a_module_of_the_folder_one_is_in_is_not_run(
 ) -> None:
     """A downloaded folder with a package ``engine`` or a module ``numpy`` in it."""
     (tmp_path / "engine" / "decide").mkdir(parents=True)
-    for name in ("engine/__init__.py", "engine/decide/process.py", "numpy.py"):
+    for name in ("engine/__init__.py", "engine/decide/child.py", "numpy.py"):
         (tmp_path / name).write_text("open('run-by-mistake', 'w')")
     monkeypatch.chdir(tmp_path)
     result = await ran(tmp_path / "run", monkeypatch, Watcher(), target=10)
