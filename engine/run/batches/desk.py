@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.batch.jobs import Job, Jobs
-from engine.backends.local.masking import Masking
+from engine.backends.masking import Masking
 from engine.backends.openai.body import request_body
 from engine.backends.openai.dialect import Dialect
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
