@@ -44,6 +44,8 @@ class Answers:
 
     def keep_called(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
         """Keep what came by a call, which is in flight until its answers are durable."""
+        # Only called back: a task that waited for the commit would cost a wake-up for each answer,
+        # and nothing here depends on it but the counts.
         self._state.keeping += 1
         kept = self._store.answered(answers)
         kept.add_done_callback(partial(self._kept, answers))
@@ -64,6 +66,7 @@ class Answers:
     def _kept(self, answers: Sequence[Answer], kept: asyncio.Future[None]) -> None:
         self._state.keeping -= 1
         error = kept.exception()
+        # Not before: nothing is counted, shown or decided that a crash could still take away.
         if error is None:
             failpoint("answer.kept")
             self._count(answers)

@@ -60,6 +60,8 @@ class Calls:
                     way = self._way()
                     if way == "batch":
                         self._hand_over(tasks)
+                    # All that could let a request go sets ``changed``, so one that may not go now
+                    # needs no looking again.
                     if way == "live" and (prompts := self._requests.next()):
                         await self._send(prompts, tasks)
                     else:
@@ -86,6 +88,7 @@ class Calls:
 
     async def _send(self, prompts: Sequence[Prompt], tasks: anyio.abc.TaskGroup) -> None:
         """Wait for a slot, and let a task make the call."""
+        # A scout from here on, without a slot as yet: nothing else may become one meanwhile.
         scouts = self._requests.scout(prompts)
         lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
         if self._is_needless(prompts):
@@ -97,6 +100,7 @@ class Calls:
         self._state.in_flight += 1
         if self._bulk is not None:
             self._bulk.sent_live()
+        # The wait may have been long, and another call may have taught the context length.
         prompts = [self._prompts.current(prompt) for prompt in prompts]
         tasks.start_soon(self._call, prompts, lease, scouts)
 
@@ -108,6 +112,8 @@ class Calls:
 
     async def _call(self, prompts: Sequence[Prompt], lease: Lease, scouts: bool) -> None:
         """One call, from its record to its answers in the store's hands."""
+        # The slot is held over the record, so a slow disk holds back sending, and no more answers
+        # come than it takes.
         try:
             await self._store.sent(prompts, lease.backend.model)
             failpoint("request.recorded")
@@ -116,6 +122,7 @@ class Calls:
                 prompts, self._pool, self._policy, lease, self._prompts.refit
             )
         except BaseException as error:  # the run's, a bug, or cancelled
+            # Without a result: what was in flight is in the store as sent, and is asked again.
             lease.release()
             self._answers.ended(error)
             if not isinstance(error, Exception):

@@ -85,6 +85,8 @@ class Decisions:
                         died = False
                         await self._keep(batch)
                 except DiedError as error:
+                    # Once may be the memory of a bad moment. Twice without a decision between is
+                    # no accident; but a recipe that hangs is looked into until it is known where.
                     if died and not isinstance(error, StuckError):
                         raise UnavailableError(
                             f"{error}, and another too; resume the run"
@@ -115,12 +117,14 @@ class Decisions:
 
     def _kept(self, batch: Batch, kept: asyncio.Future[None]) -> None:
         """The decisions of ``batch`` are committed, or could not be."""
+        # The store commits in the order of the calls, so batches are counted in plan order too.
         self._state.committing -= 1
         error = kept.exception()
         if error is None:
             failpoint("decision.kept")
             self._count(batch)
         elif isinstance(error, Exception):
+            # Plan order: what follows cannot be kept where this was not.
             self.ended = True
             self._stopping.fail(error)
         self._state.changed.set()
@@ -145,6 +149,7 @@ class Decisions:
         streaks, pace = self._streaks, self._state.pace
         before = streaks.thoughts
         streaks.take_in(batch)
+        # Once for a streak: it may be the start of a run that comes right.
         if before < THOUGHTS_IN_A_ROW <= streaks.most_thoughts:
             self._display.note(endings.thoughts(THOUGHTS_IN_A_ROW, self._prompts.max_tokens))
         if not self._state.is_reached and streaks.barren >= pace.max_barren_requests:

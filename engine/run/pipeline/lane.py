@@ -66,10 +66,12 @@ class BatchLane:
 
     def sent(self, count: int) -> None:
         """So many requests are under way in a batch (fewer, below 0)."""
+        # Batches go out and come back without a call: this is all that is seen of them as sent.
         self._state.progress.sent += count
 
     def unsent(self, requests: Sequence[int]) -> None:
         """These were not answered and not paid; they are sent again."""
+        # The input may have come to its end below them meanwhile.
         plan = self._state.plan
         plan.put_back(index for index in requests if plan.end is None or index < plan.end)
         self.changed.set()

@@ -133,14 +133,18 @@ class Pipeline:
             if self._watches:
                 background.start_soon(self._watch)
             background.start_soon(self._decisions.run)
+            # Calls are a group of their own, so that a drain can end them and let the rest go on.
             async with anyio.create_task_group() as calls:
                 background.start_soon(stopping.drain, calls.cancel_scope)
                 calls.start_soon(self._end)
                 if self._bulk is not None:
                     self._bulk.begin(self._lane(self._bulk), calls)
+                # Earlier sessions may have left answers that nobody has decided.
                 self._answers.tell()
                 await self._calls.produce(calls)
+            # What has arrived is paid: even a person who leaves at once waits for its commit.
             await state.changed.until(lambda: state.keeping == 0)
+            # After a fault of the disk nothing can be kept, so nothing need be decided.
             if not isinstance(stopping.stopped and stopping.stopped.error, DiskError):
                 await state.changed.until(self._all_decided)  # what came home while draining
             background.cancel_scope.cancel()
@@ -155,12 +159,13 @@ class Pipeline:
         """So many requests are possible now; ``grows``: more may come to be."""
         plan = self._state.plan
         plan.end, plan.grows = requests, grows
-        if not grows:
+        if not grows:  # until then nobody can say how long the input is
             self.progress.requests = requests
         self._state.changed.set()
 
     def demand(self, rows: int) -> None:
         """The next stage wants so many accepted rows in all, as far as it can tell now."""
+        # Never less: a row that was wanted once has been asked for.
         if rows > self.progress.target:
             self.progress.target = rows
             self._state.changed.set()
@@ -221,6 +226,8 @@ class Pipeline:
                 stuck_s = 0
                 while stuck_s < STUCK_S:
                     await anyio.sleep(1)
+                    # A slot is held only while a backend is asked, or before and after that while
+                    # something is committed.
                     idle = not pool.calls_on_the_wire and not self._store.waiting
                     stuck_s = stuck_s + 1 if pool.in_flight and idle else 0
                 message = f"{pool.in_flight} slots held and nothing asked for {STUCK_S} s"

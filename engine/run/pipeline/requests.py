@@ -53,12 +53,16 @@ class Requests:
 
     def next(self) -> Sequence[Prompt] | None:
         """The prompts of the next call; None where none may go out now."""
+        # First those that were held back: they come earlier in the plan, and decisions wait for
+        # them.
         for place, prompts in enumerate(self._held):
             if self._may_go(prompts):
                 return self._held.pop(place)
         most = self._state.pace.request_batch_size
         if self._bulk is not None and self._bulk.scouting:
-            most = 1
+            most = 1  # what the host refuses of it is learnt before it stands in thousands of lines
+        # Those that need no scout may stand far behind many that do; but each prompt that is held
+        # back is memory.
         while len(self._held) < MOST_HELD and (wanted := self.wanted()) > 0:
             prompts = self.made(self._state.plan.take(min(wanted, most)))
             if prompts and self._may_go(prompts):
@@ -82,12 +86,14 @@ class Requests:
         """The prompts of these requests; without those that the recipe fails at, which are kept as
         failed, and those behind the last input row.
         """
+        # What overflowed in one batch must not go into the next at its full length.
         shorter = self._bulk.shorter if self._bulk is not None else {}
         prompts = []
         for index in indexes:
             try:
                 prompt = shorter.get(index) or self._prompts.prompt(index)
             except RecipeFault as fault:
+                # An answer like any other: decisions go on in plan order over it.
                 self._keep([unsent(self._prompts.ask(index), fault)])
                 continue
             if prompt is not None:

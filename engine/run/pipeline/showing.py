@@ -55,12 +55,14 @@ class Showing:
         while True:
             self._look()
             self._limit_log.keep(self._pool)
+            # A display must not block; one that fails is left (``display.Guarded``).
             if self._display is not None:
                 self._display.refresh(self._state.progress, self._pool)
             await anyio.sleep(REFRESH_S)
 
     def end(self) -> None:
         """Keep what is known of the limits."""
+        # The last changes are what a person looks for after a run that was slow.
         self._limit_log.keep(self._pool, at_once=True)
 
     def _look(self) -> None:
@@ -83,6 +85,7 @@ class Showing:
         """How long answers have waited without a single decision."""
         plan, progress = self._state.plan, self._state.progress
         now_s = anyio.current_time()
+        # Since the last decision, or since there was something to decide at all.
         if not plan.to_decide or not progress.to_decide or plan.undecided != self._decided:
             self._decided_s = now_s
         self._decided = plan.undecided

@@ -51,6 +51,7 @@ class Stopping:
         """Send nothing more; the first cause stands."""
         if self.stopped is not None:
             return
+        # ``stopped`` first: whatever the rest wakes must find it set.
         self.stopped = stop
         self._state.progress.draining = not stop.reached
         self.sending.cancel()
@@ -91,6 +92,7 @@ class Stopping:
         """Drain, and say what is waited for."""
         how = "stopping already" if self.stopped is not None else "sending nothing more"
         self.halt(Stop(signum=signum))
+        # Only what there is to wait for is named.
         if self._bulk is not None and self._state.is_quiet:
             how += ", leaving batches as they are"
         elif not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
@@ -98,6 +100,7 @@ class Stopping:
                 f", waiting up to {self._state.pace.drain_timeout_s:g} s for"
                 f" {self._state.in_flight} calls in flight"
             )
+        # Also where something else has stopped the run: a person who waits wants an answer.
         self._display.note(f"{signum.name}: {how} (once more to leave at once)")
 
     def say_state(self, cause: str) -> None:
@@ -122,6 +125,7 @@ class Stopping:
         wait = pace.paid or not self.stopped.reached
         wait_s = pace.drain_timeout_s if wait else 0.0
         if wait and not pace.paid:
+            # A model on this machine: what it could not finish in time only keeps it busy.
             self._give_up(wait_s)
         self._drained_at_s = anyio.current_time() + wait_s
         with anyio.move_on_after(wait_s):
