@@ -37,7 +37,8 @@ import uvloop
 
 from benchmarks.bench_client import raise_open_files
 from benchmarks.server import ODD_FAULTS, Behaviour, Server
-from engine.backends.openai.backend import HttpBackend, Timeouts
+from engine.backends.openai.backend import HttpBackend
+from engine.backends.openai.listening import Timeouts
 from engine.limits import Lease, LimitSettings, Pool
 from engine.records import Completion, Prompt, Sampling
 from engine.run.deliver import Delivery, RetryPolicy, deliver

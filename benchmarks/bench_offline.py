@@ -163,7 +163,7 @@ def run_http(prompts: Sequence[Prompt], python: Path) -> Run:
 
 def run_llm_generate(prompts: Sequence[Prompt], python: Path) -> Run:
     """vLLM's own offline API."""
-    from engine.backends.vllm.backend import child_environment, engine_arguments
+    from engine.backends.vllm.arguments import child_environment, engine_arguments
 
     job = {
         "prompts": [prompt.text for prompt in prompts],

@@ -19,7 +19,15 @@ from typing import BinaryIO
 
 from engine.errors import DiskError, OutputError
 
-__all__ = ["cannot_write", "check_output", "new_file", "new_folder", "open_log", "replace_file"]
+__all__ = [
+    "cannot_write",
+    "check_output",
+    "new_file",
+    "new_folder",
+    "open_log",
+    "replace_file",
+    "tail_lines",
+]
 
 
 def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
@@ -60,6 +68,18 @@ def open_log(path: Path) -> Iterator[BinaryIO]:
         descriptor = os.open(path, flags, 0o600)
     with os.fdopen(descriptor, "ab") as file:
         yield file
+
+
+def tail_lines(path: Path, *, after: int = 0, most: int = 1 << 16) -> list[str]:
+    """The lines at the end of a log: within its last ``most`` bytes, and what came after a byte.
+    None where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(after, path.stat().st_size - most))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def write_private(path: Path, text: str) -> None:

@@ -71,7 +71,7 @@ def test_models_are_opened_in_one_place_and_never_with_their_code(path: Path) ->
         assert flags == ["False"], where
 
 
-FORKS = ROOT / "engine" / "backends" / "vllm" / "tether.py"
+FORKS = ROOT / "engine" / "processes" / "tether.py"
 """A program of its own, before it starts its thread."""
 
 

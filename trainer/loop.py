@@ -60,6 +60,7 @@ def train(settings: Settings) -> None:
     Raises:
         TrainerError: one of its kinds; see trainer/errors.py.
     """
+    # Before anything that takes long, so that Ctrl-C and a lost rank are noticed from here on.
     ranks = Ranks.start(settings.parallel)
     with noticing_lost_ranks(), _signals() as stop, claimed(settings.save, ranks):
         if ranks.rank == 0:
@@ -121,6 +122,7 @@ def train(settings: Settings) -> None:
                 tokens=done.tokens + outcome.tokens,
             )
             if bad_in_a_row > settings.optim.max_bad_steps:
+                # A checkpoint that is being written is good, and its thread ends with the process.
                 checkpoints.wait()
                 ranks.fail(_not_finite(done, bad_in_a_row))
             if _due(settings.eval_strategy, settings.log.eval_steps, done.step, batches):
@@ -134,6 +136,7 @@ def train(settings: Settings) -> None:
         # 5. The finished model.
         if _last_evaluation_due(settings, done.step, batches):
             run.evaluate(step=done.step)
+        # A checkpoint that could not be written does not cost the model that is finished.
         failed_save = checkpoints.wait()
         export(model, tokenizer, settings, ranks, alpaca=training.alpaca, compute=compute)
         if metrics is not None:
@@ -225,6 +228,7 @@ class _Run:
         losses, seen = [0.0] * len(targets), [0.0] * len(targets)
         summed: dict[int, Tensor] = {}  # on the device: reading one would wait for all before it
         for number, batch in work.batches:
+            # Dropout follows from the micro-batch, not from the rank that happens to compute it.
             torch.manual_seed(_seed(optim.seed, step, number))
             loss_sum = self.model(batch.to(self.ranks.device))
             if number >= len(targets):  # nothing left for this rank, but FSDP needs it
@@ -233,6 +237,7 @@ class _Run:
             share = (
                 targets[number] * len(targets) if optim.loss_norm == "microbatch" else sum(targets)
             )
+            # By the whole step's count, before backward: ranks then only add up their gradients.
             (loss_sum / share).backward()
             summed[number], seen[number] = loss_sum.detach(), float(batch.input_ids.numel())
         own_norm = self._squared_norm()
@@ -251,6 +256,7 @@ class _Run:
         # To float32: the sum of squares differs in float64's last bits with the number of ranks.
         norm = float(np.float32(math.sqrt(squared_norm)))
         rate = learning_rate(optim, step, self.total_steps)
+        # Of sums that all ranks have alike: so all of them move, or none.
         moved = math.isfinite(loss) and math.isfinite(norm)
         if moved:
             self._move(norm, rate)
@@ -319,6 +325,7 @@ def _signals() -> Iterator[set[int]]:
 
     def receive(signum: int, frame: FrameType | None) -> None:
         received.add(signum)
+        # A step may take minutes, and a person may not want to wait for its end.
         signal.signal(signum, signal.default_int_handler if signum == 2 else signal.SIG_DFL)
 
     before = {signum: signal.signal(signum, receive) for signum in _SIGNALS}

@@ -75,7 +75,8 @@ def _log_as_json() -> None:
 
 def display_of(config: RunConfig, stack: ExitStack) -> Display:
     """What shows a run in this terminal, or file, until ``stack`` ends."""
-    from engine.run.display import Guarded, JsonDisplay, LiveDisplay, PlainDisplay
+    from engine.run.display import Guarded, JsonDisplay, PlainDisplay
+    from engine.run.live import LiveDisplay
     from engine.run.textfile import MetricsFile
 
     if config.log_format == "json":

@@ -1,23 +1,12 @@
 """Decisions in a process of their own, since under one interpreter's lock they and the network take
-turns: on two cores a run does 1.4 times as much so.
+turns: on two cores a run does 1.4 times as much so. This is the run's side; the process's is
+``engine.decide.child``.
 
 Nothing is lost with such a process. It reads answers from the run store, like every other reader,
 and all that it knows follows from what is committed there; where it dies, another goes on from
 that.
 
-A message is two lengths (4 bytes each, big-endian), so many bytes of JSON and so many of rows:
-
-    in   {"folder", "config", "tasks", "path", "careful", "skip"} first
-         {"below"}                             every request with a lower index has its answer
-    out  {"ready": true}                       may be told what is answered
-         {"at"}                                the answer that is decided next, where careful
-         {"first", "end", "rows"} and the rows' bodies
-         {"full": true}                        the target is reached; nothing follows
-         {"note"} · {"error", "message"} · {"bug"}
-
-End of input means that the parent is gone, and ends the process at once.
-
-A recipe's own code can hang so that nothing within the process ends it. Then the parent does, and
+A recipe's own code can hang so that nothing within the process ends it. Then the run does, and
 starts another that is careful: it decides one answer at a time and says which. Where that hangs
 too, the answer is skipped, which refuses it.
 """
@@ -27,9 +16,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import sys
 import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,8 +25,7 @@ from subprocess import PIPE
 from typing import Any, BinaryIO, NoReturn
 
 from engine import errors, models
-from engine.decide.decider import Decider, make_cascade, restore_cascade, unreadable_note
-from engine.errors import UnavailableError, WoolmillError
+from engine.errors import UnavailableError
 from engine.processes.children import (
     Child,
     Need,
@@ -48,29 +34,25 @@ from engine.processes.children import (
     python_command,
     start_async,
 )
-from engine.processes.garbage import seldom_collected
+from engine.processes.frames import read_frame
 from engine.recipes.load import CODED, module_folders
 from engine.records import SeedTask
-from engine.screen import sturdy_streams
 from engine.settings import RunConfig
-from engine.store import DecisionRows, RunReader, decode, encode
+from engine.store import DecisionRows, decode, encode
 
 __all__ = ["Batch", "Deciding", "DiedError", "StuckError"]
 
-BATCH = 256
-"""Answers that are decided, sent and committed together."""
 PIPE_BYTES = 1 << 20
 """Room for a batch or two, where the system grants it: fewer turns to take in one."""
 MOST_AHEAD = 8
 """Batches that may wait to be taken; then the process waits."""
-
-
 STUCK_S = 60.0
 """Without a word while answers wait to be decided; a recipe's code that takes longer hangs."""
 LOOKS = 12
 """Times that one looks meanwhile: one for all of a time in which the machine slept."""
 
 Message = tuple[dict[str, Any], bytes]
+"""As ``engine.decide.child`` lists them: what the head holds, and the rows' bodies."""
 
 
 class DiedError(Exception):
@@ -89,8 +71,10 @@ class Batch:
     end: int
     rows: DecisionRows
 
-
-# The parent's side
+    @property
+    def reasons(self) -> Iterator[tuple[int, str | None]]:
+        """Of each decision in order: its request, and why the row was refused; None: accepted."""
+        return ((request, reason) for request, _, reason, _, _ in self.rows.decisions)
 
 
 class Deciding:
@@ -127,7 +111,9 @@ class Deciding:
         self._note = note
         self._process: Child | None = None
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        """What the process has said and nobody has taken; None: the end of one process."""
         self._ahead = threading.Semaphore(MOST_AHEAD)
+        """Room in the inbox: the thread that fills it waits for it, and so does the process."""
         self._closed = False
 
     async def start(self) -> None:
@@ -150,7 +136,7 @@ class Deciding:
             fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             # Its folder stays ours: settings name files by paths from here.
-            command = python_command("-m", "engine.decide.process")
+            command = python_command("-m", "engine.decide.child")
             self._process = await start_async(
                 command, environment(*self._needs), stdin=PIPE, stdout=out
             )
@@ -193,25 +179,22 @@ class Deciding:
         """End the process, whatever it does: it has nothing of its own."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         await self._process.wait()
         self._closed = True
         self._ahead.release()  # whoever listens comes to the end
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None
-        pipe = self._process.stdin
-        assert pipe is not None
-        if not pipe.is_closing():  # else it died, and whoever receives is told
-            pipe.write(b"".join(_frame(message)))
+        self._process.send(encode(message))
 
     def _listen(self, source: BinaryIO, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread of its own: take in what one process says, to its end."""
         with source, suppress(RuntimeError):  # the loop is closed: nobody waits
-            while message := _read(source):
+            while (frame := read_frame(source)) is not None:
                 if not self._closed:
                     self._ahead.acquire()
+                message = decode(frame.head), frame.body
                 loop.call_soon_threadsafe(self._inbox.put_nowait, message)
             loop.call_soon_threadsafe(self._inbox.put_nowait, None)
 
@@ -271,8 +254,7 @@ class Deciding:
     async def _end_stuck(self) -> NoReturn:
         """End a process whose recipe hangs, so that another goes on more carefully."""
         assert self._process is not None
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         while await self._inbox.get() is not None:
             self._ahead.release()  # not committed: the next process decides it again
         await self._process.wait()
@@ -282,131 +264,3 @@ class Deciding:
         self._order["skip"].append(self._at)
         stuck, self._at = self._at, None
         raise StuckError(f"the recipe's code hangs at the answer to request {stuck}; it is refused")
-
-
-def _frame(head: dict[str, Any], body: Sequence[bytes] = ()) -> Iterator[bytes]:
-    encoded = encode(head)
-    yield len(encoded).to_bytes(4, "big") + sum(map(len, body)).to_bytes(4, "big")
-    yield encoded
-    yield from body
-
-
-def _read(source: BinaryIO) -> Message | None:
-    """The next message; None at the end, in the middle of one too."""
-    lengths = source.read(8)
-    head_size, body_size = int.from_bytes(lengths[:4], "big"), int.from_bytes(lengths[4:], "big")
-    head, body = source.read(head_size), source.read(body_size)
-    if len(lengths) < 8 or len(head) < head_size or len(body) < body_size:
-        return None
-    return decode(head), body
-
-
-# The process's side
-
-
-class _Answered:
-    """How far answers are there, as the parent says in another thread."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._below = 0
-        self._changed = threading.Condition()
-
-    def listen(self) -> NoReturn:
-        """Take in what the parent says, and end with it."""
-        try:
-            while message := _read(self._source):
-                with self._changed:
-                    self._below = message[0]["below"]
-                    self._changed.notify()
-        finally:
-            os._exit(0)
-
-    def wait_beyond(self, first: int) -> int:
-        """Wait for the answer ``first``; every request below the returned index has one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._below > first)
-            return self._below
-
-
-def _work(source: BinaryIO, send: Callable[..., None]) -> None:
-    """Decide what the parent says is answered, until the target."""
-    first_message = _read(source)
-    if first_message is None:
-        return
-    order = first_message[0]
-    config = RunConfig.model_validate(order["config"])
-    tasks = [SeedTask(**task) for task in order["tasks"]]
-    # What a recipe can be imported from there, it can be here; last, so that nothing comes before
-    # what is installed.
-    sys.path += [entry for entry in order["path"] if entry not in sys.path]
-    store = RunReader(Path(order["folder"]), snapshot=False)
-    counts = store.counts()
-    answered = _Answered(source)
-    threading.Thread(target=answered.listen, daemon=True).start()
-    recipe = config.make_recipe(tasks)
-    cascade = make_cascade(config, recipe)
-    if cascade.unreadable:
-        send({"note": unreadable_note(cascade.unreadable, len(cascade))})
-    send({"ready": True})
-    missing = restore_cascade(cascade, store, recipe)
-    if missing and counts.accepted:
-        send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
-    decider = Decider(
-        recipe,
-        cascade,
-        seed=config.seed,
-        samples=config.samples or 1,
-        api=config.asked_api,
-        carry=config.carry,
-        after=counts.last_decided,
-        skip=order["skip"],
-    )
-    careful = order["careful"]
-    # The answer of the last decision is parsed again: the target may have fallen inside it. So are
-    # those of the other samples where they become one row.
-    first = counts.last_decided[0] if counts.last_decided else 0
-    if recipe.reduces:
-        first -= first % (config.samples or 1)
-    left = config.target - counts.accepted
-    with seldom_collected():
-        while left > 0:
-            count = min(1 if careful else BATCH, answered.wait_beyond(first) - first)
-            if careful:
-                send({"at": first})
-            answers = store.answers(first, count)
-            decisions, vectors = decider.decide(answers, limit=left)
-            left -= sum(decision.accepted for decision in decisions)
-            end = answers[-1].index + 1
-            packed, bodies = store.rows_of(decisions, vectors).pack()
-            send({"first": first, "end": end, "rows": packed}, bodies)
-            first = end
-    send({"full": True})
-    threading.Event().wait()  # for the end of input
-
-
-def main() -> NoReturn:
-    """Keep the pipes to ourselves and work."""
-    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what libraries print
-
-    def send(message: dict[str, Any], body: Sequence[bytes] = ()) -> None:
-        out.writelines(_frame(message, body))
-        out.flush()
-
-    with sturdy_streams():
-        sys.stdout = sys.stderr  # a library's words must not fail on a terminal that is gone
-        try:
-            _work(source, send)
-        except WoolmillError as error:
-            send({"error": type(error).__name__, "message": str(error)})
-        except BrokenPipeError:
-            pass  # the parent is gone
-        except BaseException:  # noqa: BLE001 - whatever it is, the parent must know
-            send({"bug": traceback.format_exc()})
-    os._exit(0)  # without waiting for the thread that listens
-
-
-if __name__ == "__main__":
-    main()

@@ -102,10 +102,14 @@ class WatchedServer(Protocol):
 
     quota: dict[str, str]
     """The latest ``x-ratelimit-*`` headers, names without that prefix."""
-    heard_at_s: float
-    """Loop time when it last sent anything for a generation."""
-    hung_after_s: float
-    """Silence of everything in flight that means its engine hangs."""
+
+    @property
+    def heard_at_s(self) -> float:
+        """Loop time when it last sent anything for a generation."""
+
+    @property
+    def hung_after_s(self) -> float:
+        """Silence of everything in flight that means its engine hangs."""
 
     @property
     def identity(self) -> tuple[str, str, int | None] | None:

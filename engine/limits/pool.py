@@ -103,7 +103,9 @@ class Pool:
             batch_price=settings.batch_price,
         )
         self._retries: deque[_Waiter] = deque()
+        """Calls that were made before, in the order in which they came back for another slot."""
         self._fresh: deque[_Waiter] = deque()
+        """First attempts, in the order in which they came, and the retries beyond their share."""
         self._retry_credit = 10.0
         self._timer: asyncio.TimerHandle | None = None
         self._down_since_s: float | None = None

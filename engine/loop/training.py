@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -21,10 +20,16 @@ from typing import Any, BinaryIO
 import orjson
 
 from engine import errors
-from engine.backends.vllm.servers import TETHER
 from engine.errors import InputError, UnavailableError, WoolmillError
-from engine.files import open_log
-from engine.processes.children import environment, how_it_ended, python_command, start
+from engine.files import open_log, tail_lines
+from engine.processes.children import (
+    end_group,
+    environment,
+    how_it_ended,
+    python_command,
+    start,
+    tethered,
+)
 from engine.text import shorten
 
 __all__ = ["LOSS", "losses", "trainer"]
@@ -82,7 +87,7 @@ def _run(command: Sequence[str], path: Path) -> None:
         before = path.stat().st_size
         try:
             child = start(
-                python_command(str(TETHER), *command),
+                tethered(*command),
                 environment("engine", "hub"),
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -93,8 +98,8 @@ def _run(command: Sequence[str], path: Path) -> None:
         try:
             status = child.wait()
         except BaseException:  # Ctrl-C or the like, raised again
-            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(child.pid, signal.SIGTERM)
+            end_group(child.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
                 child.wait(LATE_S)
             raise
         finally:
@@ -120,9 +125,7 @@ def _last_words(path: Path, start: int) -> tuple[str, int | None]:
     """The last line that the trainer itself said after ``start``, empty where there is none, and
     its exit status as torchrun tells it, whose own is always 1.
     """
-    with path.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode(errors="replace")
+    text = "\n".join(tail_lines(path, after=start, most=1 << 20))
     own = OWN_LINE.findall(text)
     statuses = TORCHRUN_STATUS.findall(text)
     return shorten(own[-1], 400) if own else "", int(statuses[-1]) if statuses else None

@@ -15,24 +15,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import engine
 from engine import secrets
+from engine.processes.frames import Frame, Frames, frame
 
 __all__ = [
     "Child",
+    "end_group",
     "environment",
     "how_it_ended",
     "python_command",
     "run",
     "start",
     "start_async",
+    "tethered",
 ]
 
+TETHER = Path(__file__).with_name("tether.py")
+PIECE = 1 << 18
+"""Bytes that are read at once of what a child says; an answer takes some kilobytes."""
 Need = Literal["engine", "hub", "pip", "ray"]
 Pipe = int | IO[bytes] | None
 
@@ -98,6 +104,11 @@ def python_command(*arguments: str, interpreter: Path | None = None) -> list[str
     return [str(interpreter or sys.executable), "-P", *arguments]
 
 
+def tethered(*command: str) -> list[str]:
+    """``command`` so that it dies with this process, of which it has a pipe as its stdin."""
+    return python_command(str(TETHER), *command)
+
+
 def run(
     command: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> subprocess.CompletedProcess[str]:
@@ -155,9 +166,34 @@ class Child:
         """Wait for its end; its status, below zero the signal that ended it."""
         return await asyncio.shield(self._ended)
 
+    def send(self, head: bytes, body: Sequence[bytes] = ()) -> None:
+        """Send a message, as ``frames`` has them. Nothing happens where it has ended: whoever
+        hears it is told so.
+        """
+        if self.stdin is not None and not self.stdin.is_closing():
+            self.stdin.writelines(frame(head, body))
+
+    async def messages(self) -> AsyncIterator[Frame]:
+        """What it says, until the end of its output. Processes of its own may hold that open
+        beyond its end.
+        """
+        assert self.stdout is not None
+        frames = Frames()
+        while piece := await self.stdout.read(PIECE):
+            for message in frames.take_in(piece):
+                yield message
+
     def kill(self) -> None:
         """End it at once. Nothing happens where it has ended."""
         self._process.kill()
+
+    async def close(self, within_s: float | None = None) -> None:
+        """Let it see the end of its input, of which it ends; by force where that takes longer."""
+        if self.stdin is not None:
+            self.stdin.close()
+        await asyncio.wait([self._ended], timeout=within_s)
+        self.kill()
+        await self.wait()
 
     def _await(self) -> None:
         """In a thread of its own."""
@@ -188,6 +224,12 @@ async def start_async(
         process.kill()
         raise
     return Child(process, stdin, reader)
+
+
+def end_group(pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
+    """Send ``signum`` to what ``start`` started, and to all that it has started and left behind."""
+    with suppress(ProcessLookupError, PermissionError):  # nothing is left; macOS says it otherwise
+        os.killpg(pid, signum)
 
 
 def _given(pipes: dict[str, Pipe]) -> dict[str, Any]:

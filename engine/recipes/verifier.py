@@ -1,7 +1,7 @@
 """Whether an answer is right, said by code that may hang, crash or take the memory: Math-Verify, or
 a function of the user's. It runs in a process of its own, which is killed where it takes too long.
 
-A message is a line of JSON. The process takes ``{"row", "gold", "answer", "text"}`` and says
+Messages are frames (``engine.processes.frames``). The process takes ``{"row", "gold", "answer", "text"}`` and says
 ``{"verified": true | false | null, "detail"}``; the end of its input ends it at once.
 """
 
@@ -21,12 +21,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import orjson
 
 from engine.errors import ConfigError, WoolmillError
-from engine.processes.children import environment, how_it_ended, python_command, start
+from engine.processes.children import end_group, environment, how_it_ended, python_command, start
+from engine.processes.frames import Frames, frame, keep_pipes, read_frame
 from engine.recipes.load import file_module
 from engine.records import Record
 from engine.text import shorten
@@ -42,7 +43,7 @@ START_S = 60.0
 """Until the process has loaded what it needs, on a machine that is busy."""
 MOST_DETAIL = 300
 """Characters kept of what a verifier raised; the answer itself may be in it."""
-MOST_LINE = 1 << 20
+MOST_SAID = 1 << 20
 """Bytes of one verdict. A function that prints without end must not fill this process's memory."""
 
 
@@ -74,16 +75,16 @@ class Verifier:
         and at the first time until the process is there.
         """
         asked = {"row": row, "gold": gold, "answer": answer, "text": text}
-        line = orjson.dumps(asked, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        request = orjson.dumps(asked, default=str)
         with self._lock:
             if self._process is None and (fault := self._start()):
                 return None, fault
             assert self._process is not None
             assert self._process.stdin is not None
             try:
-                self._process.stdin.write(line)
+                self._process.stdin.writelines(frame(request))
                 self._process.stdin.flush()
-                said = self._line(self._limit_s)
+                said = self._message(self._limit_s)
             except OSError:  # it has ended
                 said = b""
             if said is None:
@@ -105,7 +106,7 @@ class Verifier:
         )
         self._process = process
         self._end = weakref.finalize(self, _kill, process)
-        said = self._line(START_S)
+        said = self._message(START_S)
         if said:
             fault: str = orjson.loads(said)["fault"]
             if not fault:
@@ -117,20 +118,21 @@ class Verifier:
             return f"the verifier did not load within {START_S:g} s"
         return f"the verifier ended {self._stop()}"
 
-    def _line(self, seconds: float) -> bytes | None:
-        """The next line; None: there is none in time; empty: the process has ended."""
+    def _message(self, seconds: float) -> bytes | None:
+        """The next message; None: there is none in time; empty: the process has ended."""
         assert self._process is not None
         assert self._process.stdout is not None
-        out, until, line = self._process.stdout.fileno(), time.monotonic() + seconds, b""
-        while not line.endswith(b"\n"):
+        out, until, frames = self._process.stdout.fileno(), time.monotonic() + seconds, Frames()
+        while len(frames) <= MOST_SAID:
             left = until - time.monotonic()
             if left <= 0 or not select.select([out], [], [], left)[0]:
                 return None
-            more = os.read(out, MOST_LINE)
-            if not more or len(line) > MOST_LINE:
-                return b""
-            line += more
-        return line
+            piece = os.read(out, MOST_SAID)
+            if not piece:
+                break
+            for message in frames.take_in(piece):
+                return message.head
+        return b""
 
     def _stop(self, *, kills: bool = False) -> str:
         """End the process, and say how it had ended by itself."""
@@ -145,8 +147,7 @@ class Verifier:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the process and all that it has started: it leads a session of its own."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    end_group(process.pid)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
@@ -227,25 +228,23 @@ def _verdict(judge: Callable[[dict[str, Any]], bool | None], asked: dict[str, An
     return said, "" if said is not None else "the verifier cannot tell"
 
 
-def _listen(source: Any, inbox: queue.SimpleQueue[bytes]) -> NoReturn:
-    """Take in lines, and end with the parent, whatever is going on, with all that was started."""
-    for line in source:
-        inbox.put(line)
+def _listen(source: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> NoReturn:
+    """Take in requests, and end with the parent, whatever goes on, with all that was started."""
+    while (message := read_frame(source)) is not None:
+        inbox.put(message.head)
     os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 
 def main() -> NoReturn:
     """Take requests until the input ends; what the code prints goes to standard error."""
-    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+    source, out = keep_pipes()
 
     def say(message: dict[str, Any]) -> None:
-        out.write(orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE))
+        out.writelines(frame(orjson.dumps(message)))
         out.flush()
 
-    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # one request: the next comes after it
     threading.Thread(target=_listen, args=(source, inbox), daemon=True).start()
     try:
         judge = _function(sys.argv[1])

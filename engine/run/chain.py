@@ -243,7 +243,7 @@ async def run_chain(pipelines: Sequence[Pipeline]) -> Stop:
     signal.
     """
     async with anyio.create_task_group() as hearing:
-        await hearing.start(listen, pipelines[-1])
+        await hearing.start(listen, pipelines[-1].stopping)
         stop = await _run_stages(pipelines)
         hearing.cancel_scope.cancel()
     return stop
@@ -261,13 +261,13 @@ async def _run_stages(pipelines: Sequence[Pipeline]) -> Stop:
 
     stopped: list[Stop] = []
     for pipeline in pipelines:
-        pipeline.on_halt = _halts(pipeline, pipelines)
+        pipeline.stopping.on_halt = _halts(pipeline, pipelines)
 
     def leave() -> None:
         for pipeline in pipelines[:-1]:
-            pipeline.leave()
+            pipeline.stopping.leave()
 
-    last.on_leave = leave
+    last.stopping.on_leave = leave
     async with anyio.create_task_group() as feeding:
         for place in range(len(pipelines) - 1):
             feeding.start_soon(feed, place)
@@ -283,6 +283,6 @@ def _halts(one: Pipeline, pipelines: Sequence[Pipeline]) -> Any:
             return  # its input is at its end; the stages behind it go on
         for other in pipelines:
             if other is not one:
-                other.halt(stop)
+                other.stopping.halt(stop)
 
     return halt

@@ -24,7 +24,7 @@ from engine.errors import (
     first_known,
 )
 from engine.limits import Pool
-from engine.run.turns import Changed
+from engine.run.changed import Changed
 from engine.settings import EMBEDDED_MODEL, RunConfig
 
 __all__ = ["Keeper", "make_fleet"]

@@ -107,7 +107,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         for stage in stages:
             await _ready(stage)
         pipelines = link(stages, display, owner)
-        owner.running(pipelines[-1].stop)
+        owner.running(pipelines[-1].stopping.stop)
         with seldom_collected():
             stop = await run_chain(pipelines)
     return Result(

@@ -45,12 +45,13 @@ class Plan:
         self.next_number = 1 + max(
             answered_below - 1, *self._answered, *in_flight, *awaited, -1, -1
         )
-        # First in line: what was in flight, and what was never sent though later requests were.
         self._again = deque(
             number
             for number in range(answered_below, self.next_number)
             if number not in self._answered and number not in awaited
         )
+        """Requests that go out before any new one, in plan order: what was in flight, what was put
+        back, and what was never sent though later requests were."""
 
     @property
     def sent(self) -> int:

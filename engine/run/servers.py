@@ -11,9 +11,11 @@ from engine import models
 from engine.backends.base import Backend
 from engine.backends.batch.nobody import Nobody
 from engine.backends.fleet import FileFleet
+from engine.backends.openai.access import Access
 from engine.backends.openai.address import read_address, read_headers
-from engine.backends.openai.backend import HttpBackend, Timeouts
+from engine.backends.openai.backend import HttpBackend
 from engine.backends.openai.dialect import Dialect
+from engine.backends.openai.listening import Timeouts
 from engine.backends.openai.wire import FastTransport, make_transport
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import ConfigError, UnavailableError
@@ -144,8 +146,11 @@ def _http(config: RunConfig, endpoint: EndpointConfig, key: Secret | None = None
     return HttpBackend(
         address,
         config.model,
-        key=key or read_key(env=endpoint.key_env, file=endpoint.key_file),
-        headers=read_headers(endpoint.header or config.header),
+        access=Access(
+            key=key or read_key(env=endpoint.key_env, file=endpoint.key_file),
+            headers=read_headers(endpoint.header or config.header),
+            insecure_http=config.insecure_http or key is not None,
+        ),
         dialect=Dialect(without=config.without, asked=asked | config.extra_body.keys()),
         transport=transport,
         timeouts=Timeouts(
@@ -153,7 +158,6 @@ def _http(config: RunConfig, endpoint: EndpointConfig, key: Secret | None = None
             idle_s=config.idle_s,
             total_s=config.attempt_s,
         ),
-        insecure_http=config.insecure_http or key is not None,
     )
 
 

@@ -164,17 +164,12 @@ class RunStore(RunReader):
         """Calls that wait for their commit now."""
         return self._writer.callers if self._writer is not None else 0
 
-    def sent(
-        self, prompts: Sequence[Prompt], model: str, done: asyncio.Future[None] | None = None
-    ) -> asyncio.Future[None]:
-        """Record that ``prompts`` are about to be sent to ``model``. Durable when ``done``, a
-        future of the caller's or a new one, is.
+    def sent(self, prompts: Sequence[Prompt], model: str) -> asyncio.Future[None]:
+        """Record that ``prompts`` are about to be sent to ``model``. Durable when done.
 
         StoppedError where the disk is nearly full, so that what was sent before still finds room.
         """
         work = Work(prompts=prompts, model=model)
-        if done is not None:
-            work.done = done
         if self._inserts.shortage is None:
             return self._write(work)
         work.done.set_exception(self._inserts.shortage)

@@ -67,6 +67,7 @@ class Writer:
         self._commit = commit
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Work] = deque()
+        """Calls that no transaction has taken, in their order, which is that of the commits."""
         self._wake = threading.Condition()
         self._hurry = threading.Event()  # a full group waits, or the end has come
         self._closing = False

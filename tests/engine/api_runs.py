@@ -82,7 +82,7 @@ def children() -> list[str]:
         with contextlib.suppress(OSError):
             if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == os.getpid():
                 command = stat.with_name("cmdline").read_bytes()
-                if b"engine.decide.process" in command:
+                if b"engine.decide.child" in command:
                     found.append(command.decode())
     return found
 

@@ -52,29 +52,31 @@ class MemoryStore:
         return []
 
     def keep_limits(self, changes: Sequence[dict[str, Any]]) -> asyncio.Future[None]:
-        return self._soon(asyncio.get_running_loop().create_future())
+        return _soon()
 
-    def sent(
-        self, prompts: Sequence[Prompt], model: str, done: asyncio.Future[None]
-    ) -> asyncio.Future[None]:
+    def sent(self, prompts: Sequence[Prompt], model: str) -> asyncio.Future[None]:
         self.sent_indexes += [prompt.index for prompt in prompts]
-        return self._soon(done)
+        return _soon()
 
     def answered(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
         self.answers |= {answer.index: answer for answer in answers}
-        return self._soon(asyncio.get_running_loop().create_future())
+        return _soon()
 
     def decided_rows(self, rows: DecisionRows) -> asyncio.Future[None]:
         self.decided |= {index: reason for index, _, reason, _, _ in rows.decisions}
-        return self._soon(asyncio.get_running_loop().create_future())
+        return _soon()
 
-    def _soon(self, done: asyncio.Future[None]) -> asyncio.Future[None]:
-        def settle() -> None:
-            if not done.done():
-                done.set_result(None)
 
-        asyncio.get_running_loop().call_soon(settle)
-        return done
+def _soon() -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.call_soon(settle)
+    return done
 
 
 class HereDeciding:

@@ -115,7 +115,7 @@ async def test_one_that_is_killed_is_replaced_and_nothing_changes(
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
 
-    monkeypatch.setattr("engine.run.pipeline.REFRESH_S", 0.002)
+    monkeypatch.setattr("engine.run.pipeline.showing.REFRESH_S", 0.002)
     watcher = Watcher(kill)
     slow = ScriptedBackend(answer_of, delay_s=0.02, max_in_flight=8)
     result = await ran(tmp_path / "killed", monkeypatch, watcher, slow)
@@ -161,7 +161,7 @@ async def test_the_loop_and_the_requests_go_on_while_it_stands_still_fault_076(
             )
             answered.append(progress.answered)
 
-    monkeypatch.setattr("engine.run.pipeline.REFRESH_S", 0.002)
+    monkeypatch.setattr("engine.run.pipeline.showing.REFRESH_S", 0.002)
     backend = ScriptedBackend(answer_of, delay_s=0.02, max_in_flight=4)
     result = await ran(tmp_path, monkeypatch, Watcher(stop_and_go), backend)
     assert result.stop.reached
@@ -181,7 +181,7 @@ async def test_who_wants_to_leave_at_once_does_not_wait_for_it(
                 asyncio.get_running_loop().call_later(wait_s, os.kill, os.getpid(), signal.SIGINT)
 
     stopped: list[int] = []
-    monkeypatch.setattr("engine.run.pipeline.REFRESH_S", 0.002)
+    monkeypatch.setattr("engine.run.pipeline.showing.REFRESH_S", 0.002)
     backend = ScriptedBackend(answer_of, delay_s=0.02, max_in_flight=4)
     with anyio.fail_after(20):
         result = await ran(tmp_path, monkeypatch, Watcher(stop), backend)
@@ -303,7 +303,7 @@ async def test_a_module_of_the_folder_one_is_in_is_not_run(
 ) -> None:
     """A downloaded folder with a package ``engine`` or a module ``numpy`` in it."""
     (tmp_path / "engine" / "decide").mkdir(parents=True)
-    for name in ("engine/__init__.py", "engine/decide/process.py", "numpy.py"):
+    for name in ("engine/__init__.py", "engine/decide/child.py", "numpy.py"):
         (tmp_path / name).write_text("open('run-by-mistake', 'w')")
     monkeypatch.chdir(tmp_path)
     result = await ran(tmp_path / "run", monkeypatch, Watcher(), target=10)

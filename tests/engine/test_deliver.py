@@ -12,7 +12,8 @@ import pytest
 from benchmarks.server import QUICK_FAULTS, Behaviour, Server
 from benchmarks.virtual_time import VirtualLoop
 from engine.backends.base import Failure, Verdict
-from engine.backends.openai.backend import HttpBackend, Timeouts
+from engine.backends.openai.backend import HttpBackend
+from engine.backends.openai.listening import Timeouts
 from engine.backends.scripted import ScriptedBackend
 from engine.errors import AuthError, ConfigError, StoppedError
 from engine.limits import LimitSettings, Pool

@@ -23,25 +23,16 @@ from engine.backends.scripted import ScriptedBackend
 from engine.decide.process import Batch
 from engine.limits import LimitSettings, Pool
 from engine.money import Prices
-from engine.run import display as progress_module
 from engine.run import generate as generate_module
-from engine.run.display import (
-    Guarded,
-    JsonDisplay,
-    JsonLog,
-    LiveDisplay,
-    PlainDisplay,
-    SilentDisplay,
-    Speed,
-    block,
-    clock,
-    summary,
-    told,
-)
+from engine.run import wording
+from engine.run.display import Guarded, JsonDisplay, JsonLog, PlainDisplay, SilentDisplay
 from engine.run.generate import generate
-from engine.run.pipeline import Pipeline
+from engine.run.live import LiveDisplay, block
+from engine.run.pipeline.decisions import Decisions
 from engine.run.progress import Progress
 from engine.run.slow_start import SlowStart
+from engine.run.status import Speed, told
+from engine.run.wording import clock, summary
 from engine.settings import RunConfig
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
@@ -317,13 +308,13 @@ async def test_slow_first_answers_are_explained_once() -> None:
 
 async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real run of a slow server, and a deciding process that is stuck on one answer."""
-    monkeypatch.setattr(progress_module, "LATE_S", 0.5)
-    monkeypatch.setattr(progress_module, "STUCK_S", 0.3)
+    monkeypatch.setattr(wording, "LATE_S", 0.5)
+    monkeypatch.setattr(wording, "STUCK_S", 0.3)
     backend = ScriptedBackend(delay_s=lambda prompt: 1.2 if prompt.index == 0 else 0.4)
     monkeypatch.setattr(generate_module, "make_backends", lambda config: [backend])
-    count_decisions, stopped = Pipeline._count_decisions, anyio.Event()
+    count_decisions, stopped = Decisions._count, anyio.Event()
 
-    def stuck(self: Pipeline, batch: Batch) -> None:
+    def stuck(self: Decisions, batch: Batch) -> None:
         process = self._deciding._process
         assert process is not None
         if not stopped.is_set():
@@ -332,7 +323,7 @@ async def test_waiting_is_named_in_a_run(tmp_path: Path, monkeypatch: pytest.Mon
             asyncio.get_running_loop().call_later(1.0, os.kill, process.pid, signal.SIGCONT)
         count_decisions(self, batch)
 
-    monkeypatch.setattr(Pipeline, "_count_decisions", stuck)
+    monkeypatch.setattr(Decisions, "_count", stuck)
     stream = io.StringIO()
     config = RunConfig.model_validate(
         {"backend": "scripted", "out": tmp_path / "run", "target": 40, "semantic": False}

@@ -35,7 +35,7 @@ STARTS = re.compile(
     r"|(.*\.)?(create_subprocess_\w+|subprocess_(exec|shell)|open_process|run_process|Popen)"
     r"|(.*\.)?ProcessPoolExecutor"
 )
-ALONE = {ROOT / "engine/processes/children.py", ROOT / "engine/backends/vllm/tether.py"}
+ALONE = {ROOT / "engine/processes/children.py", ROOT / "engine/processes/tether.py"}
 """The second is a program of its own in a child whose environment is already the allowed one."""
 
 KEYS = {

@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from engine.backends.base import Failure, Verdict
+from engine.backends.openai.access import Access
 from engine.backends.openai.backend import HttpBackend
 from engine.errors import AuthError
 from engine.records import Api, Completion
@@ -135,7 +136,7 @@ async def outcome(
     gateway: str, model: str, api: Api = "chat", *, stream: bool = True, key: str = GATEWAY_KEY
 ) -> Completion | Verdict:
     """What one prompt comes to."""
-    backend = HttpBackend(gateway, model, key=Secret(key), stream=stream)
+    backend = HttpBackend(gateway, model, access=Access(key=Secret(key)), stream=stream)
     await backend.start()
     try:
         (found,) = await backend.complete([prompt(api=api)])

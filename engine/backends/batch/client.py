@@ -18,10 +18,10 @@ import httpx
 import orjson
 
 from engine.backends.base import Failure, Verdict
-from engine.backends.local.masking import Masking
+from engine.backends.masking import Masking
+from engine.backends.openai.access import Access
 from engine.backends.openai.address import Address, is_loopback
 from engine.backends.openai.verdicts import classify
-from engine.errors import ConfigError
 from engine.secrets import Secret
 
 __all__ = ["Client", "refused"]
@@ -62,14 +62,9 @@ class Client:
     ) -> None:
         self.address = address
         self.name = name
-        secrets = [key] if key is not None else []
-        self._masking = Masking(secrets)
-        url = address.url
-        if secrets and url.scheme == "http" and not insecure_http and not is_loopback(url.host):
-            raise ConfigError(
-                f"{url.host}: the key would travel unencrypted; use https, "
-                "or --insecure-http if the network is yours"
-            )
+        access = Access(key=key, insecure_http=insecure_http)
+        access.check(address.url)
+        self._masking = access.masking
         self._key = key
         self._key_header, self._key_prefix = key_header, key_prefix
         self._headers = headers or {}

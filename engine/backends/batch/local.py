@@ -16,11 +16,11 @@ from engine import models
 from engine.backends.base import Verdict
 from engine.backends.batch.jobs import ENDPOINTS, Job, Limits, Order, Result
 from engine.backends.batch.openai import openai_result
-from engine.backends.vllm.backend import child_environment, engine_arguments, last_error
-from engine.backends.vllm.servers import TETHER, flags_of
+from engine.backends.vllm.arguments import child_environment, engine_arguments, last_error
+from engine.backends.vllm.servers import flags_of
 from engine.errors import UnavailableError
 from engine.files import open_log
-from engine.processes.children import how_it_ended, python_command, start_async
+from engine.processes.children import how_it_ended, python_command, start_async, tethered
 from engine.records import Api
 
 __all__ = ["CarriedJobs", "VllmJobs", "answers_path"]
@@ -167,7 +167,7 @@ class VllmJobs(_LocalJobs):
             with open_log(self._log) as log:
                 try:
                     child = await start_async(
-                        python_command(str(TETHER), *command),
+                        tethered(*command),
                         child_environment(),
                         stdin=subprocess.PIPE,
                         stdout=log,
@@ -179,8 +179,6 @@ class VllmJobs(_LocalJobs):
             try:
                 status = await child.wait()
             finally:
-                if child.stdin is not None:
-                    child.stdin.close()  # the tether: the child dies of it
-                await child.wait()
+                await child.close()  # the tether
             if status:
                 self._failed[id] = last_error(self._log) or f"ended {how_it_ended(status)}"

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import httpx
@@ -21,61 +20,38 @@ import orjson
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.constraint import CONSTRAINT, Witness
-from engine.backends.local.masking import Masking
-from engine.backends.openai.address import Address, Header, is_loopback, read_address
+from engine.backends.openai.access import Access
+from engine.backends.openai.address import Address, read_address
 from engine.backends.openai.body import CONTINUES, request_body
-from engine.backends.openai.deadlines import Deadlines
 from engine.backends.openai.dialect import Dialect
 from engine.backends.openai.error_body import read_error
+from engine.backends.openai.exchange import Exchange
 from engine.backends.openai.gauges import read_gauges
-from engine.backends.openai.reply import Events, Reply, Unpacker, parsed
+from engine.backends.openai.listening import Listening, Timeouts
+from engine.backends.openai.reply import Events, Reply, parsed
 from engine.backends.openai.served import find_model, listed, read_models
 from engine.backends.openai.streaming import Streaming
 from engine.backends.openai.verdicts import Phase, classify
 from engine.backends.openai.wire import FastTransport
 from engine.errors import ConfigError, UnavailableError
 from engine.records import Api, Completion, Prompt
-from engine.secrets import Secret
 
-__all__ = ["HttpBackend", "Timeouts"]
+__all__ = ["HttpBackend"]
 
-SILENCE_S = 60.0
-"""No event from any of the streams in flight for so long: the engine hangs behind its port."""
 GAUGES_S = 2.0
 """How long an answer to ``/metrics`` may take; the next one is asked for soon."""
 MAX_RESPONSE_BYTES = 32 * 2**20
 """Of one answer, unpacked. It bounds memory against an answer, or a gzip bomb, without end; real
 ones are far shorter."""
-MAX_EVENT_BYTES = 2**20
-"""Of one event of a stream, which carries a token or a few."""
 START_TRIES, START_WAIT_S = 3, 0.5
 """How often, and how long apart, a server that answers the first question with a fault is asked."""
 HEARD = ("http_", "html", "cut_body", "bad_json", "unreadable", "quota", "content_filter")
 """How reasons begin of which a server's answer is the cause, and not its absence."""
-DONE_S = 1.0
-"""How long a stream that says that it is done may take to end."""
-FINISHED_S = 5.0
-"""How long a stream may be silent once its choices are finished, for counts to come."""
 MOST_LESSONS = 12
 """Fields that a host may refuse one after the other within one attempt."""
 MOST_NAMES = 16
 """Model names of replies that are kept apart; more come from a host that makes them up."""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """How long one attempt may take, in seconds."""
-
-    connect_s: float = 5.0
-    first_token_s: float = 120.0
-    """Silence before a stream's first token; each event is a sign of life. Includes the server's
-    own queue.
-    """
-    idle_s: float = 30.0
-    """Silence within a stream, from the first token on."""
-    total_s: float = 600.0
-    """The whole attempt, however busy it looks."""
 
 
 class HttpBackend:
@@ -84,14 +60,13 @@ class HttpBackend:
     Args:
         address: where it is; a URL with or without ``/v1`` will do.
         model: as the server names it; None takes the one model that the server serves.
-        key: sent as ``Authorization: Bearer``, or as Azure's ``api-key``; over plain http only to
-            this machine, unless ``insecure_http``.
-        headers: further headers of every request.
+        access: by what it lets one in; over plain http only to this machine, unless it says so.
         dialect: what the host takes of a request's body; learns.
         transport: what carries requests; by default ``engine.backends.openai.wire.FastTransport``.
         stream: True, False, or ``"auto"`` (see ``streaming``).
         strict_model: stop when a reply names another model than was asked for.
         max_in_flight: a limit known beforehand; None lets the limiter find it.
+        max_response_bytes: of one answer, unpacked.
     """
 
     def __init__(
@@ -99,30 +74,20 @@ class HttpBackend:
         address: Address | str,
         model: str | None = None,
         *,
-        key: Secret | None = None,
-        headers: Mapping[str, Header] | None = None,
+        access: Access | None = None,
         dialect: Dialect | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         timeouts: Timeouts | None = None,
         stream: bool | Literal["auto"] = "auto",
         strict_model: bool = False,
-        insecure_http: bool = False,
-        ca_file: str | None = None,
         max_in_flight: int | None = None,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         if isinstance(address, str):
             address = read_address(address)
-        headers = headers or {}
-        secrets = [key] if key is not None else []
-        secrets += [h.secret for h in headers.values() if h.secret is not None]
-        self._masking = Masking(secrets)
-        url = address.url
-        if secrets and url.scheme == "http" and not insecure_http and not is_loopback(url.host):
-            raise ConfigError(
-                f"{url.host}: the key would travel unencrypted; use https, "
-                "or --insecure-http if the network is yours"
-            )
+        access, timeouts = access or Access(), timeouts or Timeouts()
+        access.check(address.url)
+        self._masking = access.masking
         self.name = address.name
         self.model = model or address.deployment or ""
         self.context_length: int | None = None
@@ -136,47 +101,27 @@ class HttpBackend:
         self.witness = Witness(lambda what: self.on_lesson(what))
         self.quota: dict[str, str] = {}
         """The latest rate limit headers: ``limit-requests`` and the like."""
-        self.heard_at_s = 0.0
-        self._calls = Deadlines()
-        self._streams_open: set[Reply] = set()
         self._has_gauges = True
         self._address = address
         self._urls: dict[Api, httpx.URL] = {
             "completions": address.at("/completions"),
             "chat": address.at("/chat/completions"),
         }
-        self._transport = transport or FastTransport(ca_file=ca_file)
-        self._timeouts = timeouts or Timeouts()
-        self.hung_after_s = self._timeouts.total_s
+        self._exchange = Exchange(
+            address,
+            access,
+            transport or FastTransport(),
+            connect_s=timeouts.connect_s,
+            max_response_bytes=max_response_bytes,
+        )
+        self._timeouts = timeouts
+        self._listening = Listening(timeouts)
         self._streaming = Streaming(stream)
         self._strict_model = strict_model
-        self._max_response_bytes = max_response_bytes
-        # The rest of a call's time is ``_calls``' to watch.
-        self._wire_timeout = {
-            "connect": self._timeouts.connect_s,
-            "read": None,
-            "write": None,
-            "pool": None,
-        }
         self._identity: tuple[str, str, int | None] | None = None
         self._names: set[str] = set()
         self._checked = False
         self._checking = asyncio.Lock()
-        self._headers = httpx.Headers(
-            {
-                "Host": url.netloc.decode("ascii"),
-                "Accept": "application/json, text/event-stream",
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-                "User-Agent": "woolmill",
-            }
-        )
-        self._secret_headers = {name: header.reveal for name, header in headers.items()}
-        if key is not None and not {"authorization", "api-key"} & {n.lower() for n in headers}:
-            if address.deployment:
-                self._secret_headers["api-key"] = key.reveal
-            else:
-                self._secret_headers["Authorization"] = lambda: f"Bearer {key.reveal()}"
 
     # The Backend protocol
 
@@ -233,15 +178,25 @@ class HttpBackend:
         return counts
 
     async def aclose(self) -> None:
-        self._calls.close()
-        await self._transport.aclose()
+        self._listening.calls.close()
+        await self._exchange.aclose()
 
     # What the pool and the pipeline watch (WatchedServer, Making)
 
     @property
     def tokens_in_the_making(self) -> int:
         """Of the answers that are streamed; about one for each of their events."""
-        return sum(reply.pieces for reply in self._streams_open)
+        return self._listening.tokens
+
+    @property
+    def heard_at_s(self) -> float:
+        """Loop time when the host last sent anything for a generation."""
+        return self._listening.heard_at_s
+
+    @property
+    def hung_after_s(self) -> float:
+        """Silence of everything in flight that means that its engine hangs."""
+        return self._listening.hung_after_s
 
     @property
     def identity(self) -> tuple[str, str, int | None] | None:
@@ -250,7 +205,7 @@ class HttpBackend:
 
     def hang_up(self) -> None:
         """Let every call in flight time out now, which closes its connection."""
-        self._calls.expire()
+        self._listening.calls.expire()
         self._checked = False
 
     async def load(self) -> tuple[float, float, float] | None:
@@ -259,7 +214,7 @@ class HttpBackend:
             return None
         url = self._address.at_root("/metrics")
         try:
-            response, raw = await self._ask("GET", url, None, "probe", GAUGES_S)
+            response, raw = await self._exchange.ask("GET", url, None, "probe", GAUGES_S)
         except Failure:
             return None
         gauges = read_gauges(raw) if response.status_code == 200 else None
@@ -327,25 +282,7 @@ class HttpBackend:
 
     async def _json(self, method: str, url: httpx.URL, body: Any, phase: Phase) -> Any:
         limit_s = self._timeouts.connect_s + self._timeouts.idle_s
-        response, raw = await self._ask(method, url, body, phase, limit_s)
-        if response.status_code != 200:
-            raise Failure(self._classified(response, raw))
-        return parsed(raw, response, self.name)
-
-    async def _ask(
-        self, method: str, url: httpx.URL, body: Any, phase: Phase, limit_s: float
-    ) -> tuple[httpx.Response, bytes]:
-        """A small question that costs nothing. Raises Failure."""
-        request = self._request(method, url, orjson.dumps(body) if body else b"")
-        try:
-            async with asyncio.timeout(limit_s):
-                response = await self._transport.handle_async_request(request)
-                try:
-                    return response, await self._whole(response)
-                finally:
-                    await response.aclose()
-        except Exception as exc:  # whatever fails while a server is read is a verdict
-            raise self._failure(exc, phase) from exc
+        return await self._exchange.json(method, url, body, phase, limit_s)
 
     # One attempt
 
@@ -354,7 +291,7 @@ class HttpBackend:
         began = asyncio.get_running_loop().time()
         before: dict[str, Any] = {}
         lessons: list[str] = []
-        wants_stream = self._streaming.wanted(len(self._calls))
+        wants_stream = self._streaming.wanted(len(self._listening.calls))
         for _ in range(MOST_LESSONS):
             api, body = self._spoken(prompts, wants_stream)
             answer = await self._answer(body, api, len(prompts), began)
@@ -422,21 +359,20 @@ class HttpBackend:
 
         Raises Failure for all else; whatever goes wrong while a server's bytes are read is one.
         """
-        request = self._request("POST", self._urls[api], orjson.dumps(body))
-        timeouts = self._timeouts
+        exchange, calls, timeouts = self._exchange, self._listening.calls, self._timeouts
         first_s = timeouts.first_token_s if body.get("stream") else timeouts.total_s
         call = asyncio.timeout(None)
         streamed: list[Reply] = []
         try:
             async with call:
-                self._calls.set(call, began + min(first_s, timeouts.total_s))
-                response = await self._transport.handle_async_request(request)
+                calls.set(call, began + min(first_s, timeouts.total_s))
+                response = await exchange.send("POST", self._urls[api], orjson.dumps(body))
                 try:
-                    self.heard_at_s = asyncio.get_running_loop().time()
+                    self._listening.heard_at_s = asyncio.get_running_loop().time()
                     self._note_quota(response.headers)
                     if response.status_code != 200:
-                        raw = await self._whole(response)
-                        return self._classified(response, raw), read_error(raw).text
+                        raw = await exchange.whole(response)
+                        return exchange.classified(response, raw), read_error(raw).text
                     answer = await self._read(response, count, streamed, began, call)
                 finally:
                     await response.aclose()
@@ -447,36 +383,15 @@ class HttpBackend:
                 raise
             if isinstance(exc, TimeoutError):
                 self._streaming.timed_out()
-            raise self._failure(exc, "generate") from exc
+            raise exchange.failure(exc, "generate") from exc
         finally:
-            self._calls.drop(call)
+            calls.drop(call)
         if answer.error is None:
             return answer
         verdict = classify(status=200, headers=response.headers, body=answer.error, where=self.name)
         return verdict, read_error(answer.error).text
 
-    def _request(self, method: str, url: httpx.URL, body: bytes) -> httpx.Request:
-        request = httpx.Request(  # a stream, since httpx takes ten times as long over ``content``
-            method,
-            url,
-            headers=self._headers,
-            stream=httpx.ByteStream(body),
-            extensions={"timeout": self._wire_timeout},
-        )
-        request.headers["Content-Length"] = str(len(body))
-        for name, reveal in self._secret_headers.items():
-            request.headers[name] = reveal()
-        return request
-
     # Reading what comes
-
-    async def _whole(self, response: httpx.Response) -> bytes:
-        unpack = self._unpacker(response)
-        return b"".join([unpack(piece) async for piece in _pieces(response)])
-
-    def _unpacker(self, response: httpx.Response) -> Unpacker:
-        encoding = response.headers.get("content-encoding", "identity")
-        return Unpacker(encoding, self._max_response_bytes)
 
     async def _read(
         self,
@@ -491,50 +406,16 @@ class HttpBackend:
         """
         if "event-stream" in response.headers.get("content-type", ""):
             streamed.append(Reply(count))
-            return await self._read_stream(response, streamed[0], began, call)
-        raw = await self._whole(response)
+            unpack = self._exchange.unpacker(response)
+            return await self._listening.read(response, streamed[0], unpack, began, call)
+        raw = await self._exchange.whole(response)
         if raw[:64].lstrip().startswith(b"data:"):  # a gateway has lost the content type
             answer = Reply(count)
-            events = Events(answer, self._max_response_bytes)
+            events = Events(answer, self._exchange.max_response_bytes)
             events.feed(raw)
             events.end()
             return answer
         return Reply.of_whole(parsed(raw, response, self.name, count), count)
-
-    async def _read_stream(
-        self, response: httpx.Response, answer: Reply, began: float, call: asyncio.Timeout
-    ) -> Reply:
-        """A stream's answer. Its body's end is its end: ``[DONE]`` is asked for only where the
-        choices do not say by themselves that they are finished.
-        """
-        events = Events(answer, MAX_EVENT_BYTES)
-        unpack = self._unpacker(response)
-        loop = asyncio.get_running_loop()
-        timeouts = self._timeouts
-        end_s = began + timeouts.total_s
-        self._streams_open.add(answer)
-        try:
-            pieces = aiter(_pieces(response))
-            async for piece in pieces:
-                events.feed(unpack(piece))
-                self.heard_at_s = now_s = loop.time()
-                if answer.ttft_s is None and answer.started:
-                    answer.ttft_s = now_s - began
-                    self.hung_after_s = SILENCE_S
-                if answer.done:
-                    await _let_end(pieces)
-                    break
-                silence_s = timeouts.first_token_s if answer.ttft_s is None else timeouts.idle_s
-                if answer.finished:  # counts may follow, and that is all
-                    silence_s = min(silence_s, FINISHED_S)
-                self._calls.set(call, min(now_s + silence_s, end_s))
-        finally:
-            self._streams_open.discard(answer)
-        events.end()
-        if answer.error is None and not answer.done and None in answer.finish:
-            message = "the stream has no end"
-            raise Failure(Verdict(kind="ambiguous", reason="cut_body", message=message))
-        return answer
 
     def _note_quota(self, headers: httpx.Headers) -> None:
         """Keep rate limit headers: OpenAI's ``x-ratelimit-limit-requests``, Anthropic's
@@ -555,31 +436,3 @@ class HttpBackend:
                 return "(another)"
             self._names.add(model)
         return model
-
-    # What goes wrong
-
-    def _classified(self, response: httpx.Response, body: bytes) -> Verdict:
-        return classify(
-            status=response.status_code, headers=response.headers, body=body, where=self.name
-        )
-
-    def _failure(self, exc: Exception, phase: Phase) -> Failure:
-        if isinstance(exc, Failure):
-            return exc
-        return Failure(classify(exception=exc, phase=phase, where=self.name))
-
-
-async def _let_end(pieces: AsyncIterator[bytes]) -> None:
-    """Wait a moment for the end of a stream that said ``[DONE]``, so that its connection can be
-    kept. Nothing that comes now is of use.
-    """
-    with suppress(TimeoutError, httpx.TransportError):
-        async with asyncio.timeout(DONE_S):
-            async for _ in pieces:
-                pass
-
-
-def _pieces(response: httpx.Response) -> httpx.AsyncByteStream:
-    """The body as it comes."""
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    return response.stream

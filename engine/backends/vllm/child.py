@@ -1,10 +1,10 @@
 """vLLM's asynchronous engine as a process of its own: prompts come in on stdin, answers go out on
 stdout.
 
-A program, not a module to import: ``backend.py`` starts it, maybe with the interpreter of another
-environment, so it needs vLLM and the standard library and nothing of woolmill.
+A program, not a module to import: ``process.py`` starts it, maybe with the interpreter of another
+environment, so it needs vLLM and the standard library, and of woolmill one file beside it.
 
-A message is a length (4 bytes, big-endian) and so many bytes of JSON:
+Messages are frames, as ``engine/processes/frames.py`` has them, without a body:
 
     in   {"start": {engine arguments}}                       first
          {"id", "text", "chat", "special_tokens", "template": {for the chat template},
@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import json
 import os
@@ -36,12 +37,28 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, NoReturn
 
 TELL_S = 0.5
 """How often the tokens in the making are told."""
 OLDEST = (0, 14)
 """Older versions run code that comes with a model although told not to (CVE-2026-22807)."""
+
+
+def load(path: Path) -> ModuleType:
+    """The module in a file whose package this environment need not have."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+frames = load(Path(__file__).parents[2] / "processes" / "frames.py")
 
 
 class Statistics:
@@ -81,8 +98,7 @@ class Engine:
 
     def say(self, message: dict[str, Any]) -> None:
         """Send one message."""
-        body = json.dumps(message).encode()
-        self._out.write(len(body).to_bytes(4, "big") + body)
+        self._out.writelines(frames.frame(json.dumps(message).encode()))
         self._out.flush()
 
     async def start(self, arguments: dict[str, Any]) -> bool:
@@ -230,15 +246,14 @@ def read_messages(
     source: BinaryIO, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[dict[str, Any]]
 ) -> None:
     """Pass on what arrives, in a thread that notices the end even when the loop is stuck."""
-    while len(head := source.read(4)) == 4:
-        body = source.read(int.from_bytes(head, "big"))
-        loop.call_soon_threadsafe(inbox.put_nowait, json.loads(body))
+    while (message := frames.read_frame(source)) is not None:
+        loop.call_soon_threadsafe(inbox.put_nowait, json.loads(message.head))
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 async def serve(source: BinaryIO, out: BinaryIO) -> int:
     """Work until told to close; the exit status."""
-    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()  # messages; the parent bounds them
     arguments = (source, asyncio.get_running_loop(), inbox)
     threading.Thread(target=read_messages, args=arguments, daemon=True).start()
     engine = Engine(out)
@@ -254,10 +269,7 @@ def main() -> NoReturn:
     """Keep the pipes to ourselves and run."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)  # what is killed at the end must not be somebody else's
-    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # Everything else, workers included, sees an empty input and prints to the log.
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+    source, out = frames.keep_pipes()
     code = asyncio.run(serve(source, out))
     sys.stderr.flush()
     os._exit(code)  # without waiting for the thread that reads

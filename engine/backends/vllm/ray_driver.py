@@ -1,7 +1,7 @@
 """The child process that keeps servers on a Ray cluster: the other half of ``ray_fleet``.
 
-It reads one line of JSON from stdin, the order, and ends when stdin does: then the servers are
-stopped, in order. What happens it writes to stdout, a line of JSON each:
+Its input is one message, the order; it ends when its input does: then the servers are stopped, in
+order. What happens is a message each (``engine.processes.frames``, JSON alone):
 
     joined  replicas, notes    the cluster is there, and so many servers are wanted
     up      replica, url       a server answers
@@ -26,13 +26,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 from engine.backends.vllm.ray_replica import Replica
+from engine.processes.frames import frame, keep_pipes, read_frame
 from engine.text import counted, shorten
 
 Tell = Callable[..., None]
 STOP_S = 20.0
 """How long servers may take to end in order. Ray and the tethers end what is left."""
 MOST_SAID = 500
-"""Characters of what went wrong; a line of it must be no longer than a pipe's reader takes."""
+"""Characters of what went wrong."""
 
 
 class RayMissingError(Exception):
@@ -160,13 +161,13 @@ async def stop(actor: Any) -> None:
     ray.kill(actor)
 
 
-def run(order: Mapping[str, Any], out: BinaryIO) -> None:
-    """Do what is ordered; what happens goes to ``out``."""
+def run(order: Mapping[str, Any], source: BinaryIO, out: BinaryIO) -> None:
+    """Do what is ordered, until ``source`` ends; what happens goes to ``out``."""
     writing = threading.Lock()
 
     def tell(event: str, **more: Any) -> None:
         with writing:
-            out.write(json.dumps({"event": event, **more}).encode() + b"\n")
+            out.writelines(frame(json.dumps({"event": event, **more}).encode()))
             out.flush()
 
     try:
@@ -177,14 +178,14 @@ def run(order: Mapping[str, Any], out: BinaryIO) -> None:
     if order.get("look"):
         tell("seen", cluster=seen())
         return
-    asyncio.run(_until_stdin_ends(order, tell))
+    asyncio.run(_until_it_ends(source, order, tell))
 
 
-async def _until_stdin_ends(order: Mapping[str, Any], tell: Tell) -> None:
+async def _until_it_ends(source: BinaryIO, order: Mapping[str, Any], tell: Tell) -> None:
     loop, ends = asyncio.get_running_loop(), asyncio.Event()
 
     def wait() -> None:
-        while os.read(0, 4096):
+        while source.read(1):
             pass
         loop.call_soon_threadsafe(ends.set)
 
@@ -193,11 +194,11 @@ async def _until_stdin_ends(order: Mapping[str, Any], tell: Tell) -> None:
 
 
 def main() -> NoReturn:
-    """Take the order, and keep standard output for what happens."""
-    order = json.loads(sys.stdin.buffer.readline())
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what Ray prints
-    run(order, out)
+    """Take the order and follow it."""
+    source, out = keep_pipes()
+    order = read_frame(source)
+    if order is not None:  # else whoever started this is gone already
+        run(json.loads(order.head), source, out)
     sys.exit(0)
 
 

@@ -3,20 +3,18 @@
 Ray finds room for a server, starts it again elsewhere when its node dies, and waits for nodes that
 are still to come. It carries no request: those go straight from here to the servers.
 
-The cluster is joined by a child process (``ray_driver``), one line of JSON for each thing that
-happens. So nothing in this process imports Ray; and Ray ends a process that has lost its cluster,
-which then is not the run's. The servers end with that process, whose stdin is closed when this one
-ends. One that dies is started again: to the run all servers have left meanwhile.
+A child process (``ray_driver``) joins the cluster, and says in messages what happens there. So
+nothing in this process imports Ray; and Ray ends a process that has lost its cluster, which then is
+not the run's. The servers end with that process, whose stdin is closed when this one ends. One that
+dies is started again: to the run all servers have left meanwhile.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import anyio
 import orjson
 
 from engine import errors, models
-from engine.backends.vllm.backend import engine_arguments
+from engine.backends.vllm.arguments import engine_arguments
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.files import open_log
 from engine.processes.children import (
@@ -35,6 +33,7 @@ from engine.processes.children import (
     start,
     start_async,
 )
+from engine.processes.frames import Frames, frame
 from engine.secrets import Secret
 
 __all__ = ["RayFleet", "look_at"]
@@ -124,15 +123,8 @@ class RayFleet:
     async def aclose(self) -> None:
         """Let the servers end, and leave the cluster."""
         process, self._process = self._process, None
-        if process is None or process.stdin is None:
-            return
-        process.stdin.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                await process.wait()
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        if process is not None:
+            await process.close(STOP_S)
 
     async def _one_cluster(self) -> str:
         """From joining a cluster until it is lost; how that came."""
@@ -141,11 +133,9 @@ class RayFleet:
             process = self._process = await start_async(
                 _COMMAND, _environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
             )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(orjson.dumps(self._order) + b"\n")
-        async for line in process.stdout:
-            self._heed(orjson.loads(line))
+        process.send(orjson.dumps(self._order))
+        async for message in process.messages():
+            self._heed(orjson.loads(message.head))
         status = await process.wait()
         how = f"its driver ended {how_it_ended(status)}"
         return f"{self.name} is lost: {how}; its log is {self._log_file}"
@@ -188,12 +178,13 @@ def look_at(address: str) -> dict[str, Any]:
     )
     with process:
         try:
-            said, _ = process.communicate(orjson.dumps({"address": address, "look": True}), LOOK_S)
+            order = orjson.dumps({"address": address, "look": True})
+            said, _ = process.communicate(b"".join(frame(order)), LOOK_S)
         except subprocess.TimeoutExpired:
             process.kill()
             said = b""
-    for line in said.splitlines():
-        event = orjson.loads(line)
+    for message in Frames().take_in(said):
+        event = orjson.loads(message.head)
         if event["event"] == "failed":
             raise _error_of(event)
         if event["event"] == "seen":

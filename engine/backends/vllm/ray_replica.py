@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.backends.vllm.backend import child_environment, engine_arguments
+from engine.backends.vllm.arguments import child_environment, engine_arguments
 from engine.backends.vllm.servers import Server, free_ports, server_of
 from engine.errors import WoolmillError
 

@@ -4,8 +4,8 @@ for the time of a run with ``woolmill generate --serve``.
 The choice: a server is an ordinary one, reached over HTTP like any other, so that several replicas
 are several endpoints and nothing in the engine knows the difference. One that dies is started again
 on its port, up to three times; meanwhile its requests go elsewhere or wait. Servers die with this
-process (``tether.py``), but not of Ctrl-C, so that a run can drain. The price, against the backend
-that runs vLLM in a child process: HTTP on both sides.
+process (``processes.tether``), but not of Ctrl-C, so that a run can drain. The price, against the
+backend that runs vLLM in a child process: HTTP on both sides.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from anyio import to_thread
 from engine import models
 from engine.backends.base import Failure, Verdict
 from engine.backends.openai.backend import HttpBackend
-from engine.backends.vllm.backend import (
+from engine.backends.vllm.arguments import (
     child_environment,
     engine_arguments,
     last_error,
@@ -41,11 +41,10 @@ from engine.backends.vllm.backend import (
 )
 from engine.errors import ConfigError, OutputError, UnavailableError
 from engine.files import open_log
-from engine.processes.children import how_it_ended, python_command, start
+from engine.processes.children import end_group, how_it_ended, python_command, start, tethered
 from engine.records import Completion, Prompt
 
 __all__ = [
-    "TETHER",
     "ServedBackend",
     "Server",
     "flags_of",
@@ -58,7 +57,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-TETHER = Path(__file__).with_name("tether.py")
 _MAX_RESTARTS = 3
 _STOP_S = 10.0
 _ASK_S = 0.25
@@ -90,7 +88,7 @@ class Server:
         self.gone = threading.Event()
         """Set when the server has died for good."""
         self._health = f"{origin}/health"
-        self._command = python_command(str(TETHER), *command)
+        self._command = tethered(*command)
         self._environment = dict(environment)
         self._stopping = threading.Event()
         self._started: subprocess.Popen[bytes] | None = None
@@ -139,8 +137,8 @@ class Server:
         self._stopping.set()
         if self._started is None:
             return
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(self._process.pid, signal.SIGTERM)
+        end_group(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_S)
         self._kill()
         if self._watcher.is_alive():
@@ -170,8 +168,7 @@ class Server:
 
     def _kill(self) -> None:
         """Kill what is left of the process group, workers included."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_group(self._process.pid)
         self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -233,7 +230,7 @@ def plan(
         python: interpreter of an environment that has vLLM; by default this one.
         port: of the first replica, the others follow; by default free ones are found.
         replicas: servers; by default as many as this machine's GPUs allow, one without.
-        args: vLLM's own arguments by name, as ``engine.backends.vllm.backend`` takes them.
+        args: vLLM's own arguments by name, as ``engine.backends.vllm.arguments`` takes them.
         log_dir: where ``vllm-PORT.log`` goes; by default beside the fetched models.
 
     Raises ConfigError for what can be seen to be wrong beforehand.

@@ -19,6 +19,7 @@ import anyio.abc
 from engine.backends.batch.jobs import Job
 from engine.errors import ConfigError, StoppedError, WoolmillError
 from engine.failpoints import failpoint
+from engine.records import Answer, Prompt
 from engine.run.batches.collect import collect
 from engine.run.batches.desk import Desk, Lane, error_of, patiently
 from engine.run.batches.order import find, order, place
@@ -67,6 +68,8 @@ class Bulk:
         """There is something to send, as far as is known."""
         self._full = False
         """Nothing fits the budget or the account's limit until a batch is over."""
+        self.shorter: dict[int, Prompt] = {}
+        """Prompts of requests that did not fit the context, as they are asked the next time."""
 
     @property
     def awaited(self) -> frozenset[int]:
@@ -115,8 +118,11 @@ class Bulk:
     def sent_live(self) -> None:
         self._route.sent_live()
 
-    def answered(self) -> None:
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """Answers are committed, whichever way they came."""
         self._route.answered()
+        for answer in answers:
+            self.shorter.pop(answer.index, None)
 
     @property
     def most(self) -> int:

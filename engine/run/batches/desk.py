@@ -12,14 +12,14 @@ from typing import Any, Protocol, TypeVar
 
 from engine.backends.base import Failure, Verdict
 from engine.backends.batch.jobs import Job, Jobs
-from engine.backends.local.masking import Masking
+from engine.backends.masking import Masking
 from engine.backends.openai.body import request_body
 from engine.backends.openai.dialect import Dialect
 from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
 from engine.limits import Pool
 from engine.money import Prices, Spent
 from engine.records import Answer, Api, Completion, Prompt, Usage
-from engine.run.turns import Changed
+from engine.run.changed import Changed
 from engine.store import BatchRow, RunStore
 
 __all__ = ["Desk", "Lane", "error_of", "patiently"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.backends.batch.jobs import Jobs
 from engine.backends.batch.providers import LOCAL, make_jobs
-from engine.backends.local.masking import Masking
+from engine.backends.masking import Masking
 from engine.backends.openai.address import read_headers
 from engine.backends.openai.backend import HttpBackend
 from engine.backends.openai.dialect import Dialect

@@ -15,7 +15,9 @@ import pytest
 
 from benchmarks.server import FAULTS, Behaviour, Server
 from engine.backends.base import Failure, Verdict
-from engine.backends.openai.backend import HttpBackend, Timeouts
+from engine.backends.openai.access import Access
+from engine.backends.openai.backend import HttpBackend
+from engine.backends.openai.listening import Timeouts
 from engine.backends.scripted import alpaca_text
 from engine.errors import AuthError, ConfigError, UnavailableError
 from engine.records import Completion
@@ -151,17 +153,17 @@ async def test_fault_029_a_model_that_is_not_served() -> None:
 async def test_fault_026_a_refused_key_is_masked() -> None:
     """401: permission denied, and no more of the key than its last characters anywhere."""
     async with Server(Behaviour(api_key="sk-right")) as server:
-        backend = HttpBackend(server.url, key=Secret("sk-CANARY0123456789wxyz"))
+        backend = HttpBackend(server.url, access=Access(key=Secret("sk-CANARY0123456789wxyz")))
         with pytest.raises(AuthError) as caught:
             await backend.start()
         assert "CANARY" not in str(caught.value)
-        right = HttpBackend(server.url, key=Secret("sk-right"))
+        right = HttpBackend(server.url, access=Access(key=Secret("sk-right")))
         await right.start()
 
 
 async def test_fault_027_a_key_revoked_in_the_middle() -> None:
     """The same verdict later, at the first request that is refused."""
-    async with talking(key=Secret("sk-old")) as (server, backend):
+    async with talking(access=Access(key=Secret("sk-old"))) as (server, backend):
         await backend.complete([prompt()])
         server.behaviour = Behaviour(api_key="sk-new")
         verdict = await verdict_of(backend)

@@ -7,6 +7,7 @@ import logging
 import httpx
 import pytest
 
+from engine.backends.openai.access import Access
 from engine.backends.openai.address import read_address
 from engine.backends.openai.backend import HttpBackend
 from engine.errors import AuthError, ConfigError, UnavailableError
@@ -48,15 +49,15 @@ def test_security_9_a_key_over_plain_http() -> None:
     """Refused, except to this machine or where the user says that the network is theirs."""
     key = Secret("sk-0123456789abcdef")
     with pytest.raises(ConfigError, match="https"):
-        HttpBackend("http://example.com", key=key)
+        HttpBackend("http://example.com", access=Access(key=key))
     for url in (
         "http://localhost:8000",
         "http://127.0.0.1",
         "http://[::1]:1",
         "https://example.com",
     ):
-        HttpBackend(url, key=key)
-    HttpBackend("http://example.com", key=key, insecure_http=True)
+        HttpBackend(url, access=Access(key=key))
+    HttpBackend("http://example.com", access=Access(key=key, insecure_http=True))
 
 
 async def test_security_2_and_3_the_key_appears_nowhere(caplog: pytest.LogCaptureFixture) -> None:
@@ -71,10 +72,14 @@ async def test_security_2_and_3_the_key_appears_nowhere(caplog: pytest.LogCaptur
                 status, text=f"your key {request.headers['authorization']} is odd"
             )
 
-        backend = HttpBackend("http://localhost", "m", key=key, transport=httpx.MockTransport(echo))
+        backend = HttpBackend(
+            "http://localhost", "m", access=Access(key=key), transport=httpx.MockTransport(echo)
+        )
         await backend.start()
         shown += [repr(await verdict_of(backend)), str(vars(backend))]
-        unnamed = HttpBackend("http://localhost", key=key, transport=httpx.MockTransport(echo))
+        unnamed = HttpBackend(
+            "http://localhost", access=Access(key=key), transport=httpx.MockTransport(echo)
+        )
         with pytest.raises((AuthError, ConfigError, UnavailableError)) as caught:
             await unnamed.start()
         shown += [str(caught.value), repr(caught.value.__cause__), str(vars(unnamed))]

@@ -28,14 +28,17 @@ pytestmark = pytest.mark.anyio
 
 DRIVER = """
 import json, os, sys
-order = json.loads(sys.stdin.buffer.readline())
+from engine.processes.frames import frame, keep_pipes, read_frame
+source, out = keep_pipes()
+order = json.loads(read_frame(source).head)
 with open({seen!r}, "a") as seen:
     seen.write(json.dumps([order, sys.argv[1:], sorted(os.environ)]) + chr(10))
 turn = sum(1 for _ in open({seen!r})) - 1
 for event in json.loads({events!r})[turn]:
-    print(json.dumps(event), flush=True)
+    out.writelines(frame(json.dumps(event).encode()))
+    out.flush()
 if {stays!r}:
-    sys.stdin.buffer.read()
+    source.read()
 """
 """In the driver's place: each time it is started it tells the next list of events."""
 JOINED = {"event": "joined", "replicas": 2, "notes": ["2 servers"]}

@@ -21,12 +21,8 @@ from typing import Any
 import pytest
 
 from engine.backends.base import Failure
-from engine.backends.vllm.backend import (
-    VllmBackend,
-    child_environment,
-    engine_arguments,
-    last_error,
-)
+from engine.backends.vllm.arguments import child_environment, engine_arguments, last_error
+from engine.backends.vllm.backend import VllmBackend
 from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Message, Prompt, Sampling
 from engine.store import RunStore

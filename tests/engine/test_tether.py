@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.backends.vllm.servers import TETHER
+from engine.processes.children import tethered
 
-COMMAND = [sys.executable, "-P", str(TETHER)]
+COMMAND = tethered()
 SERVER = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 STARTER = """
 import subprocess, sys, time
