@@ -29,13 +29,13 @@ from engine.decide.process import Deciding
 from engine.errors import ConfigError
 from engine.limits import Pool
 from engine.prompts.fit import Prompts
-from engine.records import Record
+from engine.records import EVERY, Record
 from engine.run.batches.bulk import Bulk
 from engine.run.deliver import RetryPolicy
 from engine.run.inputs import InputRows
 from engine.run.pipeline import Pipeline
 from engine.run.pooled import Pooled
-from engine.run.progress import Display, Owner, Pace, Stop
+from engine.run.progress import Display, Owner, Pace, Progress, Stop
 from engine.run.settle import Settled
 from engine.run.signals import listen
 from engine.stages import remedy, stale_answers
@@ -238,15 +238,25 @@ def _pipeline(
     )
 
 
-async def run_chain(pipelines: Sequence[Pipeline]) -> Stop:
+async def run_chain(stages: Sequence[Stage], pipelines: Sequence[Pipeline]) -> Stop:
     """Run all stages; what stops the last one stops the run, and so does a fault of any, or a
     signal.
     """
     async with anyio.create_task_group() as hearing:
         await hearing.start(listen, pipelines[-1].stopping)
+        if len(stages) == 1:  # how many rows come to a later stage, nobody knows
+            hearing.start_soon(_count, stages[0], pipelines[0].progress)
         stop = await _run_stages(pipelines)
         hearing.cancel_scope.cancel()
     return stop
+
+
+async def _count(stage: Stage, progress: Progress) -> None:
+    """Say how many requests the whole input is, where that is the goal."""
+    if isinstance(stage.rows, InputRows) and progress.target == EVERY:
+        count = await stage.rows.counted()
+        if count is not None and progress.requests is None:
+            progress.requests = count * (stage.settled.config.samples or 1)
 
 
 async def _run_stages(pipelines: Sequence[Pipeline]) -> Stop:

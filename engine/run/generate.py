@@ -109,7 +109,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         pipelines = link(stages, display, owner)
         owner.running(pipelines[-1].stopping.stop)
         with seldom_collected():
-            stop = await run_chain(pipelines)
+            stop = await run_chain(stages, pipelines)
     return Result(
         stop=stop,
         progress=pipelines[-1].progress,
