@@ -47,7 +47,9 @@ def binds(state: dict[str, Any]) -> str:
 def _held_back_here(state: dict[str, Any]) -> list[str]:
     """By this machine: its disk, its decisions."""
     found = []
-    if state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
+    # At the start all calls are recorded in one commit: that holds nothing back.
+    begins = state["first_answers"] and _oldest_s(state) < LATE_S
+    if not begins and state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
         found.append(_disk(state))
     if state["undecided"] > BACKLOG or state["deciding_s"] >= STUCK_S:
         since = f", for {state['deciding_s']:.0f} s" if state["deciding_s"] >= STUCK_S else ""
@@ -97,12 +99,17 @@ def _awaited(state: dict[str, Any]) -> str:
     if not busy:
         return _batches(state["batches"])
     count = sum(endpoint["in_flight"] for endpoint in busy)
-    oldest_s = max(endpoint["oldest_s"] for endpoint in busy)
+    oldest_s = _oldest_s(state)
     of = busy[0]["name"] if len(busy) == 1 else f"{len(busy)} endpoints"
     late = f", the oldest for {oldest_s:.0f} s" if oldest_s >= LATE_S else ""
     if state["first_answers"]:
         return f"waiting for the first answers: {count:,} calls to {of}{late}"
     return f"waiting for {count:,} {'answer' if count == 1 else 'answers'} from {of}{late}"
+
+
+def _oldest_s(state: dict[str, Any]) -> float:
+    """For how long the oldest call has been under way."""
+    return max((endpoint["oldest_s"] for endpoint in state["endpoints"]), default=0.0)
 
 
 def _batches(batches: list[dict[str, Any]]) -> str:

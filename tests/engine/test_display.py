@@ -157,6 +157,8 @@ async def test_a_disk_that_holds_the_run_back_is_named() -> None:
     slow.calls, slow.calls_at_disk = 128, 64
     assert "disk" not in summary(told(slow, pool(), Speed()))
     slow.calls_at_disk = 65
+    assert "disk" not in summary(told(slow, pool(), Speed()))  # all are recorded at the start
+    slow.session_answered = 1
     assert "held back by disk (65 of 128 calls wait for it)" in summary(told(slow, pool(), Speed()))
 
 
