@@ -13,7 +13,7 @@ A message is two lengths (4 bytes each, big-endian), so many bytes of JSON and s
          {"at"}                                the answer that is decided next, where careful
          {"first", "end", "rows"} and the rows' bodies
          {"full": true}                        the target is reached; nothing follows
-         {"note"} · {"error", "message"} · {"bug"}
+         {"note"} · {"log"} · {"error", "message"} · {"bug"}
 
 End of input means that the parent is gone, and ends the process at once.
 
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import sys
 import threading
@@ -38,7 +39,13 @@ from subprocess import PIPE
 from typing import Any, BinaryIO, NoReturn
 
 from engine import errors, models
-from engine.decide.decider import Decider, make_cascade, restore_cascade, unreadable_note
+from engine.decide.decider import (
+    Decider,
+    make_cascade,
+    unreadable_note,
+    without_neighbours_note,
+)
+from engine.decide.snapshot import Snapshots
 from engine.errors import UnavailableError, WoolmillError
 from engine.processes.children import (
     Child,
@@ -56,6 +63,8 @@ from engine.settings import RunConfig
 from engine.store import DecisionRows, RunReader, decode, encode
 
 __all__ = ["Batch", "Deciding", "DiedError", "StuckError"]
+
+log = logging.getLogger(__name__)
 
 BATCH = 256
 """Answers that are decided, sent and committed together."""
@@ -231,6 +240,9 @@ class Deciding:
                 raise getattr(errors, head["error"])(head["message"])
             if "bug" in head:
                 raise RuntimeError(f"in the process that decides:\n{head['bug']}")
+            if "log" in head:
+                log.info("%s", head["log"])
+                continue
             if "note" not in head:
                 return message
             self._note(head["note"])
@@ -349,7 +361,10 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     if cascade.unreadable:
         send({"note": unreadable_note(cascade.unreadable, len(cascade))})
     send({"ready": True})
-    missing = restore_cascade(cascade, store, recipe)
+    snapshots = Snapshots(store, lambda line: send({"log": line}))
+    cascade, (_, missing) = snapshots.restore(
+        cascade, lambda: make_cascade(config, recipe), recipe, counts
+    )
     if missing and counts.accepted:
         send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
     decider = Decider(
@@ -368,6 +383,7 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     if recipe.reduces:
         first -= first % (config.samples or 1)
     left = config.target - counts.accepted
+    is_told = False
     with seldom_collected():
         while left > 0:
             count = min(1 if careful else BATCH, answered.wait_beyond(first) - first)
@@ -380,6 +396,12 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
             packed, bodies = store.rows_of(decisions, vectors).pack()
             send({"first": first, "end": end, "rows": packed}, bodies)
             first = end
+            if cascade.is_past_neighbours and not is_told:
+                is_told = True
+                send({"note": without_neighbours_note()})
+            if decisions:
+                last = (decisions[-1].index, decisions[-1].position)
+                snapshots.keep(cascade, last, config.target - left)
     send({"full": True})
     threading.Event().wait()  # for the end of input
 
@@ -390,9 +412,12 @@ def main() -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what libraries print
 
+    sending = threading.Lock()  # the thread that writes a snapshot has its word too
+
     def send(message: dict[str, Any], body: Sequence[bytes] = ()) -> None:
-        out.writelines(_frame(message, body))
-        out.flush()
+        with sending:
+            out.writelines(_frame(message, body))
+            out.flush()
 
     with sturdy_streams():
         sys.stdout = sys.stderr  # a library's words must not fail on a terminal that is gone
