@@ -39,6 +39,8 @@ POINTS = (
     "batch.kept",  # they are in the store, which does not say that they are all
     "batch.collected",  # it says so; the files are still at the provider
     "batch.deleted",  # they are gone there, which the store does not say
+    "index.written",  # a snapshot is whole and synced, under another name yet
+    "index.renamed",  # it stands in the old one's place
     "export.written",  # the new dataset has another name yet
     "export.renamed",  # it stands in the old one's place, not yet noted as ours
     "loop.people",  # the seed tasks are set apart

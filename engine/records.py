@@ -225,8 +225,9 @@ class Decision:
     nearest: Neighbour | None = None
     most_similar: dict[str, float] = field(default_factory=dict)
     """Accepted rows: the ten nearest instructions by ROUGE-L with their F."""
-    mean_similarity: float = 0.0
-    """Accepted rows: the mean ROUGE-L F to all seeds and earlier accepted rows."""
+    mean_similarity: float | None = 0.0
+    """Accepted rows: the mean ROUGE-L F to all seeds and earlier accepted rows. None where neither
+    this nor the nearest were looked for, as is so beyond the first million."""
 
     @property
     def accepted(self) -> bool:

@@ -8,7 +8,7 @@ Messages are frames (``engine.processes.frames``); the body is that of rows:
          {"at"}                                the answer that is decided next, where careful
          {"first", "end", "rows"} and the rows' bodies
          {"full": true}                        the target is reached; nothing follows
-         {"note"} · {"error", "message"} · {"bug"}
+         {"note"} · {"log"} · {"error", "message"} · {"bug"}
 
 End of input means that the run's process is gone, and ends this one at once.
 """
@@ -23,7 +23,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from engine.decide.decider import Decider, make_cascade, restore_cascade, unreadable_note
+from engine.decide.decider import (
+    Decider,
+    make_cascade,
+    unreadable_note,
+    without_neighbours_note,
+)
+from engine.decide.snapshot import Snapshots
 from engine.errors import WoolmillError
 from engine.processes.frames import frame, keep_pipes, read_frame
 from engine.processes.garbage import seldom_collected
@@ -81,7 +87,10 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     if cascade.unreadable:
         send({"note": unreadable_note(cascade.unreadable, len(cascade))})
     send({"ready": True})
-    missing = restore_cascade(cascade, store, recipe)
+    snapshots = Snapshots(store, lambda line: send({"log": line}))
+    cascade, (_, missing) = snapshots.restore(
+        cascade, lambda: make_cascade(config, recipe), recipe, counts
+    )
     if missing and counts.accepted:
         send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
     decider = Decider(
@@ -101,6 +110,7 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     if recipe.reduces:
         first -= first % (config.samples or 1)
     left = config.target - counts.accepted
+    is_told = False
     with seldom_collected():
         while left > 0:
             count = min(1 if careful else BATCH, answered.wait_beyond(first) - first)
@@ -113,6 +123,12 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
             packed, bodies = store.rows_of(decisions, vectors).pack()
             send({"first": first, "end": end, "rows": packed}, bodies)
             first = end
+            if cascade.is_past_neighbours and not is_told:
+                is_told = True
+                send({"note": without_neighbours_note()})
+            if decisions:
+                last = (decisions[-1].index, decisions[-1].position)
+                snapshots.keep(cascade, last, config.target - left)
     send({"full": True})
     threading.Event().wait()  # for the end of input
 
@@ -121,9 +137,12 @@ def main() -> NoReturn:
     """Keep the pipes to ourselves and work."""
     source, out = keep_pipes()
 
+    sending = threading.Lock()  # the thread that writes a snapshot has its word too
+
     def send(message: dict[str, Any], body: Sequence[bytes] = ()) -> None:
-        out.writelines(frame(encode(message), body))
-        out.flush()
+        with sending:
+            out.writelines(frame(encode(message), body))
+            out.flush()
 
     with sturdy_streams():
         sys.stdout = sys.stderr  # a library's words must not fail on a terminal that is gone

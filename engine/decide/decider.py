@@ -7,15 +7,16 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.dedup.against import add_references
-from engine.dedup.cascade import Candidate, Cascade, Judgement
+from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.errors import ConfigError
 from engine.recipes.base import CUT, NOT_ASKED, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
 from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of, unchanged_of
@@ -26,12 +27,14 @@ from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
 
 __all__ = [
     "Decider",
+    "Restored",
     "fetch_encoder",
     "make_cascade",
     "restore_cascade",
     "row_source",
     "unreadable_note",
     "uses_semantic",
+    "without_neighbours_note",
 ]
 
 ADD_BATCH = 1024
@@ -289,10 +292,39 @@ def unreadable_note(unreadable: int, references: int) -> str:
     )
 
 
-def restore_cascade(cascade: Cascade, store: RunReader, recipe: Recipe) -> int:
-    """Add the rows that the store holds as accepted; how many had to be embedded again."""
-    rows = store.accepted(vectors=True)
-    missing = 0
+def without_neighbours_note() -> str:
+    """For the person: what rows lack from now on."""
+    return (
+        f"rows beyond the first {COMPARED_WITH_ALL:,} do not name their nearest by ROUGE-L and the "
+        "mean similarity, which take a look at all rows; what is accepted does not depend on them"
+    )
+
+
+class Restored(NamedTuple):
+    """What was added from a store."""
+
+    rows: int
+    """Accepted ones, with those that are not compared."""
+    embedded: int
+    """Of them: those that had to be embedded again."""
+
+
+def restore_cascade(
+    cascade: Cascade,
+    store: RunReader,
+    recipe: Recipe,
+    *,
+    after: tuple[int, int] = (-1, -1),
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> Restored:
+    """Add the rows that the store holds as accepted.
+
+    Args:
+        after: only those with a later (index, position).
+        on_rows: is told from time to time how many were added so far.
+    """
+    rows = store.accepted(vectors=True, after=after)
+    added = missing = 0
     while batch := list(islice(rows, ADD_BATCH)):
         candidates, vectors = [], []
         for decision, vector in batch:
@@ -302,4 +334,6 @@ def restore_cascade(cascade: Cascade, store: RunReader, recipe: Recipe) -> int:
                 candidates.append(Candidate(text=text, source=source))
                 vectors.append(vector)
         missing += cascade.restore(candidates, vectors)
-    return missing
+        added += len(batch)
+        on_rows(added)
+    return Restored(added, missing)

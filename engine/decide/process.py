@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ from engine.settings import RunConfig
 from engine.store import DecisionRows, decode, encode
 
 __all__ = ["Batch", "Deciding", "DiedError", "StuckError"]
+
+log = logging.getLogger(__name__)
 
 PIPE_BYTES = 1 << 20
 """Room for a batch or two, where the system grants it: fewer turns to take in one."""
@@ -214,6 +217,9 @@ class Deciding:
                 raise getattr(errors, head["error"])(head["message"])
             if "bug" in head:
                 raise RuntimeError(f"in the process that decides:\n{head['bug']}")
+            if "log" in head:
+                log.info("%s", head["log"])
+                continue
             if "note" not in head:
                 return message
             self._note(head["note"])

@@ -19,18 +19,21 @@ batches:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.dedup.encoder import Encoder, readable
 from engine.dedup.exact import ExactIndex, digest
+from engine.dedup.memory import Part, full
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l_of_tokens, tokenize
 from engine.dedup.semantic import SemanticIndex
+from engine.dedup.texts import Texts
 from engine.languages import ENGLISH, MIXED, has_tokens
 from engine.records import Neighbour
 
@@ -38,6 +41,13 @@ __all__ = ["Candidate", "Cascade", "Judgement", "Reason"]
 
 Reason = Literal["duplicate_exact", "duplicate_rouge", "duplicate_semantic", "embed_invalid"]
 
+MOST_ITEMS = (1 << 32) - 2
+"""Each index keeps 32 bits of an item's number, or of one more. Words come to their end before
+(``kernels.MOST``)."""
+COMPARED_WITH_ALL = 1_000_000
+"""Items that are told which others are nearest, and how near all are in the mean. Both need every
+pair: some 2 ms for the millionth item, 40 times what its decision takes, and twice that for the two
+millionth."""
 NOISE = {"float32": 1e-3, "bfloat16": 1e-2}
 """More than a cosine of kept or batched embeddings can be off. Two vectors with a cosine of 0.99997
 to what they should be (seen) can move each other's by 0.007 at 0.9."""
@@ -68,8 +78,11 @@ class Judgement:
     """For the person: what is wrong with the embedding."""
     most_similar: dict[str, float] = field(default_factory=dict)
     """Accepted: the nearest texts by ROUGE-L with their F."""
-    mean_similarity: float = 0.0
-    """Accepted: the mean F over all references and earlier accepted candidates."""
+    mean_similarity: float | None = 0.0
+    """Accepted: the mean F over all references and earlier accepted candidates. None: it is beyond
+    the first ``COMPARED_WITH_ALL``, so that neither this nor the nearest by ROUGE-L were looked
+    for.
+    """
     nearest_meaning: Neighbour | None = None
     """Accepted: the nearest by meaning, where it is within ``margin`` of the threshold."""
     vector: NDArray[np.float16] | None = None
@@ -122,13 +135,27 @@ class Cascade:
         self._semantic: SemanticIndex | None = None
         if semantic_threshold is not None and encoder is not None:
             self._semantic = SemanticIndex(encoder.dimension, semantic_threshold, directory)
-        self._texts: list[str] = []
-        self._sources: list[str] = []
-        self._vector_items: list[int] = []
+        self._texts, self._sources = Texts(), Texts()
+        self._vector_items = array("I")
         """Item of each vector in the semantic index; items whose embedding is invalid have none."""
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    @property
+    def is_past_neighbours(self) -> bool:
+        """Whether there are so many items that those accepted are no longer told their nearest by
+        ROUGE-L.
+        """
+        return self._rouge is not None and self.neighbours > 0 and len(self) > COMPARED_WITH_ALL
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory in use beside what the indexes of ROUGE-L and meaning say of
+        themselves.
+        """
+        beside = self._texts.nbytes + self._sources.nbytes + self._exact.nbytes
+        return beside + len(self._vector_items) * self._vector_items.itemsize
 
     def add_reference(self, texts: Sequence[str], sources: Sequence[str]) -> None:
         """Add texts to compare against, unjudged."""
@@ -138,6 +165,68 @@ class Cascade:
             self.unreadable += len(texts) - len(vectors)
         for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
             self._add(text, source, vectors.get(i))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that it holds as flat arrays, but for the vectors. They stay as they are while others
+        are added.
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            "digests": self._exact.digests(),
+            "vector_items": np.array(self._vector_items, np.uint32),
+        }
+        for name, texts in ("text", self._texts), ("source", self._sources):
+            arrays |= {f"{name}_{part}": array for part, array in texts.arrays().items()}
+        if self._rouge is not None:
+            arrays |= self._rouge.arrays()
+        return arrays
+
+    def take(
+        self, arrays: Mapping[str, Part], vectors: Iterable[tuple[str, NDArray[np.generic]]]
+    ) -> None:
+        """Hold what one of the same settings and references held, where this one holds those alone.
+
+        Raises ValueError where that cannot be; this one is then of no use any more.
+
+        Args:
+            arrays: as ``arrays`` gave them.
+            vectors: those of the accepted texts, as they were added, each with its text's source.
+                Read only where meaning counts.
+        """
+        types = {name: array.dtype for name, array in self.arrays().items()}
+        if {name: part.array.dtype for name, part in arrays.items()} != types:
+            raise ValueError("its arrays are others")
+        texts, sources = Texts(), Texts()
+        texts.take(arrays["text_letters"], arrays["text_ends"])
+        sources.take(arrays["source_letters"], arrays["source_ends"])
+        if not texts.begins_with(self._texts) or not sources.begins_with(self._sources):
+            raise ValueError("it compares with other texts from the start")
+        self._exact.take(arrays["digests"])
+        if not len(texts) == len(sources) == len(self._exact):
+            raise ValueError("its arrays are not of one size")
+        if self._rouge is not None:
+            self._rouge = RougeIndex(self._rouge.threshold, self._language)
+            self._rouge.take(arrays)
+            if len(self._rouge) != len(texts):
+                raise ValueError("its arrays are not of one size")
+        self._texts, self._sources = texts, sources
+        if self._semantic is not None:
+            self._take_vectors(self._semantic, arrays["vector_items"].used, iter(vectors))
+
+    def _take_vectors(
+        self,
+        semantic: SemanticIndex,
+        items: NDArray[np.uint32],
+        vectors: Iterator[tuple[str, NDArray[np.generic]]],
+    ) -> None:
+        held = len(self._vector_items)
+        if not np.array_equal(items[:held], self._vector_items):
+            raise ValueError("other vectors come first")
+        for item in items[held:].tolist():
+            source, vector = next(vectors, ("", np.empty(0)))
+            if source != self._sources[item] or semantic.problem(vector) is not None:
+                raise ValueError("it has other vectors than the store")
+            semantic.add(vector)
+            self._vector_items.append(item)
 
     def restore(
         self, accepted: Sequence[Candidate], vectors: Sequence[NDArray[np.generic] | None]
@@ -179,9 +268,14 @@ class Cascade:
             judgements = self._judge_meanings(texts, sources, limit)
         accepted = [i for i, judgement in enumerate(judgements) if judgement.accepted]
         if self._rouge is not None and self.neighbours:
-            near = self._rouge.neighbours(range(first, len(self)), self.neighbours)
-            for i, nearest in zip(accepted, near, strict=True):
+            # By its number alone, or it would depend on how candidates are cut into batches.
+            near = self._rouge.neighbours(
+                range(first, max(first, min(len(self), COMPARED_WITH_ALL))), self.neighbours
+            )
+            for i, nearest in zip(accepted, near, strict=False):
                 judgements[i] = self._with_neighbours(judgements[i], nearest)
+            for i in accepted[len(near) :]:
+                judgements[i] = replace(judgements[i], mean_similarity=None)
         return judgements
 
     def _judge_words(
@@ -364,7 +458,11 @@ class Cascade:
         self._note(text, source)
 
     def _note(self, text: str, source: str) -> None:
-        """Remember an item that the other indexes hold."""
+        """Remember an item that the other indexes hold. Raises ConfigError where it is one more
+        than they can number.
+        """
+        if len(self) >= MOST_ITEMS:
+            raise full(f"{len(self):,} texts")
         self._texts.append(text)
         self._sources.append(source)
         self._exact.add(text)

@@ -32,6 +32,7 @@ __all__ = [
     "CHUNK",
     "EPOCHS",
     "LONG",
+    "MOST",
     "compiled",
     "f_measure",
     "find",
@@ -55,6 +56,9 @@ SIZE, BEFORE, FIRST = 0, 1, 2
 ALONE = 1 << 31
 """The highest bit of a head of 32 says that the rest is an item, and no place in ``postings``. So
 both stay below 2**31."""
+MOST = ALONE
+"""Elements that no array of the index may have more of, since they are numbered in 32 bits: tokens,
+postings, items. English instructions come to this at some 170 million."""
 
 
 def _popcount(_typing_context: Any, _word: Any) -> Any:

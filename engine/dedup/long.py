@@ -17,11 +17,14 @@ exactly, by the index of ``rouge``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.dedup.kernels import compiled, f_measure, popcount, signed, word
-from engine.dedup.memory import reserve, room
+from engine.dedup.memory import Part, check_ends, reserve, room
 
 __all__ = ["LONG", "LongTexts"]
 
@@ -111,6 +114,42 @@ class LongTexts:
             if f > best_f:
                 best, best_f = self._items[place], f
         return best, best_f
+
+    @property
+    def last(self) -> int:
+        """The item that was added last; -1: none was."""
+        return self._items[-1] if self._items else -1
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that it holds as flat arrays, which stay as they are while texts are added."""
+        starts = self._starts[: self._size + 1]
+        tokens = np.empty(0, np.uint32) if self._tokens is None else self._tokens[: int(starts[-1])]
+        items = np.array(self._items, np.int64)
+        sketches = self._sketches[: self._size].reshape(-1)
+        return {"tokens": tokens, "starts": starts, "items": items, "sketches": sketches}
+
+    def take(self, arrays: Mapping[str, Part], items: int, known: int) -> None:
+        """Hold what ``arrays`` gave, of so many items and different tokens in all. Raises
+        ValueError where that cannot be.
+        """
+        tokens, starts, numbers, sketches = (
+            arrays[f"long_{name}"] for name in ("tokens", "starts", "items", "sketches")
+        )
+        check_ends(starts.used, tokens.size)
+        size = numbers.size
+        order = np.concatenate([[-1], numbers.used, [items]])
+        if (
+            starts.size != size + 1
+            or sketches.size != size * len(RUNS) * BINS
+            or (np.diff(order) <= 0).any()
+            or (tokens.size and int(tokens.used.max()) >= known)
+        ):
+            raise ValueError("its long texts are not in order")
+        self._tokens = tokens.array if size else None
+        self._starts = starts.used.copy()
+        self._sketches = sketches.used.reshape(-1, len(RUNS), BINS).copy()
+        self._items = numbers.used.tolist()
+        self._size = size
 
     @property
     def nbytes(self) -> int:

@@ -17,14 +17,14 @@ they have no tokens in the arrays here, so that they are nobody's nearest and ad
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
-from engine.dedup.memory import reserve, room
+from engine.dedup.memory import Part, full, reserve, room
 from engine.languages import ENGLISH, language_of, tokens_of
 
 if TYPE_CHECKING:
@@ -113,12 +113,13 @@ class RougeIndex:
         if not 0 < threshold <= 1:
             raise ValueError(f"a ROUGE-L threshold lies in (0, 1], not at {threshold}")
         # numba takes long to import, and a run without ROUGE-L does not need it.
-        from engine.dedup import admit, kernels, long, scan
+        from engine.dedup import admit, checks, kernels, long, scan
         from engine.dedup.vocabulary import Vocabulary
 
         self.threshold = float(threshold)
         self.language = language
         self._admit = admit
+        self._checks = checks
         self._long = long
         self._long_texts = long.LongTexts(self.threshold)
         self._caught_up = 0
@@ -266,7 +267,7 @@ class RougeIndex:
                 max(map(len, data)),
                 self._size,
                 min([goal, *EPOCH_STARTS[self._epoch :]]),
-                self._room,
+                min(self._room, self._kernels.MOST),
                 self._epoch,
                 self.threshold,
                 *self._vocabulary.table(len(data[done])),
@@ -311,6 +312,49 @@ class RougeIndex:
                 for i, nearest in zip(chosen, batch, strict=True):
                     found[i] = nearest
         return found
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that it holds as flat arrays. What is added to in places is copied; the rest stays as
+        it is while texts are added.
+        """
+        with self._lock:
+            size, known, epochs = self._size, len(self._vocabulary), self._epoch + 1
+            words = self._vocabulary.arrays()
+            return {
+                "words": words["letters"],
+                "word_ends": words["ends"],
+                "tokens": self._tokens[: int(self._starts[size])],
+                "starts": self._starts[: size + 1],
+                "signatures": self._signatures[:size],
+                "postings": self._postings[: self._end].copy(),
+                "counts": self._counts[:known].copy(),
+                "levels": self._levels[:epochs, :known].copy().reshape(-1),
+                "heads": self._heads[:epochs, :known].copy().reshape(-1),
+                **{f"long_{name}": array for name, array in self._long_texts.arrays().items()},
+            }
+
+    def take(self, arrays: Mapping[str, Part]) -> None:
+        """Hold what an index of the same threshold and language had, where this one is empty.
+
+        Raises ValueError where something is in them that would lead out of an array, or for ever
+        around. That they are what was there before, a checksum must say.
+        """
+        with self._lock:
+            vocabulary = self._vocabulary
+            vocabulary.take(arrays["words"], arrays["word_ends"])
+            known, size = len(vocabulary), arrays["signatures"].size
+            levels, heads = arrays["levels"].used, arrays["heads"].used
+            epochs = len(heads) // known if known else 1
+            self._checks.check(arrays, size, known, epochs)
+            self._long_texts.take(arrays, size, known)
+            for name in ("tokens", "starts", "signatures", "postings", "counts"):
+                setattr(self, f"_{name}", arrays[name].array)
+            self._size, self._end, self._epoch = size, arrays["postings"].size, epochs - 1
+            self._caught_up = self._long_texts.last + 1
+            self._room = 0
+            self._make_ready(0)
+            self._levels[:epochs, :known] = levels.reshape(epochs, known)
+            self._heads[:epochs, :known] = heads.reshape(epochs, known)
 
     @property
     def nbytes(self) -> int:
@@ -370,25 +414,30 @@ class RougeIndex:
         return nearest
 
     def _make_ready(self, n: int) -> None:
-        """For one more text of n tokens: its epoch, and room for whatever it needs."""
+        """For one more text of n tokens: its epoch, and room for whatever it needs. Raises
+        ConfigError where its numbers would not fit into 32 bits.
+        """
         if self._size in EPOCH_STARTS[self._epoch :]:
             self._epoch += 1
             self._kernels.freeze(self._epoch, self._counts, len(self._vocabulary), self._levels)
         size = self._end + n * (2 + self._kernels.CHUNK)
         size = max(size, int(self._starts[self._size]) + n, self._size + 2)
         size = max(size, len(self._vocabulary) + n + 1)
+        if size > self._kernels.MOST:
+            raise full(f"{self._size:,} texts")
         if size <= self._room:
             return
-        size = max(size, 2 * self._room)
-        self._tokens = room(self._tokens, size)
-        self._starts = room(self._starts, size)
-        self._signatures = room(self._signatures, size)
-        self._seen = room(self._seen, size + 1)
-        self._postings = room(self._postings, size)
-        self._counts = room(self._counts, size)
-        self._levels = room(self._levels, size)
-        self._heads = room(self._heads, size)
-        self._rows = room(self._rows, size)
+        size = min(max(size, 2 * self._room), self._kernels.MOST)
+        items, known = self._size + 1, len(self._vocabulary)
+        self._tokens = room(self._tokens, size, int(self._starts[self._size]))
+        self._starts = room(self._starts, size, items)
+        self._signatures = room(self._signatures, size, items)
+        self._seen = room(self._seen, size + 1, items)
+        self._postings = room(self._postings, size, self._end)
+        self._counts = room(self._counts, size, known)
+        self._levels = room(self._levels, size, known)
+        self._heads = room(self._heads, size, known)
+        self._rows = room(self._rows, size, known)
         self._room = size
 
 

@@ -8,18 +8,21 @@ table (Litwin 1980) grows by one bucket a word instead.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.dedup.kernels import compiled, signed, word
-from engine.dedup.memory import reserve, room
+from engine.dedup.memory import Part, check_ends, full, reserve, room
 from engine.dedup.scripts import letters_of
 from engine.languages import ENGLISH
 
 __all__ = ["Vocabulary", "cut"]
 
 
+MOST_LETTERS = (1 << 32) - 1
+"""Bytes that all different tokens may have together: 32 bits say where each ends."""
 Table = tuple[
     int, int, NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]
 ]
@@ -56,13 +59,35 @@ class Vocabulary:
         return ids[:count]
 
     def table(self, nbytes: int) -> Table:
-        """What ``cut`` needs of this, with room for the tokens of a text of ``nbytes``."""
-        self._letters = room(self._letters, int(self._ends[self.size]) + nbytes)
+        """What ``cut`` needs of this, with room for the tokens of a text of ``nbytes``. Raises
+        ConfigError where their places would not fit into 32 bits.
+        """
+        letters = int(self._ends[self.size]) + nbytes
+        if letters > MOST_LETTERS:
+            raise full(f"{self.size:,} different words")
+        self._letters = room(self._letters, letters, letters - nbytes)
         if (size := self.size + (nbytes + 1) // 2 + 1) > len(self._links):
             self._ends = room(self._ends, size)
             self._buckets = room(self._buckets, size)
             self._links = room(self._links, size)
         return self._seed, self.size, self._letters, self._ends, self._buckets, self._links
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The tokens as flat arrays, which stay as they are while others are added."""
+        ends = self._ends[: self.size + 1]
+        return {"letters": self._letters[: int(ends[-1])], "ends": ends}
+
+    def take(self, letters: Part, ends: Part) -> None:
+        """Hold the tokens of such arrays instead. Raises ValueError where they cannot be tokens."""
+        check_ends(ends.used, letters.size)
+        size = ends.size - 1
+        self._letters = letters.array
+        self._ends = room(ends.array, size + 2)
+        # As long as each other: ``table`` looks at the links alone.
+        nbytes = self._ends.nbytes
+        self._buckets, self._links = reserve(np.uint32, 0, nbytes), reserve(np.uint32, 0, nbytes)
+        _lay(size, self._seed, self._letters, self._ends, self._buckets, self._links)
+        self.size = size
 
     @property
     def nbytes(self) -> int:
@@ -113,6 +138,27 @@ def _split(
         links[token - 1] = buckets[bucket]
         buckets[bucket] = token
         token = following
+
+
+@compiled
+def _lay(
+    size: int,
+    seed: int,
+    letters: NDArray[np.uint8],
+    ends: NDArray[np.uint32],
+    buckets: NDArray[np.uint32],
+    links: NDArray[np.uint32],
+) -> None:
+    """Fill an empty table of as many buckets as there are tokens with all of them."""
+    count = max(1, size)
+    full = 1
+    while 2 * full <= count:
+        full *= 2
+    for token in range(size):
+        hashed = _hash(letters, signed(ends[token]), signed(ends[token + 1]), seed)
+        bucket = _bucket(hashed, count, full)
+        links[token] = buckets[bucket]
+        buckets[bucket] = token + 1
 
 
 @compiled

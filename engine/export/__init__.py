@@ -35,7 +35,7 @@ from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
 from engine.stages import BELOW, Lineage, folders_below, open_stages, place_in_chain
-from engine.store import Manifest, RunReader
+from engine.store import SNAPSHOT, Manifest, RunReader
 
 __all__ = [
     "OWN_FILES",
@@ -52,7 +52,7 @@ __all__ = [
 Part = Literal["train", "validation"]
 OWN_FILES = (
     *("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.lock", "run.reserve"),
-    *("exports.json", KEPT, "recipe.py", "recipe.toml"),
+    *(SNAPSHOT, "exports.json", KEPT, "recipe.py", "recipe.toml"),
 )
 """Of a run, and never replaced by an export, whatever is asked."""
 

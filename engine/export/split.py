@@ -74,7 +74,8 @@ class Split:
 def split(run: RunReader, share: float) -> Split:
     """About ``share`` of the rows (at most 10,000) for validation. A function of the rows alone.
 
-    Raises ConfigError where the run has no neighbours to tell by, or ``share`` is no share.
+    Raises ConfigError where the run, or one of its rows, has no neighbours to tell by, or ``share``
+    is no share.
     """
     if not 0 < share < 1:
         raise ConfigError(f"--validation {share}: give a share between 0 and 1, for example 0.02")
@@ -150,6 +151,12 @@ def _read(run: RunReader) -> tuple[_Links, list[int], list[int]]:
         # Rows that are not compared differ by their place only.
         chance.append(digest if text else _digest(f"{decision.index}.{decision.position}"))
         most_similar = decision.most_similar
+        if decision.mean_similarity is None:
+            raise ConfigError(
+                f"--validation tells rows apart by the nearest of each, and row {decision.index}."
+                f"{decision.position} has none: beyond the first million they are not looked for; "
+                "export without it, and take the rows to validate with from another run"
+            )
         if samples is not None:
             if row and decision.index // samples == latest:
                 links.join(row, row - 1)

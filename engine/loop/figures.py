@@ -97,5 +97,6 @@ def _nearest_rouge_l(run: RunReader) -> float | None:
     nearest = [
         max(decision.most_similar.values(), default=0.0)
         for decision in run.decisions(accepted=True)
+        if decision.mean_similarity is not None
     ]
     return round(float(np.mean(nearest)), 4) if nearest else None

@@ -161,6 +161,7 @@ class _Rows:
         self._with_input = 0
         self.parsed = 0
         """Pieces that became a row, accepted or refused."""
+        self._accepted = 0
         self._accepted_f: list[float] = []
         self._refused_f: list[float] = []
         self.refused_cosines: list[float] = []
@@ -198,6 +199,7 @@ class _Rows:
         record = decision.record
         if record is None:
             return
+        self._accepted += 1
         self._show(decision, record)
         text = self._shape.told_by(record)
         for name, value in texts_of(record).items():
@@ -209,7 +211,9 @@ class _Rows:
                     text, self._language.code
                 )
         self._with_input += bool(self._shape.alpaca and record["input"])
-        if self._shape.alpaca or self._rouge_threshold is not None:
+        if decision.mean_similarity is None:
+            self._checks["not compared with every row: without its nearest rows by ROUGE-L"] += 1
+        elif self._shape.alpaca or self._rouge_threshold is not None:
             self._accepted_f.append(max(decision.most_similar.values(), default=0.0))
         self._bursts.add(record)
         self._check(decision, record, text)
@@ -260,7 +264,7 @@ class _Rows:
         return ("instruction", "input", "output") if self._shape.alpaca else self._words
 
     def result(self) -> dict[str, Any]:
-        accepted = len(self._accepted_f)
+        accepted = self._accepted
         again = {key: n for key, n in self._outputs.items() if n > 1}
         return {
             "accepted_examples": [

@@ -8,11 +8,12 @@ lock, space, batches ─▶ inserts ─▶ writer ──────────
 from engine.store.batches import AWAITED, BatchRow, runs_of
 from engine.store.manifest import Manifest
 from engine.store.reader import InFlight, Resume, RunReader, Session
-from engine.store.run import RunStore
+from engine.store.run import SNAPSHOT, RunStore
 from engine.store.schema import Counts, DecisionRows, Vector, decode, encode
 
 __all__ = [
     "AWAITED",
+    "SNAPSHOT",
     "BatchRow",
     "Counts",
     "DecisionRows",

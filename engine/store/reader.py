@@ -232,6 +232,15 @@ class RunReader:
         )
         return self._decision(*rows[0]) if rows else None
 
+    def decision_sum(self, index: int, position: int) -> int | None:
+        """The checksum of the decision on one piece, which two histories of a run do not share;
+        None where there is none (yet).
+        """
+        rows = self._query(
+            "SELECT sum FROM decision WHERE request = ? AND position = ?", (index, position)
+        )
+        return int(rows[0][0]) if rows else None
+
     def accepted_place(self, rank: int) -> tuple[int, int] | None:
         """(request, position) of the accepted row that ``rank`` others come before in plan order;
         None where there are not so many.
@@ -266,14 +275,19 @@ class RunReader:
         )
         return self._decision(*rows[0]) if rows else None
 
-    def accepted(self, *, vectors: bool = False) -> Iterator[tuple[Decision, Vector | None]]:
-        """Accepted decisions in plan order, each with its vector where asked for and there."""
-        decisions = self.decisions(accepted=True)
+    def accepted(
+        self, *, vectors: bool = False, after: tuple[int, int] = (-1, -1)
+    ) -> Iterator[tuple[Decision, Vector | None]]:
+        """Accepted decisions in plan order, each with its vector where asked for and there.
+
+        As with ``decisions``, only a walk from the start is checked for missing rows.
+        """
+        decisions = self.decisions(accepted=True, after=after)
         if not vectors:
             for decision in decisions:
                 yield decision, None
             return
-        stored = self._vectors()
+        stored = self.vectors(after=after)
         at, vector = next(stored, (None, None))
         for decision in decisions:
             if at == (decision.index, decision.position):
@@ -393,8 +407,13 @@ class RunReader:
             raise damaged("decision", f"{request}.{position}", self.path)
         return decision
 
-    def _vectors(self) -> Iterator[tuple[tuple[int, int], Vector]]:
-        after, count, expected = (-1, -1), 0, self.counts().vectors
+    def vectors(
+        self, *, after: tuple[int, int] = (-1, -1)
+    ) -> Iterator[tuple[tuple[int, int], Vector]]:
+        """Vectors in plan order, each with its row's (request, position); ``after`` as with
+        ``decisions``.
+        """
+        whole, count, expected = after == (-1, -1), 0, self.counts().vectors
         while rows := self._query(
             "SELECT request, position, body, sum FROM vector"
             f" WHERE (request, position) > (?, ?) ORDER BY request, position LIMIT {_CHUNK}",
@@ -407,7 +426,8 @@ class RunReader:
                 yield (request, position), np.frombuffer(body, dtype="<f4")
                 after = (request, position)
             count += len(rows)
-        self._complete("vector", count, expected)
+        if whole:
+            self._complete("vector", count, expected)
 
     def _sent_whole(self) -> None:
         """Raises InputError where rows are missing, of which some may have been in flight, or where

@@ -51,9 +51,15 @@ from engine.store.schema import (
 from engine.store.space import Reserve, unsafe_filesystem
 from engine.store.writer import Work, Writer
 
-__all__ = ["RunStore"]
+__all__ = ["SNAPSHOT", "RunStore"]
 
 log = logging.getLogger(__name__)
+
+SNAPSHOT = "run.index"
+"""In the run's folder: the index of near-duplicates as it was after some decision, so that it need
+not be made anew from all rows. ``engine.decide.snapshot`` writes and reads it; a run is whole
+without it.
+"""
 
 
 class RunStore(RunReader):
@@ -215,6 +221,7 @@ class RunStore(RunReader):
 
         Before anything is written in this session.
         """
+        self._forget_index()
         counts = self.counts()
         counts.decided = counts.accepted = counts.vectors = 0
         counts.reasons, counts.last_decided = {}, None
@@ -239,6 +246,7 @@ class RunStore(RunReader):
         """
         if not requests:
             return
+        self._forget_index()
         gone, first = frozenset(requests), requests[0] - requests[0] % group
         was, counts = self.counts(), Counts()
         for answer, _ in self.all_answers():
@@ -267,6 +275,12 @@ class RunStore(RunReader):
             execute("COMMIT")
             self._lock.set_mark(counts.commits)
         self._start_inserts()
+
+    def _forget_index(self) -> None:
+        """Remove the snapshot of an index of decisions that are about to go."""
+        with disk_errors(self.path):
+            for name in SNAPSHOT, f"{SNAPSHOT}.new":
+                (self.folder / name).unlink(missing_ok=True)
 
     async def aclose(self) -> None:
         """Commit what waits, fold the log into the database, let go of the run.

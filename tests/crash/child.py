@@ -41,7 +41,8 @@ NOT_TRACED = 99
 """Exit status where nobody came to trace."""
 TRACER_S = 10.0
 SITE = Path(__file__).parent / "site"
-"""What a Python process runs first: it breaks the same protection in the process that decides."""
+"""What a Python process runs first: it has the one that decides write its index often, and breaks
+the same protection there."""
 
 
 def ledger_key(prompt: Prompt) -> str:
@@ -150,15 +151,20 @@ def child(order: dict[str, Any]) -> NoReturn:
         os.dup2(err, 1)
         os.dup2(err, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ["PYTHONPATH"] = str(SITE)
         if order.get("mutant"):
             mutants.apply(order["mutant"])
-            os.environ |= {"PYTHONPATH": str(SITE), "WOOLMILL_MUTANT": order["mutant"]}
+            os.environ["WOOLMILL_MUTANT"] = order["mutant"]
         witness(order["acks"])
         if order.get("traced") == "main":
             wait_for_tracer(order["thread"])
         elif order.get("traced") == "writer":
             hold_writer(order["thread"])
-        failpoints.arm(order.get("failpoint"))
+        failpoint = order.get("failpoint")
+        if failpoint and failpoint.startswith("index."):  # which the process that decides passes
+            os.environ["WOOLMILL_FAILPOINT"] = failpoint
+        else:
+            failpoints.arm(failpoint)
         sys.argv = ["woolmill", *order["argv"]]
         main(order["argv"])
     except SystemExit as exc:

@@ -37,6 +37,7 @@ TESTS = {
     "drop_cancelled": (STORE, "fault_069"),
     "overwrite_answers": (STORE, "fault_114"),
     "accept_on_eof": ("tests/engine", "fault_006 or fault_049"),
+    "trust_snapshots": ("tests/engine/test_snapshot.py", "does_not_fit"),
     "log_keys": ("tests/crash", "canary"),
 }
 """Mutant: file and ``-k`` of the tests that catch it."""

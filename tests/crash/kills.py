@@ -156,10 +156,20 @@ def killed_at(
         cut = Trial(folder, server.url, 200, 16, 1, mutant)
         for setting in settings:
             parent.start(cut.order("run", setting))
-            total["hit " + setting.partition(":")[0]] += parent.wait() == -signal.SIGKILL
+            point = setting.partition(":")[0]
+            total[f"hit {point}"] += was_killed(point, parent.wait(), folder)
         parent.start(cut.order("run"))
         cut.status = parent.wait()
     return total + verdict(parent, cut, uncut)
+
+
+def was_killed(point: str, status: int, folder: Path) -> bool:
+    """Whether a start passed the point: the run was killed there, or the process that decides, of
+    which the run speaks.
+    """
+    if point.startswith("index."):
+        return "ended by SIGKILL" in (folder / "run.log").read_text(errors="replace")
+    return status == -signal.SIGKILL
 
 
 def verdict(parent: Parent, cut: Trial, uncut: Path) -> Counter[str]:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from engine import secrets
+from engine.decide.snapshot import Snapshots
 from engine.errors import StoppedError
 from engine.records import Answer
 from engine.secrets import Secret
 from engine.store import (
+    Counts,
     Manifest,
     Resume,
     RunReader,
@@ -236,6 +238,15 @@ def accept_on_eof() -> None:
     swap(Reply, "_completion", trusting)
 
 
+def trust_snapshots() -> None:
+    """A snapshot of the index is used whatever run, settings and decisions it is of."""
+
+    def place(self: Snapshots, about: dict[str, Any], counts: Counts) -> Any:
+        return (*about["last"],), about["accepted"]
+
+    swap(Snapshots, "_place", place)
+
+
 def log_keys() -> None:
     """With --debug, a key is logged as it is read."""
     from engine.run import generate
@@ -274,6 +285,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         decide_again,
         decide_out_of_order,
         accept_on_eof,
+        trust_snapshots,
         log_keys,
     )
 }

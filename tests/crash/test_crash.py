@@ -34,6 +34,7 @@ def test_killed_at_random_it_keeps_its_promise_fault_067(tmp_path: Path) -> None
         ["answer.arrived:9:kill"],
         ["decision.made:2:kill", "store.created:1:kill"],
         ["export.written:1:kill", "export.renamed:1:kill"],
+        ["index.written:1:kill", "index.renamed:2:kill"],
     ],
 )
 def test_killed_where_it_hurts_and_again_in_recovery_fault_067_fault_078(

@@ -352,6 +352,7 @@ async def test_accepted_rows_carry_their_neighbours(
     for decision in decisions:
         assert len(decision.most_similar) == 10
         assert max(decision.most_similar.values()) <= 0.7
+        assert decision.mean_similarity is not None
         assert 0 <= decision.mean_similarity < 0.7
 
 

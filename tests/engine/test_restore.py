@@ -48,7 +48,7 @@ async def test_missing_vectors_are_embedded_again_and_counted_fault_099_fault_10
     await store.decided(decisions, [vectors[i] if i < 6 else None for i in range(10)])
     encoder.asked = 0
     cascade = Cascade(None, 0.999, encoder)
-    assert restore_cascade(cascade, store, Alpaca(Seeded(tasks=[]))) == 4
+    assert restore_cascade(cascade, store, Alpaca(Seeded(tasks=[]))) == (10, 4)
     assert encoder.asked == 4
     assert len(cascade) == 10
     for text in texts:

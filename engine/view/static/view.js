@@ -216,6 +216,7 @@ async function open(id) {
   foldAnswer(pane, row);
   const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);
   if (near.length) fold(pane, "nearest by ROUGE-L", near.join("\n"));
+  if (row.mean_similarity === null) add("nearest by ROUGE-L", shown("not looked for beyond the first million"));
   if (row.parent) add(`made of ${row.place}`);
   for (let parent = row.parent; parent; parent = parent.parent) pane.append(ancestor(parent));
   at("row").scrollTop = 0;
