@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -165,7 +164,6 @@ async def measure(folder: Path, rows: int, row: Row) -> None:
     run, made = Fill(folder), Texts()
     cascade = make_cascade(run.config, run.recipe)
     cascade.neighbours = 0
-    before_mb = resident_mb()
     snapshots = Snapshots(run.store, lambda line: print(f"    {line}", flush=True))
     marks = [mark for mark in (10**power for power in range(4, 9)) if mark < rows] + [rows]
     latest: deque[tuple[float, int]] = deque(maxlen=5)
@@ -195,7 +193,6 @@ async def measure(folder: Path, rows: int, row: Row) -> None:
     assert rouge is not None
     row("index of ROUGE-L", rouge.nbytes / len(cascade), "bytes an item")
     row("beside it: texts, sources, digests", cascade.nbytes / len(cascade), "bytes an item")
-    row("both, as the system sees it", (resident_mb() - before_mb) * 1e6 / rows, "bytes a row")
     row("beside it, as Python's objects", as_objects(cascade), "bytes an item")
     await run.answer(list(made.make(UNDECIDED * PIECES)))
     await run.store.aclose()
@@ -251,18 +248,10 @@ def as_objects(cascade: Cascade) -> float:
     return sum(map(sys.getsizeof, held)) / count
 
 
-def resident_mb() -> float:
-    """Memory of this process that is its own."""
-    return status_mb(os.getpid(), "RssAnon")
-
-
 def peak_mb(pid: int) -> float:
-    return status_mb(pid, "VmHWM")
-
-
-def status_mb(pid: int, name: str) -> float:
+    """The most memory that a process had so far."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1.024e-3
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1.024e-3
 
 
 def main() -> None:

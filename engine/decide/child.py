@@ -120,12 +120,12 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
             decisions, vectors = decider.decide(answers, limit=left)
             left -= sum(decision.accepted for decision in decisions)
             end = answers[-1].index + 1
-            packed, bodies = store.rows_of(decisions, vectors).pack()
-            send({"first": first, "end": end, "rows": packed}, bodies)
-            first = end
             if cascade.is_past_neighbours and not is_told:
                 is_told = True
                 send({"note": without_neighbours_note()})
+            packed, bodies = store.rows_of(decisions, vectors).pack()
+            send({"first": first, "end": end, "rows": packed}, bodies)
+            first = end
             if decisions:
                 last = (decisions[-1].index, decisions[-1].position)
                 snapshots.keep(cascade, last, config.target - left)

@@ -32,7 +32,7 @@ import engine
 from engine.decide.decider import Restored, restore_cascade, row_source
 from engine.dedup.array_file import read_arrays, read_head, write_arrays
 from engine.dedup.cascade import Cascade
-from engine.errors import UnavailableError
+from engine.errors import UnavailableError, WoolmillError
 from engine.recipes.base import Recipe
 from engine.store import SNAPSHOT, Counts, RunReader
 
@@ -111,6 +111,7 @@ class Snapshots:
         try:
             index, position = map(int, about["last"])
             accepted, sum_ = int(about["accepted"]), int(about["sum"])
+            session, pid, started_s = about["session"]
         except (ArithmeticError, KeyError, TypeError, ValueError) as exc:
             raise _Unfit("its place cannot be read") from exc
         last = (index, position)
@@ -118,7 +119,16 @@ class Snapshots:
             raise _Unfit("it is ahead of the store")
         if max(map(abs, last)) >> 62 or self._store.decision_sum(*last) != sum_:
             raise _Unfit("the store has another decision there")
+        # An older copy of the store that went on has other answers. Those that a snapshot follows
+        # from were all there in its session, so that no later one has asked for them.
+        if (session, pid, started_s) not in self._sessions():
+            raise _Unfit("it is of a session that the store knows nothing of")
+        if self._store.is_sent_after(session, index):
+            raise _Unfit("what it follows from was asked for anew")
         return last, accepted
+
+    def _sessions(self) -> list[tuple[int, int, float]]:
+        return [(one.number, one.pid, one.started_s) for one in self._store.sessions()]
 
     def _take(self, cascade: Cascade, about: dict[str, Any], place: Place, counts: Counts) -> None:
         try:
@@ -195,18 +205,23 @@ class Snapshots:
 
     def _write(self, arrays: dict[str, NDArray[Any]], last: Place, accepted: int) -> None:
         began = time.monotonic()
-        sum_ = self._committed(last)
-        if sum_ is None:
-            return
-        about = self._about() | {"last": last, "accepted": accepted, "sum": sum_}
         try:
+            sum_ = self._committed(last)
+            if sum_ is None:
+                return
+            about = self._about() | {
+                "session": self._sessions()[-1],
+                "last": last,
+                "accepted": accepted,
+                "sum": sum_,
+            }
             nbytes = sum(array.nbytes for array in arrays.values())
             status = os.statvfs(self._path.parent)
             if status.f_bavail * status.f_frsize < 2 * nbytes:
                 self._log(f"{self._path}: not written, as the disk has little room left")
                 return
             size = write_arrays(self._path, about, arrays)
-        except OSError as exc:
+        except (OSError, WoolmillError) as exc:
             self._log(f"{self._path}: not written: {exc}")
             return
         seconds = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""A batch of texts in one compiled call: cut, find, and insert what has nothing alike.
+"""A batch of texts in one compiled call: cut, find, and insert what has nothing alike, or all.
 
 A call for each text costs more in crossings between Python and compiled code, and in turns at the
 GIL, than in work.
@@ -44,8 +44,10 @@ def admit(
     seen: NDArray[np.uint32],
     items: NDArray[np.int64],
     scores: NDArray[np.float64],
+    is_decided: bool,
 ) -> tuple[int, int, int, int]:
-    """``find`` each text, and ``insert`` those without a hit, in their order.
+    """``find`` each text, and ``insert`` those without a hit, in their order; all of them where it
+    is decided that they are in.
 
     Text i is ``data[bounds[i]:bounds[i + 1]]``, at most ``most`` bytes, lower-cased. Fills
     ``items`` and ``scores`` as ``find`` returns them. Returns how many texts were judged, and the
@@ -64,22 +66,24 @@ def admit(
             or signed(ends[known]) + len(text) > len(letters)
         ):
             return i, size, known, end
-        n, _ = cut(text, False, seed, known, letters, ends, buckets, links, ids)
-        items[i], scores[i] = find(
-            ids[:n],
-            known,
-            epoch + 1,
-            threshold,
-            limits,
-            tokens,
-            starts,
-            levels,
-            heads,
-            signatures,
-            postings,
-            rows,
-            seen,
-        )
+        items[i] = -1
+        if not is_decided:
+            n, _ = cut(text, False, seed, known, letters, ends, buckets, links, ids)
+            items[i], scores[i] = find(
+                ids[:n],
+                known,
+                epoch + 1,
+                threshold,
+                limits,
+                tokens,
+                starts,
+                levels,
+                heads,
+                signatures,
+                postings,
+                rows,
+                seen,
+            )
         if items[i] < 0:
             n, known = cut(text, True, seed, known, letters, ends, buckets, links, ids)
             end = insert(

@@ -163,8 +163,7 @@ class Cascade:
         if self._semantic is not None:
             vectors = self._embed_readable(texts, range(len(texts)))
             self.unreadable += len(texts) - len(vectors)
-        for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
-            self._add(text, source, vectors.get(i))
+        self._add(texts, sources, vectors)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All that it holds as flat arrays, but for the vectors. They stay as they are while others
@@ -248,8 +247,7 @@ class Cascade:
             fresh = self._embed_readable(texts, [i for i in range(len(texts)) if i not in kept])
             can_read = self._readable(texts, list(kept))
             kept = {i: kept[i] for i, can in zip(kept, can_read, strict=True) if can}
-        for i, (text, candidate) in enumerate(zip(texts, accepted, strict=True)):
-            self._add(text, candidate.source, kept.get(i, fresh.get(i)))
+        self._add(texts, [candidate.source for candidate in accepted], {**fresh, **kept})
         return len(fresh)
 
     def judge(self, candidates: Sequence[Candidate], limit: int | None = None) -> list[Judgement]:
@@ -318,7 +316,8 @@ class Cascade:
             judgement = self._judge_one(text, vectors.get(i))
             judgements.append(judgement)
             if judgement.accepted:
-                self._add(text, source, judgement.vector)
+                made = {} if judgement.vector is None else {0: judgement.vector}
+                self._add([text], [source], made)
                 limit = None if limit is None else limit - 1
                 if limit == 0:
                     break
@@ -445,17 +444,25 @@ class Cascade:
             text=self._texts[hit.item], score=hit.score, source=self._sources[hit.item]
         )
 
-    def _add(self, text: str, source: str, vector: NDArray[np.generic] | None) -> None:
-        if (
-            self._semantic is not None
-            and vector is not None
-            and self._semantic.problem(vector) is None
-        ):
-            self._semantic.add(vector)
-            self._vector_items.append(len(self))
+    def _add(
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str],
+        vectors: Mapping[int, NDArray[np.generic]],
+    ) -> None:
+        """Add items, and the vectors of those that have one, by their positions."""
         if self._rouge is not None:
-            self._rouge.add(text)
-        self._note(text, source)
+            self._rouge.extend(texts)
+        for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
+            vector = vectors.get(i)
+            if (
+                self._semantic is not None
+                and vector is not None
+                and self._semantic.problem(vector) is None
+            ):
+                self._semantic.add(vector)
+                self._vector_items.append(len(self))
+            self._note(text, source)
 
     def _note(self, text: str, source: str) -> None:
         """Remember an item that the other indexes hold. Raises ConfigError where it is one more

@@ -15,7 +15,7 @@ import click
 
 from engine.datasets import Compared, Dataset, Row, writer
 from engine.dedup.against import add_references, batches
-from engine.dedup.cascade import Candidate, Cascade, Judgement
+from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
 from engine.errors import UsageError
@@ -129,6 +129,7 @@ def dedup(
         summary.against.append((path, add_references(cascade, path, fields)))
     _decide(cascade, Dataset(dataset), fields, output, decisions, summary)
     summary.references_unreadable = cascade.unreadable
+    summary.is_past_neighbours = cascade.is_past_neighbours
     click.echo(summary)
 
 
@@ -239,6 +240,8 @@ class _Summary:
         self.cut = _how_cut(language, rouge)
         """What ``--language auto`` took; empty where that is plain."""
         self.references_unreadable = 0
+        self.is_past_neighbours = False
+        """Rows were accepted of which the nearest is not known."""
         self._empty = self._wordless = self._unreadable = 0
         self._near: dict[tuple[str, bool], list[tuple[float, float, str, str]]] = {}
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
@@ -295,6 +298,11 @@ class _Summary:
             lines.append(
                 f"{unreadable:>9,}  not compared by meaning: the embedding model cannot read them;"
                 f" give --semantic-model one that can, for example {MULTILINGUAL}"
+            )
+        if self.is_past_neighbours:
+            lines.append(
+                f"of rows beyond the first {COMPARED_WITH_ALL:,} the nearest by ROUGE-L is not "
+                "looked for where they are accepted; below they do not count"
             )
         if self.cut:
             lines.append(self.cut)

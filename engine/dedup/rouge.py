@@ -245,6 +245,20 @@ class RougeIndex:
                     found.append(self._admit_one(texts[start]))
         return found
 
+    def extend(self, texts: Sequence[str]) -> None:
+        """``add`` each text, at a third of the price."""
+        most = 2 * self._long.LONG  # bytes that are never more than ``LONG`` tokens
+        with self._lock:
+            data = [self._vocabulary.letters(text) for text in texts]
+            start = 0
+            for end, letters in enumerate([*data, bytes(most + 1)]):
+                if len(letters) > most:
+                    if end > start:
+                        self._admit_short(data[start:end], self._size + end - start, True)
+                    if end < len(data):
+                        self._add(texts[end])
+                    start = end + 1
+
     def _admit_one(self, text: str) -> Hit | None:
         item, f = self._find(self._vocabulary.ids(text))
         if item >= 0:
@@ -252,8 +266,12 @@ class RougeIndex:
         self._add(text)
         return None
 
-    def _admit_short(self, data: list[bytes], goal: int) -> list[Hit | None]:
-        """Of texts that no long one is like; until there are ``goal`` items."""
+    def _admit_short(
+        self, data: list[bytes], goal: int, is_decided: bool = False
+    ) -> list[Hit | None]:
+        """Of texts that no long one is like; until there are ``goal`` items. All are added where
+        it is decided that they are.
+        """
         letters = np.frombuffer(b"".join(data), np.uint8)
         bounds = np.cumsum([0, *map(len, data)])
         items = np.empty(len(data), np.int64)
@@ -284,6 +302,7 @@ class RougeIndex:
                 self._seen,
                 items[done:],
                 scores[done:],
+                is_decided,
             )
             done += judged
         found = zip(items[:done].tolist(), scores[:done].tolist(), strict=True)

@@ -367,6 +367,14 @@ class RunReader:
             after = rows[-1][:3]
         return list(again.values())
 
+    def is_sent_after(self, session: int, request: int) -> bool:
+        """Whether a request up to ``request`` was sent in a later session than ``session``."""
+        rows = self._query(
+            "SELECT EXISTS (SELECT 1 FROM sent WHERE request <= ? AND session > ?)",
+            (request, session),
+        )
+        return bool(rows[0][0])
+
     def unanswered(self) -> dict[int, int]:
         """Requests that were sent and not answered, by session. One that a later session sent again
         is unanswered in the earlier one.

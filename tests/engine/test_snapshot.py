@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import shutil
@@ -16,8 +17,12 @@ from engine.decide.decider import make_cascade, restore_cascade
 from engine.decide.snapshot import Snapshots
 from engine.dedup.array_file import read_arrays, write_arrays
 from engine.dedup.cascade import Cascade
+from engine.errors import ConfigError
+from engine.export import Options, export_dataset
+from engine.export.split import split
 from engine.kept import settings_of
 from engine.records import Decision, Prompt
+from engine.report.analysis import analyse
 from engine.store import SNAPSHOT, RunReader
 from engine.upkeep.redecide import redecide_run
 from engine.upkeep.verify import problems
@@ -30,6 +35,12 @@ pytestmark = pytest.mark.anyio
 def decided(folder: Path) -> list[Decision]:
     with RunReader(folder) as run:
         return list(run.decisions())
+
+
+def exported(folder: Path) -> bytes:
+    with RunReader(folder) as run:
+        export_dataset(run, "jsonl", folder / "rows.jsonl", Options())
+    return (folder / "rows.jsonl").read_bytes()
 
 
 def cascade_of(folder: Path, said: list[str] | None = None) -> Cascade:
@@ -96,8 +107,7 @@ async def test_a_run_goes_on_from_it_as_it_would_without(
     assert "snapshot" not in caplog.text
     assert SNAPSHOT not in caplog.text
     assert decided(run) == decided(without)
-    files = [folder / "alpaca_data.json" for folder in (run, without)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert exported(run) == exported(without)
     assert not list(problems(run))
 
 
@@ -151,15 +161,26 @@ async def test_one_that_does_not_fit_the_run_is_left_aside(
         return answer_of(prompt).replace("about", "on")
 
     await ran(before, monkeypatch, Watcher(), ScriptedBackend(otherwise), target=420)
-    refused(before, later, "another decision there")
-
     about, arrays = read_arrays(later)
     plain = {name: part.used for name, part in arrays.items()}
+    with RunReader(before) as other_history:
+        sum_ = other_history.decision_sum(*about["last"])
+        first = other_history.sessions()[0]
+    write_arrays(tmp_path / "crafted", about | {"sum": sum_}, plain)
+    refused(before, tmp_path / "crafted", "a session that the store knows nothing of")
+    # As where the store was copied while the first session went on.
+    session = [first.number, first.pid, first.started_s]
+    write_arrays(tmp_path / "crafted", about | {"sum": sum_, "session": session}, plain)
+    refused(before, tmp_path / "crafted", "asked for anew")
+
     write_arrays(tmp_path / "crafted", about | {"accepted": 399}, plain)
     refused(run, tmp_path / "crafted", "another number of rows")
-    for name, value in {"last": [1, 2, 3], "accepted": None, "sum": 1e999}.items():
+    unread = {"last": [1, 2, 3], "accepted": None, "sum": 1e999, "session": []}
+    for name, value in unread.items():
         write_arrays(tmp_path / "crafted", about | {name: value}, plain)
         refused(run, tmp_path / "crafted", "its place cannot be read")
+    write_arrays(tmp_path / "crafted", about | {"sum": 1}, plain)
+    refused(run, tmp_path / "crafted", "another decision there")
     write_arrays(tmp_path / "crafted", about | {"last": [0, 1 << 70]}, plain)
     refused(run, tmp_path / "crafted", "another decision there")
     cut = plain | {"text_ends": plain["text_ends"][:-1]}
@@ -250,6 +271,14 @@ async def test_rows_without_their_nearest_say_so_everywhere(
     assert "do not name their nearest by ROUGE-L" in said[0]
     with RunReader(tmp_path / "run") as run:
         rows = list(run.decisions(accepted=True))
-    seeds = 175
+        checks = analyse(run)["checks"]
+        with pytest.raises(ConfigError, match=r"row .* has none: beyond the first million"):
+            split(run, 0.1)
+    seeds = len(cascade_of(tmp_path / "run")) - len(rows)
     for number, row in enumerate(rows, seeds):
-        assert (row.mean_similarity is None) == (not row.most_similar) == (number >= 250)
+        assert (row.mean_similarity is None) is (not row.most_similar) is (number >= 250)
+    for line, row in zip(exported(tmp_path / "run").splitlines(), rows, strict=True):
+        told = json.loads(line)
+        assert told["avg_similarity_score"] == row.mean_similarity
+        assert len(told["most_similar_instructions"]) == len(row.most_similar)
+    assert checks["not compared with every row: without its nearest rows by ROUGE-L"] == seeds - 50

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from engine import datasets
+from engine.dedup import cascade
 from engine.dedup import command as tool
 from engine.errors import InputError, OutputError, UsageError, WoolmillError
 
@@ -80,6 +81,17 @@ def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
         None,
     ]
     assert "5 rows, 3 accepted" in result.output
+
+
+def test_where_the_nearest_are_not_looked_for_any_more_it_is_said(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cascade, "COMPARED_WITH_ALL", 2)
+    result = dedup(dataset, "--decisions", tmp_path / "why.jsonl")
+    assert "the nearest by ROUGE-L is not looked for where they are accepted" in result.output
+    assert [row["accepted"] for row in lines(tmp_path / "why.jsonl")].count(True) == 3
+    monkeypatch.undo()
+    assert "not looked for" not in dedup(dataset, "--decisions", tmp_path / "2.jsonl").output
 
 
 def test_against_files_are_compared_with_and_never_written(dataset: Path, tmp_path: Path) -> None:
