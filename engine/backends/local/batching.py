@@ -313,7 +313,8 @@ class ContinuousBatch:
         out = self.model(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
-            logits_to_keep=torch.tensor(at, device=self.device),
+            # Of a type, as there may be none: the prompts that are read may all be longer.
+            logits_to_keep=torch.tensor(at, dtype=torch.long, device=self.device),
             use_cache=False,
             parts=parts,
         )

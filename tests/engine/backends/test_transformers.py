@@ -133,6 +133,18 @@ async def test_greedy_equals_generate_in_any_mixture(tiny: Path, rows: int) -> N
             assert [a.text for a in answers] == [expected[TEXTS.index(text)] for text in order]
 
 
+@pytest.mark.parametrize("step", [16, 23])
+async def test_a_prompt_is_read_in_several_steps_beside_nobody(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Steps that choose no token at all, as no row has one due."""
+    monkeypatch.setattr("engine.backends.local.backend._STEP_TOKENS", {"cpu": step})
+    expected = reference(load(str(tiny), CPU), TEXTS[-1], 24)
+    async with started(tiny, max_in_flight=1) as backend:
+        (answer,) = whole(await backend.complete([prompt(TEXTS[-1])]))
+    assert answer.text == expected
+
+
 async def test_greedy_equals_generate_with_a_sliding_window(tmp_path: Path, smollm2: Path) -> None:
     """Tokens behind the window are not looked at, in the prefix, in the row and while reading."""
     folder = save_sliding(tmp_path / "mistral", smollm2, window=20)
