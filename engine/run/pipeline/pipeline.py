@@ -84,7 +84,7 @@ class Pipeline:
         self._watches = watches
         self._state = state = _resumed(store, pace, bulk)
         self.stopping = stopping = Stopping(state, pool, display, bulk, leads=leads)
-        # In the order of the data.
+        # Answers first: a request that no prompt can be made for is answered at once.
         self._answers = answers = Answers(
             state, stopping, store=store, deciding=deciding, bulk=bulk
         )
