@@ -361,12 +361,13 @@ class HttpBackend:
         """
         exchange, calls, timeouts = self._exchange, self._listening.calls, self._timeouts
         first_s = timeouts.first_token_s if body.get("stream") else timeouts.total_s
+        content = orjson.dumps(body)  # what fails here is a bug, and no verdict on the server
         call = asyncio.timeout(None)
         streamed: list[Reply] = []
         try:
             async with call:
                 calls.set(call, began + min(first_s, timeouts.total_s))
-                response = await exchange.send("POST", self._urls[api], orjson.dumps(body))
+                response = await exchange.send("POST", self._urls[api], content)
                 try:
                     self._listening.heard_at_s = asyncio.get_running_loop().time()
                     self._note_quota(response.headers)

@@ -72,9 +72,10 @@ class Exchange:
         self, method: str, url: httpx.URL, body: Any, phase: Phase, limit_s: float
     ) -> tuple[httpx.Response, bytes]:
         """A small question that costs nothing. Raises Failure."""
+        content = orjson.dumps(body) if body else b""
         try:
             async with asyncio.timeout(limit_s):
-                response = await self.send(method, url, orjson.dumps(body) if body else b"")
+                response = await self.send(method, url, content)
                 try:
                     return response, await self.whole(response)
                 finally:

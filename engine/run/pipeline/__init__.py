@@ -13,8 +13,8 @@ pipeline       the tasks of one run; all of them start there
  ├─ lane       the same for requests that go in batches
  └─ showing    what the person sees of it
 
-Tasks, waiting and time are anyio's. What the store commits is an asyncio future, because it calls
-back without waking a task.
+Tasks that wait, their groups and time are anyio's. A call and a commit are asyncio's: there are
+many of them, and what calls back need not be woken.
 """
 
 from engine.run.pipeline.pipeline import Pipeline

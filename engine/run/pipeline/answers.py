@@ -46,7 +46,6 @@ class Answers:
         """Keep what came by a call, which is in flight until its answers are durable."""
         # Only called back: a task that waited for the commit would cost a wake-up for each answer,
         # and nothing here depends on it but the counts.
-        self._state.keeping += 1
         kept = self._store.answered(answers)
         kept.add_done_callback(partial(self._kept, answers))
         return kept
@@ -64,7 +63,6 @@ class Answers:
         self._deciding.tell(self._state.plan.answered_below)
 
     def _kept(self, answers: Sequence[Answer], kept: asyncio.Future[None]) -> None:
-        self._state.keeping -= 1
         error = kept.exception()
         # Not before: nothing is counted, shown or decided that a crash could still take away.
         if error is None:

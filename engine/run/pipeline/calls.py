@@ -6,7 +6,10 @@ known. Its call goes out when that record is committed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import anyio.abc
 
@@ -24,6 +27,15 @@ from engine.run.pipeline.stopping import Stopping
 from engine.store import RunStore
 
 __all__ = ["Calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call that has its slot."""
+
+    prompts: Sequence[Prompt]
+    lease: Lease
+    scouts: bool
 
 
 class Calls:
@@ -51,9 +63,13 @@ class Calls:
         self._prompts = prompts
         self._policy = policy
         self._bulk = bulk
+        self._tasks: set[asyncio.Task[None]] = set()
+        """The calls that have gone out."""
+        self._cancelled = False
+        """None goes out any more, though its record be committed."""
 
     async def produce(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Start calls and batches, each a task, until nothing more is to be sent."""
+        """Let calls and batches go, each a task, until nothing more is to be sent."""
         with self._stopping.sending:
             try:
                 while self._stopping.stopped is None:
@@ -63,7 +79,7 @@ class Calls:
                     # All that could let a request go sets ``changed``, so one that may not go now
                     # needs no looking again.
                     if way == "live" and (prompts := self._requests.next()):
-                        await self._send(prompts, tasks)
+                        await self._send(prompts)
                     else:
                         await self._state.changed.wait()
             except Exception as error:  # noqa: BLE001 - whatever it is, those in flight come home
@@ -77,8 +93,7 @@ class Calls:
         wanted = self._requests.wanted()
         end = plan.next_number + max(wanted, 0) if plan.end is None else plan.end
         expected = min(plan.undecided + state.needed(), end)
-        quiet = state.is_quiet and not state.keeping
-        return self._bulk.choose(wanted, expected, quiet=quiet)
+        return self._bulk.choose(wanted, expected, quiet=state.is_quiet)
 
     def _hand_over(self, tasks: anyio.abc.TaskGroup) -> None:
         """Let the next requests go as a batch."""
@@ -86,8 +101,8 @@ class Calls:
         requests = self._state.plan.take(min(self._requests.wanted(), self._bulk.most))
         self._bulk.hand_over(sorted(requests), tasks)
 
-    async def _send(self, prompts: Sequence[Prompt], tasks: anyio.abc.TaskGroup) -> None:
-        """Wait for a slot, and let a task make the call."""
+    async def _send(self, prompts: Sequence[Prompt]) -> None:
+        """Wait for a slot, and record the call."""
         # A scout from here on, without a slot as yet: nothing else may become one meanwhile.
         scouts = self._requests.scout(prompts)
         lease = await self._pool.acquire(tokens=sum(map(most_tokens, prompts)))
@@ -97,12 +112,10 @@ class Calls:
             if scouts:
                 self._requests.scout_is_back()
             return
-        self._state.in_flight += 1
         if self._bulk is not None:
             self._bulk.sent_live()
         # The wait may have been long, and another call may have taught the context length.
-        prompts = [self._prompts.current(prompt) for prompt in prompts]
-        tasks.start_soon(self._call, prompts, lease, scouts)
+        self._record(_Call([self._prompts.current(prompt) for prompt in prompts], lease, scouts))
 
     def _is_needless(self, prompts: Sequence[Prompt]) -> bool:
         """Decisions have made it so while the prompts waited for a slot, or a stop has."""
@@ -110,28 +123,69 @@ class Calls:
         needless = any(self._state.plan.is_needless(prompt.index, needed) for prompt in prompts)
         return needless or self._stopping.stopped is not None
 
-    async def _call(self, prompts: Sequence[Prompt], lease: Lease, scouts: bool) -> None:
-        """One call, from its record to its answers in the store's hands."""
-        # The slot is held over the record, so a slow disk holds back sending, and no more answers
-        # come than it takes.
+    # One call. Its task wakes for its answer alone: the commits before and behind it call back.
+
+    def _record(self, call: _Call) -> None:
+        """Have it committed that a call is about to go out."""
+        # It holds its slot meanwhile, so a slow disk holds back sending, and no more answers come
+        # than it takes.
+        self._state.in_flight += 1
+        recorded = self._store.sent(call.prompts, call.lease.backend.model)
+        recorded.add_done_callback(partial(self._go, call))
+
+    def _go(self, call: _Call, recorded: asyncio.Future[None]) -> None:
+        """The record is committed: the call may go out."""
+        error = recorded.exception()
+        if error is not None or self._cancelled:
+            self._over(call, error)
+            return
+        task = asyncio.get_running_loop().create_task(self._call(call))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._came, call))
+
+    async def _call(self, call: _Call) -> None:
+        """Ask, again where that is worth it, and hand over the answers."""
+        failpoint("request.recorded")
+        self._state.progress.sent += len(call.prompts)
         try:
-            await self._store.sent(prompts, lease.backend.model)
-            failpoint("request.recorded")
-            self._state.progress.sent += len(prompts)
             deliveries = await deliver(
-                prompts, self._pool, self._policy, lease, self._prompts.refit
+                call.prompts, self._pool, self._policy, call.lease, self._prompts.refit
             )
-        except BaseException as error:  # the run's, a bug, or cancelled
-            # Without a result: what was in flight is in the store as sent, and is asked again.
-            lease.release()
-            self._answers.ended(error)
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:
+            # At once: its slot is free, and a loop's turn later the next call would have taken it.
+            self._stopping.fail(error)
+            raise
+        for delivery in deliveries:
+            if isinstance(delivery.outcome, Completion):
+                self._prompts.fitted(delivery.prompt)
+        # At once as well: what goes out in its place is recorded behind its answers, and so no more
+        # of them wait for the disk than may be in flight.
+        self._answers.keep_called([delivery.answer() for delivery in deliveries])
+
+    def _came(self, call: _Call, task: asyncio.Task[None]) -> None:
+        """A call is over. Not in the task: one that is cancelled before its first step would run
+        none of it.
+        """
+        self._tasks.discard(task)
+        if task.cancelled():
+            self._over(call)
+        elif (error := task.exception()) is not None:
+            self._over(call, error)
         else:
-            for delivery in deliveries:
-                if isinstance(delivery.outcome, Completion):
-                    self._prompts.fitted(delivery.prompt)
-            self._answers.keep_called([delivery.answer() for delivery in deliveries])
-        finally:
-            if scouts:
-                self._requests.scout_is_back()
+            self._home(call)
+
+    def _over(self, call: _Call, error: BaseException | None = None) -> None:
+        """A call has ended without an answer. It is in the store as sent, and is asked again."""
+        call.lease.release()
+        self._home(call)
+        self._answers.ended(error)
+
+    def _home(self, call: _Call) -> None:
+        if call.scouts:
+            self._requests.scout_is_back()
+
+    def cancel(self) -> None:
+        """Give up what is in flight; ``in_flight`` says when all of it has come to its end."""
+        self._cancelled = True
+        for task in self._tasks:
+            task.cancel()

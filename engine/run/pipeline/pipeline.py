@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 
 import anyio
+import anyio.abc
 
 from engine.decide.process import Deciding
 from engine.errors import DiskError, InternalError
@@ -84,7 +85,7 @@ class Pipeline:
         self._watches = watches
         self._state = state = _resumed(store, pace, bulk)
         self.stopping = stopping = Stopping(state, pool, display, bulk, leads=leads)
-        # In the order of the data.
+        # Answers first: a request that no prompt can be made for is answered at once.
         self._answers = answers = Answers(
             state, stopping, store=store, deciding=deciding, bulk=bulk
         )
@@ -133,17 +134,7 @@ class Pipeline:
             if self._watches:
                 background.start_soon(self._watch)
             background.start_soon(self._decisions.run)
-            # Calls are a group of their own, so that a drain can end them and let the rest go on.
-            async with anyio.create_task_group() as calls:
-                background.start_soon(stopping.drain, calls.cancel_scope)
-                calls.start_soon(self._end)
-                if self._bulk is not None:
-                    self._bulk.begin(self._lane(self._bulk), calls)
-                # Earlier sessions may have left answers that nobody has decided.
-                self._answers.tell()
-                await self._calls.produce(calls)
-            # What has arrived is paid: even a person who leaves at once waits for its commit.
-            await state.changed.until(lambda: state.keeping == 0)
+            await self._send(background)
             # After a fault of the disk nothing can be kept, so nothing need be decided.
             if not isinstance(stopping.stopped and stopping.stopped.error, DiskError):
                 await state.changed.until(self._all_decided)  # what came home while draining
@@ -152,6 +143,31 @@ class Pipeline:
         self._showing.end()
         self._leave_batches()
         return stopping.stopped
+
+    async def _send(self, background: anyio.abc.TaskGroup) -> None:
+        """Send until nothing more is to be sent, and wait for what is under way."""
+        state, calls = self._state, self._calls
+        try:
+            # What goes in batches is a group of its own, which a drain ends, and the rest goes on.
+            async with anyio.create_task_group() as batches:
+
+                def cancel() -> None:
+                    calls.cancel()
+                    batches.cancel_scope.cancel()
+
+                background.start_soon(self.stopping.drain, cancel)
+                background.start_soon(self._end)
+                if self._bulk is not None:
+                    self._bulk.begin(self._lane(self._bulk), batches)
+                # Earlier sessions may have left answers that nobody has decided.
+                self._answers.tell()
+                await calls.produce(batches)
+            await state.changed.until(lambda: not state.in_flight)
+        finally:
+            # Also where the run itself is cancelled. What has arrived is paid, and is committed.
+            calls.cancel()
+            with anyio.CancelScope(shield=True):
+                await state.changed.until(lambda: not state.in_flight)
 
     # Between stages
 

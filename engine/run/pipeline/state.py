@@ -25,8 +25,6 @@ class RunState:
     changed: Changed = field(default_factory=Changed)
     in_flight: int = 0
     """Calls, from their slot to the commit of their answers."""
-    keeping: int = 0
-    """Of those in flight, the calls whose answers wait for their commit."""
     committing: int = 0
     """Batches of decisions that wait for their commit."""
 

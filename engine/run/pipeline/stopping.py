@@ -113,8 +113,8 @@ class Stopping:
 
     # What is under way comes home
 
-    async def drain(self, calls: anyio.CancelScope) -> None:
-        """After a stop, give the calls in flight their time, then cancel those that are left.
+    async def drain(self, cancel: Callable[[], None]) -> None:
+        """After a stop, give the calls in flight their time, then ``cancel`` those that are left.
 
         Answers that cost nothing are given up at once where that time would not do. At the target
         none of them is needed.
@@ -130,7 +130,7 @@ class Stopping:
         self._drained_at_s = anyio.current_time() + wait_s
         with anyio.move_on_after(wait_s):
             await self._leaving.wait()
-        calls.cancel()
+        cancel()
 
     def drain_left_s(self) -> float | None:
         """How long the calls in flight will still be waited for; None before a stop."""
