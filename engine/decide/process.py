@@ -7,11 +7,12 @@ that.
 
 A message is two lengths (4 bytes each, big-endian), so many bytes of JSON and so many of rows:
 
-    in   {"folder", "config", "tasks", "path", "careful", "skip"} first
+    in   {"folder", "config", "tasks", "path", "careful", "skip", "semantic_key"} first
          {"below"}                             every request with a lower index has its answer
     out  {"ready": true}                       may be told what is answered
          {"at"}                                the answer that is decided next, where careful
-         {"first", "end", "rows"} and the rows' bodies
+         {"first", "end", "rows"} and the rows' bodies; without decisions, embeddings alone
+         {"waits": true}                       a sign of life, while embeddings are waited for
          {"full": true}                        the target is reached; nothing follows
          {"note"} · {"error", "message"} · {"bug"}
 
@@ -26,10 +27,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,7 +41,15 @@ from subprocess import PIPE
 from typing import Any, BinaryIO, NoReturn
 
 from engine import errors, models
-from engine.decide.decider import Decider, make_cascade, restore_cascade, unreadable_note
+from engine.decide.decider import (
+    Decider,
+    make_cascade,
+    restore_cascade,
+    unreadable_note,
+    uses_semantic,
+)
+from engine.decide.embedded import StoredVectors
+from engine.embeddings.remote import RemoteEncoder
 from engine.errors import UnavailableError, WoolmillError
 from engine.processes.children import (
     Child,
@@ -50,8 +61,9 @@ from engine.processes.children import (
 )
 from engine.processes.garbage import seldom_collected
 from engine.recipes.load import CODED, module_folders
-from engine.records import SeedTask
+from engine.records import Answer, SeedTask
 from engine.screen import sturdy_streams
+from engine.secrets import Secret, read_key
 from engine.settings import RunConfig
 from engine.store import DecisionRows, RunReader, decode, encode
 
@@ -63,7 +75,10 @@ PIPE_BYTES = 1 << 20
 """Room for a batch or two, where the system grants it: fewer turns to take in one."""
 MOST_AHEAD = 8
 """Batches that may wait to be taken; then the process waits."""
-
+FORESEEN = 2
+"""Batches read at a time where embeddings come from elsewhere: one is decided, one is asked for."""
+EMBEDDINGS = 2_000
+"""That are sent together before the first decision, as those of a dataset to stay clear of."""
 
 STUCK_S = 60.0
 """Without a word while answers wait to be decided; a recipe's code that takes longer hangs."""
@@ -121,8 +136,12 @@ class Deciding:
         self._died_at: int | None = None
         """The answer at which a careful process died last."""
         self._needs: tuple[Need, ...] = ("engine",)
+        self._semantic_key: Secret | None = None
         model = config.semantic_model
-        if not (model is None or model in models.NAMES or Path(model).exists()):
+        if config.semantic_url is not None:
+            self._needs = ("engine", "web")
+            self._semantic_key = read_key(env=config.semantic_key_env)
+        elif not (model is None or model in models.NAMES or Path(model).exists()):
             self._needs = ("engine", "hub")
         self._note = note
         self._process: Child | None = None
@@ -162,7 +181,8 @@ class Deciding:
         # Not by the loop: under load its turns take a tenth of a second, and a pipe holds little.
         source, loop = os.fdopen(end, "rb"), asyncio.get_running_loop()
         threading.Thread(target=self._listen, args=(source, loop), daemon=True).start()
-        self._send(self._order)
+        key = self._semantic_key.reveal() if self._semantic_key is not None else None
+        self._send({**self._order, "semantic_key": key})  # the child's environment has no keys
 
     async def ready(self) -> None:
         """Wait until models are loaded and the seeds compared with.
@@ -223,6 +243,8 @@ class Deciding:
             head = message[0]
             if "at" in head:
                 self._at = head["at"]
+                continue
+            if "waits" in head:
                 continue
             if "full" in head:
                 self._may_hang = False  # nothing further is decided, whatever is answered
@@ -322,6 +344,11 @@ class _Answered:
         finally:
             os._exit(0)
 
+    def has(self, index: int) -> bool:
+        """Whether the request ``index`` has its answer."""
+        with self._changed:
+            return self._below > index
+
     def wait_beyond(self, first: int) -> int:
         """Wait for the answer ``first``; every request below the returned index has one."""
         with self._changed:
@@ -345,7 +372,9 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     answered = _Answered(source)
     threading.Thread(target=answered.listen, daemon=True).start()
     recipe = config.make_recipe(tasks)
-    cascade = make_cascade(config, recipe)
+    embedded = StoredVectors(store)
+    remote = _remote(config, order["semantic_key"], embedded, send)
+    cascade = make_cascade(config, recipe, remote)
     if cascade.unreadable:
         send({"note": unreadable_note(cascade.unreadable, len(cascade))})
     send({"ready": True})
@@ -368,20 +397,56 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     if recipe.reduces:
         first -= first % (config.samples or 1)
     left = config.target - counts.accepted
+    _send_embeddings(embedded, store, counts.last_decided[0] if counts.last_decided else 0, send)
+    foresees = cascade.foresees and not careful
+    read: deque[list[Answer]] = deque()
+    unread = first
     with seldom_collected():
         while left > 0:
-            count = min(1 if careful else BATCH, answered.wait_beyond(first) - first)
-            if careful:
-                send({"at": first})
-            answers = store.answers(first, count)
+            while not read or (foresees and len(read) < FORESEEN and answered.has(unread)):
+                count = min(1 if careful else BATCH, answered.wait_beyond(unread) - unread)
+                if careful:
+                    send({"at": unread})
+                read.append(store.answers(unread, count))
+                unread = read[-1][-1].index + 1
+                if foresees:
+                    decider.foresee(read[-1])
+            answers = read.popleft()
             decisions, vectors = decider.decide(answers, limit=left)
             left -= sum(decision.accepted for decision in decisions)
             end = answers[-1].index + 1
-            packed, bodies = store.rows_of(decisions, vectors).pack()
+            rows = store.rows_of(decisions, vectors, embedded.handed_over(sys.maxsize))
+            packed, bodies = rows.pack()
             send({"first": first, "end": end, "rows": packed}, bodies)
             first = end
     send({"full": True})
     threading.Event().wait()  # for the end of input
+
+
+def _remote(
+    config: RunConfig, key: str | None, embedded: StoredVectors, send: Callable[..., None]
+) -> RemoteEncoder | None:
+    """What embeds elsewhere, where the settings say so."""
+    if config.semantic_url is None or not uses_semantic(config):
+        return None
+    # Its server's troubles are told as notes, by ``send``; not by the handler of last resort.
+    logging.getLogger("engine.limits").addHandler(logging.NullHandler())
+    return RemoteEncoder(
+        config,
+        None if key is None else Secret(key),
+        embedded,
+        note=lambda line: send({"note": line}),
+        waits=lambda: send({"waits": True}),
+    )
+
+
+def _send_embeddings(
+    embedded: StoredVectors, store: RunReader, at: int, send: Callable[..., None]
+) -> None:
+    """Hand over what references were embedded to, which may be too much for one message."""
+    while some := embedded.handed_over(EMBEDDINGS):
+        packed, bodies = store.rows_of((), (), some).pack()
+        send({"first": at, "end": at, "rows": packed}, bodies)
 
 
 def main() -> NoReturn:

@@ -31,6 +31,7 @@ from engine.pretrained import open_embedding
 __all__ = [
     "MULTILINGUAL",
     "Encoder",
+    "Foresees",
     "Precision",
     "SelectiveEncoder",
     "SentenceEncoder",
@@ -86,6 +87,14 @@ class SelectiveEncoder(Encoder, Protocol):
 
     def readable(self, texts: Sequence[str]) -> Sequence[bool]:
         """Whether the model knows enough of each text to compare its meaning."""
+
+
+@runtime_checkable
+class Foresees(Encoder, Protocol):
+    """An encoder that can begin before its vectors are needed."""
+
+    def foresee(self, texts: Sequence[str]) -> None:
+        """``encode`` will probably be asked for these."""
 
 
 class SentenceEncoder:
