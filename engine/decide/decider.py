@@ -276,7 +276,9 @@ def make_cascade(config: RunConfig, recipe: Recipe, remote: Encoder | None = Non
 
         threshold = config.semantic_threshold
         encoder = remote or SentenceEncoder(
-            config.semantic_model, precision=config.semantic_precision
+            config.semantic_model,
+            precision=config.semantic_precision,
+            gpu=config.chosen_backend in ("http", "batch"),  # else the answers' model needs it
         )
     cascade = Cascade(config.rouge_threshold, threshold, encoder, language=config.spoken)
     references = list(recipe.references())

@@ -50,7 +50,7 @@ class _Measures:
     def encoder(self) -> Encoder:
         """What embeds: a model here, or a server's."""
         if self.semantic_url is None:
-            return SentenceEncoder(self.semantic_model, precision=self.semantic_precision)
+            return SentenceEncoder(self.semantic_model, precision=self.semantic_precision, gpu=True)
         if self.semantic_precision != "float32":
             raise UsageError("--semantic-precision goes with models on this machine")
         from engine.embeddings.served import encoder_at

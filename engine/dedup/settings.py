@@ -62,8 +62,6 @@ class DedupSection(Section):
 
     @model_validator(mode="after")
     def _where_it_embeds(self) -> Self:
-        if self.semantic_url is None and self.semantic_key_env is not None:
-            raise ValueError("semantic_key_env goes with semantic_url")
         if self.semantic_url is not None and self.semantic_precision != "float32":
             raise ValueError(
                 "semantic_precision goes with models on this machine; the server of semantic_url "
