@@ -6,8 +6,8 @@ and committed in the same transaction; until it is seen there, it is held in mem
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -22,35 +22,35 @@ class StoredVectors:
 
     def __init__(self, store: RunReader) -> None:
         self._store = store
-        self._fresh: dict[bytes, Half] = {}
-        """Not handed over yet, in the order in which they came."""
-        self._under_way: dict[bytes, Half] = {}
-        """Handed over, and perhaps not committed yet."""
+        self._held: dict[bytes, Half] = {}
+        """All that may not be in the store yet."""
+        self._fresh: list[bytes] = []
+        """Of these, what is not handed over yet."""
+        self._under_way: deque[list[bytes]] = deque()
+        """And the rest, as it was handed over."""
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Half]:
-        found, rest = {}, []
-        for key in keys:
-            vector = self._fresh.get(key)
-            vector = self._under_way.get(key) if vector is None else vector
-            if vector is None:
-                rest.append(key)
-            else:
-                found[key] = vector
-        if rest:
+        found = {key: self._held[key] for key in keys if key in self._held}
+        if rest := [key for key in keys if key not in found]:
             stored = self._store.embeddings(rest)
             found |= {key: np.frombuffer(body, "<f2") for key, body in stored.items()}
         return found
 
     def put(self, vectors: Mapping[bytes, Half]) -> None:
         there = self.get(list(vectors))
-        self._fresh |= {key: vector for key, vector in vectors.items() if key not in there}
+        new = {key: vector for key, vector in vectors.items() if key not in there}
+        self._held |= new
+        self._fresh += new
 
     def handed_over(self, most: int) -> list[tuple[bytes, bytes]]:
-        """Up to ``most`` that the store does not have, as it keeps them; empty: it has them all."""
-        for key in self._store.embeddings(list(self._under_way)):
-            del self._under_way[key]
-        some = dict(islice(self._fresh.items(), most))
-        for key in some:
-            del self._fresh[key]
-        self._under_way |= some
-        return [(key, vector.astype("<f2").tobytes()) for key, vector in some.items()]
+        """Up to ``most`` that the store does not have, as it keeps them; empty: it will have them
+        all.
+        """
+        # What is handed over together is committed together, and in order.
+        while self._under_way and self._store.embeddings(self._under_way[0][-1:]):
+            for key in self._under_way.popleft():
+                del self._held[key]
+        some, self._fresh = self._fresh[:most], self._fresh[most:]
+        if some:
+            self._under_way.append(some)
+        return [(key, self._held[key].astype("<f2").tobytes()) for key in some]

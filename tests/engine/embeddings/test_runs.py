@@ -111,7 +111,7 @@ def test_killed_runs_end_in_the_same_rows(host: EmbeddingHost, tmp_path: Path) -
 def test_a_run_goes_on_after_an_outage(host: EmbeddingHost, tmp_path: Path) -> None:
     """Status 69, nothing lost; then to the end, with what was answered meanwhile decided."""
     run = tmp_path / "run"
-    host.troubles = [None] * 4
+    host.troubles = [None] * 10
     host.always = status(503, "gone")
     told = generate(run, host, "--max-outage", "1", status=69)
     assert "embeddings: no endpoint has answered for 1 s" in told
