@@ -45,6 +45,7 @@ Precision = Literal["float32", "bfloat16"]
 BATCH = {"float32": 16, "bfloat16": 32}
 """Texts of like length at once. More are no faster on a CPU, and pad more."""
 GPU_BATCH = 256
+CPU = "cpu"
 MOST_UNKNOWN = 0.1
 """Share of a text's tokens, or of its characters, that the model may not know. Unknown ones all
 have the same embedding: beyond, texts without anything in common would look alike."""
@@ -124,18 +125,17 @@ class SentenceEncoder:
         self.precision: Precision = "float32"
         self._batch = BATCH["float32"]
         self.runtime = "sentence-transformers"
-        network, sample = self._opened(gpu=gpu)
+        network, device, sample = self._opened(_gpu() if gpu else None)
         self.dimension = int(sample.shape[1])
-        on_gpu = network.device.type != "cpu"
-        if on_gpu:
+        if device != CPU:
             self._batch = GPU_BATCH
         else:
             self._use_onnx(network, threads, sample)
         self._encode_alone = self._encode
         if precision == "bfloat16":
             self.precision = precision
-            self._batch = GPU_BATCH if on_gpu else BATCH[precision]
-            self._encode = _in_bfloat16(network, threads or 1)
+            self._batch = GPU_BATCH if device != CPU else BATCH[precision]
+            self._encode = _in_bfloat16(network, device, threads or 1)
             cosine = _least_cosine(self.encode(_SAMPLE), sample)
             if cosine < AGREEMENT:
                 raise ConfigError(
@@ -143,23 +143,23 @@ class SentenceEncoder:
                     "leave --semantic-precision at float32"
                 )
 
-    def _opened(self, *, gpu: bool) -> tuple[Any, NDArray[np.float32]]:
-        """The network, and what it makes of the sample; on the CPU where the GPU has no room."""
-        device = _gpu() if gpu else None
-        try:
-            return self._opened_on(device or "cpu")
-        except (ConfigError, RuntimeError) as exc:
-            if device is None:
-                raise
-            log.warning("%s: not on the GPU, but on the CPU (%s)", self.model, exc)
-            return self._opened_on("cpu")
+    def _opened(self, gpu: str | None) -> tuple[Any, str, NDArray[np.float32]]:
+        """The network, where it is, and what it makes of the sample; on the CPU where the GPU has
+        no room.
+        """
+        if gpu is not None:
+            try:
+                return self._opened_on(gpu)
+            except (ConfigError, RuntimeError) as exc:
+                log.warning("%s: not on the GPU, but on the CPU (%s)", self.model, exc)
+        return self._opened_on(CPU)
 
-    def _opened_on(self, device: str) -> tuple[Any, NDArray[np.float32]]:
+    def _opened_on(self, device: str) -> tuple[Any, str, NDArray[np.float32]]:
         network = _load(self.model, device)
         self._unknown_shares = _unknown_shares(network)
         self._encode: _Runtime = _by_sentence_transformers(network)
         self._encode_alone = self._encode
-        return network, self.encode(_SAMPLE)
+        return network, device, self.encode(_SAMPLE)
 
     def _use_onnx(self, network: Any, threads: int | None, sample: NDArray[np.float32]) -> None:
         """Take ONNX Runtime where it gives what ``sample`` has."""
@@ -268,7 +268,7 @@ def _gpu() -> str | None:
     return "cuda" if torch.cuda.is_available() else None
 
 
-def _load(model: str, device: str = "cpu") -> Any:
+def _load(model: str, device: str = CPU) -> Any:
     try:
         import sentence_transformers  # noqa: F401 - asked for here, so that its lack has a name
         from transformers.utils import logging as transformers_logging
@@ -298,7 +298,7 @@ def _by_sentence_transformers(network: Any) -> _Runtime:
     return encode
 
 
-def _in_bfloat16(network: Any, threads: int) -> _Runtime:
+def _in_bfloat16(network: Any, device: str, threads: int) -> _Runtime:
     """A copy of the network, with the weights of its products in bfloat16."""
     import torch
 
@@ -312,7 +312,7 @@ def _in_bfloat16(network: Any, threads: int) -> _Runtime:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            with torch.autocast(network.device.type, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 return encode(texts)
         finally:
             torch.set_num_threads(before)
