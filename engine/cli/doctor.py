@@ -124,6 +124,8 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
         endpoints = _endpoints(config)
         for endpoint in endpoints:
             keep_from_children(endpoint.key_env)  # what is no name must not be shown as one
+        if config.semantic_key_env is not None:
+            keep_from_children(config.semantic_key_env)
         chosen = {
             "backend": config.chosen_backend,
             "model": config.model
