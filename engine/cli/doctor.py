@@ -170,8 +170,8 @@ def _lack(config: RunConfig) -> str | None:
         name = endpoint.key_env
         if name != DEFAULT_VARIABLE and name not in os.environ and endpoint.key_file is None:
             return f"the environment variable {name} is not set; set it to the key"
-    if (name := config.semantic_key_env) is not None and name not in os.environ:
-        return f"the environment variable {name} is not set; set it to the key of --semantic-url"
+    if (own := config.semantic_key_env) is not None and own not in os.environ:
+        return f"the environment variable {own} is not set; set it to the key of --semantic-url"
     if config.ray is not None:
         return None  # vLLM is on the nodes
     if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):

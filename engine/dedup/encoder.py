@@ -125,6 +125,7 @@ class SentenceEncoder:
         self.precision: Precision = "float32"
         self._batch = BATCH["float32"]
         self.runtime = "sentence-transformers"
+        self._encode: _Runtime
         network, device, sample = self._opened(_gpu() if gpu else None)
         self.dimension = int(sample.shape[1])
         if device != CPU:
@@ -157,7 +158,7 @@ class SentenceEncoder:
     def _opened_on(self, device: str) -> tuple[Any, str, NDArray[np.float32]]:
         network = _load(self.model, device)
         self._unknown_shares = _unknown_shares(network)
-        self._encode: _Runtime = _by_sentence_transformers(network)
+        self._encode = _by_sentence_transformers(network)
         self._encode_alone = self._encode
         return network, device, self.encode(_SAMPLE)
 

@@ -134,7 +134,7 @@ class Asker:
         """The vector (D,) of ``PROBE``. Raises WoolmillError where not even that comes."""
         outcome = await self._asked([PROBE], policy)
         if isinstance(outcome, Vectors):
-            return outcome.rows[0]
+            return np.asarray(outcome.rows[0])
         verdict = outcome.verdict
         raise told(
             verdict.error

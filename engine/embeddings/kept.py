@@ -52,7 +52,7 @@ class TemporaryVectors:
         self._connection.execute("CREATE TABLE embedding (key BLOB PRIMARY KEY, body BLOB)")
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Half]:
-        found = {}
+        found: dict[bytes, Half] = {}
         for some in chunks(keys, AT_ONCE):
             marks = ",".join("?" * len(some))
             found |= {

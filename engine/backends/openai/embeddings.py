@@ -115,7 +115,7 @@ class EmbeddingBackend(HttpBackend):
         if len(found) != count:
             raise _no_vectors(f"{self.name}: {len(found)} vectors for {count} texts")
         items = [item if isinstance(item, dict) else {} for item in found]
-        places = [item.get("index") for item in items]
+        places: list[Any] = [item.get("index") for item in items]
         if all(place is None for place in places):
             places = list(range(count))  # the host leaves it out, and keeps the order
         if sorted(places, key=str) != sorted(range(count), key=str):
