@@ -47,6 +47,8 @@ BRIEF = RetryPolicy(max_attempts=2)
 """For texts: a fault that goes on may be theirs."""
 PATIENT = RetryPolicy(max_attempts=10**9, max_backoff_s=2.0)
 """Until the server answers, or the pool gives up."""
+OF_THE_TEXTS = ("dead", "overflow")
+"""Kinds of failures that name these texts as their cause: the same would come of them again."""
 FLAGS = {
     r"--base-url": "--semantic-url",
     r"--model\b": "--semantic-model",
@@ -150,7 +152,9 @@ class Asker:
         Raises WoolmillError where it is the server that fails, as a run ends for it.
         """
         outcome = await self._asked(texts, BRIEF)
-        if isinstance(outcome, Failure) and (len(texts) == 1 or outcome.verdict.kind != "dead"):
+        if isinstance(outcome, Failure) and (
+            len(texts) == 1 or outcome.verdict.kind not in OF_THE_TEXTS
+        ):
             await self.probe()
             outcome = await self._asked(texts, BRIEF)
         if isinstance(outcome, Vectors):
