@@ -85,7 +85,11 @@ async def serve() -> None:
     vector = orjson.dumps(np.random.default_rng(0).normal(size=DIMENSION).tolist())
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.readuntil(b"\r\n\r\n"):
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:  # the client has hung up
+                break
             size = 0
             for line in head.lower().split(b"\r\n"):
                 if line.startswith(b"content-length:"):
@@ -100,6 +104,7 @@ async def serve() -> None:
                 body = b'{"data": [%b]}' % b", ".join(items)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             await writer.drain()
+        writer.close()
 
     server = await asyncio.start_server(client, "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)

@@ -66,13 +66,13 @@ def test_a_run_decides_as_with_the_model_here(server: Server, tmp_path: Path) ->
         with RunReader(run) as reader:
             return [decision.reason for decision in reader.decisions()]
 
-    run = ["generate", "--backend", "scripted", "--target", "60", "--no-progress"]
-    run += ["--semantic-threshold", "0.8", "--out"]
+    run = ["generate", "--backend", "scripted", "--target", "40", "--no-progress"]
+    run += ["--semantic-threshold", "0.6", "--out"]
     here, there = tmp_path / "here", tmp_path / "there"
     woolmill(*run, str(here), "--semantic")
     woolmill(*run, str(there), "--semantic-url", server.base_url)
     assert "duplicate_semantic" in reasons(here)
     assert reasons(there) == reasons(here)
     nobody = ["--semantic-url", "http://127.0.0.1:9/v1"]
-    woolmill("redecide", str(there), "--semantic-threshold", "0.8", *nobody)
+    woolmill("redecide", str(there), "--semantic-threshold", "0.6", *nobody)
     assert reasons(there) == reasons(here)
