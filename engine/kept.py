@@ -83,6 +83,10 @@ def stored_config(folder: Path, stored: Manifest, changes: Mapping[str, Any] = {
         # it its default.
         if name in RunConfig.model_fields and not (name.startswith("semantic_") and value is None)
     }
+    if "semantic_model" in changes:
+        values.pop("semantic_dimension", None)  # of another model, which a server must tell
+    if "semantic_url" in changes:
+        values.pop("semantic_precision", None)
     try:
         return RunConfig.model_validate(values | dict(changes))
     except ValueError as exc:

@@ -26,14 +26,12 @@ def open_pretrained(kind: Any, where: str | Path, **options: Any) -> Any:
         raise _explained(error, where) from error
 
 
-def open_embedding(where: str | Path) -> Any:
-    """A sentence-transformers model on the CPU, from a folder or hub id; raises as
-    ``open_pretrained`` does.
-    """
+def open_embedding(where: str | Path, device: str = "cpu") -> Any:
+    """A model of sentence-transformers by folder or hub id; raises as ``open_pretrained`` does."""
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(str(where), device="cpu", trust_remote_code=False)
+        return SentenceTransformer(str(where), device=device, trust_remote_code=False)
     except ValueError as error:
         raise _explained(error, where) from error
 

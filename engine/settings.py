@@ -35,7 +35,7 @@ from engine.recipes.settings import AUTO, FiltersConfig, RecipeSection
 from engine.records import EVERY, RESERVED, SeedTask
 from engine.run.settings import EndSection, RunSection, ShowSection
 from engine.secrets import secret_field
-from engine.sections import FREE, LATER, Flag, Section, flag_of
+from engine.sections import DECISION, FREE, LATER, Flag, Positive, Section, flag_of
 from engine.surroundings import spelt_out
 
 __all__ = [
@@ -105,6 +105,8 @@ class RunConfig(
 
     stage: Annotated[str, LATER] = ""
     """Of a recipe with several, the one that this run is of; set by the run itself."""
+    semantic_dimension: Annotated[Positive | None, DECISION, LATER] = None
+    """Of the vectors that ``semantic_url`` gives; set by the run itself."""
     _defaults: dict[str, Any] | None = PrivateAttr(default=None)
     """Of ``sampling``, once it is known who answers."""
 

@@ -23,6 +23,7 @@ from engine import models
 from engine.backends.fleet import FileFleet
 from engine.backends.settings import ray_address
 from engine.decide.decider import uses_semantic
+from engine.embeddings.asker import backend_of
 from engine.errors import WoolmillError
 from engine.run.servers import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
@@ -123,6 +124,8 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
         endpoints = _endpoints(config)
         for endpoint in endpoints:
             keep_from_children(endpoint.key_env)  # what is no name must not be shown as one
+        if config.semantic_key_env is not None:
+            keep_from_children(config.semantic_key_env)
         chosen = {
             "backend": config.chosen_backend,
             "model": config.model
@@ -130,6 +133,7 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             "endpoints": [endpoint.url for endpoint in endpoints],
             "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
             "semantic": uses_semantic(config),
+            "embeddings": backend_of(config, None).name if config.semantic_url else None,
             "target": config.target
             if "target" in config.model_fields_set or not config.rows
             else None,
@@ -166,6 +170,8 @@ def _lack(config: RunConfig) -> str | None:
         name = endpoint.key_env
         if name != DEFAULT_VARIABLE and name not in os.environ and endpoint.key_file is None:
             return f"the environment variable {name} is not set; set it to the key"
+    if (own := config.semantic_key_env) is not None and own not in os.environ:
+        return f"the environment variable {own} is not set; set it to the key of --semantic-url"
     if config.ray is not None:
         return None  # vLLM is on the nodes
     if config.chosen_backend == "vllm" and _lacks_vllm(config.vllm_python):
@@ -268,6 +274,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         for name, is_set in run["keys"].items():
             yield f"  the key is {'' if is_set else 'not '}set ({name})"
         refused = "refused" if run["semantic"] else "not looked for"
-        yield f"  near-duplicates by meaning are {refused}"
+        elsewhere = run["semantic"] and run["embeddings"]
+        where = f", by embeddings of {run['embeddings']}" if elsewhere else ""
+        yield f"  near-duplicates by meaning are {refused}{where}"
     for problem in found["problems"]:
         yield f"problem: {problem}"

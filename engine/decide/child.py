@@ -2,11 +2,12 @@
 
 Messages are frames (``engine.processes.frames``); the body is that of rows:
 
-    in   {"folder", "config", "tasks", "path", "careful", "skip"} first
+    in   {"folder", "config", "tasks", "path", "careful", "skip", "semantic_key"} first
          {"below"}                             every request with a lower index has its answer
     out  {"ready": true}                       may be told what is answered
          {"at"}                                the answer that is decided next, where careful
-         {"first", "end", "rows"} and the rows' bodies
+         {"first", "end", "rows"} and the rows' bodies; without decisions, embeddings alone
+         {"waits": true}                       a sign of life, while embeddings are waited for
          {"full": true}                        the target is reached; nothing follows
          {"note"} · {"log"} · {"error", "message"} · {"bug"}
 
@@ -15,10 +16,12 @@ End of input means that the run's process is gone, and ends this one at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -27,19 +30,27 @@ from engine.decide.decider import (
     Decider,
     make_cascade,
     unreadable_note,
+    uses_semantic,
     without_neighbours_note,
 )
+from engine.decide.embedded import StoredVectors
 from engine.decide.snapshot import Snapshots
+from engine.embeddings.remote import RemoteEncoder
 from engine.errors import WoolmillError
 from engine.processes.frames import frame, keep_pipes, read_frame
 from engine.processes.garbage import seldom_collected
-from engine.records import SeedTask
+from engine.records import Answer, SeedTask
 from engine.screen import sturdy_streams
+from engine.secrets import Secret
 from engine.settings import RunConfig
 from engine.store import RunReader, decode, encode
 
 BATCH = 256
 """Answers that are decided, sent and committed together."""
+FORESEEN = 2
+"""Batches read at a time where embeddings come from elsewhere: one is decided, one is asked for."""
+EMBEDDINGS = 2_000
+"""That are sent together before the first decision, as those of a dataset to stay clear of."""
 
 
 class _Answered:
@@ -59,6 +70,11 @@ class _Answered:
                     self._changed.notify()
         finally:
             os._exit(0)
+
+    def has(self, index: int) -> bool:
+        """Whether the request ``index`` has its answer."""
+        with self._changed:
+            return self._below > index
 
     def wait_beyond(self, first: int) -> int:
         """Wait for the answer ``first``; every request below the returned index has one."""
@@ -83,13 +99,15 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
     answered = _Answered(source)
     threading.Thread(target=answered.listen, daemon=True).start()
     recipe = config.make_recipe(tasks)
-    cascade = make_cascade(config, recipe)
+    embedded = StoredVectors(store)
+    remote = _remote(config, order["semantic_key"], embedded, send)
+    cascade = make_cascade(config, recipe, remote)
     if cascade.unreadable:
         send({"note": unreadable_note(cascade.unreadable, len(cascade))})
     send({"ready": True})
     snapshots = Snapshots(store, lambda line: send({"log": line}))
     cascade, (_, missing) = snapshots.restore(
-        cascade, lambda: make_cascade(config, recipe), recipe, counts
+        cascade, lambda: make_cascade(config, recipe, remote), recipe, counts
     )
     if missing and counts.accepted:
         send({"note": f"embedded {missing} accepted rows again: their vectors were missing"})
@@ -111,19 +129,29 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
         first -= first % (config.samples or 1)
     left = config.target - counts.accepted
     is_told = False
+    _send_embeddings(embedded, store, counts.last_decided[0] if counts.last_decided else 0, send)
+    foresees = cascade.foresees and not careful
+    read: deque[list[Answer]] = deque()
+    unread = first
     with seldom_collected():
         while left > 0:
-            count = min(1 if careful else BATCH, answered.wait_beyond(first) - first)
-            if careful:
-                send({"at": first})
-            answers = store.answers(first, count)
+            while not read or (foresees and len(read) < FORESEEN and answered.has(unread)):
+                count = min(1 if careful else BATCH, answered.wait_beyond(unread) - unread)
+                if careful:
+                    send({"at": unread})
+                read.append(store.answers(unread, count))
+                unread = read[-1][-1].index + 1
+                if foresees:
+                    decider.foresee(read[-1])
+            answers = read.popleft()
             decisions, vectors = decider.decide(answers, limit=left)
             left -= sum(decision.accepted for decision in decisions)
             end = answers[-1].index + 1
             if cascade.is_past_neighbours and not is_told:
                 is_told = True
                 send({"note": without_neighbours_note()})
-            packed, bodies = store.rows_of(decisions, vectors).pack()
+            rows = store.rows_of(decisions, vectors, embedded.handed_over(sys.maxsize))
+            packed, bodies = rows.pack()
             send({"first": first, "end": end, "rows": packed}, bodies)
             first = end
             if decisions:
@@ -131,6 +159,32 @@ def _work(source: BinaryIO, send: Callable[..., None]) -> None:
                 snapshots.keep(cascade, last, config.target - left)
     send({"full": True})
     threading.Event().wait()  # for the end of input
+
+
+def _remote(
+    config: RunConfig, key: str | None, embedded: StoredVectors, send: Callable[..., None]
+) -> RemoteEncoder | None:
+    """What embeds elsewhere, where the settings say so."""
+    if config.semantic_url is None or not uses_semantic(config):
+        return None
+    # Its server's troubles are told as notes, by ``send``; not by the handler of last resort.
+    logging.getLogger("engine.limits").addHandler(logging.NullHandler())
+    return RemoteEncoder(
+        config,
+        None if key is None else Secret(key),
+        embedded,
+        note=lambda line: send({"note": line}),
+        waits=lambda: send({"waits": True}),
+    )
+
+
+def _send_embeddings(
+    embedded: StoredVectors, store: RunReader, at: int, send: Callable[..., None]
+) -> None:
+    """Hand over what references were embedded to, which may be too much for one message."""
+    while some := embedded.handed_over(EMBEDDINGS):
+        packed, bodies = store.rows_of((), (), some).pack()
+        send({"first": at, "end": at, "rows": packed}, bodies)
 
 
 def main() -> NoReturn:

@@ -7,6 +7,7 @@ thread.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ import numpy as np
 
 from engine.dedup.against import add_references
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
+from engine.dedup.encoder import Encoder
 from engine.errors import ConfigError
 from engine.recipes.base import CUT, NOT_ASKED, RECIPE_ERROR, Ask, Piece, Recipe, Refusal
 from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of, unchanged_of
@@ -102,8 +104,18 @@ class Decider:
         self._api: Api = api
         self._carry = tuple(carry)
         self._after = after or (-1, 0)
+        self._foreseen: deque[list[_Piece]] = deque()
+        """What ``foresee`` has read, batch by batch."""
         self._votes: list[Record | None] = []
         """The rows of the samples of one input row, so far."""
+
+    def foresee(self, answers: Sequence[Answer]) -> None:
+        """Read the answers of a later call of ``decide``, so that their texts are embedded
+        meanwhile. Of a cascade that foresees; all answers are foreseen, or none.
+        """
+        pieces = [piece for answer in answers for piece in self._made(answer)]
+        self._foreseen.append(pieces)
+        self._cascade.foresee([piece.text for piece in pieces if piece.text is not None])
 
     def decide(
         self, answers: Sequence[Answer], *, limit: int
@@ -115,18 +127,19 @@ class Decider:
             ``limit``-th acceptance the rest is left undecided, for a run that goes on with a higher
             target.
         """
-        pieces = [
-            piece
-            for answer in answers
-            for piece in self._made(answer)
-            if (piece.index, piece.position) > self._after
-        ]
+        foreseen = bool(self._foreseen)
+        made = (
+            self._foreseen.popleft()
+            if foreseen
+            else [piece for answer in answers for piece in self._made(answer)]
+        )
+        pieces = [piece for piece in made if (piece.index, piece.position) > self._after]
         candidates = [
             Candidate(text=piece.text, source=row_source(piece.index, piece.position))
             for piece in pieces
             if piece.text is not None
         ]
-        judgements = iter(self._cascade.judge(candidates, limit))
+        judgements = iter(self._cascade.judge(candidates, limit, foreseen=foreseen))
         decisions: list[Decision] = []
         vectors: list[Vector | None] = []
         fruitful, barren = -1, ""
@@ -246,9 +259,13 @@ class Decider:
 
 def uses_semantic(config: RunConfig) -> bool:
     """Whether near-duplicates by meaning are refused: as set, else where the packages are there."""
-    installed = all(find_spec(name) for name in ("sentence_transformers", "faiss"))
-    if config.semantic and not installed:
-        raise ConfigError("--semantic needs more packages: pip install 'woolmill[local]'")
+    elsewhere = config.semantic_url is not None
+    needed = ("faiss",) if elsewhere else ("sentence_transformers", "faiss")
+    installed = all(find_spec(name) for name in needed)
+    wanted = elsewhere if config.semantic is None else config.semantic
+    if wanted and not installed:
+        flag = "--semantic-url" if elsewhere else "--semantic"
+        raise ConfigError(f"{flag} needs more packages: pip install 'woolmill[local]'")
     return installed if config.semantic is None else config.semantic
 
 
@@ -257,22 +274,27 @@ def fetch_encoder(config: RunConfig) -> None:
 
     Raises as ``models.fetch`` does.
     """
-    if uses_semantic(config) and config.semantic_model is None:
+    here = config.semantic_url is None and config.semantic_model is None
+    if here and uses_semantic(config):
         from engine.dedup.encoder import default_model
 
         default_model()
 
 
-def make_cascade(config: RunConfig, recipe: Recipe) -> Cascade:
+def make_cascade(config: RunConfig, recipe: Recipe, remote: Encoder | None = None) -> Cascade:
     """The near-duplicate cascade with what the recipe compares with from the start. Loads the
-    embedding model: takes seconds.
+    embedding model, which takes seconds, where none is ``remote``.
     """
     threshold, encoder = None, None
     if uses_semantic(config):
         from engine.dedup.semantic import SentenceEncoder
 
         threshold = config.semantic_threshold
-        encoder = SentenceEncoder(config.semantic_model, precision=config.semantic_precision)
+        encoder = remote or SentenceEncoder(
+            config.semantic_model,
+            precision=config.semantic_precision,
+            gpu=config.chosen_backend in ("http", "batch"),  # else the answers' model needs it
+        )
     cascade = Cascade(config.rouge_threshold, threshold, encoder, language=config.spoken)
     references = list(recipe.references())
     cascade.add_reference([text for text, _ in references], [source for _, source in references])

@@ -38,6 +38,7 @@ from engine.processes.children import (
 from engine.processes.frames import read_frame
 from engine.recipes.load import CODED, module_folders
 from engine.records import SeedTask
+from engine.secrets import Secret, read_key
 from engine.settings import RunConfig
 from engine.store import DecisionRows, decode, encode
 
@@ -108,8 +109,12 @@ class Deciding:
         self._died_at: int | None = None
         """The answer at which a careful process died last."""
         self._needs: tuple[Need, ...] = ("engine",)
+        self._semantic_key: Secret | None = None
         model = config.semantic_model
-        if not (model is None or model in models.NAMES or Path(model).exists()):
+        if config.semantic_url is not None:
+            self._needs = ("engine", "web")
+            self._semantic_key = read_key(env=config.semantic_key_env)
+        elif not (model is None or model in models.NAMES or Path(model).exists()):
             self._needs = ("engine", "hub")
         self._note = note
         self._process: Child | None = None
@@ -151,7 +156,8 @@ class Deciding:
         # Not by the loop: under load its turns take a tenth of a second, and a pipe holds little.
         source, loop = os.fdopen(end, "rb"), asyncio.get_running_loop()
         threading.Thread(target=self._listen, args=(source, loop), daemon=True).start()
-        self._send(self._order)
+        key = self._semantic_key.reveal() if self._semantic_key is not None else None
+        self._send({**self._order, "semantic_key": key})  # the child's environment has no keys
 
     async def ready(self) -> None:
         """Wait until models are loaded and the seeds compared with.
@@ -209,6 +215,8 @@ class Deciding:
             head = message[0]
             if "at" in head:
                 self._at = head["at"]
+                continue
+            if "waits" in head:
                 continue
             if "full" in head:
                 self._may_hang = False  # nothing further is decided, whatever is answered

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.dedup.encoder import Encoder, readable
+from engine.dedup.encoder import Encoder, Foresees, readable
 from engine.dedup.exact import ExactIndex, digest
 from engine.dedup.memory import Part, full
 from engine.dedup.rouge import Hit, Nearest, RougeIndex, rouge_l_of_tokens, tokenize
@@ -250,10 +250,25 @@ class Cascade:
         self._add(texts, [candidate.source for candidate in accepted], {**fresh, **kept})
         return len(fresh)
 
-    def judge(self, candidates: Sequence[Candidate], limit: int | None = None) -> list[Judgement]:
+    @property
+    def foresees(self) -> bool:
+        """Whether it gains by being told of texts before they are judged."""
+        return self._semantic is not None and isinstance(self._encoder, Foresees)
+
+    def foresee(self, texts: Sequence[str]) -> None:
+        """Let the encoder begin with those of the next texts that exact text and ROUGE-L let pass
+        as far as is known now.
+        """
+        assert isinstance(self._encoder, Foresees)
+        self._encoder.foresee([texts[i] for i in self._survivors(texts)])
+
+    def judge(
+        self, candidates: Sequence[Candidate], limit: int | None = None, *, foreseen: bool = False
+    ) -> list[Judgement]:
         """Decide on candidates in their order, and add those accepted.
 
         After ``limit`` acceptances the rest is not judged: the list returned is then shorter.
+        ``foreseen``: the encoder knows the texts already.
         """
         if limit is not None and limit <= 0:
             return []
@@ -263,7 +278,8 @@ class Cascade:
         if self._rouge is not None and self._semantic is None:
             judgements = self._judge_words(self._rouge, texts, sources, limit)
         else:
-            judgements = self._judge_meanings(texts, sources, limit)
+            vectors = {} if foreseen else self._embed_readable(texts, self._survivors(texts))
+            judgements = self._judge_meanings(texts, sources, limit, vectors)
         accepted = [i for i, judgement in enumerate(judgements) if judgement.accepted]
         if self._rouge is not None and self.neighbours:
             # By its number alone, or it would depend on how candidates are cut into batches.
@@ -307,10 +323,13 @@ class Cascade:
         return judgements
 
     def _judge_meanings(
-        self, texts: Sequence[str], sources: Sequence[str], limit: int | None
+        self,
+        texts: Sequence[str],
+        sources: Sequence[str],
+        limit: int | None,
+        vectors: Mapping[int, NDArray[np.float32]],
     ) -> list[Judgement]:
-        """By all stages, one by one."""
-        vectors = self._embed_survivors(texts)
+        """By all stages, one by one; what has no vector yet gets one where it needs it."""
         judgements: list[Judgement] = []
         for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
             judgement = self._judge_one(text, vectors.get(i))
@@ -352,15 +371,14 @@ class Cascade:
             return {}
         return dict(zip(chosen, self._embed([texts[i] for i in chosen]), strict=True))
 
-    def _embed_survivors(self, texts: Sequence[str]) -> dict[int, NDArray[np.float32]]:
-        """Vectors of the texts that exact text and ROUGE-L let pass, by position in the batch; of
-        those that the model can read.
+    def _survivors(self, texts: Sequence[str]) -> list[int]:
+        """Positions in the batch of the texts that exact text and ROUGE-L let pass.
 
         Texts of the batch are compared with each other as if all of them passed the semantic stage;
         the few that are needed although this said otherwise are embedded when they are.
         """
         if self._semantic is None:
-            return {}
+            return []
         threshold = 1.0 if self._rouge is None else self._rouge.threshold
         passed: list[list[str]] = []
         seen: set[bytes] = set()
@@ -378,7 +396,7 @@ class Cascade:
             seen.add(key)
             passed.append(tokens)
             survivors.append(i)
-        return self._embed_readable(texts, survivors)
+        return survivors
 
     def _judge_one(self, text: str, vector: NDArray[np.float32] | None) -> Judgement:
         same = self._exact.find(text)

@@ -44,8 +44,27 @@ class _Measures:
     semantic_threshold: float
     no_semantic: bool
     semantic_model: str | None
+    semantic_url: str | None
+    semantic_key_env: str | None
+    insecure_http: bool
     semantic_precision: Precision
     borderline: float
+
+    def encoder(self) -> Encoder:
+        """What embeds: a model here, or a server's."""
+        if self.semantic_url is None:
+            return SentenceEncoder(self.semantic_model, precision=self.semantic_precision, gpu=True)
+        if self.semantic_precision != "float32":
+            raise UsageError("--semantic-precision goes with models on this machine")
+        from engine.embeddings.served import encoder_at
+
+        return encoder_at(
+            self.semantic_url,
+            model=self.semantic_model,
+            key_env=self.semantic_key_env,
+            insecure_http=self.insecure_http,
+            note=lambda line: click.echo(line, err=True),
+        )
 
 
 @click.command()
@@ -68,7 +87,14 @@ class _Measures:
               help="Refuse above this cosine of the embeddings.")  # fmt: skip
 @click.option("--no-semantic", is_flag=True, help="Do not compare by meaning: needs no model.")
 @click.option("--semantic-model", metavar="MODEL",
-              help="A sentence-transformers model.  [default: all-MiniLM-L6-v2]")  # fmt: skip
+              help="A sentence-transformers model, or one that --semantic-url serves.  "
+              "[default: all-MiniLM-L6-v2, or the one served]")  # fmt: skip
+@click.option("--semantic-url", metavar="URL",
+              help="Server that embeds: OpenAI's /v1/embeddings, as of vLLM.")  # fmt: skip
+@click.option("--semantic-key-env", metavar="NAME",
+              help="Environment variable with the key of --semantic-url.")  # fmt: skip
+@click.option("--insecure-http", is_flag=True,
+              help="Send a key over plain http to another machine.")  # fmt: skip
 @click.option("--semantic-precision", type=click.Choice(get_args(Precision)), default="float32",
               show_default=True, help="bfloat16: twice as fast on CPUs with AMX.")  # fmt: skip
 @click.option("--borderline", type=click.FloatRange(0, 0.5), default=0.05, show_default=True,
@@ -110,7 +136,7 @@ def dedup(
     threshold = how.rouge_threshold or language_of(chosen).rouge_threshold
     encoder: Encoder | None = None
     if not how.no_semantic:
-        encoder = SentenceEncoder(how.semantic_model, precision=how.semantic_precision)
+        encoder = how.encoder()
     if explain:
         explain_bands(dataset, fields, None if how.no_rouge else threshold, encoder, chosen)
         return

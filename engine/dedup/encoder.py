@@ -31,6 +31,7 @@ from engine.pretrained import open_embedding
 __all__ = [
     "MULTILINGUAL",
     "Encoder",
+    "Foresees",
     "Precision",
     "SelectiveEncoder",
     "SentenceEncoder",
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 Precision = Literal["float32", "bfloat16"]
 BATCH = {"float32": 16, "bfloat16": 32}
 """Texts of like length at once. More are no faster on a CPU, and pad more."""
+GPU_BATCH = 256
+CPU = "cpu"
 MOST_UNKNOWN = 0.1
 """Share of a text's tokens, or of its characters, that the model may not know. Unknown ones all
 have the same embedding: beyond, texts without anything in common would look alike."""
@@ -88,6 +91,14 @@ class SelectiveEncoder(Encoder, Protocol):
         """Whether the model knows enough of each text to compare its meaning."""
 
 
+@runtime_checkable
+class Foresees(Encoder, Protocol):
+    """An encoder that can begin before its vectors are needed."""
+
+    def foresee(self, texts: Sequence[str]) -> None:
+        """``encode`` will probably be asked for these."""
+
+
 class SentenceEncoder:
     """A sentence-transformers model.
 
@@ -96,6 +107,7 @@ class SentenceEncoder:
         threads: CPU threads for one batch; None leaves it to the runtime, and is one in bfloat16,
             where two on a batch cost half as much CPU again.
         precision: ``bfloat16`` is faster on processors with AMX.
+        gpu: use a GPU of this machine where PyTorch sees one that has room.
 
     Raises ConfigError where the model or sentence-transformers is not there, and where vectors of
     bfloat16 would differ from those of float32.
@@ -106,26 +118,49 @@ class SentenceEncoder:
         model: str | None = None,
         threads: int | None = None,
         precision: Precision = "float32",
+        *,
+        gpu: bool = False,
     ) -> None:
         self.model = models.locate(model) if model else default_model()
         self.precision: Precision = "float32"
-        network = _load(self.model)
-        self._unknown_shares = _unknown_shares(network)
-        self._encode: _Runtime = _by_sentence_transformers(network)
-        sample = self.encode(_SAMPLE)
-        self.dimension = int(sample.shape[1])
+        self._batch = BATCH["float32"]
         self.runtime = "sentence-transformers"
-        self._use_onnx(network, threads, sample)
+        self._encode: _Runtime
+        network, device, sample = self._opened(_gpu() if gpu else None)
+        self.dimension = int(sample.shape[1])
+        if device != CPU:
+            self._batch = GPU_BATCH
+        else:
+            self._use_onnx(network, threads, sample)
         self._encode_alone = self._encode
         if precision == "bfloat16":
             self.precision = precision
-            self._encode = _in_bfloat16(network, threads or 1)
+            self._batch = GPU_BATCH if device != CPU else BATCH[precision]
+            self._encode = _in_bfloat16(network, device, threads or 1)
             cosine = _least_cosine(self.encode(_SAMPLE), sample)
             if cosine < AGREEMENT:
                 raise ConfigError(
                     f"{self.model}: bfloat16 moves its vectors too far (cosine {cosine:.5f}); "
                     "leave --semantic-precision at float32"
                 )
+
+    def _opened(self, gpu: str | None) -> tuple[Any, str, NDArray[np.float32]]:
+        """The network, where it is, and what it makes of the sample; on the CPU where the GPU has
+        no room.
+        """
+        if gpu is not None:
+            try:
+                return self._opened_on(gpu)
+            except (ConfigError, RuntimeError) as exc:
+                log.warning("%s: not on the GPU, but on the CPU (%s)", self.model, exc)
+        return self._opened_on(CPU)
+
+    def _opened_on(self, device: str) -> tuple[Any, str, NDArray[np.float32]]:
+        network = _load(self.model, device)
+        self._unknown_shares = _unknown_shares(network)
+        self._encode = _by_sentence_transformers(network)
+        self._encode_alone = self._encode
+        return network, device, self.encode(_SAMPLE)
 
     def _use_onnx(self, network: Any, threads: int | None, sample: NDArray[np.float32]) -> None:
         """Take ONNX Runtime where it gives what ``sample`` has."""
@@ -147,7 +182,7 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of unit length, (N, D); a text without any tokens of its own has one too."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        size = BATCH[self.precision]
+        size = self._batch
         encode = self._encode_alone if len(texts) == 1 else self._encode
         batches = [
             encode([texts[i] for i in order[start : start + size]])
@@ -225,7 +260,16 @@ def default_model() -> str:
         raise UnavailableError(f"{error}, or do not compare by meaning (--no-semantic)") from error
 
 
-def _load(model: str) -> Any:
+def _gpu() -> str | None:
+    """PyTorch's name of a GPU here; None: there is none."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def _load(model: str, device: str = CPU) -> Any:
     try:
         import sentence_transformers  # noqa: F401 - asked for here, so that its lack has a name
         from transformers.utils import logging as transformers_logging
@@ -237,7 +281,7 @@ def _load(model: str) -> Any:
     quiet: Any = transformers_logging
     quiet.disable_progress_bar()
     try:
-        return open_embedding(model)
+        return open_embedding(model, device)
     except ConfigError:
         raise
     except Exception as exc:  # whatever a folder that is no such model brings about
@@ -255,7 +299,7 @@ def _by_sentence_transformers(network: Any) -> _Runtime:
     return encode
 
 
-def _in_bfloat16(network: Any, threads: int) -> _Runtime:
+def _in_bfloat16(network: Any, device: str, threads: int) -> _Runtime:
     """A copy of the network, with the weights of its products in bfloat16."""
     import torch
 
@@ -269,7 +313,7 @@ def _in_bfloat16(network: Any, threads: int) -> _Runtime:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 return encode(texts)
         finally:
             torch.set_num_threads(before)

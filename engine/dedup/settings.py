@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, model_validator
 
 from engine.recipes.alpaca import Scope
-from engine.sections import DECISION, Flag, Fraction, Section
+from engine.secrets import variable_name
+from engine.sections import DECISION, FREE, Flag, Fraction, Section
 
 __all__ = ["DedupSection"]
 
@@ -30,7 +33,20 @@ class DedupSection(Section):
     semantic_model: Annotated[
         str | None,
         DECISION,
-        Flag("Embedding model: folder or hub id.", shown="all-MiniLM-L6-v2"),
+        Flag(
+            "Embedding model: folder or hub id, or as --semantic-url names it.",
+            shown="all-MiniLM-L6-v2, or the one served",
+        ),
+    ] = None
+    semantic_url: Annotated[
+        str | None,
+        FREE,
+        Flag("Server that embeds: OpenAI's /v1/embeddings, as of vLLM.", metavar="URL"),
+    ] = None
+    semantic_key_env: Annotated[
+        Annotated[str, AfterValidator(variable_name)] | None,
+        FREE,
+        Flag("Environment variable with the key of --semantic-url.", metavar="NAME"),
     ] = None
     semantic_precision: Annotated[
         Literal["float32", "bfloat16"],
@@ -43,3 +59,12 @@ class DedupSection(Section):
         DECISION,
         Flag("Dataset to stay clear of: compared with, never exported."),
     ] = ()
+
+    @model_validator(mode="after")
+    def _where_it_embeds(self) -> Self:
+        if self.semantic_url is not None and self.semantic_precision != "float32":
+            raise ValueError(
+                "semantic_precision goes with models on this machine; the server of semantic_url "
+                "has its own"
+            )
+        return self

@@ -39,7 +39,7 @@ __all__ = [
 TETHER = Path(__file__).with_name("tether.py")
 PIECE = 1 << 18
 """Bytes that are read at once of what a child says; an answer takes some kilobytes."""
-Need = Literal["engine", "hub", "pip", "ray"]
+Need = Literal["engine", "hub", "pip", "ray", "web"]
 Pipe = int | IO[bytes] | None
 
 
@@ -65,10 +65,11 @@ _FOR: dict[Need, re.Pattern[str]] = {
     ),
     "hub": _names(f"{_NETWORK} HF_TOKEN HF_TOKEN_PATH HUGGING_FACE_HUB_TOKEN *_CA_BUNDLE"),
     "pip": _names(f"{_NETWORK} PIP_* *_CA_BUNDLE"),
+    "web": _names(f"{_NETWORK} *_CA_BUNDLE"),
     "ray": _names("RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH"),
 }
-"""What besides is for a child that has our modules, that asks the hub of models, that is pip, or
-that joins a Ray cluster."""
+"""What besides is for a child that has our modules, that asks the hub of models, that is pip, that
+asks other hosts, or that joins a Ray cluster."""
 
 
 def environment(*needs: Need) -> dict[str, str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import anyio
 
 from engine.backends.batch.nobody import Nobody
-from engine.decide.decider import fetch_encoder
+from engine.decide.decider import fetch_encoder, uses_semantic
 from engine.decide.process import Deciding
+from engine.embeddings.served import with_served
 from engine.errors import ConfigError, InputError
 from engine.kept import keep_recipe
 from engine.limits import Pool
@@ -195,6 +196,8 @@ async def _opened(
     pool = await servers.of(settled)
     model = served_model(settled.config, pool)
     settled = answered_by(settled, model, next(iter(pool.backends), None))
+    if uses_semantic(settled.config):
+        settled = replace(settled, config=await with_served(settled.config, display.note))
     config, recipe, tasks = settled.config, settled.recipe, settled.tasks
     manifest = make_manifest(config, recipe, tasks, model)
     if before is not None:

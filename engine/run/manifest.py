@@ -53,6 +53,7 @@ def make_manifest(
     }
     if not decision["semantic"]:
         decision |= dict.fromkeys(SEMANTIC)
+        decision.pop("semantic_dimension", None)
     if decision["semantic_precision"] != "bfloat16":
         del decision["semantic_precision"]  # as in runs made before there was a choice
     free = {name: value for name, value in values.items() if name in FREE}

@@ -96,6 +96,11 @@ class Inserts:
                 "INSERT INTO decision VALUES (?, ?, ?, CAST(? AS TEXT), ?)", work.decided.decisions
             )
             executemany("INSERT INTO vector VALUES (?, ?, ?, ?)", work.decided.vectors)
+            if work.decided.embeddings:
+                cursor = executemany(
+                    "INSERT OR IGNORE INTO embedding VALUES (?, ?, ?)", work.decided.embeddings
+                )
+                self._counts.embeddings += cursor.rowcount
         self._counts.commits += 1
         body = encode(self._counts)
         execute(

@@ -19,11 +19,11 @@ class Row:
     """One row as it stands in the file."""
 
     key: tuple[Any, ...]
-    """meta: (name); session: (number); sent: (request, session); others: (request, position or
-    time).
+    """meta: (name); session: (number); sent: (request, session); embedding: (key); others:
+    (request, position or time).
     """
     body: bytes
-    """JSON; of sent the request's key, of vector float32."""
+    """JSON; of sent the request's key, of vector float32, of embedding float16."""
     reason: bytes | None
     """Decisions: the column beside the body."""
     intact: bool
@@ -37,6 +37,7 @@ TABLES = {
     "answer": ("request, at, body, NULL", "request"),
     "decision": ("request, position, body, reason", "request"),
     "vector": ("request, position, body, NULL", "request"),
+    "embedding": ("key, NULL, body, NULL", "rowid"),
 }
 
 
@@ -52,6 +53,8 @@ def scan(
     Raises sqlite3.DatabaseError where the file is damaged.
     """
     columns, walked = TABLES[table]
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+        return  # a store of a lower format
     for one, other, body, reason, sum_ in connection.execute(
         f"SELECT {columns}, sum FROM {table} WHERE {walked} >= ? AND {walked} < ? ORDER BY 1, 2",
         (first, end),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +42,8 @@ from engine.store.schema import (
 __all__ = ["InFlight", "Resume", "RunReader", "Session"]
 
 _CHUNK = 1000
+_KEYS = 500
+"""Of one statement."""
 _SENT_LATER = (
     "EXISTS (SELECT 1 FROM sent AS later WHERE later.request = sent.request"
     " AND (later.session, later.key) > (sent.session, sent.key))"
@@ -297,10 +299,40 @@ class RunReader:
                 yield decision, None
 
     def rows_of(
-        self, decisions: Sequence[Decision], vectors: Sequence[Vector | None] = ()
+        self,
+        decisions: Sequence[Decision],
+        vectors: Sequence[Vector | None] = (),
+        embeddings: Iterable[tuple[bytes, bytes]] = (),
     ) -> DecisionRows:
         """What ``RunStore.decided_rows`` takes: rows with this run's checksums."""
-        return DecisionRows.of(self._checksum, decisions, vectors)
+        return DecisionRows.of(self._checksum, decisions, vectors, embeddings)
+
+    def embeddings(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Of these keys, those that have an embedding, with its bytes."""
+        found = {}
+        for start in range(0, len(keys), _KEYS):
+            some = tuple(keys[start : start + _KEYS])
+            marks = ",".join("?" * len(some))
+            for key, body, sum_ in self._query(
+                f"SELECT key, body, sum FROM embedding WHERE key IN ({marks})", some
+            ):
+                found[key] = self._embedding(key, body, sum_)
+        return found
+
+    def all_embeddings(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every embedding that came from a server, by its key."""
+        expected, after, count = self.counts().embeddings, 0, 0
+        while expected and (
+            rows := self._query(
+                f"SELECT rowid, key, body, sum FROM embedding WHERE rowid > ? LIMIT {_CHUNK}",
+                (after,),
+            )
+        ):
+            for _, key, body, sum_ in rows:
+                yield key, self._embedding(key, body, sum_)
+            after = rows[-1][0]
+            count += len(rows)
+        self._complete("embedding", count, expected)
 
     def sessions(self) -> list[Session]:
         """The processes that wrote to the run, in order."""
@@ -414,6 +446,11 @@ class RunReader:
         if (reason is None) != decision.accepted:
             raise damaged("decision", f"{request}.{position}", self.path)
         return decision
+
+    def _embedding(self, key: bytes, body: bytes, sum_: int) -> bytes:
+        if not self._checksum.holds("embedding", (key,), body, sum_):
+            raise damaged("embedding", key.hex(), self.path)
+        return body
 
     def vectors(
         self, *, after: tuple[int, int] = (-1, -1)

@@ -38,6 +38,7 @@ from engine.store.manifest import Manifest
 from engine.store.reader import RunReader
 from engine.store.schema import (
     APPLICATION_ID,
+    EMBEDDINGS,
     FORMAT,
     PAGE_SIZE,
     SCHEMA,
@@ -132,6 +133,7 @@ class RunStore(RunReader):
         manifest = replace(manifest, learnt=self.manifest.learnt)
         self._writing.execute("BEGIN IMMEDIATE")
         self._writing.execute(f"PRAGMA user_version = {FORMAT}")
+        self._writing.execute(EMBEDDINGS)
         self._put_session()
         put_meta(self._writing, self._checksum, "free", dict(manifest.free))
         self._writing.execute("COMMIT")
@@ -258,6 +260,7 @@ class RunStore(RunReader):
             counts.add_decision((decision.index, decision.position), decision.reason)
         counts.commits = was.commits + 1
         counts.wasted = was.wasted + len(gone)
+        counts.embeddings = was.embeddings
         counts.first_at_s, counts.last_at_s = was.first_at_s, was.last_at_s
         counts.answered_below = min(was.answered_below, requests[0])
         execute = self._writing.execute

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from engine.records import Answer, Completion, Decision, Neighbour, Usage
 
 __all__ = [
     "APPLICATION_ID",
+    "EMBEDDINGS",
     "FORMAT",
     "PAGE_SIZE",
     "SCHEMA",
@@ -41,16 +42,21 @@ Vector = NDArray[np.float32]
 
 APPLICATION_ID = 0x574F4F4C
 """``WOOL``, in the database's header."""
-FORMAT = 3
+FORMAT = 4
 """``user_version`` in the header. A store of a higher format is refused; a lower one is read, and
 gets this number when a run goes on with it. 2: answers with thoughts, cached tokens and costs.
-3: answers with their input rows, records of any fields.
+3: answers with their input rows, records of any fields. 4: embeddings of other machines.
 """
 
 PAGE_SIZE = 8192
 """Bytes. Rows have 1 to 2 KiB: a fifth less CPU a row than with SQLite's 4096."""
 
-SCHEMA = """
+EMBEDDINGS = """
+CREATE TABLE IF NOT EXISTS embedding (key BLOB PRIMARY KEY, body BLOB NOT NULL,
+                       sum INTEGER NOT NULL)
+"""
+"""What stores of a format below 4 lack."""
+SCHEMA = f"""
 CREATE TABLE meta     (name TEXT PRIMARY KEY, body TEXT NOT NULL, sum INTEGER NOT NULL)
                       WITHOUT ROWID;
 CREATE TABLE session  (number INTEGER PRIMARY KEY, body TEXT NOT NULL, sum INTEGER NOT NULL);
@@ -62,12 +68,13 @@ CREATE TABLE decision (request INTEGER, position INTEGER, reason TEXT, body TEXT
                        sum INTEGER NOT NULL, PRIMARY KEY (request, position));
 CREATE TABLE vector   (request INTEGER, position INTEGER, body BLOB NOT NULL, sum INTEGER NOT NULL,
                        PRIMARY KEY (request, position));
+{EMBEDDINGS};
 """
 """The tables of a run. ``sum`` is the checksum of each row; what stands in ``body`` is JSON. A
 change here is another FORMAT."""
 
 
-_KEY = {"meta": b"%b", "session": b"%d"} | dict.fromkeys(
+_KEY = {"meta": b"%b", "session": b"%d", "embedding": b"%b"} | dict.fromkeys(
     ("sent", "answer", "decision", "vector"), b"%d %d"
 )
 """How a row's key is written into its checksum."""
@@ -118,6 +125,7 @@ class Counts(Spent):
     decided: int = 0
     accepted: int = 0
     vectors: int = 0
+    embeddings: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """Refused pieces by reason."""
     finish_reasons: dict[str, int] = field(default_factory=dict)
@@ -161,6 +169,7 @@ class Counts(Spent):
 
 DecisionRow = tuple[int, int, str | None, bytes, int]
 VectorRow = tuple[int, int, bytes, int]
+EmbeddingRow = tuple[bytes, bytes, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,8 @@ class DecisionRows:
     """(request, position, reason, body, sum) of each."""
     vectors: list[VectorRow]
     """(request, position, body, sum)."""
+    embeddings: list[EmbeddingRow] = field(default_factory=list)
+    """(key, body, sum) of each that came from a server and that these decisions may rest on."""
 
     @classmethod
     def of(
@@ -178,8 +189,11 @@ class DecisionRows:
         checksum: Checksum,
         decisions: Sequence[Decision],
         vectors: Sequence[Vector | None] = (),
+        embeddings: Iterable[tuple[bytes, bytes]] = (),
     ) -> DecisionRows:
-        """The rows of ``decisions`` with ``vectors``: one for each or None, or none at all."""
+        """The rows of ``decisions`` with ``vectors``: one for each or None, or none at all; and of
+        ``embeddings``, each by its key.
+        """
         if vectors and len(vectors) != len(decisions):
             raise ValueError(f"{len(vectors)} vectors for {len(decisions)} decisions")
         rows = cls([], [])
@@ -192,13 +206,17 @@ class DecisionRows:
                 key = (decision.index, decision.position)
                 body = vector.astype("<f4", copy=False).tobytes()
                 rows.vectors.append((*key, body, checksum("vector", b"%d %d" % key, body)))
+        rows.embeddings.extend(
+            (name, body, checksum("embedding", name, body)) for name, body in embeddings
+        )
         return rows
 
     def pack(self) -> tuple[list[tuple[Any, ...]], list[bytes]]:
         """For another process: every row with the length of its body in the body's place, and the
-        bodies. A vector's row is the shorter one.
+        bodies. Decisions have the longest rows, embeddings the shortest.
         """
-        rows: list[tuple[Any, ...]] = [*self.decisions, *self.vectors]
+        embeddings = [(key.hex(), body, sum_) for key, body, sum_ in self.embeddings]
+        rows: list[tuple[Any, ...]] = [*self.decisions, *self.vectors, *embeddings]
         return [(*row[:-2], len(row[-2]), row[-1]) for row in rows], [row[-2] for row in rows]
 
     @classmethod
@@ -208,6 +226,9 @@ class DecisionRows:
         for *key, size, sum_ in packed:
             body = bodies[start : start + size]
             start += size
+            if len(key) == 1:
+                rows.embeddings.append((bytes.fromhex(key[0]), body, sum_))
+                continue
             kind: list[Any] = rows.decisions if len(key) == 3 else rows.vectors
             kind.append((*key, body, sum_))
         return rows

@@ -18,7 +18,9 @@ from typing import Any
 import anyio
 import click
 
+from engine.decide.decider import uses_semantic
 from engine.decide.stored import decide_stored
+from engine.embeddings.served import with_served
 from engine.errors import ConfigError
 from engine.kept import keep_recipe, settings_of
 from engine.recipes.seeds import keep
@@ -74,7 +76,7 @@ async def merge_runs(
     new_run(output)
     with ExitStack() as stack:
         runs = [stack.enter_context(RunStore.read(folder)) for folder in folders]
-        manifest, config, tasks = _settings(runs, seeds, changes)
+        manifest, config, tasks = await _settings(runs, seeds, changes)
         store = RunStore.open(output, manifest)
         keep(tasks, output)
         keep_recipe(config.recipe, output)
@@ -82,6 +84,9 @@ async def merge_runs(
             index = 0
             for run in runs:
                 index = await _copy(run, store, index)
+                embeddings = run.all_embeddings()
+                while some := list(islice(embeddings, BATCH)):
+                    await store.decided_rows(store.rows_of((), (), some))
             target = config.target if "target" in changes else EVERY
             config = config.model_copy(update={"out": output, "target": target})
             return await decide_stored(store, config, tasks)
@@ -89,7 +94,7 @@ async def merge_runs(
             await store.aclose()
 
 
-def _settings(
+async def _settings(
     runs: Sequence[RunReader], seeds: Path | None, changes: Mapping[str, Any]
 ) -> tuple[Manifest, RunConfig, Sequence[SeedTask]]:
     """The merged run's manifest, and the configuration and seeds that it is decided with."""
@@ -105,6 +110,8 @@ def _settings(
     if len({run.run_id for run in runs}) < len(runs):
         raise ConfigError("the same run is named twice, or is a copy of another one named")
     config, tasks = settings_of(first.folder, first.manifest, seeds, changes)
+    if uses_semantic(config):
+        config = await with_served(config)
     wanted = make_manifest(
         config, config.make_recipe(tasks), tasks, str(first.manifest.fixed["model"])
     )

@@ -21,7 +21,9 @@ from typing import Any
 import anyio
 import click
 
+from engine.decide.decider import uses_semantic
 from engine.decide.stored import decide_stored
+from engine.embeddings.served import with_served
 from engine.errors import UsageError
 from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
@@ -62,6 +64,10 @@ def decision_options(command: Any) -> Any:
         click.option("--semantic-threshold", type=float, help="Refuse above this cosine."),
         click.option("--semantic/--no-semantic", default=None,
                      help="Refuse near-duplicates by meaning."),
+        click.option("--semantic-model", metavar="MODEL", help="The embedding model."),
+        click.option("--semantic-url", metavar="URL", help="Server that embeds."),
+        click.option("--semantic-key-env", metavar="NAME",
+                     help="Environment variable with the key of --semantic-url."),
         click.option("--rouge-threshold", type=float, help="Refuse above this ROUGE-L F."),
         click.option("--target", type=int, help="Accepted records wanted."),
     ):  # fmt: skip
@@ -235,6 +241,8 @@ async def redecide_run(
     if config.carry:
         check_carried(config, first)
     config = config.model_copy(update={"out": out})
+    if uses_semantic(config):
+        config = await with_served(config)
     recipe = config.make_recipe(tasks)
     wanted = make_manifest(config, recipe, tasks, str(stored.fixed["model"]))
     # Of which rows the answers are does not change, whatever is decided on them.

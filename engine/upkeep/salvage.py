@@ -150,6 +150,9 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
             await store.sent_earlier([(row.key[0], row.body) for row in rows])
         for rows in _batches(wreck.rows("answer")):
             await store.answered([decode_answer(row.body) for row in rows])
+        for rows in _batches(wreck.rows("embedding")):
+            embeddings = [(row.key[0], row.body) for row in rows]
+            await store.decided_rows(store.rows_of((), (), embeddings))
         if complete:
             vectors = wreck.rows("vector")
             waiting = next(vectors, None)

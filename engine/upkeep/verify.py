@@ -202,6 +202,8 @@ class _Walk:
             counts.vectors += 1
             if row.key not in self._accepted:
                 return "belongs to no accepted record"
+        elif table == "embedding":
+            counts.embeddings += 1
         return None
 
     def totals(self, folder: Path) -> Iterator[str]:
@@ -290,6 +292,10 @@ def _digest(path: Path) -> bytes:
 
 
 def _shown(key: tuple[object, ...]) -> str:
-    return ".".join(
-        part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in key
-    )
+    return ".".join(_part(part) for part in key)
+
+
+def _part(part: object) -> str:
+    if not isinstance(part, bytes):
+        return str(part)
+    return part.decode() if part.isascii() and part.decode().isprintable() else part.hex()

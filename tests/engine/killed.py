@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ __all__ = ["run_with_kills"]
 ROOT = Path(__file__).parents[2]
 
 
-def run_with_kills(folder: Path, settings: dict[str, Any], *, kills: int) -> tuple[Path, Path]:
+def run_with_kills(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    kills: int,
+    flags: Sequence[str] = ("--no-semantic",),
+) -> tuple[Path, Path]:
     """The folders of two runs of the same settings, both at their end: one in peace, and one that
     was killed with SIGKILL about ``kills`` times, wherever it was in a part of its way.
     """
@@ -29,8 +36,8 @@ def run_with_kills(folder: Path, settings: dict[str, Any], *, kills: int) -> tup
         given = {"backend": "scripted", "out": str(folder / out), **settings}
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in given.items()]
         config.write_text("".join(lines))
-        flags = ["--config", str(config), "--no-semantic", "--no-progress"]
-        return [sys.executable, "-m", "engine", "generate", *flags]
+        more = ["--config", str(config), "--no-progress", *flags]
+        return [sys.executable, "-m", "engine", "generate", *more]
 
     def to_the_end(out: str) -> Path:
         run = subprocess.run(command(out), env=env, capture_output=True, text=True, check=False)

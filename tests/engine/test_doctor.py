@@ -49,6 +49,21 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     assert "rows with the model served by http (http://127.0.0.1:9/v1)" in done.stdout
 
 
+def test_embeddings_elsewhere(tmp_path: Path) -> None:
+    """It says whose they are, and what is wrong with how they are to be had; it asks nobody."""
+    url = 'semantic_url = "http://127.0.0.1:9/v1/embeddings"\n'
+    found, done = told(tmp_path, url)
+    assert found["run"]["embeddings"] == "http://127.0.0.1:9"
+    assert "by meaning are refused, by embeddings of http://127.0.0.1:9" in done.stdout
+    found, _ = told(tmp_path, url + 'semantic_key_env = "NO_SUCH_KEY_HERE"\n')
+    assert (
+        "NO_SUCH_KEY_HERE is not set; set it to the key of --semantic-url" in found["problems"][0]
+    )
+    found, done = told(tmp_path, 'semantic_url = "http://me:hidden@127.0.0.1:9/v1"\n')
+    assert "--semantic-url: credentials" in found["problems"][0]
+    assert "hidden" not in done.stdout
+
+
 def test_models_that_are_here_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default one would be downloaded; a damaged one is a problem."""
     monkeypatch.setenv("WOOLMILL_HOME", str(tmp_path))

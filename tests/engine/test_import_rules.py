@@ -13,6 +13,7 @@ RULES = {
     "prompts": {"limits", "store", "run", "decide", "dedup", "export", "view"},
     "backends": {"limits", "store", "recipes", "run", "decide", "prompts", "dedup"},
     "dedup": {"backends", "limits", "run", "decide", "prompts", "export", "view"},
+    "embeddings": {"store", "decide", "recipes", "prompts", "export", "view"},
     "store": {"backends", "limits", "recipes", "run", "decide", "prompts", "dedup"},
     "export": {"run", "backends", "limits", "prompts"},
     "report": {"run", "backends", "limits", "prompts"},

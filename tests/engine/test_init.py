@@ -16,7 +16,7 @@ from engine.cli.main import cli
 from engine.errors import OutputError
 from engine.settings import EndpointConfig, RunConfig, load_config
 
-NOT_HERE = {"endpoint", "stage"}
+NOT_HERE = {"endpoint", "stage", "semantic_dimension"}
 """A table of its own, and what a run itself sets."""
 SETTING = re.compile(r"# (\w+) = (.*)")
 

@@ -81,7 +81,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         load_config(tmp_path / "bytes.toml", {})
 
 
-INTERNAL = {"stage"}
+INTERNAL = {"stage", "semantic_dimension"}
 """Set by a run itself."""
 
 

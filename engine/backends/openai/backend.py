@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import httpx
 import orjson
@@ -68,6 +68,9 @@ class HttpBackend:
         max_in_flight: a limit known beforehand; None lets the limiter find it.
         max_response_bytes: of one answer, unpacked.
     """
+
+    MODEL_FLAG: ClassVar[str] = "--model"
+    """How the person names the model."""
 
     def __init__(
         self,
@@ -234,7 +237,7 @@ class HttpBackend:
             if not self.model and verdict.reason in ("http_404", "http_405"):
                 raise ConfigError(
                     f"{self.name}: has no list of models ({verdict.message}); check the base URL, "
-                    "or name a model with --model"
+                    f"or name a model with {self.MODEL_FLAG}"
                 ) from exc
             if not self.model:
                 raise
@@ -244,14 +247,16 @@ class HttpBackend:
         served = read_models(data)
         if not self.model:
             if len(served) != 1:
-                raise ConfigError(f"{self.name}: serves {listed(served)}; choose one with --model")
+                raise ConfigError(
+                    f"{self.name}: serves {listed(served)}; choose one with {self.MODEL_FLAG}"
+                )
             self.model = served[0].id
         found = find_model(served, self.model)
         if found is None:
             if any(model.owner == "vllm" for model in served):
                 raise ConfigError(
                     f"{self.name}: does not serve {self.model!r} but {listed(served)}; "
-                    "check --model"
+                    f"check {self.MODEL_FLAG}"
                 )
             log.info("%s: does not list %r", self.name, self.model)
             self._checked = True
@@ -280,8 +285,15 @@ class HttpBackend:
             await asyncio.sleep(START_WAIT_S)
         raise AssertionError("the last try returns or raises")
 
-    async def _json(self, method: str, url: httpx.URL, body: Any, phase: Phase) -> Any:
-        limit_s = self._timeouts.connect_s + self._timeouts.idle_s
+    async def _json(
+        self,
+        method: str,
+        url: httpx.URL,
+        body: Any,
+        phase: Phase,
+        limit_s: float | None = None,
+    ) -> Any:
+        limit_s = limit_s or self._timeouts.connect_s + self._timeouts.idle_s
         return await self._exchange.json(method, url, body, phase, limit_s)
 
     # One attempt

@@ -61,7 +61,8 @@ OVERFLOW_CODES = frozenset(
 )
 """A prompt longer than the context. It is not sent again as it is, but shortened."""
 OVERFLOW_TEXT = re.compile(
-    r"maximum context length|context (?:length|window|size)|max_model_len|prompt is too long"
+    r"maximum (?:context|input) length|context (?:length|window|size)|max_model_len"
+    r"|prompt is too long|too large to process"
     r"|too many (?:input )?tokens|max_tokens must be at least 1"
     r"|longer than the maximum model length|exceeds? the (?:model's )?(?:maximum|available|max)"
     r"|reduce (?:the length of )?(?:your|the) (?:prompt|messages|input)"

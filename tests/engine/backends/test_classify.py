@@ -155,6 +155,10 @@ OVERFLOWS = [
     ("the request exceeds the available context size. try increasing it", None, None),
     ("max_tokens must be at least 1, got -52.", None, None),
     ("Please reduce your prompt; or completion length.", None, None),
+    ("This model's maximum context length is 256 tokens. However, you requested 600 tokens in the"
+     " input for embedding generation. Please reduce the length of the input.", 256, 600),
+    ("Invalid 'input[0]': maximum input length is 8192 tokens.", 8192, None),
+    ("input (600 tokens) is too large to process. increase the physical batch size", None, None),
 ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def network() -> Any:
 @pytest.fixture
 def minilm(network: Any, monkeypatch: pytest.MonkeyPatch) -> SentenceEncoder:
     """Our encoder of it; the network is read from disk only once for all tests."""
-    monkeypatch.setattr(encoder, "_load", lambda _model: network)
+    monkeypatch.setattr(encoder, "_load", lambda _model, _device: network)
     return SentenceEncoder(threads=1)
 
 
@@ -128,6 +128,21 @@ def test_a_runtime_that_is_off_is_not_used(
     assert "ONNX Runtime is off" in caplog.text
     near, far = fallback.encode(TEXTS[:1] + TEXTS[3:4]) @ fallback.encode([TEXTS[0], TEXTS[5]]).T
     assert near[0] > far[0] > far[1]
+
+
+@pytest.mark.slow
+def test_a_gpu_without_room_leaves_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that PyTorch names and cannot use; nobody asks for it where it must stay free."""
+    monkeypatch.setattr(encoder, "_gpu", lambda: "cuda:99")
+    with caplog.at_level(logging.WARNING):
+        made = SentenceEncoder(gpu=True)
+    assert made.runtime == "onnxruntime"
+    assert "not on the GPU, but on the CPU" in caplog.text
+    caplog.clear()
+    SentenceEncoder()
+    assert not caplog.text
 
 
 def test_missing_model_is_one_line(tmp_path: Path) -> None:

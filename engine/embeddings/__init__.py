@@ -1,0 +1,1 @@
+"""Embeddings by a server elsewhere, behind the seam of ``engine.dedup.encoder``."""
