@@ -23,6 +23,7 @@ setup: .venv/.ready
 
 # torch first: a later resolver would otherwise choose a build with CUDA.
 .venv/.ready: pyproject.toml constraints.txt
+	@echo "installing what is needed into .venv, which takes some minutes and says nothing"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[local,train,report,view,tiktoken,dev]'

@@ -365,6 +365,8 @@ class Cascade:
         self, texts: Sequence[str], chosen: Sequence[int]
     ) -> dict[int, NDArray[np.float32]]:
         """Vectors of the chosen texts that the model can read, by position."""
+        if not chosen:  # and where nothing is compared by meaning, there is no model
+            return {}
         can_read = self._readable(texts, chosen)
         chosen = [i for i, can in zip(chosen, can_read, strict=True) if can]
         if not chosen:

@@ -319,7 +319,8 @@ class _Summary:
             )
         if self._wordless:
             spoken = language_of(self._language).name
-            lines.append(f"{self._wordless:>9,}  without any word in {spoken}: no ROUGE-L")
+            other = "" if self._language == MIXED else "; --language mul compares every script"
+            lines.append(f"{self._wordless:>9,}  without any word in {spoken}: no ROUGE-L{other}")
         if unreadable := self._unreadable + self.references_unreadable:
             lines.append(
                 f"{unreadable:>9,}  not compared by meaning: the embedding model cannot read them;"

@@ -9,6 +9,7 @@ The same run and the same options give the same bytes, on any machine with the s
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -153,7 +154,7 @@ def export_dataset(
         ledger.expect(run.folder, path, written)
 
     if options.refused:
-        records = _lines(run, path, refused_lines(run), placing)
+        records = _lines(run, path, refused_lines(run, layout.own("id")), placing)
         return Export(path=path, format=format, records=records, split=None)
     if options.by is not None:
         return _preference(run, layout, path, options.by, placing)
@@ -273,21 +274,37 @@ class _Parts:
             for part, size in sizes.items()
             if size or part == "train"
         }
+        self._card: Callable[[], None] = lambda: None
         if format == "datasets":
-            text = card(run, sizes, split, layout)
-            (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
+
+            def describe() -> None:
+                text = card(run, sizes, split, layout, digest=_digest_of(data))
+                (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
+
+            self._card = describe
 
     def __enter__(self) -> Callable[[Row], None]:
         for shards in self._shards.values():
             self._stack.enter_context(shards)
         return self._write
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
+        if kind is None:
+            self._card()
 
     def _write(self, row: Row) -> None:
         validates = self._split is not None and self._split.validates(row.number)
         self._shards["validation" if validates else "train"].write(row)
+
+
+def _digest_of(folder: Path) -> str:
+    """SHA-256 of the files in a folder."""
+    sum_ = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            sum_.update(hashlib.file_digest(file, "sha256").digest())
+    return sum_.hexdigest()
 
 
 def is_earlier(run: RunReader, path: Path, format: Format) -> bool:

@@ -18,9 +18,19 @@ the number of rows that it stays below."""
 
 
 def card(
-    run: RunReader, sizes: Mapping[Any, int], split: Split | None, layout: Layout = ANY_ALPACA
+    run: RunReader,
+    sizes: Mapping[Any, int],
+    split: Split | None,
+    layout: Layout = ANY_ALPACA,
+    *,
+    digest: str = "",
 ) -> str:
-    """Markdown with the metadata that the Hugging Face Hub reads."""
+    """Markdown with the metadata that the Hugging Face Hub reads.
+
+    ``digest`` is that of the data. ``datasets.load_dataset`` keeps what it has read in a cache, by
+    the folder's last name and this metadata alone: without it, another export to a folder of the
+    same name would be read as the one before.
+    """
     counts, manifest = run.counts(), run.manifest
     fixed, decision = manifest.fixed, manifest.decision
     rows = sum(sizes.values())
@@ -64,6 +74,9 @@ configs:
   - config_name: default
     data_files:
 {files}
+dataset_info:
+  config_name: default
+  description: SHA-256 of the data {digest}
 ---
 
 # {rows:,} {"instruction records" if layout.alpaca else "rows"}

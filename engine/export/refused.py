@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.errors import InputError
@@ -14,14 +14,16 @@ from engine.thoughts import thoughts_apart
 __all__ = ["refused_lines"]
 
 
-def refused_lines(run: RunReader) -> Iterator[dict[str, Any]]:
-    """A line for each in plan order: ``id``, ``reason`` (as reports count it), ``detail``,
-    ``record`` (None: nothing could be read), ``nearest`` (the text that it resembles, for
-    near-duplicates), ``answer`` (the model's text; None: the request failed), and in runs with
-    input rows ``row`` (counted from 0), ``sample`` and ``input``, the input row itself.
+def refused_lines(run: RunReader, id_: str = "id") -> Iterator[dict[str, Any]]:
+    """A line for each in plan order: ``reason`` (as reports count it), ``detail``, ``record``
+    (None: nothing could be read), ``nearest`` (the text that it resembles, for near-duplicates),
+    ``answer`` (the model's text; None: the request failed), and in runs with input rows ``row``
+    (counted from 0), ``sample`` and ``input``, the input row itself. Before them the piece's own id
+    under the name ``id_``, and the fields that rows carry over from their input.
 
     Samples that a row was made of are not refused.
     """
+    carried: Sequence[str] = run.manifest.decision.get("carry") or ()
     samples = samples_of(run)
     answers = (answer for answer, _ in run.all_answers())
     answer = None
@@ -34,7 +36,8 @@ def refused_lines(run: RunReader) -> Iterator[dict[str, Any]]:
                 raise InputError(f"{run.path}: answer {decision.index} is missing")
         said, nearest = answer.completion, decision.nearest
         line: dict[str, Any] = {
-            "id": f"{decision.index}.{decision.position}",
+            id_: f"{decision.index}.{decision.position}",
+            **{name: (answer.row or {}).get(name) for name in carried},
             "reason": decision.reason,
             "detail": decision.detail,
             "record": decision.record,

@@ -23,7 +23,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
     came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the session
     that a process writes now). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
-    ``wasted`` are answers to requests that had one already.
+    ``wasted`` are answers to requests that had one already, or were asked anew.
 
     ``parsed`` are pieces that became a row. Reasons of a recipe's own do not say whether there was
     one: then these are counted one by one, or not at all (None) where not ``exact``.

@@ -228,7 +228,8 @@ def _requests(figures: Mapping[str, Any]) -> str:
     parts = [f"{figures['responses']:,} answered"]
     parts += [f"{figures[name]:,} {words}" for name, words in became.items() if figures[name]]
     wasted = figures["wasted"]
-    more = f" Another {wasted:,} answers came to requests that had one already." if wasted else ""
+    why = "their requests had one already, or were asked anew"
+    more = f" Another {counted(wasted, 'answer')} not used: {why}." if wasted else ""
     return f"Of {figures['requests']:,} requests sent: {', '.join(parts)}.{more}"
 
 

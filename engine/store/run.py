@@ -243,7 +243,8 @@ class RunStore(RunReader):
         """Drop the answers to ``requests`` (in order) in one transaction, to be asked anew, with
         all decisions from the first of them on, which are taken again when they are there.
 
-        What they cost is no longer in the sums; their number is added to ``wasted``. Requests are
+        What they cost is no longer in the sums; the number of those that were no failures is added
+        to ``wasted``. Requests are
         decided in groups of ``group``. Before anything is written in this session.
         """
         if not requests:
@@ -251,15 +252,18 @@ class RunStore(RunReader):
         self._forget_index()
         gone, first = frozenset(requests), requests[0] - requests[0] % group
         was, counts = self.counts(), Counts()
+        paid = 0
         for answer, _ in self.all_answers():
             if answer.index not in gone:
                 counts.add_answer(answer)
+            else:
+                paid += answer.completion is not None
         for decision in self.decisions():
             if decision.index >= first:
                 break
             counts.add_decision((decision.index, decision.position), decision.reason)
         counts.commits = was.commits + 1
-        counts.wasted = was.wasted + len(gone)
+        counts.wasted = was.wasted + paid
         counts.embeddings = was.embeddings
         counts.first_at_s, counts.last_at_s = was.first_at_s, was.last_at_s
         counts.answered_below = min(was.answered_below, requests[0])

@@ -117,7 +117,7 @@ class Counts(Spent):
     not_asked: int = 0
     """Of ``answered``: those about which there was nothing to ask."""
     wasted: int = 0
-    """Answers to requests that had one already: paid and not used."""
+    """Answers paid and not used: their requests had one already, or were asked anew."""
     attempts: int = 0
     truncated: int = 0
     estimated: int = 0

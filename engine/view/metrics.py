@@ -64,7 +64,8 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
         for (stage, _), cost in zip(counts, costs, strict=True):
             own = (("stage", stage),) if stage else ()
             lines.append(f"woolmill_cost_total{_labels(own)} {cost or 0.0:.6f}")
-    metric("wasted_answers_total", "counter", "Answers to requests that had one already.",
+    metric("wasted_answers_total", "counter",
+           "Answers whose requests had one already, or were asked anew.",
            lambda c: {(): c.wasted})  # fmt: skip
     if tokens_in_the_making is not None:
         of_last("tokens_in_the_making", "Completion tokens of unfinished answers.",

@@ -162,7 +162,7 @@ class Rows:
         others = [
             [name, _json(value)[:SHORT]]
             for name, value in (record or {}).items()
-            if not isinstance(value, str)
+            if not isinstance(value, str) and name != "messages"  # they say the same again
         ]
         return {
             "id": f"{decision.index}.{decision.position}",

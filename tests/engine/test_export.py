@@ -335,6 +335,10 @@ def test_datasets_loads_the_folder(
     assert set(loaded) == {"train", "validation"}
     assert loaded["train"].num_rows + loaded["validation"].num_rows == 400
     assert "licen" in (folder / "README.md").read_text().lower()
+    (tmp_path / "other").mkdir()  # the library tells folders by their last name
+    again = exported(run_folder, "datasets", tmp_path / "other" / "d", take=7)
+    loaded = datasets.load_dataset(str(again), cache_dir=str(tmp_path / "cache"))
+    assert {part: rows.num_rows for part, rows in loaded.items()} == {"train": 7}
 
 
 @pytest.mark.parametrize("format", ["alpaca", "jsonl", "messages", "sharegpt", "parquet"])

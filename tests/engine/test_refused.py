@@ -61,6 +61,16 @@ def test_each_refused_piece_is_a_line_with_all_it_came_from(
     ]
 
 
+def test_a_refused_piece_has_its_row_s_id_under_the_name_that_accepted_rows_have(
+    tmp_path: Path, server: Loopback
+) -> None:
+    rows = [{"id": f"q-{row['number']}", **row} for row in questions(5)]
+    own = {**QUICK, "base_url": server.url}
+    list(engine.generate(Answers, rows=rows, out=tmp_path / "run", carry=["id"], **own))
+    (line,) = refused(tmp_path / "run")
+    assert (line["woolmill_id"], line["id"]) == ("4.0", "q-4")
+
+
 def test_a_near_duplicate_names_what_it_resembles(tmp_path: Path) -> None:
     rows = [{"question": "What is rain?"}, {"question": "What is rain?"}]
     recipe = tmp_path / "r.toml"
