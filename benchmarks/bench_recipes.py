@@ -255,7 +255,7 @@ def _phases(outcome: Outcome, start: Callable[[str, str], Run], args: Any) -> No
                 raise RuntimeError("did not get to the middle of the run")
             time.sleep(0.01)  # the server's count is all that tells, and it cannot be waited on
         run.kill()
-        time.sleep(1)  # what it had sent comes to its end
+        time.sleep(1)  # what it had sent comes to its end at the server, which says no word of it
         outcome.killed_at = ledger(url)["paid"]
         try:
             made, _, _ = start(url, "killed").result(args.limit)

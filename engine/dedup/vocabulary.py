@@ -112,6 +112,15 @@ def _hash(letters: NDArray[np.uint8], start: int, end: int, seed: int) -> int:
 
 
 @compiled
+def _full(count: int) -> int:
+    """The largest power of two among ``count`` buckets."""
+    full = 1
+    while 2 * full <= count:
+        full *= 2
+    return full
+
+
+@compiled
 def _bucket(hashed: int, count: int, full: int) -> int:
     """Of ``count`` buckets, the largest power of two among them being ``full``."""
     bucket = hashed & (2 * full - 1)
@@ -151,9 +160,7 @@ def _lay(
 ) -> None:
     """Fill an empty table of as many buckets as there are tokens with all of them."""
     count = max(1, size)
-    full = 1
-    while 2 * full <= count:
-        full *= 2
+    full = _full(count)
     for token in range(size):
         hashed = _hash(letters, signed(ends[token]), signed(ends[token + 1]), seed)
         bucket = _bucket(hashed, count, full)
@@ -180,9 +187,7 @@ def cut(
     """
     size = known
     count = max(1, size)
-    full = 1
-    while 2 * full <= count:
-        full *= 2
+    full = _full(count)
     found = 0
     p = 0
     while p < len(data):

@@ -76,7 +76,7 @@ class Replica:
         try:
             server.launch()
             server.wait_until_up()
-        except BaseException:  # raised again
+        except BaseException:  # raised again: a start that fails or is cancelled leaves no server
             server.stop()
             raise
         return server
@@ -102,7 +102,7 @@ def _end_with_the_node() -> None:
 
     def watch() -> None:
         while os.getppid() == raylet:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(LOOK_EVERY_S)  # nobody tells a process that its parent has ended
         os._exit(1)  # the tether sees it
 
     threading.Thread(target=watch, name="woolmill-raylet", daemon=True).start()
