@@ -6,7 +6,7 @@ forms (what a file holds, and text of any encoding) ─▶ read (rows) ─▶ co
 
 from engine.datasets.compared import Compared, choose
 from engine.datasets.forms import Form, Row
-from engine.datasets.read import Dataset, read_rows
+from engine.datasets.read import Dataset, Skip, read_rows
 from engine.datasets.write import inert, writer
 
-__all__ = ["Compared", "Dataset", "Form", "Row", "choose", "inert", "read_rows", "writer"]
+__all__ = ["Compared", "Dataset", "Form", "Row", "Skip", "choose", "inert", "read_rows", "writer"]

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from engine.datasets.forms import (
 )
 from engine.errors import InputError, UsageError
 
-__all__ = ["Dataset", "pyarrow_of", "read_rows"]
+__all__ = ["Dataset", "Skip", "pyarrow_of", "read_rows"]
 
 BATCH = 1_000
 """Rows of Parquet that are held at once."""
@@ -42,19 +42,27 @@ ROWS_OF_FOLDERS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", "
 """Endings of data files, with or without ``.gz``; whatever else lies in a folder is passed over."""
 
 
+Skip = Callable[[InputError], None]
+"""Takes what is wrong with a row that is left out."""
+
+
 class Dataset:
     """The rows of a file or folder, in its order; iterating reads it.
 
     ``form`` is how they are held, and None until the first row, or the end, has been read. A JSON
-    document of more than ``max_whole_bytes`` is refused.
+    document of more than ``max_whole_bytes`` is refused. ``skip`` is told of each line of JSON
+    Lines or CSV that is no row, and the next is read; without it the first such line is an error.
 
     Raises InputError while rows are read, naming path and line. UsageError where a package is
     missing.
     """
 
-    def __init__(self, path: Path, max_whole_bytes: int = MAX_WHOLE_BYTES) -> None:
+    def __init__(
+        self, path: Path, max_whole_bytes: int = MAX_WHOLE_BYTES, *, skip: Skip | None = None
+    ) -> None:
         self.path = path
         self._max_whole_bytes = max_whole_bytes
+        self._skip = skip
         self.form: Form | None = None
 
     def __iter__(self) -> Iterator[Row]:
@@ -73,11 +81,11 @@ class Dataset:
                 raise InputError(f"{path}: is empty; there are no rows to read")
             form = self.form = source.form
             if form.kind == "lines":
-                yield from _lines(source, self._max_whole_bytes)
+                yield from _lines(source, self._max_whole_bytes, self._skip)
             elif form.kind == "document":
                 yield from _document(source, whole(source, self._max_whole_bytes))
             elif form.kind == "csv":
-                yield from _csv(source)
+                yield from _csv(source, self._skip)
             else:
                 yield from _parquet(path, form) if form.kind == "parquet" else _arrow(path, form)
 
@@ -90,27 +98,36 @@ def read_rows(path: Path) -> Iterator[Row]:
 # -- JSON -----------------------------------------------------------------------------------------
 
 
-def _lines(source: Source, max_whole_bytes: int) -> Iterator[Row]:
+def _lines(source: Source, max_whole_bytes: int, skip: Skip | None) -> Iterator[Row]:
     """JSON Lines; or a document, where the first line is no whole object or the only one of a file
     whose name does not say that it is a row.
     """
+    named = _named_lines(source.path)
     start, first = 1, source.stream.readline(MAX_LINE_BYTES + 1)
     while first.isspace():
         start, first = start + 1, source.stream.readline(MAX_LINE_BYTES + 1)
-    complete = len(first) <= MAX_LINE_BYTES and _is_row(first)
+    complete = len(first) <= MAX_LINE_BYTES and (_is_row(first) or (named and skip is not None))
     lines = lines_of(source, start)
     second = next(lines, None) if complete else None
-    if second is None and complete and _named_lines(source.path):
-        yield _row(source.path, start, first)
-        return
-    if second is None:
+    if second is None and not (complete and named):
         source.form.kind = "document"
         # The lines before count: a fault is named by its own.
         yield from _document(source, b"\n" * (start - 1) + first + whole(source, max_whole_bytes))
         return
-    yield _row(source.path, start, first)
-    for number, line in chain([second], lines):
-        yield _row(source.path, number, line)
+    numbered = chain([(start, first)], [] if second is None else [second], lines)
+    for number, line in numbered:
+        try:
+            row = _row(source.path, number, line)
+        except InputError as exc:
+            _leave_out(exc, skip)
+        else:
+            yield row
+
+
+def _leave_out(wrong: InputError, skip: Skip | None) -> None:
+    if skip is None:
+        raise wrong
+    skip(wrong)
 
 
 def _named_lines(path: Path) -> bool:
@@ -279,13 +296,13 @@ def _end(pattern: re.Pattern[str], text: str, place: int) -> int:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def _csv(source: Source) -> Iterator[Row]:
+def _csv(source: Source, skip: Skip | None) -> Iterator[Row]:
     path = source.path
     csv.field_size_limit(MAX_LINE_BYTES)
     with io.TextIOWrapper(source.stream, "utf-8", newline="") as text:
         table = csv.reader(text, delimiter=source.form.delimiter, strict=True)
         try:
-            yield from _csv_rows(table, path, source.form)
+            yield from _csv_rows(table, path, source.form, skip)
         except csv.Error as exc:
             raise InputError(f"{path}:{table.line_num}: not CSV that can be read: {exc}") from exc
         except UnicodeDecodeError as exc:
@@ -295,7 +312,7 @@ def _csv(source: Source) -> Iterator[Row]:
             ) from exc
 
 
-def _csv_rows(table: Any, path: Path, form: Form) -> Iterator[Row]:
+def _csv_rows(table: Any, path: Path, form: Form, skip: Skip | None) -> Iterator[Row]:
     header = next(table)
     while not header:
         header = next(table)
@@ -311,10 +328,12 @@ def _csv_rows(table: Any, path: Path, form: Form) -> Iterator[Row]:
         if not cells:
             continue
         if len(cells) != len(header):
-            raise InputError(
+            wrong = (
                 f"{path}:{first}: has {len(cells)} cells, the header has {len(header)}; "
                 "quote cells that hold a delimiter or a line break"
             )
+            _leave_out(InputError(wrong), skip)
+            continue
         yield Row(path, first, dict(zip(header, cells, strict=True)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from engine.datasets import Compared, Dataset, Row, choose
+from engine.datasets import Compared, Dataset, Row, Skip, choose
 from engine.dedup.cascade import Cascade
 from engine.errors import InputError
 
@@ -39,12 +39,18 @@ def add_references(cascade: Cascade, path: Path, fields: tuple[str, ...] = ()) -
 
 
 def batches(
-    dataset: Dataset, fields: tuple[str, ...] = (), *, strict: bool = True
+    dataset: Dataset,
+    fields: tuple[str, ...] = (),
+    *,
+    strict: bool = True,
+    skip: Skip | None = None,
 ) -> Iterator[tuple[list[Row], list[str], Compared]]:
     """Rows, what is compared of each (empty: nothing), and what that is.
 
     Args:
         strict: a dataset without one of ``fields`` is an error.
+        skip: is told of rows of which that cannot be read, which are left out; else the first is
+            an error.
     """
     rows = iter(dataset)
     compared = None
@@ -52,4 +58,14 @@ def batches(
         if compared is None:
             named = fields if strict or batch[0].values.keys() >= set(fields) else ()
             compared = choose(batch[0], named)
-        yield batch, [compared.text(row) for row in batch], compared
+        kept, texts = [], []
+        for row in batch:
+            try:
+                texts.append(compared.text(row))
+            except InputError as exc:
+                if skip is None:
+                    raise
+                skip(exc)
+            else:
+                kept.append(row)
+        yield kept, texts, compared

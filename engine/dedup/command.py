@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -13,20 +15,22 @@ from typing import Any, get_args
 
 import click
 
-from engine.datasets import Compared, Dataset, Row, writer
+from engine.datasets import Compared, Dataset, Row, Skip, writer
 from engine.dedup.against import add_references, batches
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
-from engine.errors import UsageError
+from engine.errors import InputError, UsageError
 from engine.files import check_output
-from engine.languages import ENGLISH, MIXED, detect, has_tokens, language_of
+from engine.languages import ENGLISH, LOOKED_AT, MIXED, detect, has_tokens, language_of
 
 __all__ = ["dedup"]
 
 EXAMPLES = 3
 """Pairs nearest to a threshold, on either side of it, that the summary shows for a person to judge
 it by."""
+BAD_ROWS_NAMED = 10
+"""Rows that cannot be read which are named on the terminal; ``--decisions`` names all."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -78,8 +82,8 @@ class _Measures:
 @click.option("--against", type=click.Path(path_type=Path), multiple=True,
               help="Rows to compare with, never written; may be given several times.")  # fmt: skip
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
-              help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at the "
-              "first rows.")  # fmt: skip
+              help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
+              "from all over the dataset.")  # fmt: skip
 @click.option("--rouge-threshold", type=THRESHOLD,
               help="Refuse above this ROUGE-L F.  [default: 0.7; 0.75 by characters]")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
@@ -99,6 +103,9 @@ class _Measures:
               show_default=True, help="bfloat16: twice as fast on CPUs with AMX.")  # fmt: skip
 @click.option("--borderline", type=click.FloatRange(0, 0.5), default=0.05, show_default=True,
               help="Count and show decisions so close to a threshold.")  # fmt: skip
+@click.option("--on-bad-row", type=click.Choice(("stop", "skip")), default="stop",
+              show_default=True, help="What a row that cannot be read does; skip leaves it out of "
+              "the output, names it and counts it.")  # fmt: skip
 @click.option("--explain", is_flag=True,
               help="Decide nothing; show what pairs look like, by score.")  # fmt: skip
 def dedup(
@@ -109,6 +116,7 @@ def dedup(
     fields: tuple[str, ...],
     against: tuple[Path, ...],
     language: str,
+    on_bad_row: str,
     explain: bool,
     **measures: Any,
 ) -> None:
@@ -131,14 +139,19 @@ def dedup(
         check_output(path, overwrite=overwrite, inputs=(dataset, *against))
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
-    chosen = language_of_rows(dataset, fields) if language == "auto" else _known(language)
+    bad = None if on_bad_row == "stop" else _BadRows()
+    if language == "auto":
+        chosen = language_of_rows(dataset, fields, None if bad is None else lambda _: None)
+    else:
+        chosen = _known(language)
     how = _Measures(**measures)
     threshold = how.rouge_threshold or language_of(chosen).rouge_threshold
     encoder: Encoder | None = None
     if not how.no_semantic:
         encoder = how.encoder()
     if explain:
-        explain_bands(dataset, fields, None if how.no_rouge else threshold, encoder, chosen)
+        rouge = None if how.no_rouge else threshold
+        explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad)
         return
     cascade = Cascade(
         rouge_threshold=None if how.no_rouge else threshold,
@@ -153,16 +166,40 @@ def dedup(
         summary.cut = ""
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
-    _decide(cascade, Dataset(dataset), fields, output, decisions, summary)
+    _decide(cascade, Dataset(dataset, skip=bad), fields, output, decisions, summary, bad)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
+    summary.bad_rows = 0 if bad is None else bad.count
     click.echo(summary)
 
 
-def language_of_rows(path: Path, fields: tuple[str, ...]) -> str:
-    """What the first rows of a dataset are written in."""
-    texts = chain.from_iterable(texts for _, texts, _ in batches(Dataset(path), fields))
-    return detect(texts)
+class _BadRows:
+    """Counts rows that cannot be read, names the first of them, and puts all among decisions."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.log: Callable[[dict[str, Any]], None] | None = None
+
+    def __call__(self, wrong: InputError) -> None:
+        self.count += 1
+        if self.count <= BAD_ROWS_NAMED:
+            click.echo(f"woolmill: left out: {wrong}", err=True)
+        if self.log is not None:
+            self.log({"index": None, "accepted": False, "reason": "bad_row", "error": str(wrong)})
+
+
+def language_of_rows(path: Path, fields: tuple[str, ...], skip: Skip | None) -> str:
+    """What a dataset is written in, by an even draw of its rows (Vitter's algorithm R): the first
+    ones may be of another language than the rest.
+    """
+    rng, drawn = random.Random(0), list[str]()
+    rows = batches(Dataset(path, skip=skip), fields, skip=skip)
+    for number, text in enumerate(chain.from_iterable(texts for _, texts, _ in rows)):
+        if number < LOOKED_AT:
+            drawn.append(text)
+        elif (place := rng.randrange(number + 1)) < LOOKED_AT:
+            drawn[place] = text
+    return detect(drawn)
 
 
 def _known(code: str) -> str:
@@ -179,13 +216,16 @@ def _decide(
     output: Path | None,
     decisions: Path | None,
     summary: _Summary,
+    bad: _BadRows | None,
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
     index, told_at = 0, time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
+        if log is not None and bad is not None:
+            bad.log = lambda values: log(Row(dataset.path, 0, values))
         keep = None
-        for rows, texts, compared in batches(dataset, fields):
+        for rows, texts, compared in batches(dataset, fields, skip=bad):
             summary.compared = compared
             if keep is None and output is not None:
                 keep = stack.enter_context(writer(output, dataset.form, dataset.path))
@@ -269,6 +309,8 @@ class _Summary:
         self.is_past_neighbours = False
         """Rows were accepted of which the nearest is not known."""
         self._empty = self._wordless = self._unreadable = 0
+        self.bad_rows = 0
+        """Left out, as they could not be read."""
         self._near: dict[tuple[str, bool], list[tuple[float, float, str, str]]] = {}
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
         self._turned: Counter[tuple[str, bool]] = Counter()
@@ -297,7 +339,9 @@ class _Summary:
                 key = (name, judgement.accepted)
                 self._turned[key] += 1
                 closest = self._near.setdefault(key, [])
-                heapq.heappush(closest, (-distance, neighbour.score, text, neighbour.text))
+                pair = (-distance, neighbour.score, text, neighbour.text)
+                if pair not in closest:  # the same two texts may come again
+                    heapq.heappush(closest, pair)
                 if len(closest) > EXAMPLES:
                     heapq.heappop(closest)
 
@@ -313,6 +357,8 @@ class _Summary:
             for reason, count in self._reasons.most_common()
             if reason != "accepted"
         ]
+        if self.bad_rows:
+            lines.append(f"{self.bad_rows:>9,}  left out besides: no rows that can be read")
         if self._empty:
             lines.append(
                 f"{self._empty:>9,}  kept without a comparison: {self.compared} is empty there"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import click
 
-from engine.datasets import Row, choose, read_rows
+from engine.datasets import Dataset, Skip
+from engine.dedup.against import batches
 from engine.dedup.encoder import Encoder, readable
 from engine.dedup.long import LONG
 from engine.dedup.rouge import RougeIndex, tokenize
@@ -32,13 +32,17 @@ def explain_bands(
     rouge_threshold: float | None,
     encoder: Encoder | None,
     language: str = ENGLISH,
+    skip: Skip | None = None,
 ) -> None:
     """Print, for each band of scores, how many rows have their nearest there, and examples."""
-    rows: list[Row] = list(islice(read_rows(path), ROWS))
-    compared = choose(rows[0], fields) if rows else None
-    texts = [text for row in rows if compared and (text := compared.text(row))]
+    compared, found = None, list[str]()
+    for _, batch, compared in batches(Dataset(path, skip=skip), fields, skip=skip):  # noqa: B007
+        found += batch
+        if len(found) >= ROWS:
+            break
+    count, texts = len(found[:ROWS]), list(filter(None, found[:ROWS]))
     click.echo(
-        f"the first {len(rows):,} rows of {path}, each with the nearest row before it by {compared}"
+        f"the first {count:,} rows of {path}, each with the nearest row before it by {compared}"
     )
     if rouge_threshold is not None:
         what = "words" if language_of(language).spaced else "characters"

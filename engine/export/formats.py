@@ -100,6 +100,11 @@ def format_of(path: Path, asked: Format | None, default: Format) -> Format:
         raise UsageError(
             f"{path}: no format is written as {ending}; end the name in {', '.join(ENDINGS)}"
         )
+    if asked is None and ending and ending not in ENDINGS:
+        raise UsageError(
+            f"{path}: {ending} names no format; end the name in {', '.join(ENDINGS)}, or give "
+            "--format"
+        )
     if ending not in ENDINGS:
         return asked or default
     if asked is None:

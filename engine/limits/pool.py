@@ -425,8 +425,9 @@ class Pool:
         settings = self.settings
         if not self._spending.fits(tokens) and self.in_flight == 0:
             return StoppedError(
-                f"the budget is used up: {self._spending.tokens:,} tokens, cost "
-                f"{self._spending.cost:.4g}, and the next call may take {tokens:,}; raise "
+                "the budget has no room for another request: "
+                f"{self._spending.tokens:,} tokens and {self._spending.cost:.4g} were spent, and "
+                f"the next one may take {tokens:,} tokens; raise "
                 "--max-tokens-total or --max-cost, then resume"
             )
         if self._down_since_s is not None and now_s - self._down_since_s >= settings.max_outage_s:

@@ -69,6 +69,7 @@ CONTRADICTIONS = {
     "csv in parquet": ("csv", "x.parquet", "end the name in .csv, or choose --format parquet"),
     "lines in a list": ("messages", "x.json", "choose --format alpaca or sharegpt"),
     "a list in lines": ("sharegpt", "x.jsonl", "end the name in .json,"),
+    "an unknown ending": (None, "x.txt", ".txt names no format; end the name in .json,"),
     "packed": (None, "x.jsonl.gz", "no format is written as .gz"),
     "packed all the same": ("jsonl", "x.jsonl.gz", "no format is written as .gz"),
 }

@@ -343,6 +343,6 @@ def _how_many(desk: Desk, rows: Sequence[BatchRow]) -> str:
 def _out_of_budget(desk: Desk) -> StoppedError:
     spending = desk.pool.spending
     return StoppedError(
-        f"the budget is used up: {spending.tokens:,} tokens, cost {spending.cost:.4g}, and no"
-        " further batch fits; raise --max-tokens-total or --max-cost, then resume"
+        f"the budget has no room for another batch: {spending.tokens:,} tokens and "
+        f"{spending.cost:.4g} were spent; raise --max-tokens-total or --max-cost, then resume"
     )

@@ -192,7 +192,7 @@ def test_a_budget_holds_at_batch_prices(tmp_path: Path) -> None:
     with OpenAI() as provider:
         run = generate(provider, out, *prices, "--max-cost", "0.01", target=300)
         assert run.returncode == 75, run.stderr
-        assert "budget is used up" in run.stderr
+        assert "budget has no room for another batch" in run.stderr
         prompt = sum(len(asked) // 4 for asked, _ in provider.paid)
     with RunReader(out) as store:
         counts = store.counts()

@@ -268,6 +268,55 @@ def test_bad_row_is_named_and_nothing_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "kept", "named"),
+    [
+        (
+            "in.jsonl",
+            '{"instruction": \n{"instruction": "Sing."}\n["a"]\n{"text": "b"}\n'
+            '{"instruction": "Eat."}',
+            [{"instruction": "Sing."}, {"instruction": "Eat."}],
+            [
+                "in.jsonl:1: not JSON",
+                "in.jsonl:3: the row is not an object",
+                "in.jsonl:4: there is no field",
+            ],
+        ),
+        (
+            "in.csv",
+            'instruction,n\nSing.,1\n"Eat, drink",2,3\nRead.,4\n',
+            [{"instruction": "Sing.", "n": "1"}, {"instruction": "Read.", "n": "4"}],
+            ["in.csv:3: has 3 cells"],
+        ),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_left_out_where_asked_and_named_everywhere(
+    name: str, content: str, kept: list[Any], named: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    out, why = tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    result = dedup(tmp_path / name, "-o", out, "--decisions", why, "--on-bad-row", "skip")
+    assert lines(out) == kept
+    assert f"{len(named)}  left out besides: no rows that can be read" in result.stdout
+    bad = [decision["error"] for decision in lines(why) if decision["reason"] == "bad_row"]
+    assert len(bad) == len(named)
+    for message, error in zip(named, bad, strict=True):
+        assert message in error
+        assert f"woolmill: left out: {error}\n" in result.stderr
+    assert dedup(tmp_path / name, "--explain", "--on-bad-row", "skip").exit_code == 0
+
+
+def test_language_is_that_of_rows_all_over_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows may be of another."""
+    monkeypatch.setattr(tool, "LOOKED_AT", 50)
+    texts = ["Name a colour."] * 60 + ["说出一种颜色。"] * 600
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps({"instruction": text}) for text in texts))
+    assert tool.language_of_rows(path, (), None) == "zh"
+
+
 def test_other_failures_are_one_line_too(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_bytes(b"PAR1 no such thing")
     (tmp_path / "no.json").write_bytes(b'{"a": [], "b": []}')
@@ -299,6 +348,11 @@ def test_borderline_band_counts_both_sides(tmp_path: Path) -> None:
     narrow = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "new.jsonl", "--borderline", "0.01")
     assert "at ROUGE-L 0.69 instead of 0.70, 1 more refused" in narrow.output
     assert "more accepted" not in narrow.output
+    (tmp_path / "in.jsonl").write_bytes(
+        b"\n".join(orjson.dumps({"instruction": text}) for text in [*texts, texts[2], texts[2]])
+    )
+    again = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "again.jsonl", "--borderline", "0.05")
+    assert again.output.count(texts[2]) == 1, "one example of the same two texts"
 
 
 def test_explain_shows_pairs_by_score(dataset: Path) -> None:
