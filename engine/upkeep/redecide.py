@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ def decision_options(command: Any) -> Any:
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @click.option("--drop-failed", is_flag=True,
               help="Drop the requests that failed, to be asked anew.")  # fmt: skip
+@click.option("--drop-refused", metavar="REASON,…", default="",
+              help="Drop the answers that gave nothing but refusals for these reasons, to be asked "
+              "anew: no_record,cut_off.")  # fmt: skip
 @click.option("--drop-stale", is_flag=True,
               help="Drop later stages' answers about rows that go, to be asked anew.")  # fmt: skip
 def redecide(
@@ -90,6 +94,7 @@ def redecide(
     stage: str | None,
     dry_run: bool,
     drop_failed: bool,
+    drop_refused: str,
     drop_stale: bool,
     **changes: Any,
 ) -> None:
@@ -107,15 +112,17 @@ def redecide(
     chosen, behind = stages[place].folder, stages[place + 1 :]
     if behind and "target" in given:
         raise UsageError("--target is the last stage's; leave it out for a stage before")
-    if drop_failed:
-        if dry_run or drop_stale or given or seeds is not None:
-            raise UsageError("--drop-failed goes alone")
+    if drop_failed or drop_refused:
+        if drop_stale or given or seeds is not None:
+            raise UsageError("--drop-failed and --drop-refused go with nothing but --dry-run")
         if behind:
             raise UsageError(
-                "--drop-failed is for the last stage: a row more in the middle of a stage before "
-                "it would be another row for all that later stages asked about"
+                "--drop-failed and --drop-refused are for the last stage: a row more in the middle "
+                "of a stage before it would be another row for all that later stages asked about"
             )
-        click.echo(_dropped(_drop_failed(chosen)))
+        reasons = frozenset(filter(None, map(str.strip, drop_refused.split(","))))
+        count = _drop_fruitless(chosen, drop_failed, reasons, dry_run=dry_run)
+        click.echo(f"{counted(count, 'answer')} would be dropped" if dry_run else _dropped(count))
         return
     if drop_stale and not dry_run and not given and seeds is None and _is_decided(chosen):
         _drop(chosen, behind)
@@ -177,14 +184,28 @@ def _drop(folder: Path, behind: Sequence[Stage]) -> None:
     click.echo(_dropped(drop(folder, behind)))
 
 
-def _drop_failed(folder: Path) -> int:
-    """Drop the requests that failed for good; how many. Raises what ``RunStore.open`` raises."""
+def _drop_fruitless(folder: Path, failed: bool, reasons: frozenset[str], *, dry_run: bool) -> int:
+    """Drop requests that failed for good, and answers that brought nothing but refusals for
+    ``reasons``; how many. Raises what ``RunStore.open`` raises, and UsageError for a reason that
+    nothing was refused for.
+    """
     with RunReader(folder) as run:
-        manifest = run.manifest
-    with closing(RunStore.open(folder, manifest)) as store:
-        failed = [answer.index for answer, _ in store.all_answers() if answer.failed]
-        store.drop_answers(failed, group=samples_of(store) or 1)
-    return len(failed)
+        manifest, known = run.manifest, run.counts().reasons
+        if unknown := reasons - known.keys():
+            raise UsageError(
+                f"--drop-refused: nothing was refused as {', '.join(sorted(unknown))}; "
+                f"reasons of this run: {', '.join(sorted(known)) or 'none'}"
+            )
+        dropped = {answer.index for answer, _ in run.all_answers() if failed and answer.failed}
+        if reasons:
+            brought = groupby(run.decisions(), lambda decision: decision.index)
+            dropped |= {
+                index for index, each in brought if all(piece.reason in reasons for piece in each)
+            }
+    if not dry_run and dropped:
+        with closing(RunStore.open(folder, manifest)) as store:
+            store.drop_answers(sorted(dropped), group=samples_of(store) or 1)
+    return len(dropped)
 
 
 def _dropped(count: int) -> str:

@@ -117,7 +117,27 @@ def test_failed_requests_are_asked_again_and_the_rows_stand_in_their_place(
     assert "dropped 0 answers" in say("redecide", str(run), "--drop-failed")
 
 
+def test_answers_that_only_gave_refusals_are_asked_anew_by_reason(
+    tmp_path: Path, server: Loopback
+) -> None:
+    """Those of other reasons, and answers with an accepted row, stay."""
+    run = tmp_path / "run"
+    made(run, server.url, 7)
+    asked = server.ledger.paid.total()
+    drop = ("redecide", str(run), "--drop-refused", "unwanted")
+    assert say(*drop, "--dry-run") == "1 answer would be dropped\n"
+    assert "dropped 1 answer;" in say(*drop)
+    assert made(run, server.url, 7) == [0, 1, 2, 3, 5, 6]
+    assert server.ledger.paid.total() == asked + 1
+    assert [line["row"] for line in refused(run)] == [4]
+    with pytest.raises(UsageError, match=r"nothing was refused as no_record; .*: unwanted$"):
+        say("redecide", str(run), "--drop-refused", "no_record")
+
+
 def test_dropping_goes_alone(tmp_path: Path, server: Loopback) -> None:
     made(tmp_path / "run", server.url, 1)
-    with pytest.raises(UsageError, match="--drop-failed goes alone"):
-        say("redecide", str(tmp_path / "run"), "--drop-failed", "--dry-run")
+    with pytest.raises(UsageError, match="go with nothing but --dry-run"):
+        say("redecide", str(tmp_path / "run"), "--drop-failed", "--target", "3")
+    assert say("redecide", str(tmp_path / "run"), "--drop-failed", "--dry-run") == (
+        "0 answers would be dropped\n"
+    )
