@@ -295,7 +295,9 @@ class LogSettings(_Section):
     eval_steps: Positive = 500
     eval_on_start: bool = False
     per_device_eval_batch_size: Positive = 8
-    logging_steps: Positive = 10
+    logging_steps: Positive | None = None
+    """Steps that a printed line stands for. None: 10, or fewer in a run of less than 100 steps, so
+    that it prints ten lines."""
     report_to: tuple[Literal["none", "tensorboard", "trackio", "wandb"], ...] = ()
     """Also tell these trackers, separated by commas."""
     run_name: str | None = None

@@ -104,7 +104,7 @@ def train(settings: Settings) -> None:
         if ranks.rank == 0:
             print_mixture(training, batches)
             print_arithmetic(settings, model, batches, total_steps, ranks, compute)
-            metrics = _metrics(settings, done.step)
+            metrics = _metrics(settings, done.step, total_steps)
         run = _Run(
             settings, ranks, model, replicas, optimizer, batches, evaluation, total_steps, metrics
         )
@@ -159,11 +159,11 @@ def _out_of_memory(step: int) -> Iterator[None]:
         ) from exc
 
 
-def _metrics(settings: Settings, from_step: int) -> Metrics:
+def _metrics(settings: Settings, from_step: int, total_steps: int) -> Metrics:
     return Metrics(
         settings.save.output_dir / "metrics.jsonl",
         from_step=from_step,
-        every=settings.log.logging_steps,
+        every=settings.log.logging_steps or min(10, math.ceil(total_steps / 10)),
         report_to=settings.log.report_to,
         run_name=settings.log.run_name,
         logging_dir=settings.log.logging_dir,
