@@ -40,7 +40,8 @@ tools:
 test: setup tools lint
 	$(BIN)/pytest $(BESIDE) -m "not vllm and not gateway and not ray and not gpu and not network"
 
-# What needs no model, browser or process of its own to start: for the time while one works.
+# About a minute, for the time while one works: whatever starts runs, processes, models or browsers is
+# marked slow.
 test-fast: .venv/.ready lint
 	$(BIN)/pytest -q $(BESIDE) -m "not slow and not vllm and not gateway and not ray and not gpu and not network"
 

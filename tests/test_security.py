@@ -85,6 +85,7 @@ def test_processes_are_spawned_and_never_forked_fault_077(path: Path) -> None:
             assert node.value not in ("fork", "forkserver"), f"{path}:{node.lineno}"
 
 
+@pytest.mark.slow
 def test_a_run_writes_in_its_own_folder_only(tmp_path: Path) -> None:
     """Of all files that a whole run opens for writing, none lies outside its folder."""
     if shutil.which("strace") is None:

@@ -27,6 +27,7 @@ from engine.report.figures import figures
 from engine.report.shape import Shape, beginning
 from engine.stages import parent_of
 from engine.store import RunReader
+from engine.store.lock import is_held
 from engine.thoughts import thoughts_apart
 
 __all__ = ["NEWEST", "PAGE", "Rows"]
@@ -43,7 +44,7 @@ ONE_LINE = 80
 LIMITS_SHOWN = 50
 """Of the latest changes of how many requests may be in flight."""
 FEW = 6
-"""Fields of a row in a list that hold no text: numbers, lists and objects."""
+"""Fields of a row in a list besides its text: what names it, numbers, lists and objects."""
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
@@ -79,6 +80,8 @@ class Rows:
         with RunReader(folder) as run:
             alpaca = run.manifest.fixed.get("recipe", ALPACA) == ALPACA
             self._samples = int(run.manifest.fixed.get("samples") or 1)
+            self._names = {"id", *run.manifest.decision.get("carry", ())}
+            """Fields that tell which row it is, though they hold text."""
         self._shape = Shape(recipe=recipe, alpaca=alpaca)
         self._last = (-1, -1)
         self._decided_by: Mapping[str, Any] = {}
@@ -103,6 +106,7 @@ class Rows:
                 "target": run.manifest.free.get("target"),
                 "last_at_s": run.counts().last_at_s,
                 "limits": run.limits()[-LIMITS_SHOWN:],
+                "running": is_held(self.folder / "run.lock"),
                 # Another text where rows came, or were decided again.
                 "decided_as": f"{told['pieces']} {told['rejected']} {run.manifest.decision}",
             }
@@ -162,7 +166,8 @@ class Rows:
         others = [
             [name, _json(value)[:SHORT]]
             for name, value in (record or {}).items()
-            if not isinstance(value, str) and name != "messages"  # they say the same again
+            if name != "messages"  # they say the same again
+            and (not isinstance(value, str) or name in self._names)
         ]
         return {
             "id": f"{decision.index}.{decision.position}",

@@ -14,6 +14,8 @@ import pytest
 from benchmarks.server import Behaviour
 from tests.crash.rig import ROOT, LedgerServer, Trial
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-CANARY7f3a9c5e1b2d4f608192a3b4c5d6e7f8"
 
 

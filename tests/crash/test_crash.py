@@ -13,6 +13,8 @@ import pytest
 from tests.crash import damage, inject, kills, power
 from tests.crash.rig import LedgerServer, Parent, Trial, send_signal
 
+pytestmark = pytest.mark.slow
+
 
 def wrong(total: Counter[str]) -> dict[str, int]:
     return {name: n for name, n in total.items() if name in damage.WRONG and n}

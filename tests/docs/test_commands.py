@@ -39,6 +39,8 @@ from tests.engine.batches.shapes import OpenAI
 from tests.engine.batches.world import KEY, answer_elsewhere
 from tests.engine.loop.test_ledger import DONE, START
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TO_READ = ("architecture.md", "reference.md")
 """Pages without a command to try; tests/docs/test_reference.py looks at the second."""

@@ -27,6 +27,8 @@ from tests.engine.any_rows import answer_to, answering, any_run, topics
 from tests.engine.browser import Chromium
 from tests.engine.test_view import page_rows, served
 
+pytestmark = pytest.mark.slow
+
 Rows = list[dict[str, Any]]
 
 

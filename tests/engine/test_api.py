@@ -34,6 +34,8 @@ from tests.engine.api_runs import (
     server,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["nothing_is_left", "server"]  # fixtures
 
 # -- what is yielded -------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from engine.cli.main import cli
 from engine.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     {"id": "q-7", "question": "What is rain?", "level": 3, "output": "the row's own"},
     {"id": "q-9", "question": "What is snow?", "level": None, "output": "the row's own"},

@@ -27,6 +27,8 @@ from engine.run.progress import Display, Progress, Stop
 from engine.settings import RunConfig
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

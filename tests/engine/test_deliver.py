@@ -97,7 +97,8 @@ class TestPolicy:
             assert isinstance(done.outcome, Completion)
             assert done.attempts == 12
             waits.append(now() - began)
-        assert waits[1] < 11 * 0.5 + 1 < waits[0]
+        # Its own fault may be the only one in a row, which doubles half a second once.
+        assert waits[1] < 11 * 2 * 0.5 + 1 < waits[0]
 
     async def test_fault_052_free_failures_burn_no_attempts(self) -> None:
         """Refused connections, however many, are not attempts that were paid."""
@@ -276,6 +277,7 @@ class TestAgainstTheServer:
             assert server.ledger.peak_live <= 32
             assert server.ledger.live == 0
 
+    @pytest.mark.slow
     async def test_fault_055_live_generations_never_exceed_ours(self) -> None:
         """With hanging and stalling answers too, the server never works on more than we think."""
         behaviour = Behaviour(fault_rate=0.1, faults=("hang", "stall"), latency_s=0.01)

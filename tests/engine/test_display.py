@@ -37,7 +37,7 @@ from engine.settings import RunConfig
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 class Clock:

@@ -15,6 +15,8 @@ from engine.cli import doctor
 from engine.cli.doctor import EXTRAS, diagnose
 from engine.cli.main import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

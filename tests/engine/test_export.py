@@ -27,6 +27,8 @@ from engine.records import Prompt, Record
 from engine.store import RunReader, RunStore
 from tests.engine.synthetic import BagEncoder, records_text, synthetic_run
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     Record(instruction="Add the following numbers up", input="=1+2", output=" =HYPERLINK(1)"),
     Record(instruction="Say plainly what 1 is", input="@SUM(A1)", output="+1"),

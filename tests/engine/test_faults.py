@@ -23,7 +23,7 @@ from engine.upkeep.verify import problems
 from tests.engine.asked import rendered
 from tests.engine.synthetic import answer_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[2]
 

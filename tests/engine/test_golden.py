@@ -21,7 +21,7 @@ from engine.run.generate import generate
 from engine.settings import RunConfig
 from engine.store import RunStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 REQUESTS = 137
 KEYS = {

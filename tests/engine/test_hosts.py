@@ -29,6 +29,8 @@ from tests.engine.hosts.doubles import (
     OpenRouter,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "hosts.md"
 ROW = re.compile(r"^\| ([^|]+) \| `(--base-url [^`|]+)` \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)

@@ -26,7 +26,7 @@ from engine.view.rows import Rows
 from tests.engine.doubles import Notes
 from tests.engine.sentences import CHANGED
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 async def run(folder: Path, **settings: Any) -> list[str]:

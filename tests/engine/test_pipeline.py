@@ -28,7 +28,7 @@ from engine.store import RunStore
 from engine.store.inserts import Inserts
 from engine.store.writer import Work
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 def answer(prompt: Prompt, records: int = 2) -> str:

@@ -20,6 +20,8 @@ from engine.dedup.encoder import SentenceEncoder
 from engine.errors import ConfigError
 from engine.prompts.tokens import tokenizer_counter
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 AUTO_MAP = {
     "AutoConfig": "evil.EvilConfig",

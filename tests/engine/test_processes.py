@@ -28,6 +28,8 @@ from engine.settings import RunConfig
 from engine.store import Manifest, RunStore
 from tests.engine.backends.test_vllm import child_pid
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STARTS = re.compile(
     r"(.*\.)?(subprocess|multiprocessing|concurrent)\..*"

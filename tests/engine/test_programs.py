@@ -22,6 +22,8 @@ from tests.engine.api_runs import (
     server,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["nothing_is_left", "server"]  # fixtures
 
 SCRIPT = """

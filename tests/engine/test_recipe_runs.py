@@ -26,7 +26,7 @@ from engine.upkeep.salvage import salvage_run
 from engine.upkeep.verify import problems
 from tests.engine.killed import run_with_kills
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[2]
 RECIPE = '''

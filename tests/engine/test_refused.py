@@ -17,6 +17,8 @@ from tests.engine.api_runs import QUICK, Loopback, nothing_is_left, numbers, que
 from tests.engine.hosts.double import KEY
 from tests.engine.hosts.doubles import Azure
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["nothing_is_left", "server"]
 
 

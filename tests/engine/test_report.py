@@ -31,6 +31,8 @@ from tests.engine.hostile import MARK, hostile_strings
 from tests.engine.store_rows import MANIFEST, answer, prompt
 from tests.engine.synthetic import answer_of, records_text, synthetic_run, varied
 
+pytestmark = pytest.mark.slow
+
 
 def analysed(folder: Path) -> dict[str, Any]:
     with RunStore.read(folder) as run:

@@ -37,7 +37,7 @@ from engine.run.display import Guarded, PlainDisplay
 from engine.run.progress import Progress
 from engine.store import RunStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[2]
 WOOLMILL = [sys.executable, "-m", "engine"]

@@ -21,6 +21,8 @@ from tests.engine.devtools import OUT_OF_PLACE, Tab, tab
 from tests.engine.test_report import hostile_run
 from tests.engine.test_view import page_rows, served
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (390, 800, 1400)
 SCREENS = [(width, dark) for width in WIDTHS for dark in (False, True)]
 LISTED = "document.body?.dataset.rows > 0"

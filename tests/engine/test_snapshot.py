@@ -29,7 +29,7 @@ from engine.upkeep.verify import problems
 from tests.engine.synthetic import answer_of
 from tests.engine.test_deciding import Watcher, in_decisions, ran
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 def decided(folder: Path) -> list[Decision]:

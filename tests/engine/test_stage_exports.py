@@ -26,7 +26,7 @@ from tests.engine.staged_runs import base, chain, code, invoke, made
 
 __all__ = ["base", "chain", "made"]  # fixtures
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 def lines(path: Path) -> list[Any]:

@@ -39,7 +39,7 @@ from tests.engine.test_view import served, stage_rows
 
 __all__ = ["base", "chain", "made"]  # fixtures
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 # -- lineage --------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from engine.upkeep.verify import problems
 from tests.crash.damage import everything
 from tests.engine.store_rows import MANIFEST, answer, decision, fill
 
+pytestmark = pytest.mark.slow
+
 PAGE = 8192
 
 

@@ -31,7 +31,7 @@ from engine.store.writer import Work
 from engine.upkeep.verify import problems
 from tests.engine.store_rows import MANIFEST, answer, decision, fill, prompt
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20

@@ -16,6 +16,8 @@ from engine.settings import load_config
 from engine.surroundings import cache_homes, is_private, writable_cache_home
 from tests.engine.stranger import as_stranger
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -23,6 +23,8 @@ from engine.prompts.fit import Prompts
 from engine.records import Prompt
 from tests.engine.doubles import Notes, Wire, answer_to, run_on, whole
 
+pytestmark = pytest.mark.slow
+
 EVENTS = {"content-type": "text/event-stream"}
 
 

@@ -28,7 +28,7 @@ from engine.upkeep.redecide import redecide_run
 from engine.upkeep.salvage import salvage_run
 from engine.upkeep.verify import problems
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 LOOSE = {"rouge_threshold": 0.9, "semantic": False}
 

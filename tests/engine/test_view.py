@@ -41,6 +41,8 @@ from tests.engine.hostile import MARK
 from tests.engine.synthetic import answer_of, synthetic_run
 from tests.engine.test_report import hostile_run
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "canary-token-0123456789-0123456789-0123456789"
 
 
@@ -510,7 +512,7 @@ def test_the_page_says_why_a_limit_is_where_it_is(
         seen = chromium.open(page.link, settle_ms=3000)
     assert seen.console == []
     latest = "7 in flight: refused with 7 in flight · &lt;b&gt;here"
-    assert f"<summary>limit {latest}</summary>" in seen.dom
+    assert f"<summary>last limit {latest}</summary>" in seen.dom, "nobody writes the run"
     assert f"8 → {latest} (refusals)" in seen.dom
     assert seen.dom.index("8 → 7 in flight") < seen.dom.index("4 → 8 in flight")
     assert "<b>" not in seen.dom

@@ -19,7 +19,7 @@ from engine.run.generate import generate
 from engine.settings import RunConfig
 from tests.engine.wire import http, prompt, raw_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 def no_refit(prompt: Prompt, verdict: Verdict) -> Prompt | None:

@@ -22,6 +22,8 @@ from trainer import (
 )
 from trainer.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class DataArguments:

@@ -17,6 +17,8 @@ from trainer import attention
 from trainer.attention import segment_attention
 from trainer.metrics import say_once
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (5, 1, 9)
 
 

@@ -70,6 +70,7 @@ def test_a_cache_that_cannot_be_written(tokenizer: Any, tmp_path: Path) -> None:
                           settings(dataset_cache_dir=tmp_path / "file"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_records_and_ids_are_never_in_memory_as_a_whole(tokenizer: Any, tmp_path: Path) -> None:
     """Four times as many records take the same memory: they pass through in batches."""
     cached = settings(dataset_cache_dir=tmp_path / "cache")

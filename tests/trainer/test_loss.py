@@ -23,6 +23,8 @@ from trainer.packing import collate, pack
 from trainer.records import Instruction
 from trainer.tokens import Tokenised, tokenise
 
+pytestmark = pytest.mark.slow
+
 
 def tokenised(tokenizer: Any, rows: list[dict[str, str]], **more: Any) -> list[Tokenised]:
     data = DataSettings(data_path=Path("unused"), model_max_length=200, **more)

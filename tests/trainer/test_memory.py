@@ -22,6 +22,8 @@ from trainer.packing import collate
 from trainer.proof import set_way
 from trainer.tokens import Tokenised
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 2 * 60
 
 

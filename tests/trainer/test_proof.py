@@ -24,6 +24,8 @@ from trainer.packing import collate
 from trainer.proof import choose_way, set_way
 from trainer.tokens import Tokenised
 
+pytestmark = pytest.mark.slow
+
 SIZES: dict[str, Any] = {
     "vocab_size": 401,
     "hidden_size": 32,

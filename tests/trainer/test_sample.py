@@ -13,6 +13,8 @@ from trainer.export import alpaca_chat_template
 from trainer.sample import answer, main
 from trainer.template import alpaca_prompt
 
+pytestmark = pytest.mark.slow
+
 
 def test_greedy_answers_are_the_most_likely_tokens(llama: Path, tokenizer: Any) -> None:
     """Token by token the argmax, asked with the folder's chat template or with Alpaca's prompt."""

@@ -12,6 +12,8 @@ import pytest
 from tests.trainer.launch import finish, start
 from trainer.checkpoint import Damaged, read_manifest, verify
 
+pytestmark = pytest.mark.slow
+
 SOURCES = sorted((Path(__file__).parents[2] / "trainer").rglob("*.py"))
 
 

@@ -15,6 +15,8 @@ from trainer.chat_templates import set_chat_template
 from trainer.errors import ConfigError
 from trainer.show import main, shown
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:

@@ -104,25 +104,25 @@ function showState(state) {
   const idle = state.last_at_s ? now - state.last_at_s : 0;
   at("state").textContent = idle < 10 ? "live" : `last answer ${new Date(state.last_at_s * 1000).toLocaleString()}`;
   showReasons(state.rejected);
-  showLimits(state.limits);
+  showLimits(state.limits, state.running);
   const changed = state.decided_as !== lastDecided;
   lastDecided = state.decided_as;
   return changed;
 }
 
-// How many requests may be in flight, why, and how that came about; the latest first.
-function showLimits(changes) {
+// How many requests may be in flight, or were in the end, why, and how that came about; the latest first.
+function showLimits(changes, running) {
   const details = at("limits");
   details.hidden = changes.length === 0;
   if (!changes.length) return;
   const latest = changes[changes.length - 1];
-  const key = `${changes.length} ${latest.at_s}`;
+  const key = `${changes.length} ${latest.at_s} ${running}`;
   if (details.dataset.shown === key) return;
   details.dataset.shown = key;
   const several = new Set(changes.map((change) => change.endpoint)).size > 1;
   const words = (change) => visible(`${change.new} in flight: ${change.why}`)
     + (several ? ` · ${visible(change.endpoint)}` : "");
-  details.querySelector("summary").textContent = `limit ${words(latest)}`;
+  details.querySelector("summary").textContent = `${running ? "limit" : "last limit"} ${words(latest)}`;
   details.querySelector("ol").replaceChildren(...changes.toReversed().map((change) => element("li", "dim",
     `${new Date(change.at_s * 1000).toLocaleTimeString()} · ${change.old} → ${words(change)} (${visible(change.who)})`)));
 }

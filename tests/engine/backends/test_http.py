@@ -25,7 +25,7 @@ from engine.secrets import Secret
 from tests.engine.wire import http as http_bytes
 from tests.engine.wire import prompt, raw_server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 QUICK = Timeouts(connect_s=1.0, first_token_s=0.3, idle_s=0.2, total_s=1.0)
 

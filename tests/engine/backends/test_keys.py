@@ -60,6 +60,7 @@ def test_security_9_a_key_over_plain_http() -> None:
     HttpBackend("http://example.com", access=Access(key=key, insecure_http=True))
 
 
+@pytest.mark.slow
 async def test_security_2_and_3_the_key_appears_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     """Not in logs at any level, not in the failures' texts, not in the backend's own repr."""
     caplog.set_level(logging.DEBUG)

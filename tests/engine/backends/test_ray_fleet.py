@@ -24,7 +24,7 @@ from engine.processes.children import environment
 from engine.run.servers import make_backends
 from engine.settings import load_config
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 DRIVER = """
 import json, os, sys

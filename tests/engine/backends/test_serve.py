@@ -30,6 +30,8 @@ from engine.settings import RunConfig, load_config
 from engine.store import RunStore
 from tests.engine.backends.test_vllm import prompt, wait_for_end
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 # Answers every path with its process id; ``--dtype`` says how it fails.

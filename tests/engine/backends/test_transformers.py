@@ -36,7 +36,7 @@ from engine.settings import RunConfig
 from engine.store import RunStore
 from tests.engine.tiny_models import save_gguf, save_llama, save_sliding
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 CPU = torch.device("cpu")
 HEADER = "Write a varied list of tasks. No two of them may open with the same verb at all. " * 3

@@ -21,6 +21,8 @@ from engine.backends.openai.wire import FastTransport
 from tests.engine.backends.test_transport import get
 from tests.engine.wire import prompt
 
+pytestmark = pytest.mark.slow
+
 IN_FLIGHT = 32
 NOTICED_S = 20.0
 OURS, THEIRS = "10.213.57.1", "10.213.57.2"

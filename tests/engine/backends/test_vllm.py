@@ -27,7 +27,7 @@ from engine.errors import ConfigError, UnavailableError, WoolmillError
 from engine.records import Completion, Message, Prompt, Sampling
 from engine.store import RunStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 FAKE = Path(__file__).parent / "fake_vllm"
 

@@ -19,6 +19,8 @@ from tests.engine.batches.runs import exported, generate, live_export
 from tests.engine.batches.shapes import PROVIDERS
 from tests.engine.batches.world import Provider
 
+pytestmark = pytest.mark.slow
+
 POINTS = (
     *("batch.recorded", "batch.uploaded", "batch.creating", "batch.created", "batch.open"),
     *("batch.downloaded", "answer.arrived", "batch.kept", "batch.collected", "batch.deleted"),

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from engine.store import RunReader
 from tests.engine.batches.runs import ROOT, environment
 from tests.engine.batches.world import answer_elsewhere
+
+pytestmark = pytest.mark.slow
 
 FAKE = ROOT / "tests" / "engine" / "backends" / "fake_vllm"
 

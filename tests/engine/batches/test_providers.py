@@ -15,6 +15,8 @@ from tests.engine.batches.runs import command, environment, exported, generate, 
 from tests.engine.batches.shapes import PROVIDERS, Anthropic, Gemini, OpenAI
 from tests.engine.batches.world import Provider
 
+pytestmark = pytest.mark.slow
+
 each_provider = pytest.mark.parametrize("kind", PROVIDERS, ids=lambda kind: kind.name)
 
 

@@ -12,6 +12,8 @@ from tests.engine.batches.runs import exported, generate, live_export
 from tests.engine.batches.shapes import OpenAI
 from tests.engine.run.test_chain import RECIPES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("kind", "target"), [("Chain", 12), ("Pools", 60)])
 def test_the_dataset_is_that_of_a_live_run(kind: str, target: int, tmp_path: Path) -> None:

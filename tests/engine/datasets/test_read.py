@@ -22,6 +22,8 @@ from engine.export.formats import writer
 from engine.export.rows import rows
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Name a colour.", "input": "", "n": 1.5, "tags": ["a", None]},
     {"instruction": "写一首诗\u2028 and\ta tab", "input": None, "n": -0.0, "tags": []},

@@ -21,6 +21,8 @@ from engine.dedup.texts import Texts
 from engine.errors import ConfigError
 from tests.engine.synthetic import BagEncoder, varied
 
+pytestmark = pytest.mark.slow
+
 
 def made_texts(count: int, seed: int = 0) -> list[str]:
     draw = random.Random(seed)

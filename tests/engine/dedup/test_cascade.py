@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from engine.dedup import Candidate, Cascade, Judgement
 from engine.dedup.encoder import Precision
 
+pytestmark = pytest.mark.slow
+
 D = 64
 
 

@@ -15,6 +15,8 @@ import engine
 from engine.dedup import code_cache
 from tests.engine.stranger import as_stranger
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(engine.__file__).parents[1]
 USE = """
 from engine.dedup import code_cache, kernels

@@ -14,6 +14,8 @@ from engine.dedup import Candidate, Cascade, SentenceEncoder, encoder
 from engine.dedup.encoder import default_model
 from engine.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "Write a poem about the sea.",
     "写一首关于大海的诗",

@@ -164,6 +164,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.slow
 def test_rows_of_ninety_kilobytes_take_milliseconds_whatever_they_hold(make: object) -> None:
     """Each of them different, and each with one word changed."""
     assert callable(make)

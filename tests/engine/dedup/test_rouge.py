@@ -112,6 +112,7 @@ def assert_replay_agrees(oracle: Oracle, threshold: float) -> int:
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.slow
 def test_stream_is_decided_as_rouge_score_decides_it(
     short: Oracle, threshold: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_stream_is_decided_as_rouge_score_decides_it(
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.slow
 def test_long_texts_are_decided_alike(long: Oracle, threshold: float) -> None:
     """Texts of up to 500 tokens take several machine words, and no other way out."""
     refused = assert_replay_agrees(long, threshold)

@@ -16,6 +16,8 @@ from engine.dedup import cascade
 from engine.dedup import command as tool
 from engine.errors import InputError, OutputError, UsageError, WoolmillError
 
+pytestmark = pytest.mark.slow
+
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Name three primary colours.", "input": "", "id": 1},
     {"instruction": "name three primary colours", "input": "x", "id": 2},

@@ -16,7 +16,7 @@ from engine.secrets import Secret
 from engine.settings import RunConfig
 from tests.engine.embedding_host import EmbeddingHost, count, cut, status, vector_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 TEXTS = [f"the {word} text of {n} words" for n, word in enumerate("one two three four".split())]
 MANY = [f"text number {n} about {n * 7 % 31} things" for n in range(150)]
 

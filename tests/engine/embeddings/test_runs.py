@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 THRESHOLD = "0.55"
 """At which many of the texts made up are near-duplicates by their words' vectors."""
 FAR = ["--semantic-threshold", THRESHOLD]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from engine.limits.controller import Fixed, Ticket
 from engine.limits.finder.finder import Adaptive
 from engine.limits.finder.pace import Pace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("share", [0.05, 0.18])
 def test_fault_021_refusals_by_chance_do_not_pause_a_fixed_number(share: float) -> None:

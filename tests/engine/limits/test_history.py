@@ -23,6 +23,8 @@ from engine.settings import RunConfig
 from engine.store import RunReader
 from engine.view.rows import Rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_change_is_one_of_the_whole_number() -> None:
     """4.2 to 4.9 changes nothing that anybody sees; the reason is the latest all the same."""

@@ -171,6 +171,7 @@ async def test_a_pool_that_has_ended_gives_nothing_more() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
+@pytest.mark.slow
 async def test_many_endpoints_cost_what_few_do(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

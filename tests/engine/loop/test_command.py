@@ -16,6 +16,8 @@ from engine.errors import StoppedError
 from engine.loop import figures, rounds
 from tests.engine.loop.test_rounds import Trainer
 
+pytestmark = pytest.mark.slow
+
 FILE = """
 out = {out}
 model = {model}

@@ -16,6 +16,8 @@ from engine.run import chain
 from engine.run.progress import Pace
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 
 def made(folder: Path, recipe: str, **more: Any) -> Path:
     settings = {"backend": "scripted", "target": 25, "semantic": False, **more}

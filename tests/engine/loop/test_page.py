@@ -38,6 +38,7 @@ def test_a_line_for_the_terminal(loop: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_curves_hold_the_figures_of_every_round(loop: Path) -> None:
     page = html(Ledger(loop))
     found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page)

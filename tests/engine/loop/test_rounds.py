@@ -22,6 +22,8 @@ from engine.recipes.seeds import read_seeds
 from engine.settings import RunConfig
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 
 class Trainer:
     """Writes folders of a model, and the losses that it was given, in turn."""

@@ -18,6 +18,8 @@ from engine.errors import InputError, UnavailableError
 from engine.files import open_log
 from engine.loop.training import losses, trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PROGRAM = "tests.engine.loop.stand_in"
 

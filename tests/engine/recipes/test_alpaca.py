@@ -324,6 +324,7 @@ HOSTILE = {
 @pytest.mark.parametrize("api", ["completions", "chat"])
 @pytest.mark.parametrize("fragment", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("before", ["", " ", "4. Instruction: four words of text 4. Input: "])
+@pytest.mark.slow
 def test_a_megabyte_of_anything_is_parsed_and_filtered_in_no_time(
     before: str, fragment: str, api: Any
 ) -> None:

@@ -19,6 +19,8 @@ from engine.run.generate import generate
 from engine.settings import RunConfig
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = (
     "The lighthouse of Alexandria was built in the third century before our era, on an island in "
     "front of the harbour. It stood for some sixteen hundred years, until earthquakes broke it "

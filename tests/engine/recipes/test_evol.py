@@ -165,6 +165,7 @@ def scripted(prompt: Prompt) -> str:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("judge", [False, True])
+@pytest.mark.slow
 async def test_every_row_comes_through_the_rounds(
     judge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_scores_are_read_and_the_lowest_decides() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["pairwise", "judge"])
+@pytest.mark.slow
 async def test_every_row_is_judged_the_same_whatever_the_concurrency(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

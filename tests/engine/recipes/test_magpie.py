@@ -22,6 +22,8 @@ from engine.run.settle import settle
 from engine.settings import RunConfig
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' "
     "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

@@ -26,6 +26,8 @@ from engine.records import Completion, Prompt, Usage
 from engine.upkeep.redecide import redecide_run
 from tests.engine.recipes.stages import accepted, dump, ran, stage_folders
 
+pytestmark = pytest.mark.slow
+
 ROW = {"problem": "What is 3 + 4?", "answer": "7"}
 
 

@@ -14,6 +14,8 @@ from engine.run import generate as generate_module
 from engine.run.preview import preview
 from engine.settings import RunConfig
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 [recipe]
 name = "questions"

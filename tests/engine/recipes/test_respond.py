@@ -20,6 +20,8 @@ from engine.run.generate import generate
 from engine.settings import RunConfig
 from engine.store import RunStore
 
+pytestmark = pytest.mark.slow
+
 CHAT = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "Hello."},

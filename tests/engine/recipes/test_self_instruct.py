@@ -426,6 +426,7 @@ def scripted(prompt: Any) -> str:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_the_dataset_is_the_same_for_any_concurrency(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +454,7 @@ async def test_the_dataset_is_the_same_for_any_concurrency(
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_seeds_are_kept_and_their_stage_can_be_decided_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
 from engine.upkeep.verify import problems
 
+pytestmark = pytest.mark.slow
+
 QUIZ = """
 [recipe]
 name = "quiz"

@@ -20,6 +20,8 @@ from engine.store import RunStore
 from engine.upkeep.redecide import redecide_run
 from tests.engine.recipes.test_template import JUDGED, stage
 
+pytestmark = pytest.mark.slow
+
 anyio_test = pytest.mark.anyio
 
 

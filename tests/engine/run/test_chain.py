@@ -19,7 +19,7 @@ from engine.upkeep.redecide import redecide_run
 from engine.upkeep.verify import problems
 from tests.engine.killed import run_with_kills
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 ROOT = Path(__file__).parents[3]
 RECIPES = """

@@ -33,6 +33,7 @@ async def test_an_input_with_a_mistake_behind_has_no_count(tmp_path: Path) -> No
     assert await InputRows(rows(tmp_path, STEP, end='\n{"number": ')).counted() is None
 
 
+@pytest.mark.slow
 async def test_a_run_over_all_rows_knows_its_share_long_before_the_end(tmp_path: Path) -> None:
     server = Server(Behaviour(text="It is so.", latency_s=0.01))
     await server.start()

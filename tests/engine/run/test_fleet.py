@@ -25,7 +25,7 @@ from engine.run.servers import server_at
 from engine.settings import RunConfig, load_config
 from engine.store import RunReader
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 @pytest.fixture(autouse=True)
