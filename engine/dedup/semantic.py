@@ -1,9 +1,9 @@
 """Near-duplicates by meaning: the cosine of sentence embeddings, for a million vectors and more.
 
 Vectors lie in full precision in a file of the index's own, so that memory holds 56 bytes for each
-instead of 1,536. While there are few, FAISS compares with all of them; from then on sign codes
-(``codes.py``) name the candidates. Either way a cosine is computed from the full vectors before
-anything is decided: the index may miss a few duplicates in a thousand, but never invents one.
+instead of 1,536. While there are few, FAISS compares with all of them; from then on its lists of
+sign codes (``codes.py``) name the candidates. Either way a cosine is computed from the full vectors
+before anything is decided: the index may miss a few duplicates in a thousand, but never invents one.
 
 The file is not a store. It has no name from the moment it is opened, and the index is made again
 from the vectors that the run keeps.
@@ -15,6 +15,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,9 @@ class SemanticIndex:
             raise ValueError(f"a semantic threshold lies in (0, 1], not at {threshold}")
         import faiss
 
+        # One vector is one thread's work: with more, OpenMP wakes the others for each, and waits
+        # for them where the machine is busy. The setting is the calling thread's, and FAISS's own.
+        self._in_this_thread = partial(faiss.omp_set_num_threads, 1)
         self.dimension = dimension
         self.threshold = float(threshold)
         self._rows = _Rows(dimension, directory)
@@ -114,9 +118,10 @@ class SemanticIndex:
     def add(self, vector: ArrayLike) -> int:
         """Add one vector; returns its id, counted from 0."""
         v = self._unit(vector)
+        self._in_this_thread()
         item = self._rows.append(v)
         if self._lists is not None:
-            self._lists.add(v, item)
+            self._lists.add(v)
             return item
         self._flat.add(v[None])
         if len(self) == LISTS:
@@ -128,6 +133,7 @@ class SemanticIndex:
 
     def _candidates(self, v: NDArray[np.float32], floor: float) -> NDArray[np.int64]:
         """Items that may be above, the likeliest first."""
+        self._in_this_thread()
         if self._lists is not None:
             return self._lists.candidates(v, floor)
         # FAISS sums in float32, so it is asked for a little more.
