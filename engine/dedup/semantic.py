@@ -3,7 +3,8 @@
 Vectors lie in full precision in a file of the index's own, so that memory holds 56 bytes for each
 instead of 1,536. While there are few, FAISS compares with all of them; from then on its lists of
 sign codes (``codes.py``) name the candidates. Either way a cosine is computed from the full vectors
-before anything is decided: the index may miss a few duplicates in a thousand, but never invents one.
+before anything is decided: the index may miss a few duplicates in a thousand, but never invents
+one.
 
 The file is not a store. It has no name from the moment it is opened, and the index is made again
 from the vectors that the run keeps.

@@ -13,8 +13,13 @@ without a fixed answer and of fewer than three words is not found.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from array import array
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.dedup.rouge import tokenize
 from engine.languages import ENGLISH, opening
@@ -38,6 +43,8 @@ OPENING_WORDS = 4
 """Words by which answers count as beginning alike."""
 SHOWN = 20
 """Phrases in a report, the most suspicious first."""
+COMPARED = 1_000
+"""The most suspicious, among which phrases within each other are looked for."""
 
 
 ALPACA_SHAPE = Shape()
@@ -45,71 +52,103 @@ ALPACA_SHAPE = Shape()
 
 
 class Bursts:
-    """Takes accepted records; ``found`` says what is suspicious. Keeps the words of all rows."""
+    """Takes accepted records; ``found`` says what is suspicious.
+
+    Keeps the words of all rows as numbers, four bytes each. Phrases are counted level by level
+    (Apriori, Agrawal and Srikant 1994): one can only be in many rows if both phrases that are a
+    word shorter are. While counting, some 50 bytes a word are held.
+    """
 
     def __init__(self, language: str = ENGLISH, shape: Shape = ALPACA_SHAPE) -> None:
         self._language = language
         self._shape = shape
-        self._words: list[tuple[str, ...]] = []
-        self._openings: list[str] = []
-        self._known: dict[str, str] = {}
+        self._words = _Numbered()
+        self._lengths = array("I")
+        """Words of each row."""
+        self._openings = _Numbered()
 
     def add(self, record: Record) -> None:
-        known = self._known
         words = tokenize(self._shape.asked(record), self._language)
-        self._words.append(tuple(known.setdefault(word, word) for word in words))
+        for word in words:
+            self._words.add(word)
+        self._lengths.append(len(words))
         answer = self._shape.answer(record)
-        begins = "" if answer is None else opening(record[answer], OPENING_WORDS)
-        self._openings.append(known.setdefault(begins, begins))
+        self._openings.add("" if answer is None else opening(record[answer], OPENING_WORDS))
 
     def found(self) -> list[dict[str, Any]]:
         """The most suspicious phrases: those with a fixed answer first, then by rows."""
-        rows_of_word: Counter[str] = Counter()
-        for words in self._words:
-            rows_of_word.update(set(words))
-        rows_of = self._phrases({w for w, n in rows_of_word.items() if n >= MIN_ROWS})
-        share = Counter(self._openings)
+        openings = self._openings.array()
+        share = np.bincount(openings)
+        too_common = COMMON * len(openings)
         found = []
-        for phrase, rows in rows_of.items():
-            if len(rows) < MIN_ROWS:
-                continue
-            opening, alike = Counter(self._openings[row] for row in rows).most_common(1)[0]
-            agreement = alike / len(rows)
-            fixed_answer = (
-                agreement >= AGREE and opening and share[opening] < COMMON * len(self._words)
-            )
+        rows_of_word: dict[str, int] = {}
+        for numbers, rows in self._phrases():
+            phrase = tuple(self._words.texts[number] for number in numbers)
+            if len(phrase) == 1:
+                rows_of_word[phrase[0]] = len(rows)
+            begins, first, alike = np.unique(openings[rows], return_index=True, return_counts=True)
+            most = min(np.flatnonzero(alike == alike.max()), key=first.__getitem__)
+            text = self._openings.texts[begins[most]]
+            agreement = int(alike[most]) / len(rows)
+            fixed_answer = agreement >= AGREE and text and share[begins[most]] < too_common
             fixed_phrase = len(phrase) >= 3 and all(
                 rows_of_word[word] * (1 - APART) <= len(rows) for word in phrase
             )
             if fixed_answer or fixed_phrase:
-                found.append(
-                    (bool(fixed_answer), len(rows), len(phrase), phrase, agreement, opening)
-                )
+                found.append((bool(fixed_answer), len(rows), len(phrase), phrase, agreement, text))
         found.sort(key=lambda f: (-f[0], -f[1], -f[2], f[3]))
-        return _without_parts(found)
+        return _without_parts(found[:COMPARED])
 
-    def _phrases(self, frequent: set[str]) -> dict[tuple[str, ...], list[int]]:
-        """Rows of every phrase of frequent words; a row counts once."""
-        counts: Counter[tuple[str, ...]] = Counter()
-        for words in self._words:
-            counts.update(_phrases(words, frequent))
-        enough = {phrase for phrase, n in counts.items() if n >= MIN_ROWS}
-        del counts
-        rows_of: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for row, words in enumerate(self._words):
-            for phrase in _phrases(words, frequent) & enough:
-                rows_of[phrase].append(row)
-        return rows_of
+    def _phrases(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+        """The words of every phrase in enough rows, shorter ones first, and its rows."""
+        words = self._words.array()
+        row = np.repeat(np.arange(len(self._lengths)), np.frombuffer(self._lengths, np.uint32))
+        starts, part = np.arange(len(words)), np.zeros(len(words), np.int64)
+        for length in range(1, MAX_WORDS + 1):
+            # Phrases as numbers: of the one that is a word shorter, and of the last word.
+            key = part * len(self._words.texts) + words[starts + length - 1]
+            _, first, part = np.unique(key, return_index=True, return_inverse=True)
+            del key
+            pairs = np.unique(part * len(self._lengths) + row[starts])  # a row counts once
+            phrase_of, row_of = np.divmod(pairs, len(self._lengths))
+            del pairs
+            ends = np.cumsum(np.bincount(phrase_of, minlength=len(first)))
+            sizes = np.diff(ends, prepend=0)
+            for number in np.flatnonzero(sizes >= MIN_ROWS).tolist():
+                at = starts[first[number]]
+                yield words[at : at + length], row_of[ends[number] - sizes[number] : ends[number]]
+            if length == MAX_WORDS:
+                return
+            enough = sizes[part] >= MIN_ROWS
+            starts, part = starts[enough], part[enough]
+            # Those whose next word begins such a phrase too, in the same row.
+            goes_on = np.zeros(len(words) + 1, np.bool_)
+            goes_on[starts] = True
+            longer = goes_on[starts + 1]
+            starts, part = starts[longer], part[longer]
+            inside = starts + length < len(words)
+            starts, part = starts[inside], part[inside]
+            same = row[starts] == row[starts + length]
+            starts, part = starts[same], part[same]
 
 
-def _phrases(words: tuple[str, ...], frequent: set[str]) -> set[tuple[str, ...]]:
-    found = set()
-    for start in range(len(words)):
-        for end in range(start + 1, min(start + MAX_WORDS, len(words)) + 1):
-            if words[end - 1] not in frequent:
-                break
-            found.add(words[start:end])
-    return found
+class _Numbered:
+    """Texts in the order in which they came, the same text kept once."""
+
+    def __init__(self) -> None:
+        self._numbers = array("I")
+        self._known: dict[str, int] = {}
+
+    def add(self, text: str) -> None:
+        self._numbers.append(self._known.setdefault(text, len(self._known)))
+
+    def array(self) -> NDArray[np.uint32]:
+        return np.frombuffer(self._numbers, np.uint32)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """By their numbers; complete, so not before the last was added."""
+        return list(self._known)
 
 
 def _without_parts(found: list[Any]) -> list[dict[str, Any]]:
