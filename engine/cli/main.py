@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module, metadata
 from typing import NoReturn
 
@@ -119,6 +120,8 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         click.echo(exc.format_message(), err=True)
         return UsageError.exit_code
     except click.ClickException as exc:
+        if isinstance(exc, click.NoSuchOption) and exc.possibilities:  # the nearest, not the first
+            exc.possibilities = get_close_matches(exc.option_name, exc.possibilities, n=1)
         usage = (
             exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
         )

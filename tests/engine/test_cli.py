@@ -45,6 +45,17 @@ def scripted(out: Path, *more: str) -> list[str]:
     return ["generate", "--backend", "scripted", "--no-semantic", "--out", str(out), *more]
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--traget", "--target"), ("--max-token", "--max-tokens")]
+)
+def test_a_mistyped_flag_is_told_with_the_nearest_one(
+    capsys: pytest.CaptureFixture[str], typed: str, meant: str
+) -> None:
+    status, _, err = woolmill(capsys, "generate", typed, "5")
+    assert status == 64
+    assert f"No such option '{typed}'. Did you mean '{meant}'?" in err
+
+
 def test_generate_export_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The main job: records, datasets in three formats, and figures that add up."""
     run = tmp_path / "run"
