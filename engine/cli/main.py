@@ -120,8 +120,9 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         click.echo(exc.format_message(), err=True)
         return UsageError.exit_code
     except click.ClickException as exc:
-        if isinstance(exc, click.NoSuchOption) and exc.possibilities:  # the nearest, not the first
-            exc.possibilities = get_close_matches(exc.option_name, exc.possibilities, n=1)
+        if isinstance(exc, click.NoSuchOption) and exc.possibilities:
+            nearest = get_close_matches(exc.option_name, exc.possibilities, n=1)
+            exc = click.NoSuchOption(exc.option_name, possibilities=nearest, ctx=exc.ctx)
         usage = (
             exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
         )

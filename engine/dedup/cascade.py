@@ -22,6 +22,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,8 @@ millionth."""
 NOISE = {"float32": 1e-3, "bfloat16": 1e-2}
 """More than a cosine of kept or batched embeddings can be off. Two vectors with a cosine of 0.99997
 to what they should be (seen) can move each other's by 0.007 at 0.9."""
+VECTORS_AT_ONCE = 1_024
+"""That are taken from a store together."""
 MOST_CHARACTERS = 2_000
 """Of texts that are compared with all others of their batch before one of them is embedded."""
 SIGN_NOISE = 1e-6
@@ -220,12 +223,13 @@ class Cascade:
         held = len(self._vector_items)
         if not np.array_equal(items[:held], self._vector_items):
             raise ValueError("other vectors come first")
-        for item in items[held:].tolist():
-            source, vector = next(vectors, ("", np.empty(0)))
-            if source != self._sources[item] or semantic.problem(vector) is not None:
+        for start in range(held, len(items), VECTORS_AT_ONCE):
+            some = items[start : start + VECTORS_AT_ONCE].tolist()
+            given = list(islice(vectors, len(some)))
+            if [source for source, _ in given] != [self._sources[item] for item in some]:
                 raise ValueError("it has other vectors than the store")
-            semantic.add(vector)
-            self._vector_items.append(item)
+            semantic.extend(np.stack([vector for _, vector in given]))
+            self._vector_items.extend(some)
 
     def restore(
         self, accepted: Sequence[Candidate], vectors: Sequence[NDArray[np.generic] | None]
@@ -473,15 +477,12 @@ class Cascade:
         """Add items, and the vectors of those that have one, by their positions."""
         if self._rouge is not None:
             self._rouge.extend(texts)
-        for i, (text, source) in enumerate(zip(texts, sources, strict=True)):
-            vector = vectors.get(i)
-            if (
-                self._semantic is not None
-                and vector is not None
-                and self._semantic.problem(vector) is None
-            ):
-                self._semantic.add(vector)
-                self._vector_items.append(len(self))
+        if self._semantic is not None:
+            good = [i for i in sorted(vectors) if self._semantic.problem(vectors[i]) is None]
+            if good:
+                self._semantic.extend(np.stack([vectors[i] for i in good]))
+                self._vector_items.extend(len(self) + i for i in good)
+        for text, source in zip(texts, sources, strict=True):
             self._note(text, source)
 
     def _note(self, text: str, source: str) -> None:

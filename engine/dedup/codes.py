@@ -49,9 +49,11 @@ class SignLists:
         items, centres = int(self._lists.ntotal), int(self._centres.ntotal)
         return (items + centres) * self._lists.code_size + 8 * items
 
-    def add(self, vector: NDArray[np.float32]) -> None:
-        """Put the code of a vector (D,) into the list of the nearest centre, as the next item."""
-        self._lists.add(_codes(vector[None]))
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Put the codes of vectors (N, D) into the lists of their nearest centres, as the next
+        items.
+        """
+        self._lists.add(_codes(vectors))
 
     def candidates(self, vector: NDArray[np.float32], floor: float) -> NDArray[np.int64]:
         """Items that may have a cosine above ``floor`` to the vector (D,), the likeliest first."""

@@ -120,9 +120,10 @@ class SemanticIndex:
         """Add one vector; returns its id, counted from 0."""
         v = self._unit(vector)
         self._in_this_thread()
-        item = self._rows.append(v)
+        item = len(self)
+        self._rows.append(v[None])
         if self._lists is not None:
-            self._lists.add(v)
+            self._lists.add(v[None])
             return item
         self._flat.add(v[None])
         if len(self) == LISTS:
@@ -131,6 +132,23 @@ class SemanticIndex:
             self._lists = SignLists(self._rows[np.arange(LISTS)])
             self._flat.reset()
         return item
+
+    def extend(self, vectors: NDArray[np.generic]) -> None:
+        """``add`` each of (N, D), at half the price."""
+        alone = max(0, min(len(vectors), LISTS - len(self)))
+        for vector in vectors[:alone]:
+            self.add(vector)
+        if alone == len(vectors):
+            return
+        assert self._lists is not None
+        rest = np.asarray(vectors[alone:], np.float64)
+        sound = rest.shape[1:] == (self.dimension,) and np.isfinite(rest).all()
+        if not sound or not rest.any(axis=1).all():
+            raise ValueError(next(filter(None, map(self.problem, rest))))
+        units = _units(rest)
+        self._in_this_thread()
+        self._rows.append(units)
+        self._lists.add(units)
 
     def _candidates(self, v: NDArray[np.float32], floor: float) -> NDArray[np.int64]:
         """Items that may be above, the likeliest first."""
@@ -154,9 +172,16 @@ class SemanticIndex:
         problem = self.problem(vector)
         if problem is not None:
             raise ValueError(problem)
-        v = np.asarray(vector, np.float64)
-        v = v / np.abs(v).max()  # or the squares of very large or small components are inf or 0
-        return np.asarray(v / np.linalg.norm(v), np.float32)
+        (unit,) = _units(np.asarray(vector, np.float64)[None])
+        return np.asarray(unit)
+
+
+def _units(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Of unit length (N, D); each the same bits, whatever others are beside it."""
+    # Or the squares of very large or small components are inf or 0.
+    v = vectors / np.abs(vectors).max(axis=1, keepdims=True)
+    norms = np.sqrt([row @ row for row in v])
+    return np.asarray(v / norms[:, None], np.float32)
 
 
 class _Rows:
@@ -184,18 +209,18 @@ class _Rows:
         """Rows (N, D), copied."""
         return self._mapped[items]
 
-    def append(self, row: NDArray[np.float32]) -> int:
-        item = self._size
+    def append(self, rows: NDArray[np.float32]) -> None:
+        """Rows (N, D)."""
+        size = self._size + len(rows)
         try:
-            if item == len(self._mapped):
-                self._map(item + ROWS_MAPPED)
-            written = os.pwrite(self._file.fileno(), row.tobytes(), item * self._row_bytes)
+            if size > len(self._mapped):
+                self._map(-(-size // ROWS_MAPPED) * ROWS_MAPPED)
+            written = os.pwrite(self._file.fileno(), rows.tobytes(), self._size * self._row_bytes)
         except OSError as exc:
             raise DiskError(f"cannot write the embeddings: {exc}") from exc
-        if written != self._row_bytes:
+        if written != len(rows) * self._row_bytes:
             raise DiskError("cannot write the embeddings: the disk is full")
-        self._size += 1
-        return item
+        self._size = size
 
     def _map(self, rows: int) -> None:
         nbytes = rows * self._row_bytes

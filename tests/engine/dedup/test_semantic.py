@@ -76,6 +76,29 @@ def test_same_vectors_in_the_same_order_give_the_same_answers(
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("size", [1, 37, 1_000])
+def test_many_at_once_are_as_one_after_the_other(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, whatever is beside them, and across the border between flat and lists."""
+    monkeypatch.setattr(semantic, "LISTS", 64)
+    monkeypatch.setattr(semantic, "ROWS_MAPPED", 100)
+    vectors = clustered(1_000, seed=5) * np.float32(3.7)
+    one, many = SemanticIndex(D), SemanticIndex(D)
+    for vector in vectors:
+        one.add(vector)
+    for start in range(0, len(vectors), size):
+        many.extend(vectors[start : start + size])
+    every = np.arange(1_000)
+    assert np.array_equal(one._rows[every], many._rows[every])
+    for vector in clustered(200, seed=6):
+        assert one.above(vector, 0.5) == many.above(vector, 0.5)
+    for bad in (np.nan, 0.0):
+        with pytest.raises(ValueError, match=r"NaN|zero"):
+            many.extend(np.stack([vectors[0], np.full(D, bad, np.float32)]))
+    assert len(many) == 1_000, "nothing of a batch that holds one"
+
+
 @pytest.mark.parametrize(
     ("vector", "reason"),
     [
