@@ -98,6 +98,8 @@ def check(
         count = len(report.faults)
         raise InputError(f"{spec}: {count} fault{'s' * (count > 1)}; see above")
     click.echo("sound: the same in two processes, and no answer makes it fail")
+    if not report.rows:
+        click.echo("no answer gave a row, so rules for rows were not tried; give one with --answer")
 
 
 @click.command(cls=Sectioned)
@@ -169,7 +171,8 @@ def _show(each: Preview) -> None:
 
 def _sampling(sampling: dict[str, Any]) -> str:
     extra = sampling.pop("extra")
-    given = {name: value for name, value in sampling.items() if value not in (None, (), False)}
+    # By identity: a temperature of 0.0 is given, though it equals False.
+    given = {n: v for n, v in sampling.items() if v is not None and v is not False and v != ()}
     return visible(json.dumps(given | dict(extra), ensure_ascii=False, default=str))
 
 

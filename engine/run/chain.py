@@ -42,7 +42,7 @@ from engine.stages import remedy, stale_answers
 from engine.store import RunReader, RunStore
 from engine.store.reader import InFlight, Resume
 
-__all__ = ["Following", "Stage", "link", "refuse_stale", "run_chain"]
+__all__ = ["Following", "OpenStage", "link", "refuse_stale", "run_chain"]
 
 
 class Following:
@@ -102,7 +102,7 @@ def refuse_stale(before: RunReader, store: RunReader, samples: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stage:
+class OpenStage:
     """One stage, opened."""
 
     settled: Settled
@@ -112,7 +112,7 @@ class Stage:
     prompts: Prompts
     deciding: Deciding
     rows: InputRows | Following | None
-    before: Stage | None
+    before: OpenStage | None
     pooled: Pooled | None = None
     bulk: Bulk | None = None
 
@@ -134,7 +134,7 @@ class Stage:
 class _Link(Owner):
     """Between a stage and its neighbours; whoever owns the run hears of the last stage."""
 
-    def __init__(self, owner: Owner | None, stage: Stage) -> None:
+    def __init__(self, owner: Owner | None, stage: OpenStage) -> None:
         self._owner = owner or Owner()
         self._samples = stage.settled.config.samples or 1
         self._input = stage.rows if isinstance(stage.rows, Following) else None
@@ -175,7 +175,7 @@ class _Link(Owner):
             self.feeding.demand(math.ceil(requests / self._samples))
 
 
-def link(stages: Sequence[Stage], display: Display, owner: Owner) -> list[Pipeline]:
+def link(stages: Sequence[OpenStage], display: Display, owner: Owner) -> list[Pipeline]:
     """The pipelines of the stages, each knowing its neighbours."""
     links = [_Link(owner if stage is stages[-1] else None, stage) for stage in stages]
     pipelines = [
@@ -199,14 +199,14 @@ def link(stages: Sequence[Stage], display: Display, owner: Owner) -> list[Pipeli
     return pipelines
 
 
-def _watching(stages: Sequence[Stage]) -> list[bool]:
+def _watching(stages: Sequence[OpenStage]) -> list[bool]:
     """Whether a stage watches its pool: one does for all that share it."""
     pools = [stage.pool for stage in stages]
     return [pool not in pools[place + 1 :] for place, pool in enumerate(pools)]
 
 
 def _pipeline(
-    stage: Stage, display: Display, owner: Owner, *, is_last: bool, watches: bool
+    stage: OpenStage, display: Display, owner: Owner, *, is_last: bool, watches: bool
 ) -> Pipeline:
     config, recipe = stage.settled.config, stage.settled.recipe
     paid = config.chosen_backend not in ("transformers", "vllm")
@@ -238,7 +238,7 @@ def _pipeline(
     )
 
 
-async def run_chain(stages: Sequence[Stage], pipelines: Sequence[Pipeline]) -> Stop:
+async def run_chain(stages: Sequence[OpenStage], pipelines: Sequence[Pipeline]) -> Stop:
     """Run all stages; what stops the last one stops the run, and so does a fault of any, or a
     signal.
     """
@@ -251,7 +251,7 @@ async def run_chain(stages: Sequence[Stage], pipelines: Sequence[Pipeline]) -> S
     return stop
 
 
-async def _count(stage: Stage, progress: Progress) -> None:
+async def _count(stage: OpenStage, progress: Progress) -> None:
     """Say how many requests the whole input is, where that is the goal."""
     if isinstance(stage.rows, InputRows) and progress.target == EVERY:
         count = await stage.rows.counted()

@@ -27,7 +27,7 @@ from engine.recipes.guard import RecipeFault
 from engine.recipes.seeds import keep
 from engine.run.batches.bulk import Bulk
 from engine.run.batches.make import make_bulk, refuse_open_batches
-from engine.run.chain import Following, Stage, link, refuse_stale, run_chain
+from engine.run.chain import Following, OpenStage, link, refuse_stale, run_chain
 from engine.run.display import Guarded
 from engine.run.fleet import Keeper, make_fleet
 from engine.run.inputs import InputRows
@@ -70,7 +70,15 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
     """Run to the target, a stop or a fault; go on where an earlier run in the folder stopped.
 
     A recipe of several stages is a chain of runs that go on together, each over the accepted rows
-    of the one before it: see ``engine.run.chain``.
+    of the one before it: see ``engine.run.chain``. In steps:
+
+    1. ``settle``: recipe, seeds, input rows and settings, without a network.
+    2. Each stage is opened with its store. Servers start here only where they alone know which
+       model they serve, which is part of what a run is.
+    3. Prompts are tried, so that mistakes are told before anything is waited for.
+    4. All other servers start, and the deciding processes.
+    5. Contexts are known now; prompts are tried again, as one may be too long.
+    6. The pipelines run until the target, a stop or a fault.
 
     Raises:
         WoolmillError: a start is impossible. What ends a started run is in ``Result.stop``.
@@ -85,7 +93,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         fetch_encoder(settled.config)
     async with AsyncExitStack() as stack:
         servers = _Servers(stack, display)
-        stages: list[Stage] = []
+        stages: list[OpenStage] = []
         for settled in chain:
             before = stages[-1] if stages else None
             stages.append(await _opened(settled, servers, stack, display, before))
@@ -175,7 +183,7 @@ class _Servers:
         if name in self._keepers:
             self._keepers[name].prepare = lessons.teach
 
-    def spent(self, stages: Sequence[Stage]) -> None:
+    def spent(self, stages: Sequence[OpenStage]) -> None:
         """Book what earlier sessions of the stages used."""
         for pool, _ in self._pools.values():
             used = Spent()
@@ -190,8 +198,8 @@ async def _opened(
     servers: _Servers,
     stack: AsyncExitStack,
     display: Display,
-    before: Stage | None,
-) -> Stage:
+    before: OpenStage | None,
+) -> OpenStage:
     """A stage with its store open, behind the stage ``before``."""
     pool = await servers.of(settled)
     model = served_model(settled.config, pool)
@@ -223,7 +231,7 @@ async def _opened(
     deciding = Deciding(config, tasks, display.note)
     stack.push_async_callback(_surely, deciding.aclose)
     pooled = Pooled(store) if recipe.pooled else None
-    return Stage(
+    return OpenStage(
         settled=settled,
         store=store,
         resume=resume,
@@ -237,7 +245,7 @@ async def _opened(
     )
 
 
-def _check_input(settled: Settled, before: Stage | None, manifest: Manifest) -> None:
+def _check_input(settled: Settled, before: OpenStage | None, manifest: Manifest) -> None:
     """Raises ConfigError where what was asked about earlier is no longer what the input gives.
 
     Before the store is opened, which notes of what input it is: a start that is refused here is
@@ -255,7 +263,7 @@ def _check_input(settled: Settled, before: Stage | None, manifest: Manifest) -> 
             rows.check(earlier, config.samples or 1)
 
 
-async def _ready(stage: Stage) -> None:
+async def _ready(stage: OpenStage) -> None:
     """Learn how long prompts are and may be, and wait until models are loaded."""
     config, backends = stage.settled.config, stage.pool.backends
     known = [b.context_length for b in backends if b.context_length is not None]
@@ -268,7 +276,7 @@ async def _ready(stage: Stage) -> None:
     await stage.deciding.ready()
 
 
-def _say_resent(stage: Stage, display: Display) -> None:
+def _say_resent(stage: OpenStage, display: Display) -> None:
     if in_flight := stage.sent_again:
         keys = ", ".join(request.key[:12] for request in in_flight[:8])
         display.note(

@@ -1,7 +1,9 @@
 """Which request of a plan is next, and how many may be under way: arithmetic, without any waiting.
 
-0 … undecided … answered_below … next_number … end
-decided ▲   to be decided ▲    sent ▲      never sent
+    0 ──────▶ undecided ──────▶ answered_below ──────▶ next_number ──────▶ end
+      decided           answered                sent               not sent
+
+Each mark is the first number that is not so yet.
 """
 
 from __future__ import annotations

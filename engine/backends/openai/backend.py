@@ -101,6 +101,9 @@ class HttpBackend:
         self.dialect = dialect or Dialect()
         self.on_lesson: Callable[[str], None] = lambda what: log.warning("%s: %s", self.name, what)
         """Called with what the dialect learnt, in words."""
+        self._untold: list[str] = []
+        """Lessons of attempts that then failed for another cause, such as a busy host: kept by the
+        dialect, and told with the next answer."""
         self.witness = Witness(lambda what: self.on_lesson(what))
         self.quota: dict[str, str] = {}
         """The latest rate limit headers: ``limit-requests`` and the like."""
@@ -308,7 +311,8 @@ class HttpBackend:
             api, body = self._spoken(prompts, wants_stream)
             answer = await self._answer(body, api, len(prompts), began)
             if isinstance(answer, Reply):
-                for lesson in lessons:
+                told, self._untold = [*self._untold, *lessons], []
+                for lesson in told:
                     self.on_lesson(lesson)
                 return self._outcomes(answer, prompts, api, body, began)
             verdict, text = answer
@@ -322,6 +326,8 @@ class HttpBackend:
             lessons.append(learnt)
         if lessons and verdict.kind == "settings":
             self.dialect.restore(before)  # they did not help: something else is refused
+        else:
+            self._untold += lessons
         raise Failure(verdict)
 
     def _spoken(self, prompts: Sequence[Prompt], wants_stream: bool) -> tuple[Api, dict[str, Any]]:

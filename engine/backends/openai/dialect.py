@@ -147,7 +147,9 @@ class Dialect:
             self._only_streams = True
             return "it answers by streams only"
         named = [name for name in verdict.parameters if name in body]
-        for name in named or WORD.findall(text.lower()):
+        for said in named or WORD.findall(text.lower()):
+            # Some name only what they want: "use max_completion_tokens".
+            name = RENAMED[0] if said == RENAMED[1] and said not in body else said
             if name not in body or name in self._answered:
                 continue
             if name == RENAMED[0] and not self._renamed:

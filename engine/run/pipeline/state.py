@@ -29,7 +29,9 @@ class RunState:
     """Batches of decisions that wait for their commit."""
 
     def needed(self) -> int:
-        """How many answers, from the first undecided request on, the yield so far calls for."""
+        """How many answers the yield so far calls for, counted from the first undecided request and
+        not from what was sent.
+        """
         progress, pace = self.progress, self.pace
         missing = progress.target - progress.accepted
         needed = math.ceil(missing / progress.records_per_answer)

@@ -11,6 +11,7 @@ import httpx
 import orjson
 import pytest
 
+from engine.backends.base import Failure
 from engine.backends.constraint import WATCHED, Witness, schema_of
 from engine.backends.openai.backend import HttpBackend
 from engine.backends.openai.dialect import Dialect
@@ -100,6 +101,35 @@ async def test_a_begun_answer_is_gone_on_with(owner: str, told: bool) -> None:
     fields = {"continue_final_message", "add_generation_prompt"}
     assert (begun.keys() & fields == fields) is told
     assert not other.keys() & fields
+
+
+class Busy(Host):
+    """The first request whose fields it takes meets a host that is busy."""
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        answer = super().__call__(request)
+        if answer.status_code == 200 and len(self.bodies) == len(self.refused) + 1:
+            return httpx.Response(503, json={"error": {"message": "overloaded"}})
+        return answer
+
+
+@pytest.mark.anyio
+async def test_what_was_learnt_before_a_refusal_for_load_is_told_with_the_next_answer() -> None:
+    host = Busy(refused=["top_k"])
+    backend = HttpBackend("http://localhost", stream=False, transport=httpx.MockTransport(host))
+    said: list[str] = []
+    backend.on_lesson = said.append
+    await backend.start()
+    with pytest.raises(Failure) as refused:
+        await backend.complete([prompt(**EXTRA)])
+    assert refused.value.verdict.kind == "throttled"
+    assert said == []
+    for _ in range(2):
+        (answer,) = await backend.complete([prompt(**EXTRA)])
+        assert isinstance(answer, Completion)
+        assert len(said) == 1
+        assert "does not take top_k" in said[0]
+    assert [("top_k" in body) for body in host.bodies] == [True, False, False, False]
 
 
 @pytest.mark.anyio

@@ -57,6 +57,7 @@ NEW = {"max_tokens": "max_completion_tokens"}
 LESSONS: list[tuple[str, int, Any, dict[str, Any]]] = [
     ("OpenAI, a name", 400, openai("Unsupported parameter: 'max_tokens' is not supported with this"
      " model. Use 'max_completion_tokens' instead.", "max_tokens", "unsupported_parameter"), NEW),
+    ("the new name alone", 400, openai("This model needs max_completion_tokens."), NEW),
     ("OpenAI, a value", 400, openai("Unsupported value: 'temperature' does not support 1 with this"
      " model.", "temperature", "unsupported_value"), {"left_out": ["temperature"]}),
     ("OpenAI, a field", 400, openai("Unsupported parameter: 'stop' is not supported with this"

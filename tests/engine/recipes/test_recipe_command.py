@@ -150,11 +150,12 @@ def test_preview_shows_prompts_and_asks_nobody(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generate_module, "make_backends", None)
     flags = ("--rows", files[1], "--set", "kind=long", "-n", "2", "--max-tokens", "77")
-    status, out, err = woolmill(capsys, "preview", files[0], *flags)
+    cold = ("--temperature", "0")
+    status, out, err = woolmill(capsys, "preview", files[0], *flags, *cold)
     assert status == 0, err
     assert out.count("━━ request") == 2
     assert "── system\nAsk a long question.\n── user\nAbout topic 0.\n── sampling\n" in out
-    assert '"max_tokens": 77' in out
+    assert '"max_tokens": 77, "temperature": 0.0, ' in out
     assert "response_format" in out
     assert "── answer" not in out
     assert not (tmp_path / "runs").exists()
