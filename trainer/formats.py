@@ -56,9 +56,11 @@ _DESCRIBES = frozenset(_INDEXES) | frozenset(
     " updated_at date timestamp model model_name generator teacher num_turns turns_count"
     " num_tokens token_count length difficulty quality score scores hash sha256 md5 meta metadata"
     " is_classification demonstrations most_similar_instructions most_similar max_similarity"
-    " avg_similarity_score parallel_tool_calls".split()
+    " avg_similarity_score parallel_tool_calls"
+    " woolmill_id woolmill_model row sample lineage".split()
 )
-"""Columns that describe a row and say nothing that a model would be shown or taught."""
+"""Columns that describe a row and say nothing that a model would be shown or taught; the last are
+those of the engine's exports."""
 
 _TURN_DESCRIBES = frozenset("id message_id created created_at timestamp model tokens".split())
 """The same of one turn."""

@@ -18,7 +18,8 @@ USUAL = (
     "instruction", "messages", "conversations", "prompt", "question", "query", "problem",
     "text", "input",
 )  # fmt: skip
-"""Fields that are compared where none is named: the first that a dataset's first row has."""
+"""Fields that are compared where none is named: the first that a dataset's first row has, and an
+instruction's input with it, since the same instruction may be given about other things."""
 USERS = ("user", "human")
 """What chats call the one who asks: OpenAI's and ShareGPT's word."""
 
@@ -36,7 +37,12 @@ class Compared:
 
         Raises InputError where a field is missing, or is neither text nor a chat.
         """
-        texts = [_text(row, field) for field in self.fields]
+        first, *others = self.fields
+        texts = [_text(row, first)]
+        if not self.chosen:
+            texts += [_text(row, field) for field in others]
+        elif texts[0] and not texts[0].isspace():  # what goes with it may be there or not
+            texts += [_text(row, field) for field in others if field in row.values]
         return "\n".join(text for text in texts if text and not text.isspace())
 
     def __str__(self) -> str:
@@ -56,6 +62,8 @@ def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
             f"{row.path}:{row.line}: none of the fields is one that is usually compared (there is "
             f"no field 'instruction' or the like; there are: {names}); name one with --field"
         )
+    if usual == "instruction" and isinstance(row.values.get("input"), str):
+        return Compared(("instruction", "input"), chosen=True)
     return Compared((usual,), chosen=True)
 
 

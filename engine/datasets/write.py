@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,8 +120,12 @@ def _dumps(row: Row, path: Path) -> bytes:
             return text
     except TypeError:  # an integer beyond 64 bits, a lone surrogate, or a type JSON has not
         pass
+    write = partial(json.dumps, row.values, default=_as_text, separators=(",", ":"))
     try:
-        return json.dumps(row.values, default=_as_text).encode()
+        try:
+            return write(ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            return write().encode()
     except TypeError as exc:
         raise OutputError(
             f"{path}: row {row.line} of {row.path} is none that JSON can hold ({exc}); "

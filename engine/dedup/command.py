@@ -132,6 +132,8 @@ def dedup(
     woolmill dedup data.parquet -o clean.parquet --against benchmark.jsonl --no-semantic
     woolmill dedup data.jsonl --explain
     """
+    if explain and (output or decisions or against):
+        raise UsageError("--explain decides nothing: leave out -o, --decisions and --against")
     if output is None and decisions is None and not explain:
         raise UsageError("nothing to write: give -o, --decisions, or --explain")
     written = [path for path in (output, decisions) if path is not None and not explain]
@@ -141,7 +143,7 @@ def dedup(
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
     bad = None if on_bad_row == "stop" else _BadRows()
     if language == "auto":
-        chosen = language_of_rows(dataset, fields, None if bad is None else lambda _: None)
+        chosen = language_of_rows(dataset, fields, _refuse if bad is None else lambda _: None)
     else:
         chosen = _known(language)
     how = _Measures(**measures)
@@ -151,7 +153,7 @@ def dedup(
         encoder = how.encoder()
     if explain:
         rouge = None if how.no_rouge else threshold
-        explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad)
+        explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad or _refuse)
         return
     cascade = Cascade(
         rouge_threshold=None if how.no_rouge else threshold,
@@ -166,11 +168,16 @@ def dedup(
         summary.cut = ""
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
-    _decide(cascade, Dataset(dataset, skip=bad), fields, output, decisions, summary, bad)
+    rows = Dataset(dataset, skip=bad or _refuse)
+    _decide(cascade, rows, fields, output, decisions, summary, bad)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
     summary.bad_rows = 0 if bad is None else bad.count
     click.echo(summary)
+
+
+def _refuse(wrong: InputError) -> None:
+    raise InputError(f"{wrong}; --on-bad-row skip leaves such rows out") from wrong
 
 
 class _BadRows:
@@ -188,7 +195,7 @@ class _BadRows:
             self.log({"index": None, "accepted": False, "reason": "bad_row", "error": str(wrong)})
 
 
-def language_of_rows(path: Path, fields: tuple[str, ...], skip: Skip | None) -> str:
+def language_of_rows(path: Path, fields: tuple[str, ...], skip: Skip) -> str:
     """What a dataset is written in, by an even draw of its rows (Vitter's algorithm R): the first
     ones may be of another language than the rest.
     """
@@ -225,7 +232,7 @@ def _decide(
         if log is not None and bad is not None:
             bad.log = lambda values: log(Row(dataset.path, 0, values))
         keep = None
-        for rows, texts, compared in batches(dataset, fields, skip=bad):
+        for rows, texts, compared in batches(dataset, fields, skip=bad or _refuse):
             summary.compared = compared
             if keep is None and output is not None:
                 keep = stack.enter_context(writer(output, dataset.form, dataset.path))
@@ -255,6 +262,7 @@ def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> d
     nearest = None if judgement is None else judgement.nearest
     decision: dict[str, Any] = {
         "index": index,
+        "line": row.line,
         "id": row.values.get("id"),
         "text": text,
         "accepted": judgement is None or judgement.accepted,
@@ -262,7 +270,11 @@ def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> d
         "nearest_index": None,
         "nearest_text": None if nearest is None else nearest.text,
         "score": None if nearest is None else nearest.score,
+        "nearest_cosine": None,
     }
+    meaning = None if judgement is None else judgement.nearest_meaning
+    if meaning is not None:
+        decision["nearest_cosine"] = meaning.score
     if judgement is None:
         decision["compared"] = False
     if nearest is not None:
@@ -309,6 +321,8 @@ class _Summary:
         self.is_past_neighbours = False
         """Rows were accepted of which the nearest is not known."""
         self._empty = self._wordless = self._unreadable = 0
+        self._by_references: Counter[str] = Counter()
+        """Rows refused for one of a file of ``--against``."""
         self.bad_rows = 0
         """Left out, as they could not be read."""
         self._near: dict[tuple[str, bool], list[tuple[float, float, str, str]]] = {}
@@ -321,6 +335,10 @@ class _Summary:
             self._reasons["accepted"] += 1
             return
         self._reasons[judgement.reason or "accepted"] += 1
+        if not judgement.accepted and judgement.nearest is not None:
+            kind, _, place = judgement.nearest.source.partition(":")
+            if kind == "against":
+                self._by_references[place.rpartition(":")[0]] += 1
         self._wordless += not has_tokens(text, self._language)
         self._unreadable += judgement.unreadable
         nearest = judgement.nearest
@@ -356,6 +374,10 @@ class _Summary:
             f"{count:>9,}  {reason}"
             for reason, count in self._reasons.most_common()
             if reason != "accepted"
+        ]
+        lines += [
+            f"{count:>9,}  of these for a row of {path}"
+            for path, count in sorted(self._by_references.items())
         ]
         if self.bad_rows:
             lines.append(f"{self.bad_rows:>9,}  left out besides: no rows that can be read")

@@ -117,6 +117,10 @@ def question_of(row: Record) -> str:
     for name in QUESTIONS:
         if isinstance(text := row.get(name), str) and text.strip():
             return text
+    for name in QUESTIONS:
+        if name in row:
+            blank = row[name] is None or isinstance(row[name], str)
+            raise RecipeFault(f"the row's {name} is {'blank' if blank else 'not text'}")
     raise RecipeFault(
         f"the row has none of messages, {', '.join(QUESTIONS)}; name the column so, it has "
         f"{', '.join(row) or 'nothing'}"

@@ -86,8 +86,9 @@ class InputRows:
             if row != answer.row:
                 what = "is not there any more" if row is None else "is another one now"
                 raise ConfigError(
-                    f"{self.path}: row {number + 1}, which the run has asked about, {what}; resume "
-                    "with the same rows, or start a new run"
+                    f"{self.path}: row {number} (the first is 0), which the run has asked about, "
+                    f"{what}; resume with the same rows, or start a new run. Where it failed: "
+                    f"woolmill redecide {store.folder} --drop-failed, and then the same command"
                 )
 
 

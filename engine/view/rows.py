@@ -238,12 +238,12 @@ class Rows:
         }
 
     def _place(self, answer: Answer) -> str | None:
-        """Which input row was asked about, and which of its samples it is."""
+        """Which input row was asked about, and which of its samples; from 0, as in exports."""
         if answer.row is None:
             return None
         number, sample = divmod(answer.index, self._samples)
-        which = f", sample {sample + 1} of {self._samples}" if self._samples > 1 else ""
-        return f"input row {number + 1}{which}"
+        which = f", sample {sample} of 0 to {self._samples - 1}" if self._samples > 1 else ""
+        return f"input row {number}{which}"
 
     def _prompt(self, answer: Answer, settings: Mapping[str, Any]) -> str | None:
         """The store keeps what a prompt was made of; the prompt follows from it."""

@@ -468,7 +468,7 @@ def test_a_row_shows_its_input_and_its_thoughts(mapped: Path) -> None:
     assert dict(told["fields"])["tags"] == "[]"
     assert dict(told["fields"])["source"].startswith('{"page": 3')
     assert dict(told["input"]) == {"topic": "topic 1", "extra": '{"n": 1}'}
-    assert told["place"] == "input row 2, sample 2 of 2"
+    assert told["place"] == "input row 1, sample 1 of 0 to 1"
     assert told["reasoning"] == "about 3"
     assert told["prompt"] == "system: You write quizzes.\n\nuser: Ask about topic 1, take 3."
     assert brief["text"].startswith("What means")
@@ -495,7 +495,14 @@ def test_the_browser_shows_a_row_of_any_fields(hostile: Path, chromium: Chromium
         seen = chromium.open(f"{page.link}#3.0")
     assert not seen.console
     dom = seen.dom
-    for title in ("question", "answer", "score", "tags", "source", "input row 2, sample 2 of 2"):
+    for title in (
+        "question",
+        "answer",
+        "score",
+        "tags",
+        "source",
+        "input row 1, sample 1 of 0 to 1",
+    ):
         assert f"<h2>{title}</h2>" in dom
     for fold in ("topic", "extra", "raw answer", "prompt"):
         assert f"<summary>{fold}</summary>" in dom

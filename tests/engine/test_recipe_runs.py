@@ -144,7 +144,8 @@ async def test_a_changed_row_is_refused_by_its_number(tmp_path: Path) -> None:
     lines[4] = json.dumps({"id": 4, "topic": "another"})
     rows.write_text("\n".join(lines) + "\n")
     with pytest.raises(
-        ConfigError, match="row 5, which the run has asked about, is another one now"
+        ConfigError,
+        match=r"row 4 \(the first is 0\), which the run has asked about, is another one now",
     ):
         await ran(tmp_path / "run", recipe=recipe, rows=rows, target=20)
 
@@ -153,7 +154,10 @@ async def test_a_row_that_is_gone_is_named(tmp_path: Path) -> None:
     recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 10)
     await ran(tmp_path / "run", recipe=recipe, rows=rows)
     rows.write_text("\n".join(rows.read_text().splitlines()[:7]) + "\n")
-    with pytest.raises(ConfigError, match="row 8, which the run has asked about, is not there any"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row 7 \(the first is 0\), which the run has asked about, is not there any",
+    ):
         await ran(tmp_path / "run", recipe=recipe, rows=rows)
 
 

@@ -141,7 +141,7 @@ def test_an_arrow_stream_stays_one(tmp_path: Path) -> None:
     copied(source, tmp_path / "out.parquet")
     assert pq.read_schema(tmp_path / "out.parquet").equals(schema)
     assert copied(tmp_path / "out.arrow", tmp_path / "o.jsonl") == (
-        b'{"instruction": "a", "day": null, "b": null}\n'
+        b'{"instruction":"a","day":null,"b":null}\n'
     )
     with pa.ipc.new_stream(source, schema) as stream:
         stream.write_table(pa.Table.from_pylist([{"instruction": "a", "b": b"x"}], schema))

@@ -62,18 +62,20 @@ def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == ["1", str(2**70), "None"]
     decisions = lines(tmp_path / "why.jsonl")
-    assert [list(decision)[:8] for decision in decisions] == [
-        ["index", "id", "text", "accepted", "reason", "nearest_index", "nearest_text", "score"]
+    assert [" ".join(decision) for decision in decisions] == [
+        "index line id text accepted reason nearest_index nearest_text score nearest_cosine"
     ] * 5
     assert decisions[1] == {
         "index": 1,
+        "line": 2,
         "id": str(ROWS[1]["id"]),
-        "text": ROWS[1]["instruction"],
+        "text": "name three primary colours\nx",
         "accepted": False,
         "reason": "duplicate_rouge",
         "nearest_index": 0,
         "nearest_text": "Name three primary colours.",
-        "score": 1.0,
+        "score": pytest.approx(8 / 9),
+        "nearest_cosine": None,
     }
     assert [d["reason"] for d in decisions] == [
         None,
@@ -316,7 +318,48 @@ def test_language_is_that_of_rows_all_over_the_dataset(
     texts = ["Name a colour."] * 60 + ["说出一种颜色。"] * 600
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join(orjson.dumps({"instruction": text}) for text in texts))
-    assert tool.language_of_rows(path, (), None) == "zh"
+    assert tool.language_of_rows(path, (), print) == "zh"
+
+
+def test_what_an_instruction_is_about_counts_where_rows_say_it(tmp_path: Path) -> None:
+    """Alpaca's rows give the same instruction about other things; some have no input at all."""
+    rows = [
+        {"instruction": "Translate the sentence.", "input": "Guten Tag"},
+        {"instruction": "Translate the sentence.", "input": "Auf Wiedersehen bis morgen"},
+        {"instruction": "Translate the sentence."},
+        {"instruction": "Translate the sentence.", "input": "Guten Tag"},
+    ]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    out = tmp_path / "out.jsonl"
+    said = dedup(tmp_path / "in.jsonl", "-o", out, "--rouge-threshold", "0.8").output
+    assert lines(out) == rows[:3]
+    assert "compared by instruction and input;" in said
+
+
+def test_decisions_are_written_in_one_way_whatever_they_hold(tmp_path: Path) -> None:
+    """So that they can be searched: no escapes, no blanks, with null in them or without."""
+    texts = ["描述一下秋天。", "描述一下秋天。"]
+    rows = [{"instruction": text, "id": "q"} for text in texts]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    dedup(tmp_path / "in.jsonl", "--decisions", tmp_path / "why.jsonl")
+    first, second = (tmp_path / "why.jsonl").read_text().splitlines()
+    for line, accepted in ((first, "true"), (second, "false")):
+        assert f'"id":"q","text":"描述一下秋天。","accepted":{accepted},' in line
+
+
+def test_a_row_that_stops_it_names_the_way_on_and_rows_of_references_are_counted(
+    dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bench.jsonl").write_text('{"instruction": "Name three primary colours!"}')
+    against = ("--against", tmp_path / "bench.jsonl")
+    said = dedup(dataset, "-o", tmp_path / "out.jsonl", *against).output
+    assert f"2  of these for a row of {tmp_path / 'bench.jsonl'}\n" in said
+    with pytest.raises(UsageError, match="--explain decides nothing"):
+        dedup(dataset, "--explain", *against)
+    with dataset.open("a") as file:
+        file.write('\n{"instruction": ')
+    with pytest.raises(InputError, match=r"in.jsonl:6: not JSON.*; --on-bad-row skip leaves"):
+        dedup(dataset, "-o", tmp_path / "other.jsonl")
 
 
 def test_other_failures_are_one_line_too(dataset: Path, tmp_path: Path) -> None:
@@ -361,7 +404,7 @@ def test_explain_shows_pairs_by_score(dataset: Path) -> None:
     """Each band says how many rows have their nearest there, and shows some."""
     output = dedup(dataset, "--explain").output
     assert "ROUGE-L" in output
-    assert "1.00: 2 rows" in output
+    assert "1.00: 1 rows" in output
     assert "Name three primary  COLOURS." in output
 
 

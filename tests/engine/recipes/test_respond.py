@@ -72,7 +72,8 @@ def test_the_system_turn_of_a_row_comes_before_the_option() -> None:
     ("row", "words"),
     [
         ({"text": "x"}, "none of messages, instruction"),
-        ({"instruction": "  "}, "none of messages, instruction"),
+        ({"instruction": "  "}, "the row's instruction is blank"),
+        ({"question": 3}, "the row's question is not text"),
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, "no turn of the user"),
         ({"messages": ["Hi"]}, "there are system, user and assistant"),
         ({"messages": [{"role": "tool", "content": "4"}]}, "'tool'"),
