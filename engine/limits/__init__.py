@@ -7,10 +7,12 @@ pool                  hands out slots (``Lease``) over all endpoints, hears what
  └─ endpoint          what one endpoint has room for; its breaker, its pauses
      ├─ history       why a limit is where it is, change by change
      ├─ controller    what is asked of a limit; one that is given
-     ├─ finder        one that is found, from what the answers tell
-     │   ├─ chance    tells refusals by chance from those of a limit
-     │   ├─ clock     tells refusals of a rate limit from those of a limit in flight
-     │   └─ pace      where refusals follow the clock: so many a second
+     ├─ finder        one that is found: the least that three witnesses allow
+     │   ├─ refusals  the number at which the server refused
+     │   │   ├─ chance  tells refusals by chance from those of a limit
+     │   │   └─ rate    where refusals follow the clock: so many a second
+     │   ├─ goodput   the number beyond which there are no more tokens a second
+     │   └─ gauges    the queue that the server shows
      └─ quota         requests and tokens a minute that are known, money
 """
 

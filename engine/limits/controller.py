@@ -25,6 +25,11 @@ class Ticket:
     at_s: float
     area: float
     in_flight: int
+    """Itself included."""
+    number: int = 0
+    """Which one it is of all that went out, counted from one."""
+    refused: int = 0
+    """How many had been refused by then."""
 
 
 class Controller(Protocol):
@@ -34,10 +39,12 @@ class Controller(Protocol):
     ``fail`` when it ends.
     """
 
-    paused_until_s: float
-    """The server wants silence until then."""
     history: History
     """How the limit came to be what it is."""
+
+    @property
+    def paused_until_s(self) -> float:
+        """The server wants silence until then."""
 
     def limit(self, now_s: float) -> float:
         """How many may be in flight."""
@@ -80,7 +87,7 @@ class Fixed:
         self.paused_until_s = 0.0
         self.history = History(Witness.SETTINGS, "")
         self._most = most
-        self._in_flight = 0
+        self._in_flight = self._sent = 0
         self._chance = Chance()
         self._paused_s: float | None = None
         self._answered = True
@@ -97,22 +104,20 @@ class Fixed:
 
     def admit(self, now_s: float) -> Ticket:
         self._in_flight += 1
-        self._chance.sent()
-        return Ticket(now_s, 0.0, self._in_flight)
+        self._sent += 1
+        return Ticket(now_s, 0.0, self._in_flight, self._sent)
 
     def fail(self, now_s: float) -> None:
         self._in_flight -= 1
 
     def complete(self, ticket: Ticket, now_s: float, tokens: int) -> None:
         self.fail(now_s)
-        self._chance.answered(self._most)
         if self._paused_s is None or ticket.at_s >= self._paused_s:
             self._answered = True
 
     def refuse(self, ticket: Ticket, now_s: float, retry_after_s: float | None) -> None:
         self.fail(now_s)
-        self._chance.refused(self._most)
-        proof = self._chance.proof()
+        proof = self._chance.refused(ticket.number)
         self._chance.excuse(proof)  # the number is not ours to lower
         if not proof and not concerns_all(self._in_flight, retry_after_s):
             return

@@ -353,7 +353,7 @@ def test_a_row_that_stops_it_names_the_way_on_and_rows_of_references_are_counted
     (tmp_path / "bench.jsonl").write_text('{"instruction": "Name three primary colours!"}')
     against = ("--against", tmp_path / "bench.jsonl")
     said = dedup(dataset, "-o", tmp_path / "out.jsonl", *against).output
-    assert f"2  of these for a row of {tmp_path / 'bench.jsonl'}\n" in said
+    assert f"3  of these for a row of {tmp_path / 'bench.jsonl'}\n" in said
     with pytest.raises(UsageError, match="--explain decides nothing"):
         dedup(dataset, "--explain", *against)
     with dataset.open("a") as file:

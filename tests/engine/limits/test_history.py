@@ -117,7 +117,7 @@ async def test_changes_are_events_and_stay_with_the_run(
     await go(400)
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     told = [event for event in events if event["event"] == "limit"]
-    assert [(event["old"], event["new"], event["who"]) for event in told][:1] == [(4, 8, "start")]
+    assert [(event["old"], event["new"], event["who"]) for event in told][:1] == [(4, 8, "goodput")]
     with RunReader(folder) as reader:
         kept = reader.limits()
     assert kept[: len(told)] == [
