@@ -117,6 +117,10 @@ class BackendError(WoolmillError):
     """One request failed. Raised by backends only; ``engine.run.deliver`` decides what follows."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while a run was starting."""
+
+
 def first_known(exc: BaseException) -> WoolmillError | None:
     """The error of ours that ``exc`` is, or the first of those in a group; None: there is none."""
     if isinstance(exc, WoolmillError):

@@ -8,6 +8,7 @@ it is one event, the last line on standard error.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -44,7 +45,9 @@ REASONS = 6
 
 INTERRUPTED = 130
 """What a shell reports of a program ended by Ctrl-C: 128 and the number of SIGINT, 2."""
-MAY_PASS = (UnavailableError.exit_code, StoppedError.exit_code, INTERRUPTED)
+TERMINATED = 143
+"""The same of SIGTERM, 15."""
+MAY_PASS = (UnavailableError.exit_code, StoppedError.exit_code, INTERRUPTED, TERMINATED)
 """Statuses of a start that failed, after which the same command may do better."""
 
 
@@ -81,7 +84,7 @@ class Ended:
         if stop.error or self.failed:
             return str(stop.error or self.failed)
         if not stop.reached:
-            return "stopped by Ctrl-C" if stop.signum == 2 else "stopped by a signal"
+            return stopped_by(stop.signum)
         failed = self.failed_requests
         return f"done; {counted(failed, 'request')} failed permanently" if failed else "done"
 
@@ -181,12 +184,19 @@ def say(ended: Ended, *, as_json: bool) -> None:
         click.echo(f"{verb} with: {ended.resume}", err=True)
 
 
+def stopped_by(signum: int | None) -> str:
+    """Why, of what a run or its start was ended by; None: whoever started it."""
+    if signum is None:
+        return "stopped"
+    return "stopped by Ctrl-C" if signum == 2 else f"stopped by {signal.Signals(signum).name}"
+
+
 def say_failure(error: BaseException) -> int:
     """Say in one event why no run began, and return its status."""
     status, known = status_of(error)
     fields: dict[str, Any] = {"status": status, "reason": str(known or error)}
-    if known is None and status == INTERRUPTED:
-        fields["reason"] = "stopped by Ctrl-C"
+    if known is None and status in (INTERRUPTED, TERMINATED):
+        fields["reason"] = stopped_by(status - 128)
     elif known is None:
         fields["traceback"] = "".join(traceback.format_exception(error))
     fields |= dict.fromkeys(("accepted", "target", "cost", "dataset"))

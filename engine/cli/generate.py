@@ -56,10 +56,12 @@ def _run(config: RunConfig) -> Ended:
     import anyio
 
     from engine.run.generate import generate as run
+    from engine.run.signals import until_listening
 
     uvloop = {"use_uvloop": sys.platform != "win32"}
     with ExitStack() as stack:
         display = display_of(config, stack)
+        stack.enter_context(until_listening())
         result = anyio.run(run, config, display, backend_options=uvloop)
     return finish(result, config)
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from engine.errors import InternalError, UsageError, WoolmillError, first_known
+from engine.errors import InternalError, Terminated, UsageError, WoolmillError, first_known
 from engine.screen import sturdy_streams
 
 __all__ = ["cli", "main", "say_error", "status_of"]
@@ -160,13 +160,15 @@ def status_of(exc: BaseException) -> tuple[int, WoolmillError | None]:
     """The exit code of what ended a command, and the error of ours that it is, if it is one."""
     if (known := first_known(exc)) is not None:
         return known.exit_code, known
-    interrupted = isinstance(exc, click.Abort) or _follows_interrupt(exc)
+    if _follows(exc, Terminated):
+        return 143, None
+    interrupted = isinstance(exc, click.Abort) or _follows(exc, KeyboardInterrupt)
     return 130 if interrupted else BUG, None
 
 
-def _follows_interrupt(exc: BaseException | None) -> bool:
-    """Whether Ctrl-C came first: within uvloop's own closing it makes that fail in turn."""
-    while exc is not None and not isinstance(exc, KeyboardInterrupt):
+def _follows(exc: BaseException | None, signal: type[KeyboardInterrupt]) -> bool:
+    """Whether a signal came first: within uvloop's own closing it makes that fail in turn."""
+    while exc is not None and not isinstance(exc, signal):
         exc = exc.__context__
     return exc is not None
 

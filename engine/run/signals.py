@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
 
+from engine.errors import Terminated
 from engine.run.progress import Stop
 
-__all__ = ["Stoppable", "listen"]
+__all__ = ["Stoppable", "listen", "until_listening"]
 
 
 class Stoppable(Protocol):
@@ -22,6 +25,26 @@ class Stoppable(Protocol):
     def halt_by_signal(self, signum: signal.Signals) -> None: ...
     def leave(self) -> None: ...
     def say_state(self, cause: str) -> None: ...
+
+
+@contextmanager
+def until_listening() -> Iterator[None]:
+    """SIGTERM ends a start as Ctrl-C does, in order, and raises Terminated; it would end the
+    process without a word. A run that listens hears it itself. A second one ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def listen(

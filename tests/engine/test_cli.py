@@ -56,6 +56,35 @@ def test_a_mistyped_flag_is_told_with_the_nearest_one(
     assert f"No such option '{typed}'. Did you mean '{meant}'?" in err
 
 
+ENDED = {"json": '"status": 143, "reason": "stopped by SIGTERM"', "text": ""}
+
+
+@pytest.mark.parametrize(("format", "told"), ENDED.items(), ids=ENDED)
+def test_sigterm_while_it_waits_for_a_server_ends_in_order(
+    tmp_path: Path, format: str, told: str
+) -> None:
+    """Also where a shell started it in the background, which ignores SIGINT."""
+    words = ["--base-url", "http://127.0.0.1:9/v1", "--wait-for-server", "60", "--no-semantic"]
+    command = [sys.executable, "-m", "engine", "generate", *words, "--log-format", format]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Waiting up to" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 143
+    assert told in rest
+    assert "Traceback" not in rest
+
+
 def test_generate_export_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The main job: records, datasets in three formats, and figures that add up."""
     run = tmp_path / "run"
