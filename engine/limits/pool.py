@@ -424,12 +424,7 @@ class Pool:
         """Why waiting longer is of no use, if it is not."""
         settings = self.settings
         if not self._spending.fits(tokens) and self.in_flight == 0:
-            return StoppedError(
-                "the budget has no room for another request: "
-                f"{self._spending.tokens:,} tokens and {self._spending.cost:.4g} were spent, and "
-                f"the next one may take {tokens:,} tokens; raise "
-                "--max-tokens-total or --max-cost, then resume"
-            )
+            return StoppedError(self._spending.short_of(tokens))
         if self._down_since_s is not None and now_s - self._down_since_s >= settings.max_outage_s:
             return UnavailableError(
                 f"no endpoint has answered for {settings.max_outage_s:g} s "

@@ -120,6 +120,25 @@ class Spending:
         dear = (live + batched * self._batch_price) * self._prices.dearest
         return self.cost + dear <= self._max_cost
 
+    def short_of(self, tokens: int | None = None) -> str:
+        """Why there is no room for another request of so many tokens, or for a batch, and what to
+        do about it.
+        """
+        most_tokens, most_cost, needs = self._max_tokens, self._max_cost, tokens or 0
+        if most_tokens is not None and (most_cost is None or self.tokens + needs > most_tokens):
+            spent, flag = f"{self.tokens:,} of {most_tokens:,} tokens", "--max-tokens-total"
+            next_takes = f"{needs:,} tokens"
+        else:
+            spent, flag = f"{self.cost:.4g} of {most_cost:g}", "--max-cost"
+            next_takes = f"{needs * self._prices.dearest:.4g}"
+        what, may_take = "batch", ""
+        if tokens is not None:
+            what, may_take = "request", f", and the next may take {next_takes}"
+        return (
+            f"the budget has no room for another {what}: {spent} are spent{may_take}; raise {flag},"
+            " then resume"
+        )
+
     def reserve(self, tokens: int, *, batch: bool = False) -> None:
         if batch:
             self._reserved_in_batches += tokens

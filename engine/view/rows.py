@@ -37,6 +37,7 @@ COUNTED = 10_000
 """Matches are counted up to here."""
 MAX_WORDS = 20
 NEWEST = 2**62
+NUMBERED = re.compile(r"(\d{1,15})\.(\d{1,9})")
 SHORT = 400
 """Characters of a text in a list."""
 ONE_LINE = 80
@@ -118,6 +119,7 @@ class Rows:
 
         Args:
             words: each is a whole word, the last one may be the beginning of one; empty: all rows.
+                A row's own number, as ``12.0``, finds that row.
             status: ``accepted``, ``refused`` or ``all``.
             reason: refused for this only.
             before: the ``next`` of the page before.
@@ -131,13 +133,17 @@ class Rows:
             parts.append("reason = ?")
         match = _match(words)
         source = "row"
-        if match is not None:
+        number = self._number(words)
+        if number:
+            parts.append("request = ? AND position = ?")
+        elif match is not None:
             parts.append("text MATCH ?")
             # CROSS: the words first, or SQLite tries them on one row after the other.
             source = "text CROSS JOIN row ON row.id = text.rowid"
         elif words.strip():
             return {"rows": [], "matches": 0, "next": None}
-        values: list[Any] = [*([reason] if reason else []), *([match] if match else [])]
+        sought = number or ([match] if match else [])
+        values: list[Any] = [*([reason] if reason else []), *sought]
         condition = " AND ".join(parts)
         with self._lock:
             found = self._index.execute(
@@ -158,6 +164,17 @@ class Rows:
             "matches": matches,
             "next": found[PAGE - 1][0] if len(found) > PAGE else None,
         }
+
+    def _number(self, words: str) -> list[Any]:
+        """The request and position that words name, where there is such a row."""
+        if (named := NUMBERED.fullmatch(words.strip())) is None:
+            return []
+        place = [int(named[1]), int(named[2])]
+        with self._lock:
+            found = self._index.execute(
+                "SELECT 1 FROM row WHERE request = ? AND position = ?", place
+            ).fetchone()
+        return place if found else []
 
     def _brief(self, run: RunReader, decision: Decision) -> dict[str, Any]:
         alpaca = self._shape.alpaca

@@ -159,6 +159,13 @@ def test_words_and_filters_narrow(rows: Rows) -> None:
     assert rows.find("picture", status="accepted")["matches"] == 0
 
 
+def test_a_row_is_found_by_its_number(rows: Rows) -> None:
+    """Where there is one; a number in a text is a word."""
+    named = rows.find("")["rows"][3]["id"]
+    assert [row["id"] for row in rows.find(f" {named} ")["rows"]] == [named]
+    assert rows.find("999999.0")["matches"] == 0
+
+
 @pytest.mark.parametrize(
     "words",
     ['"', "a OR", "NEAR(a b)", "*", "instruction:x", "'; DROP TABLE row; --", "-x", "\ud800"],

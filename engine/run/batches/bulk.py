@@ -341,8 +341,4 @@ def _how_many(desk: Desk, rows: Sequence[BatchRow]) -> str:
 
 
 def _out_of_budget(desk: Desk) -> StoppedError:
-    spending = desk.pool.spending
-    return StoppedError(
-        f"the budget has no room for another batch: {spending.tokens:,} tokens and "
-        f"{spending.cost:.4g} were spent; raise --max-tokens-total or --max-cost, then resume"
-    )
+    return StoppedError(desk.pool.spending.short_of())

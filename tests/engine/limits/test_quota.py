@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +96,15 @@ def test_fault_115_the_budget_is_never_passed(
             open_calls = []
         assert spending.tokens <= cap
         assert spending.cost <= cap * 2e-6 * (1 + 1e-9)
+
+
+def test_a_budget_that_has_no_room_names_the_bound_that_binds() -> None:
+    """Of two the one that is in the way, in its own unit."""
+    spending = partial(Spending, prices=Prices(prompt=1.0, completion=2.0))
+    short = spending(max_tokens=1_000).short_of(2_000)
+    assert "0 of 1,000 tokens are spent, and the next may take 2,000 tokens; raise" in short
+    assert short.endswith("raise --max-tokens-total, then resume")
+    short = spending(max_cost=0.003).short_of(2_000)
+    assert "0 of 0.003 are spent, and the next may take 0.004; raise --max-cost," in short
+    assert "raise --max-cost," in spending(max_tokens=9_000, max_cost=0.003).short_of(2_000)
+    assert "another batch: 0 of 0.003 are spent; raise" in spending(max_cost=0.003).short_of()
