@@ -24,7 +24,7 @@ from engine.recipes.base import telling_text
 from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
-from engine.report.stages import COLUMNS, lines
+from engine.report.stages import COLUMNS, costs, lines
 from engine.store import RunReader
 from engine.text import counted, shorten, visible
 
@@ -209,8 +209,9 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
     if figures["not_compared_by_meaning"]:
         unread = figures["not_compared_by_meaning"]
         tiles.append(("rows not compared by meaning", f"{unread:,}"))
-    if figures["cost"] is not None:
-        tiles.append(("cost", f"{figures['cost']:,.2f}"))
+    for name, cost in costs(analysis):
+        if cost is not None:
+            tiles.append((name, f"{cost:,.2f}"))
     if analysis["latency_s"]:
         tiles.append(("seconds an answer, median", f"{analysis['latency_s']['p50']:,.2f}"))
     cells = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.report.stages import COLUMNS, lines
+from engine.report.stages import COLUMNS, costs, lines
 from engine.text import counted, shorten, visible
 
 __all__ = ["markdown", "table"]
@@ -26,9 +26,10 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
         "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
         "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed", "accepted",
         "not_compared_by_meaning",
-        "tokens_per_accepted", "tokens_per_s", "cost", "seconds", "sessions",
+        "tokens_per_accepted", "tokens_per_s", "seconds", "sessions",
     )  # fmt: skip
-    yield table(("figure", "value"), [(name, figures[name]) for name in names])
+    told = [(name, figures[name]) for name in names]
+    yield table(("figure", "value"), [*told, *costs(analysis)])
     if stages := lines(analysis):
         yield "## Stages"
         yield table(COLUMNS, stages)

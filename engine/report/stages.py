@@ -46,6 +46,14 @@ def stage_figures(run: RunReader) -> dict[str, Any]:
     return {"stages": stages, "all_stages": summed}
 
 
+def costs(analysis: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+    """What a run cost, under a name each: of several stages, this one and all."""
+    own = analysis["figures"]["cost"]
+    if not analysis["stages"]:
+        return [("cost", own)]
+    return [("cost of this stage", own), ("cost of all stages", analysis["all_stages"]["cost"])]
+
+
 def main_reasons(rejected: Mapping[str, int]) -> str:
     """The refusals in a few words: ``40 refused (short 30, duplicate_exact 10)``. A sample that a
     row was made of is none.

@@ -122,7 +122,12 @@ class _Stages:
         return self._reports[self._name(query)]
 
     def state(self, query: QueryParams) -> dict[str, Any]:
-        return {**self.rows(query).state(), "stages": list(self._rows)}
+        costs = [rows.cost() for rows in self._rows.values()]
+        return {
+            **self.rows(query).state(),
+            "stages": list(self._rows),
+            "cost_of_all_stages": None if None in costs else round(sum(filter(None, costs)), 6),
+        }
 
 
 class _Guard:

@@ -18,6 +18,7 @@ from typing import Any
 
 from engine.errors import ConfigError, InputError
 from engine.languages import spread
+from engine.money import Prices
 from engine.prompts.fit import join
 from engine.recipes.base import Ask, Recipe
 from engine.recipes.guard import RecipeFault, parts_of
@@ -111,6 +112,11 @@ class Rows:
                 # Another text where rows came, or were decided again.
                 "decided_as": f"{told['pieces']} {told['rejected']} {run.manifest.decision}",
             }
+
+    def cost(self) -> float | None:
+        """Of this stage, as of its last commit; None where no price is known."""
+        with RunReader(self.folder) as run:
+            return Prices.of(run.manifest.free).cost_if_known(run.counts())
 
     def find(
         self, words: str, *, status: str = "all", reason: str = "", before: int = NEWEST

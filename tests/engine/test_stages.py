@@ -27,6 +27,7 @@ from engine.errors import (
     UsageError,
 )
 from engine.records import Answer
+from engine.report.stages import costs
 from engine.run.generate import Result
 from engine.run.progress import Progress, Stop
 from engine.stages import Lineage, open_stages, stages_of_run
@@ -276,6 +277,13 @@ def test_a_report_has_a_line_for_each_stage_and_their_sums(chain: Path, base: Pa
     alone = json.loads(invoke("report", chain / "stages" / "1-ask", *code(base)))
     assert alone["accepted"] == told["stages"][0]["accepted"]
     assert alone["stages"] == []
+
+
+def test_what_a_run_of_several_stages_cost_is_told_of_the_stage_and_of_all() -> None:
+    """By the report and the page alike: neither is taken for the other."""
+    several = {"figures": {"cost": 1.5}, "stages": [{}, {}], "all_stages": {"cost": 2.75}}
+    assert costs(several) == [("cost of this stage", 1.5), ("cost of all stages", 2.75)]
+    assert costs({"figures": {"cost": 1.5}, "stages": []}) == [("cost", 1.5)]
 
 
 def test_the_end_of_a_run_has_a_line_for_each_stage(base: Path, tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ function showState(state) {
   ];
   const unread = state.not_compared_by_meaning;
   if (unread) tiles.push(["not compared by meaning", number(unread)]);
-  if (state.cost !== null) tiles.push(["cost", number(state.cost, 2)]);
+  const several = state.stages.length > 1;
+  if (state.cost !== null) tiles.push([several ? "cost of this stage" : "cost", number(state.cost, 2)]);
+  if (several && state.cost_of_all_stages !== null) tiles.push(["cost of all stages", number(state.cost_of_all_stages, 2)]);
   at("tiles").replaceChildren(...tiles.map(([name, value]) => {
     const pair = element("div");
     pair.append(element("dt", "", name), element("dd", "", value));
