@@ -57,10 +57,12 @@ _DESCRIBES = frozenset(_INDEXES) | frozenset(
     " num_tokens token_count length difficulty quality score scores hash sha256 md5 meta metadata"
     " is_classification demonstrations most_similar_instructions most_similar max_similarity"
     " avg_similarity_score parallel_tool_calls"
-    " woolmill_id woolmill_model row sample lineage".split()
+    " row sample parents".split()
 )
 """Columns that describe a row and say nothing that a model would be shown or taught; the last are
 those of the engine's exports."""
+_DESCRIBES_AS = "woolmill_"
+"""How such a column of an export begins where the row has one of that name."""
 
 _TURN_DESCRIBES = frozenset("id message_id created created_at timestamp model tokens".split())
 """The same of one turn."""
@@ -173,7 +175,10 @@ class _Columns:
         lost = [
             column
             for column, value in self._row.items()
-            if column not in self._used | _DESCRIBES and not _empty(value) and value not in said
+            if column not in self._used | _DESCRIBES
+            and not column.startswith(_DESCRIBES_AS)
+            and not _empty(value)
+            and value not in said
         ]
         if lost:
             used = ", ".join(column for column in self._row if column in self._used)

@@ -53,6 +53,14 @@ def test_many_names_for_an_instruction(row: Any) -> None:
     assert read(row) == [Instruction("d#0", "a", "", "b")]
 
 
+def test_what_an_export_of_a_run_says_of_a_row_is_no_loss() -> None:
+    """Under its own names, and under those it takes where the row has one of the same."""
+    said = {"woolmill_id": "3.0", "woolmill_model": "m", "row": 3, "sample": 0, "parents": ["1.0"]}
+    assert read({"messages": TURNS, "id": "q-3", **said}) == chat(USER, BOT)
+    with pytest.raises(DataError, match="would lose rows"):
+        read({"messages": TURNS, "rows": 3})
+
+
 def test_dolly_has_its_context_as_input() -> None:
     row = {"instruction": "a", "context": "c", "response": "b"}
     assert read(row) == [Instruction("d#0", "a", "c", "b")]
