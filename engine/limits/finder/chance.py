@@ -51,11 +51,13 @@ class Chance:
             return 0
         self._latest = number
         self._requests += taken + 1
+        # Each that was taken speaks for chance; once nothing speaks for a limit, what was refused
+        # meanwhile was chance's.
         self._evidence += taken * math.log((1 - BEYOND) / (1 - self.share))
         if self._evidence <= 0.0:
             self._refusals += self._suspect
             self._evidence, self._suspect = 0.0, 0
-        if self._requests > 16 * PRIOR[1]:
+        if self._requests > 16 * PRIOR[1]:  # a server's ways change: what is old weighs less
             self._refusals, self._requests = self._refusals / 2, self._requests / 2
         self._evidence += math.log(BEYOND / self.share)
         self._suspect += 1

@@ -44,6 +44,7 @@ class Gauges:
             level: the limit now; ``full`` where that many are in flight, ``ripe`` where it was
                 reached long enough ago for preemptions to show.
         """
+        # The first reading has the preemptions of all time, which say nothing of now.
         lost = preemptions - (preemptions if self._preemptions is None else self._preemptions)
         self._preemptions, self._until_s = preemptions, now_s + FRESH_S
         if waiting or lost:
@@ -51,7 +52,7 @@ class Gauges:
         if lost > TOLERATED * running and full:
             self._crowded = (level, now_s + REMEMBER_S)
             self._bound = Bound(max(0.9 * level, 1.0), "the server takes back room from requests")
-        elif waiting > max(2.0, 0.1 * running):
+        elif waiting > max(2.0, 0.1 * running):  # some always wait for the next step
             kept = max(in_flight - waiting + 0.05 * running, running, 1.0)
             why = f"{waiting:.0f} requests wait in the server's queue"
             self._bound = Bound(min(level, kept), why)

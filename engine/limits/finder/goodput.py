@@ -86,6 +86,7 @@ class Goodput:
         """
         self._count, self._tokens = self._count + 1, self._tokens + max(tokens, 1)
         self._work_s += work_s
+        # As many as make a measure: answers of one wave come together and say one thing.
         if self._count < min(max(self.bound.most / 2, SAMPLES[0]), SAMPLES[1]):
             return
         here, base = Level(self.bound.most, self._tokens / self._work_s), self._base
@@ -93,6 +94,7 @@ class Goodput:
             self._base = here
             self._go(self.phase, here.most * self.phase.value)
         elif self.phase is Phase.HOLDING:
+            # The same level again: the measure to beat follows slowly, so that chance evens out.
             self._base = base._replace(rate=base.rate + 0.3 * (here.rate - base.rate))
             self._try(now_s, base.most)
         else:
@@ -102,6 +104,7 @@ class Goodput:
         """A measure at another level is here: keep that level, or go back."""
         gain, phase = here.rate / base.rate - 1, self.phase
         if phase is Phase.DOWN:
+            # Fewer in flight that make nearly as much are better: each answer comes sooner.
             keep = gain >= -WORTH / 3
             self._fewer_s = now_s + (0.0 if keep else REMEMBER_S)
         elif not (keep := gain >= min(WORTH, 0.3 * (here.most / base.most - 1))):

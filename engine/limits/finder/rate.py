@@ -44,6 +44,7 @@ class Rate:
 
     def sent(self, now_s: float) -> None:
         if self.per_s is not None:
+            # Evenly, but what waited for a moment may follow at once.
             self.next_s = max(self.next_s, now_s - 0.1) + 1 / self.per_s
 
     def since(self, taken: int) -> int:
@@ -60,19 +61,22 @@ class Rate:
         there are too many of them, and it forgets what it knew.
         """
         since = self.since(taken)
+        # The rate was kept for long: what is measured from here on is of the server as it is now.
         if since >= PER_REFUSAL:
             self.mark(*self._latest)
         self.between += max(since, 0)
-        self.refusals += since > 0
+        self.refusals += since > 0  # several in a row with nothing taken between are one
         if self.refusals > IN_VAIN + math.log2(1 + self.between):
             self.per_s = None
             return False
         self._latest = now_s, taken
+        # Over the longest time there is: each further refusal makes the measure better.
         took_s, sum_ = now_s - self._first[0], max(taken - self._first[1], 0)
         if self.per_s is None or took_s >= SHORT_S:
             self.per_s = max(0.99 * (sum_ + 1) / max(took_s, 0.1), 1 / 30)
         silence_s = max(SHORT_S if took_s < SHORT_S else 0.1, 1 / self.per_s, wait_s or 0.0)
         self.next_s = max(self.next_s, now_s + silence_s)
+        # With N taken the measure is too high or too low by one part in N, so it may rise by that.
         self._rises, self._doubt = 0, max(1 / (sum_ + 1), RISE)
         self._rise_s, self._rise_at = self.next_s, taken + min(4 * (sum_ + 1), PER_REFUSAL)
         return True
