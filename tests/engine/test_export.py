@@ -53,7 +53,7 @@ def exported(folder: Path, format: Format, path: Path, **options: Any) -> Path:
 
 BY_NAME = {
     "rows.json": "alpaca", "rows.jsonl": "jsonl", "rows.ndjson": "jsonl", "ROWS.CSV": "csv",
-    "rows.parquet": "parquet", "rows": "alpaca", "rows.d": "alpaca",
+    "rows.parquet": "parquet", "rows": "alpaca",
 }  # fmt: skip
 
 
