@@ -41,8 +41,9 @@ class Compared:
         texts = [_text(row, first)]
         if not self.chosen:
             texts += [_text(row, field) for field in others]
-        elif texts[0] and not texts[0].isspace():  # what goes with it may be there or not
-            texts += [_text(row, field) for field in others if field in row.values]
+        elif texts[0] and not texts[0].isspace():  # what goes with it may be text, NaN or missing
+            values = map(row.values.get, others)
+            texts += [value for value in values if isinstance(value, str)]
         return "\n".join(text for text in texts if text and not text.isspace())
 
     def __str__(self) -> str:

@@ -328,11 +328,13 @@ def test_what_an_instruction_is_about_counts_where_rows_say_it(tmp_path: Path) -
         {"instruction": "Translate the sentence.", "input": "Auf Wiedersehen bis morgen"},
         {"instruction": "Translate the sentence."},
         {"instruction": "Translate the sentence.", "input": "Guten Tag"},
+        {"instruction": "Translate the sentence.", "input": None},
     ]
-    (tmp_path / "in.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    lines_in = [*map(orjson.dumps, rows), b'{"instruction": "Name a colour.", "input": NaN}']
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines_in))
     out = tmp_path / "out.jsonl"
     said = dedup(tmp_path / "in.jsonl", "-o", out, "--rouge-threshold", "0.8").output
-    assert lines(out) == rows[:3]
+    assert out.read_bytes().splitlines() == [*lines_in[:3], lines_in[-1]]
     assert "compared by instruction and input;" in said
 
 
