@@ -47,6 +47,9 @@ class Compared:
         return "\n".join(text for text in texts if text and not text.isspace())
 
     def __str__(self) -> str:
+        first, *others = self.fields
+        if self.chosen and others:
+            return f"{first}, with its {' and '.join(others)} where there is one"
         return " and ".join(self.fields)
 
 
@@ -63,9 +66,9 @@ def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
             f"{row.path}:{row.line}: none of the fields is one that is usually compared (there is "
             f"no field 'instruction' or the like; there are: {names}); name one with --field"
         )
-    if usual == "instruction" and isinstance(row.values.get("input"), str):
-        return Compared(("instruction", "input"), chosen=True)
-    return Compared((usual,), chosen=True)
+    # By the name alone: the first row may have no input where others have.
+    fields = ("instruction", "input") if usual == "instruction" else (usual,)
+    return Compared(fields, chosen=True)
 
 
 def _text(row: Row, field: str) -> str:

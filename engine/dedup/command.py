@@ -136,14 +136,14 @@ def dedup(
         raise UsageError("--explain decides nothing: leave out -o, --decisions and --against")
     if output is None and decisions is None and not explain:
         raise UsageError("nothing to write: give -o, --decisions, or --explain")
-    written = [path for path in (output, decisions) if path is not None and not explain]
+    written = [path for path in (output, decisions) if path is not None]
     for path in written:
         check_output(path, overwrite=overwrite, inputs=(dataset, *against))
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
-    bad = None if on_bad_row == "stop" else _BadRows()
+    bad = _BadRows(skip=on_bad_row == "skip")
     if language == "auto":
-        chosen = language_of_rows(dataset, fields, _refuse if bad is None else lambda _: None)
+        chosen = language_of_rows(dataset, fields, bad.beforehand)
     else:
         chosen = _known(language)
     how = _Measures(**measures)
@@ -153,7 +153,7 @@ def dedup(
         encoder = how.encoder()
     if explain:
         rouge = None if how.no_rouge else threshold
-        explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad or _refuse)
+        explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad)
         return
     cascade = Cascade(
         rouge_threshold=None if how.no_rouge else threshold,
@@ -168,26 +168,30 @@ def dedup(
         summary.cut = ""
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
-    rows = Dataset(dataset, skip=bad or _refuse)
-    _decide(cascade, rows, fields, output, decisions, summary, bad)
+    _decide(cascade, Dataset(dataset, skip=bad), fields, output, decisions, summary, bad)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
-    summary.bad_rows = 0 if bad is None else bad.count
+    summary.bad_rows = bad.count
     click.echo(summary)
 
 
-def _refuse(wrong: InputError) -> None:
-    raise InputError(f"{wrong}; --on-bad-row skip leaves such rows out") from wrong
-
-
 class _BadRows:
-    """Counts rows that cannot be read, names the first of them, and puts all among decisions."""
+    """Takes rows that cannot be read: the first is an error, unless they are to be skipped; then it
+    counts them, names the first of them, and puts all among decisions.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
         self.count = 0
         self.log: Callable[[dict[str, Any]], None] | None = None
 
+    def beforehand(self, wrong: InputError) -> None:
+        """Of a look at the rows before the one that counts."""
+        if not self._skip:
+            raise InputError(f"{wrong}; --on-bad-row skip leaves such rows out") from wrong
+
     def __call__(self, wrong: InputError) -> None:
+        self.beforehand(wrong)
         self.count += 1
         if self.count <= BAD_ROWS_NAMED:
             click.echo(f"woolmill: left out: {wrong}", err=True)
@@ -223,16 +227,16 @@ def _decide(
     output: Path | None,
     decisions: Path | None,
     summary: _Summary,
-    bad: _BadRows | None,
+    bad: _BadRows,
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
     index, told_at = 0, time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
-        if log is not None and bad is not None:
+        if log is not None:
             bad.log = lambda values: log(Row(dataset.path, 0, values))
         keep = None
-        for rows, texts, compared in batches(dataset, fields, skip=bad or _refuse):
+        for rows, texts, compared in batches(dataset, fields, skip=bad):
             summary.compared = compared
             if keep is None and output is not None:
                 keep = stack.enter_context(writer(output, dataset.form, dataset.path))

@@ -33,6 +33,8 @@ TEXTS = [
     (row(messages=turns(("system", "s"))), ""),
     (row(messages=[]), ""),
     (row(instruction=None, input="b"), ""),
+    (row(instruction="a", input="b", output="c"), "a\nb"),
+    (row(instruction="a", input=float("nan")), "a"),
     (row(instruction=" \n\u3000"), ""),
 ]
 

@@ -324,9 +324,9 @@ def test_language_is_that_of_rows_all_over_the_dataset(
 def test_what_an_instruction_is_about_counts_where_rows_say_it(tmp_path: Path) -> None:
     """Alpaca's rows give the same instruction about other things; some have no input at all."""
     rows = [
-        {"instruction": "Translate the sentence.", "input": "Guten Tag"},
-        {"instruction": "Translate the sentence.", "input": "Auf Wiedersehen bis morgen"},
         {"instruction": "Translate the sentence."},
+        {"instruction": "Translate the sentence.", "input": "Auf Wiedersehen bis morgen"},
+        {"instruction": "Translate the sentence.", "input": "Guten Tag"},
         {"instruction": "Translate the sentence.", "input": "Guten Tag"},
         {"instruction": "Translate the sentence.", "input": None},
     ]
@@ -335,7 +335,7 @@ def test_what_an_instruction_is_about_counts_where_rows_say_it(tmp_path: Path) -
     out = tmp_path / "out.jsonl"
     said = dedup(tmp_path / "in.jsonl", "-o", out, "--rouge-threshold", "0.8").output
     assert out.read_bytes().splitlines() == [*lines_in[:3], lines_in[-1]]
-    assert "compared by instruction and input;" in said
+    assert "compared by instruction, with its input where there is one; name other" in said
 
 
 def test_decisions_are_written_in_one_way_whatever_they_hold(tmp_path: Path) -> None:
