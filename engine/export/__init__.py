@@ -139,12 +139,16 @@ def export_dataset(
         all_samples=options.all_samples,
         lineage=_lineage_of(run, needed=options.lineage) if options.lineage or options.by else None,
     )
+    best = None
+    if options.best is not None:
+        best = best_of(rows(run), _lineage_of(run, needed=False), options.best)
     choice = choose(
         run,
         take=options.take,
         sort=options.sort,
         top=options.top,
         samples=layout.samples if options.group else None,
+        among=best,
     )
     if format in ("parquet", "datasets"):
         layout = typed(layout, run)
@@ -167,8 +171,6 @@ def export_dataset(
         choice=None if options.all_samples else choice,
         all_samples=options.all_samples,
     )
-    if options.best is not None:
-        chosen = best_of(chosen, _lineage_of(run, needed=False), options.best)
     with ExitStack() as stack:
         write: Callable[[Row], None]
         if as_folder:
@@ -190,7 +192,7 @@ def export_dataset(
         format=format,
         records=records,
         split=parts,
-        as_json=tuple(n for n, (kind, _) in (layout.types or {}).items() if kind == "json"),
+        as_json=tuple(n for n, type_ in (layout.types or {}).items() if type_ == "json"),
         left_out=_left_out(format, layout),
         unsorted=choice.unsorted,
     )

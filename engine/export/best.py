@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable
 from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.errors import ConfigError
 from engine.export.rows import Row
@@ -13,16 +17,18 @@ from engine.stages import Lineage
 __all__ = ["best_of", "group_of", "score_of"]
 
 
-def best_of(rows: Iterable[Row], lineage: Lineage, field: str) -> Iterator[Row]:
-    """One row for each input row, in plan order: the first of those with the highest score. Input
-    rows of which no sample has a score give none.
+def best_of(rows: Iterable[Row], lineage: Lineage, field: str) -> NDArray[np.int64]:
+    """The numbers of the best rows in plan order: for each input row the first of those with the
+    highest score. Input rows of which no sample has a score give none.
 
     Raises ConfigError as ``group_of`` and ``score_of`` do.
     """
+    best = array("q")
     for _, group in groupby(rows, lambda row: group_of(lineage, row, "--best")):
         scored = [(score, row) for row in group if (score := score_of(row, field)) is not None]
         if scored:
-            yield max(scored, key=lambda each: each[0])[1]
+            best.append(max(scored, key=lambda each: each[0])[1].number)
+    return np.array(best, np.int64)
 
 
 def group_of(lineage: Lineage, row: Row, flag: str) -> int:

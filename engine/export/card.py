@@ -139,8 +139,8 @@ def _source(layout: Layout, fixed: Mapping[str, Any]) -> str:
             f"| Seed tasks | SHA-256 {seeds}…, {fixed.get('num_demonstrations')} in each prompt |"
         )
     fields = ", ".join(
-        f"{plain(name)} (JSON text)" if kind == "json" else plain(name)
-        for name, (kind, _) in (layout.types or {}).items()
+        f"{plain(name)} (JSON text)" if type_ == "json" else plain(name)
+        for name, type_ in (layout.types or {}).items()
     )
     return f"| Fields | {fields or 'none'} |"
 

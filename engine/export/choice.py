@@ -74,10 +74,12 @@ def choose(
     sort: str | None = None,
     top: int | None = None,
     samples: int | None = None,
+    among: NDArray[np.int64] | None = None,
 ) -> Choice:
     """The first ``take`` rows in plan order, of these the first ``top`` in the order of ``sort``.
 
     Args:
+        among: the numbers, in plan order, of the rows that there are to choose from; None: all.
         samples: requests for each input row, where ``take`` counts input rows.
         sort: ``FIELD`` from low to high, ``-FIELD`` from high to low; ``length(FIELD)`` sorts by
             the characters of a text, or the items of a list.
@@ -88,30 +90,40 @@ def choose(
     if top is not None and sort is None:
         raise UsageError("--top needs --sort: give what is best, for example --sort=-score")
     count = run.counts().accepted
-    if take is not None:
+    if among is not None:
+        among = among[:take]
+    elif take is not None:
         count = min(take, count) if samples is None else _rows_of(run, take, samples)
-    if sort is None:
+    if sort is None and among is None:
         return Choice(count=count)
-    matched = SORT.fullmatch(sort)
-    if matched is None:
-        raise UsageError("--sort: name a field, for example --sort=-score")
-    field = matched["measured"] or matched["field"]
-    value = _length if matched["measured"] else _number
+    key, downwards = _key_of(sort)
     keys, requests, positions = array("d"), array("q"), array("i")
     for decision in islice(run.decisions(accepted=True), count):
-        keys.append(_key(decision.record or {}, field, value))
+        keys.append(key(decision.record or {}))
         requests.append(decision.index)
         positions.append(decision.position)
-    numbers = np.frombuffer(keys, np.float64) if keys else np.zeros(0)
+    numbers = np.array(keys, np.float64)
+    chosen = np.arange(len(numbers)) if among is None else among
+    numbers = numbers[chosen]
     # Stable, and what has no value (NaN) comes last, from low to high and from high to low.
-    order = np.argsort(-numbers if matched["sign"] else numbers, kind="stable")
-    if top is not None:
-        order = order[:top]
+    order = chosen[np.argsort(-numbers if downwards else numbers, kind="stable")][:top]
     return Choice(
         count=len(order),
         sorted=Sorted(np.array(requests, np.int64), np.array(positions, np.int32), order),
         unsorted=int(np.isnan(numbers).sum()),
     )
+
+
+def _key_of(sort: str | None) -> tuple[Callable[[Record], float], bool]:
+    """What ``--sort`` sorts by, and whether from high to low; None: the order of the plan."""
+    if sort is None:
+        return lambda record: 0.0, False
+    matched = SORT.fullmatch(sort)
+    if matched is None:
+        raise UsageError("--sort: name a field, for example --sort=-score")
+    field = matched["measured"] or matched["field"]
+    value = _length if matched["measured"] else _number
+    return lambda record: _key(record, field, value), bool(matched["sign"])
 
 
 def _rows_of(run: RunReader, take: int, samples: int) -> int:

@@ -33,7 +33,7 @@ import orjson
 from engine.datasets.write import inert
 from engine.errors import ConfigError, UsageError
 from engine.export.chat import turns_of
-from engine.export.columns import Type
+from engine.export.columns import ListOf, StructOf, Type
 from engine.export.layout import ALPACA_FIELDS, ANY_ALPACA, Layout
 from engine.export.rows import Row
 
@@ -268,14 +268,19 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
             "Parquet needs one package more: pip install 'woolmill[parquet]'"
         ) from exc
 
-    types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
-    own, columns = layout.own, layout.types or dict.fromkeys(layout.fields, ("text", False))
+    own, columns = layout.own, layout.types or dict.fromkeys(layout.fields, "text")
+
+    def arrow(type_: Type) -> Any:
+        if isinstance(type_, ListOf):
+            return pa.list_(arrow(type_.items))
+        if isinstance(type_, StructOf):
+            return pa.struct([(name, arrow(inner)) for name, inner in type_.fields.items()])
+        plain = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+        return plain.get(type_, pa.string())
 
     def field(name: str) -> Any:
-        kind, listed = columns[name]
-        type_ = types.get(kind, pa.string())
-        marked = {"woolmill": "json"} if kind == "json" else None
-        return pa.field(name, pa.list_(type_) if listed else type_, metadata=marked)
+        marked = {"woolmill": "json"} if columns[name] == "json" else None
+        return pa.field(name, arrow(columns[name]), metadata=marked)
 
     numbered = layout.samples is not None
     after = [
@@ -300,7 +305,7 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
 
     def write(row: Row) -> None:
         record = layout.record(row)
-        line = {name: _held(value, *columns[name]) for name, value in record.items()}
+        line = {name: _held(value, columns[name]) for name, value in record.items()}
         line |= {own("id"): row.id, own("model"): row.model}
         line[own("demonstrations")] = list(row.demonstrations)
         if numbered:
@@ -322,15 +327,17 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
         flush()
 
 
-def _held(value: Any, kind: Type, listed: bool) -> Any:
+def _held(value: Any, type_: Type) -> Any:
     """A value as a column of this type holds it."""
     if value is None:
         return None
-    if kind == "json":
+    if isinstance(type_, ListOf):
+        return [_held(item, type_.items) for item in value]
+    if isinstance(type_, StructOf):
+        return {name: _held(value[name], inner) for name, inner in type_.fields.items()}
+    if type_ == "json":
         return dumps(value).decode()
-    if listed:
-        return [_held(item, kind, False) for item in value]
-    return _encodable(value) if kind == "text" else float(value) if kind == "float" else value
+    return _encodable(value) if type_ == "text" else float(value) if type_ == "float" else value
 
 
 def _encodable(text: str) -> str:

@@ -52,7 +52,7 @@ class Layout:
     """Samples too that a row was made of; each line says which it is."""
     lineage: Lineage | None = None
     """Each line says what its row was made of in the stages before."""
-    types: Mapping[str, tuple[Type, bool]] | None = None
+    types: Mapping[str, Type] | None = None
     """Of a table's columns; None: all are text."""
 
     def own(self, name: str) -> str:

@@ -86,9 +86,8 @@ class Options:
         whole = self.take is None and self.sort is None and not self.folder_of(format)
         if self.best is not None and (self.by is not None or self.all_samples or self.group):
             raise UsageError("--best goes without --by, --all-samples and --group")
-        if (self.all_samples or self.by is not None or self.best is not None) and not whole:
+        if (self.all_samples or self.by is not None) and not whole:
             flag = "--all-samples" if self.all_samples else "--format preference"
-            flag = flag if self.best is None else "--best"
             raise UsageError(
                 f"{flag} goes without --take, --sort, --top, --validation and --shard-rows"
             )

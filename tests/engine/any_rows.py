@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -73,6 +74,14 @@ class Poem(Recipe):
 '''
 
 
+def source_of(n: int) -> dict[str, Any] | None:
+    """Where a question is from: an object of two shapes, or nothing."""
+    if n % 2 == 0:
+        return None
+    page = {"page": n, "title": f"Bändchen {n}\u2028"}
+    return page if n % 4 == 1 else {**page, "edition": 2}
+
+
 def answer_to(prompt: Prompt) -> str:
     """A row that is different for each request; every seventh answer is none, every fifth row is
     refused.
@@ -89,7 +98,7 @@ def answer_to(prompt: Prompt) -> str:
         "answer": f"=It means {n} to those who know {word}, whoever may ask",
         "score": n % 5,
         "tags": ["a", word][: n % 3],
-        "source": {"page": n, "title": f"Bändchen {n}\u2028"} if n % 2 else None,
+        "source": source_of(n),
     }
     return f"<think>about {n}</think>{json.dumps(row)}"
 

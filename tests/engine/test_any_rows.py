@@ -17,8 +17,11 @@ from engine.cli.main import cli
 from engine.datasets import Dataset
 from engine.errors import ConfigError, InputError, OutputError, UsageError
 from engine.export import choice
-from engine.export.columns import columns_of
-from engine.records import Prompt
+from engine.export.columns import ListOf, StructOf, Type, columns_of
+from engine.export.formats import writer
+from engine.export.layout import Layout
+from engine.export.rows import Row
+from engine.records import Decision, Prompt
 from engine.report.analysis import analyse
 from engine.report.markdown import markdown
 from engine.store import RunReader
@@ -87,7 +90,9 @@ def test_json_lines_hold_the_fields_and_where_they_come_from(mapped: Path, tmp_p
 
 
 def test_parquet_has_types_and_loses_nothing(free: Path, tmp_path: Path) -> None:
-    """Numbers, lists and texts are columns of their type, objects JSON text, nulls null."""
+    """Numbers, lists and texts are columns of their type, objects of several shapes JSON text,
+    nulls null.
+    """
     done = ran("export", free, "--format", "parquet", "-o", tmp_path / "rows.parquet")
     assert "columns that hold JSON text: source" in done.output
     table = pq.read_table(tmp_path / "rows.parquet")
@@ -106,24 +111,61 @@ def test_parquet_has_types_and_loses_nothing(free: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("values", "type_"),
     [
-        ([None, None], ("text", False)),
-        ([1, None, 2.5], ("float", False)),
-        ([2**53 + 1, 1], ("int", False)),
-        ([2**53 + 1, 0.5], ("json", False)),
-        ([2**63], ("json", False)),
-        ([True, False], ("bool", False)),
-        ([True, 1], ("json", False)),
-        (["a", 1], ("json", False)),
-        ([[], None], ("text", True)),
-        ([[1], [2.5, None]], ("float", True)),
-        ([["a"], "a"], ("json", False)),
-        ([["a"], [{}]], ("json", False)),
-        ([[["a"]]], ("json", False)),
-        ([{"a": 1}], ("json", False)),
+        ([None, None], "text"),
+        ([1, None, 2.5], "float"),
+        ([2**53 + 1, 1], "int"),
+        ([2**53 + 1, 0.5], "json"),
+        ([2**63], "json"),
+        ([True, False], "bool"),
+        ([True, 1], "json"),
+        (["a", 1], "json"),
+        ([[], None], ListOf("text")),
+        ([[1], [2.5, None]], ListOf("float")),
+        ([["a"], "a"], "json"),
+        ([["a"], [{}]], "json"),
+        ([[["a"]]], ListOf(ListOf("text"))),
+        ([{"a": 1}, None, {"a": 2.5}], StructOf({"a": "float"})),
+        (
+            [[{"role": "user", "content": "a"}], []],
+            ListOf(StructOf({"role": "text", "content": "text"})),
+        ),
+        ([[{"role": "user"}], [{"role": "user", "name": "b"}]], "json"),
+        ([{"a": 1}, {"a": "b"}], "json"),
+        ([{"\ud800": 1}], "json"),
+        ([{}], "json"),
+        ([[[[[[[[[[1]]]]]]]]]], "json"),
     ],
 )
-def test_a_column_s_type_holds_all_its_values(values: list[Any], type_: tuple[str, bool]) -> None:
+def test_a_column_s_type_holds_all_its_values(values: list[Any], type_: Type) -> None:
     assert columns_of(({"x": value} for value in values), ["x"])["x"] == type_
+
+
+def test_the_turns_of_a_chat_are_turns_in_a_table(tmp_path: Path) -> None:
+    """As TRL and chat templates take them: a list of objects, and no text that must be parsed."""
+    import datasets
+
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi \ud800"},
+        {"role": "assistant", "content": None},
+    ]
+    chats: Rows = [{"messages": turns}, {"messages": []}]
+    layout = Layout(
+        fields=("messages",), alpaca=False, compared=False, types=columns_of(chats, ["messages"])
+    )
+    with (tmp_path / "chats.parquet").open("wb") as file, writer("parquet", file, layout) as write:
+        for number, record in enumerate(chats):
+            decision = Decision(index=number, position=0, reason=None, record=record)
+            write(
+                Row(
+                    id=f"{number}.0", number=number, record=record, decision=decision, model="",
+                    demonstrations=(), reasoning="",
+                )
+            )  # fmt: skip
+    loaded = datasets.Dataset.from_parquet(
+        str(tmp_path / "chats.parquet"), cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["messages"][0] == [turns[0] | {"content": "Hi \ufffd"}, turns[1]]
+    assert loaded["messages"][1] == []
 
 
 def test_csv_holds_nested_values_as_json_and_runs_nothing(free: Path, tmp_path: Path) -> None:
@@ -208,6 +250,22 @@ def test_a_datasets_folder_loads(mapped: Path, tmp_path: Path) -> None:
 
 
 # -- which rows -----------------------------------------------------------------------------------
+
+
+def test_the_best_of_each_input_row_are_split(mapped: Path, tmp_path: Path) -> None:
+    whole = lines(exported(mapped, tmp_path / "best.jsonl", "--best", "score"))
+    folder = exported(mapped, tmp_path / "d", "--best", "score", "--validation", 0.25)
+    parts = [lines(part) for part in sorted(folder.glob("*.jsonl"))]
+    assert [bool(part) for part in parts] == [True, True]
+    assert sorted((row for part in parts for row in part), key=row_key) == whole
+    all_rows = lines(exported(mapped, tmp_path / "all.jsonl"))
+    assert len(whole) == len({row["row"] for row in all_rows}) < len(all_rows)
+    for row in whole:
+        assert row["score"] == max(r["score"] for r in all_rows if r["row"] == row["row"])
+
+
+def row_key(row: dict[str, Any]) -> int:
+    return int(row["row"])
 
 
 def sort_key(row: dict[str, Any]) -> float:
@@ -454,6 +512,15 @@ def test_the_view_finds_words_in_any_field(free: Path, words: str) -> None:
     wanted = sum(all(word in text for word in words.split()[:1]) for text in said)
     assert (found["matches"] > 0) == (wanted > 0)
     assert found["matches"] <= wanted
+
+
+def test_what_gave_no_row_is_found_by_its_input_row(mapped: Path) -> None:
+    rows = page_rows(mapped)
+    try:
+        found = rows.find("topic 13", status="refused")["rows"]
+    finally:
+        rows.close()
+    assert [(row["id"], row["reason"]) for row in found] == [("27.0", "no_json")]
 
 
 def test_a_row_shows_its_input_and_its_thoughts(mapped: Path) -> None:

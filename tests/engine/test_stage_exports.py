@@ -192,8 +192,12 @@ def test_the_best_of_an_input_row(base: Path, tmp_path: Path) -> None:
             best[row["question"]] = row
     fields = ("question", "answer", "score")
     assert [{name: row[name] for name in fields} for row in lines(out)] == list(best.values())
+    few = ("--take", "10", "--sort=-score", "--top", "3")
+    assert invoke(*words, "score", *few, "--overwrite").startswith("3 records")
+    first = sorted(list(best.values())[:10], key=lambda row: -row["score"])[:3]
+    assert [{name: row[name] for name in fields} for row in lines(out)] == first
     for more, error in (
-        (("score", "--take", "3"), UsageError),
+        (("score", "--group"), UsageError),
         (("score", "--by", "score", "--format", "preference"), UsageError),
         (("nothing",), ConfigError),
         (("answer",), ConfigError),
