@@ -13,7 +13,6 @@ which transformers, vLLM and the trainer open alike. The price: half a minute on
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
@@ -30,6 +29,7 @@ from engine.errors import ConfigError, InputError, OutputError, UnavailableError
 from engine.pretrained import open_pretrained
 from engine.processes.children import environment, python_command, run
 from engine.surroundings import cache_homes, writable_cache_home
+from engine.text import nearest
 
 __all__ = ["NAMES", "fetch", "find", "home", "locate"]
 
@@ -95,10 +95,9 @@ def fetch(name: str) -> Path:
     """
     source = _sources().get(name)
     if source is None:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}"
         raise ConfigError(
-            f"no model {name!r} can be fetched; {hint} (a folder or hub id needs no fetching)"
+            f"no model {name!r} can be fetched (a folder or hub id needs no fetching); "
+            f"{nearest(name, NAMES)}"
         )
     if (here := find(name)) is not None:
         return here

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_origin
 
@@ -37,6 +36,7 @@ from engine.run.settings import EndSection, RunSection, ShowSection
 from engine.secrets import secret_field
 from engine.sections import DECISION, FREE, LATER, Flag, Positive, Section, flag_of
 from engine.surroundings import spelt_out
+from engine.text import nearest
 
 __all__ = [
     "AUTO",
@@ -123,8 +123,7 @@ class RunConfig(
         if taken := sorted((RESERVED - {"stream", "stream_options"}).intersection(self.without)):
             raise ValueError(f"without: no request can be made without {taken[0]}")
         if unknown := sorted(set(self.without).difference(SENT, self.extra_body)):
-            close = get_close_matches(unknown[0].lower(), SENT, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(SENT[:5])}"
+            meant = nearest(unknown[0].lower(), SENT)
             raise ValueError(f"without: {unknown[0]!r} is never sent; {meant}")
         named = [n for n in ("base_url", "endpoint", "endpoints_file") if getattr(self, n)]
         if len(named) > 1:
@@ -339,10 +338,9 @@ def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> 
     shown = flag_name(name) if name in flags else where
     if first["type"] == "extra_forbidden":
         fields = (_TABLES.get(name, RunConfig) if "." in where else RunConfig).model_fields
-        near = get_close_matches(where.rsplit(".", 1)[-1], fields, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; see woolmill generate --help"
+        hint = nearest(where.rsplit(".", 1)[-1], fields, "see woolmill generate --help")
         if secret_field({where: "given"}):
-            hint = "; a key is read from the variable key_env or the file key_file, never a value"
-        return f"{origin}unknown setting {where!r}{hint}"
+            hint = "a key is read from the variable key_env or the file key_file, never a value"
+        return f"{origin}unknown setting {where!r}; {hint}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{origin}{shown}: {message}" if shown else f"{origin}{message}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
-__all__ = ["counted", "shorten", "visible"]
+__all__ = ["counted", "nearest", "shorten", "visible"]
 
 _KEPT = "\n\t"
 """Control characters that text may have: they move the cursor where a reader expects it."""
@@ -29,6 +31,16 @@ def visible(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 record``, ``2,000 records``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """For a person who gave a name that is not among the ``known``: the one that looks like it, as
+    a question for the end of a message. Where none does, ``otherwise``, or else all there are.
+    """
+    known = list(known)
+    if near := get_close_matches(name, known, n=1):
+        return f"did you mean {near[0]!r}?"
+    return otherwise or f"there are {', '.join(known) or 'none'}"
 
 
 def shorten(text: str, most: int) -> str:

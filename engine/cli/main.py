@@ -126,7 +126,9 @@ def _status(argv: Sequence[str] | None) -> int | str | None:
         usage = (
             exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "woolmill"
         )
-        error = UsageError(f"{exc.format_message().rstrip('.')}; see {usage} --help")
+        said = exc.format_message().rstrip(".")
+        joint = " See" if said.endswith("?") else "; see"
+        error = UsageError(f"{said}{joint} {usage} --help")
         if wants_json(words):
             from engine.cli.ending import say_failure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ from engine.errors import ConfigError
 from engine.secrets import secret_field
 from engine.sections import FREE, Flag, Positive, Section, marked
 from engine.settings import EMBEDDED_MODEL, RunConfig, config_of, read_toml
+from engine.text import nearest
 
 __all__ = ["LoopConfig", "load_loop"]
 
@@ -135,12 +135,11 @@ def load_loop(path: Path | None, given: Mapping[str, Any]) -> LoopConfig:
         name = str(first["loc"][0]) if first["loc"] else ""
         where = "" if path is None or given.get(name) is not None else f"{path}: "
         if first["type"] == "extra_forbidden":
-            near = get_close_matches(name, LoopConfig.model_fields, n=1)
             if name in RunConfig.model_fields:
-                hint = "; settings of each round's run belong into the table [generate]"
+                hint = "settings of each round's run belong into the table [generate]"
             else:
-                hint = f"; did you mean {near[0]!r}?" if near else "; see woolmill loop --help"
-            raise ConfigError(f"{where}unknown setting {name!r}{hint}") from error
+                hint = nearest(name, LoopConfig.model_fields, "see woolmill loop --help")
+            raise ConfigError(f"{where}unknown setting {name!r}; {hint}") from error
         said = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}{name}: {said}" if name else f"{where}{said}") from error
     config.run()  # what is wrong in the table is known before anything is done

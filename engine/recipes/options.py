@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from engine.errors import ConfigError
 from engine.recipes.template_file import Option
+from engine.text import nearest
 
 __all__ = ["settle_options"]
 
@@ -23,9 +23,7 @@ def settle_options(
     }
     for name, value in given.items():
         if name not in declared:
-            near = get_close_matches(name, declared, n=1)
-            there = ", ".join(declared) or "none"
-            hint = f"did you mean {near[0]}?" if near else f"its options: {there}"
+            hint = nearest(name, declared)
             raise ConfigError(f"--set {name}: {where} has no such option; {hint}")
         values[name] = _converted(name, value, values[name])
         option = declared[name]

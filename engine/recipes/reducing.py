@@ -6,12 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from engine.errors import ConfigError
 from engine.recipes.base import Refusal
 from engine.records import Record
+from engine.text import nearest
 
 __all__ = ["Reduction", "reduction"]
 
@@ -30,8 +30,7 @@ def reduction(how: str, fields: Sequence[str], given: Sequence[str], where: str)
     if kind == "all":
         return lambda rows: rows[0] | {name: [row[name] for row in rows] for name in given}
     if field not in fields:
-        near = get_close_matches(field, fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
+        hint = nearest(field, fields)
         raise ConfigError(f"{where}: a row has no field {field!r}; {hint}")
     choose = _majority if kind == "majority" else _best
     return lambda rows: choose(rows, field)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from engine.errors import ConfigError
 from engine.recipes.base import Refusal
 from engine.recipes.sandbox import Expression, as_text
 from engine.recipes.template_file import Refuse
-from engine.text import shorten
+from engine.text import nearest, shorten
 
 __all__ = ["Rule"]
 
@@ -33,8 +32,7 @@ class Rule:
 
     def __init__(self, rule: Refuse, where: str, fields: Sequence[str]) -> None:
         if rule.field is not None and rule.field not in fields:
-            near = get_close_matches(rule.field, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
+            hint = nearest(rule.field, fields)
             raise ConfigError(f"{where}: a row has no field {rule.field!r}; {hint}")
         self._field = rule.field
         self._reason = rule.reason

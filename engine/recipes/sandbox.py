@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
@@ -19,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.errors import ConfigError
 from engine.recipes.guard import RecipeFault
+from engine.text import nearest
 
 __all__ = ["Expression", "Missing", "Shortens", "Text", "as_text", "value_of"]
 
@@ -162,8 +162,7 @@ class _Compiled:
             if name is None:  # a field of an object, such as row.id
                 words = str(error).replace("'dict object'", "the object")
                 return RecipeFault(f"{self.where}: {words}")
-            near = get_close_matches(name, list(values), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there is {_some(values)}"
+            hint = nearest(name, values, f"there is {_some(values)}")
             return Missing(f"{self.where}: there is no {name!r}; {hint}", name)
         return RecipeFault(f"{self.where}: {type(error).__name__}: {error}".replace("\n", " "))
 

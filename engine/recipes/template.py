@@ -17,7 +17,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -37,7 +36,7 @@ from engine.recipes.rules import Rule
 from engine.recipes.sandbox import Expression, Missing, Shortens, Text, as_text, value_of
 from engine.recipes.template_file import OWN_NAMES, ROUND, Examples, Stage, TemplateFile, read_file
 from engine.records import Completion, Record
-from engine.text import shorten
+from engine.text import nearest, shorten
 
 __all__ = ["BUILTIN", "Template", "TemplateChain", "builtin_templates", "load_template"]
 
@@ -69,11 +68,9 @@ def load_template(spec: str, options: Mapping[str, Any]) -> Template | TemplateC
     known = builtin_templates()
     if spec not in known:
         names = sorted((*CODED, *known))
-        near = get_close_matches(spec, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         raise ConfigError(
-            f"--recipe {spec}: there is no such recipe; {hint}; a recipe of your own is "
-            "FILE.toml or FILE.py:CLASS"
+            f"--recipe {spec}: there is no such recipe (one of your own is FILE.toml or "
+            f"FILE.py:CLASS); {nearest(spec, names)}"
         )
     content = read_file(known[spec].read_bytes(), spec)
     return _made(content, options, spec, Path(str(known[spec])).parent)
@@ -321,10 +318,11 @@ class Template(Recipe):
         return values, shown
 
     def _say_absent(self, name: str, values: Fields) -> None:
-        near = get_close_matches(name, [*values, *(self._format.names or ())], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        there = [*values, *(self._format.names or ())]
         rows = "the input row has none" if "row" in values else "without --rows there is none"
-        raise RecipeFault(f"the answer's templates need {name!r}, and {rows}{hint}")
+        raise RecipeFault(
+            f"the answer's templates need {name!r}, and {rows}; {nearest(name, there)}"
+        )
 
     def sampling(self, ask: Ask) -> Mapping[str, Any]:
         return self._sampling
@@ -473,17 +471,15 @@ def _of_row(source: str, where: str, known: set[str]) -> Text:
     """A template over a finished row. Raises ConfigError for names that no row has."""
     text = Text(source, where)
     if absent := sorted(text.needed - known):
-        near = get_close_matches(absent[0], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
-        raise ConfigError(f"{where}: a row has no {absent[0]!r}; {hint}")
+        raise ConfigError(
+            f"{where}: a row has no {absent[0]!r}; {nearest(absent[0], sorted(known))}"
+        )
     return text
 
 
 def _no_such(name: str, known: Iterable[str]) -> str:
     """What is said of a name that the rows of the stage before have not."""
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(known))}"
-    return f"no stage before gives {name!r}; {hint}"
+    return f"no stage before gives {name!r}; {nearest(name, sorted(known))}"
 
 
 def _digest(value: Any) -> str:

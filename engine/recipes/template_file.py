@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -26,6 +25,7 @@ from engine.languages import language_of
 from engine.records import RESERVED
 from engine.secrets import secret_field
 from engine.settings import ModelConfig
+from engine.text import nearest
 
 __all__ = [
     "OWN_NAMES",
@@ -370,9 +370,7 @@ def _explain(error: ValidationError) -> str:
         place, key = path[:-1], path[-1]
         table = next((TABLES[part] for part in reversed(place) if part in TABLES), TemplateFile)
         keys = [field.alias or name for name, field in table.model_fields.items()]
-        near = get_close_matches(key, keys, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(keys)}"
-        return f"unknown key {shown!r}; {hint}"
+        return f"unknown key {shown!r}; {nearest(key, keys)}"
     if first["type"] == "missing":
         return f"{shown} is missing"
     message = first["msg"].removeprefix("Value error, ")

@@ -287,7 +287,7 @@ MISTAKES = {
     "a field that is never sent": (
         f"{HTTP} http://127.0.0.1:9 --without Temprature",
         78,
-        "did you mean temperature?",
+        "did you mean 'temperature'?",
     ),
     "password in a proxy": (
         f"{HTTP} http://127.0.0.1:9 --proxy http://me:abc@h",

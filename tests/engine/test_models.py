@@ -66,10 +66,10 @@ def test_a_fetched_model_is_not_fetched_again(cache: Path, monkeypatch: pytest.M
 
 def test_an_unknown_name_is_answered_with_the_nearest(cache: Path) -> None:
     """``fetch`` names what was probably meant, with the exit code of a wrong setting."""
-    with pytest.raises(ConfigError, match="did you mean smollm2") as caught:
+    with pytest.raises(ConfigError, match="did you mean 'smollm2'") as caught:
         models.fetch("smolm2")
     assert caught.value.exit_code == 78
-    with pytest.raises(ConfigError, match="known: smollm2"):
+    with pytest.raises(ConfigError, match="there are smollm2"):
         models.fetch("llama")
 
 

@@ -225,7 +225,7 @@ def test_engines_that_go_on_with_a_text_are_not(backend: str, tmp_path: Path) ->
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match="no such option; did you mean family"):
+    with pytest.raises(ConfigError, match="no such option; did you mean 'family'"):
         load_recipe("magpie", None, {"familly": "qwen"})  # type: ignore[arg-type]
     made = load_recipe("magpie", None, {"one_line": "false", "family": "qwen"})  # type: ignore[arg-type]
     assert made.sampling(Ask(index=0))["stop"] == ("<|im_end|>",)

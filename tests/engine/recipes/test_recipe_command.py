@@ -228,4 +228,4 @@ def test_generate_takes_a_recipe_rows_samples_and_options(
     assert asked == ["Ask a hard question."] * 10
     status, _, err = woolmill(capsys, *command, "--rows", files[1], "--set", "knd=hard")
     assert status == 78
-    assert "has no such option; did you mean kind" in err
+    assert "has no such option; did you mean 'kind'?" in err

@@ -479,7 +479,7 @@ async def test_seeds_are_kept_and_their_stage_can_be_decided_again(
 
 def test_options_are_named() -> None:
     assert load_recipe("self-instruct", SEEDED, {"faithful": "true"}).stages
-    with pytest.raises(ConfigError, match="did you mean faithful"):
+    with pytest.raises(ConfigError, match="did you mean 'faithful'"):
         load_recipe("self-instruct", SEEDED, {"faithfull": "true"})
     config = RunConfig(recipe="self-instruct", stage="self-instruct/instances")
     assert config.make_recipe(()).name == "self-instruct/instances"
