@@ -257,6 +257,7 @@ async def _count(stage: OpenStage, progress: Progress) -> None:
         count = await stage.rows.counted()
         if count is not None and progress.requests is None:
             progress.requests = count * (stage.settled.config.samples or 1)
+            stage.store.keep_size(progress.requests)  # for the page, which has no input to count
 
 
 async def _run_stages(pipelines: Sequence[Pipeline]) -> Stop:

@@ -81,13 +81,8 @@ class Inserts:
         if answers := self._answer_rows(group, now_ms):
             executemany("INSERT INTO answer VALUES (?, ?, CAST(? AS TEXT), ?)", answers)
         for work in group:
-            if work.learnt is not None:
-                put_meta(self._connection, self._checksum, "learnt", work.learnt)
-            if work.batch is not None:
-                name = f"batch.{work.batch.tag}"
-                put_meta(self._connection, self._checksum, name, work.batch)
-            if work.limits:
-                put_meta(self._connection, self._checksum, "limits", work.limits)
+            for name, value in work.meta.items():
+                put_meta(self._connection, self._checksum, name, value)
             if work.decided is None:
                 continue
             self._count_decisions(work.decided.decisions)

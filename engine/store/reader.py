@@ -359,12 +359,20 @@ class RunReader:
 
     def limits(self) -> list[dict[str, Any]]:
         """The latest changes of the endpoints' limits, in the order of time, as plain values."""
-        rows = self._query("SELECT body, sum FROM meta WHERE name = 'limits'")
-        for body, sum_ in rows:
-            if not self._checksum.holds("meta", (b"limits",), body, sum_):
-                raise damaged("meta", "limits", self.path)
-            return list(decode(body))
-        return []
+        return list(self._noted("limits") or ())
+
+    def size(self) -> int | None:
+        """How many requests the whole input is; None where nobody has counted it."""
+        noted = self._noted("requests")
+        return noted if noted is None else int(noted)
+
+    def _noted(self, name: str) -> Any:
+        """What stands in ``meta`` by a name that not every run has."""
+        for body, sum_ in self._query("SELECT body, sum FROM meta WHERE name = ?", (name,)):
+            if not self._checksum.holds("meta", (name.encode(),), body, sum_):
+                raise damaged("meta", name, self.path)
+            return decode(body)
+        return None
 
     def in_batches(self) -> int:
         """Requests without an answer that stand in batches whose answers may come."""

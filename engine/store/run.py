@@ -208,15 +208,19 @@ class RunStore(RunReader):
     def learnt(self, learnt: Mapping[str, Any]) -> asyncio.Future[None]:
         """Keep what was learnt about the endpoints, by their names. Durable when done."""
         self.manifest = replace(self.manifest, learnt=dict(learnt))
-        return self._write(Work(learnt=dict(learnt)))
+        return self._write(Work(meta={"learnt": dict(learnt)}))
 
     def keep_limits(self, changes: Sequence[Mapping[str, Any]]) -> asyncio.Future[None]:
         """Keep ``changes`` of limits, in the place of those kept so far. Durable when done."""
-        return self._write(Work(limits=changes))
+        return self._write(Work(meta={"limits": changes}))
+
+    def keep_size(self, requests: int) -> asyncio.Future[None]:
+        """Keep how many requests the whole input is. Durable when done."""
+        return self._write(Work(meta={"requests": requests}))
 
     def batch(self, row: BatchRow) -> asyncio.Future[None]:
         """Keep a batch as it is now. Durable when done."""
-        return self._write(Work(batch=row))
+        return self._write(Work(meta={f"batch.{row.tag}": row}))
 
     def forget_decisions(self, decision: Mapping[str, Any]) -> None:
         """Drop all decisions in one transaction; from now on they follow from ``decision``.

@@ -22,12 +22,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from engine.errors import StoppedError, WoolmillError
 from engine.failpoints import failpoint
 from engine.records import Answer, Prompt
-from engine.store.batches import BatchRow
 from engine.store.schema import DecisionRows
 
 __all__ = ["Work", "Writer"]
@@ -52,11 +50,8 @@ class Work:
     """Requests sent earlier: (index, key) of each."""
     answers: Sequence[Answer] = ()
     decided: DecisionRows | None = None
-    learnt: Mapping[str, Any] | None = None
-    """The manifest's part of that name, where it is to be written anew."""
-    batch: BatchRow | None = None
-    limits: Sequence[Mapping[str, Any]] = ()
-    """The latest changes of the endpoints' limits, in the place of those kept so far."""
+    meta: Mapping[str, object] = field(default_factory=dict)
+    """Rows of that table by their names, each written in the place of the one that is there."""
     done: asyncio.Future[None] = field(default_factory=_new_future)
 
 

@@ -102,11 +102,15 @@ class Rows:
         """The run's figures as of its last commit."""
         with RunReader(self.folder) as run:
             told = figures(run, exact=False)
+            counts, size = run.counts(), run.size()
+            decided = counts.last_decided[0] + 1 if counts.last_decided else 0
             return {
                 **told,
                 "stage": self.name,
                 "target": run.manifest.free.get("target"),
-                "last_at_s": run.counts().last_at_s,
+                # Of a run over all its input rows, as [decided, all], once they are counted.
+                "input_rows": size and [decided // self._samples, size // self._samples],
+                "last_at_s": counts.last_at_s,
                 "limits": run.limits()[-LIMITS_SHOWN:],
                 "running": is_held(self.folder / "run.lock"),
                 # Another text where rows came, or were decided again.
@@ -186,9 +190,10 @@ class Rows:
         alpaca = self._shape.alpaca
         record, nearest = decision.record, decision.nearest
         text = self._shape.told_by(record)
+        named = record if record is not None else self._named(_input_of(run, decision))
         others = [
             [name, _json(value)[:SHORT]]
-            for name, value in (record or {}).items()
+            for name, value in named.items()
             if name != "messages"  # they say the same again
             and (not isinstance(value, str) or name in self._names)
         ]
@@ -203,6 +208,10 @@ class Rows:
             "others": others[:FEW],
             "score": nearest.score if nearest else None,
         }
+
+    def _named(self, row: Record | None) -> Record:
+        """Of an input row, what tells which it is."""
+        return {name: value for name, value in (row or {}).items() if name in self._names}
 
     def row(self, request: int, position: int) -> dict[str, Any]:
         """One decision and all that led to it. Raises InputError where there is none."""
@@ -298,7 +307,8 @@ class Rows:
                 self._last = (-1, -1)
                 self._decided_by = run.manifest.decision
             for decision in run.decisions(after=self._last):
-                record = decision.record
+                # What gave no row is found by the words of what was asked about.
+                record = decision.record or _input_of(run, decision)
                 cursor = self._index.execute(
                     "INSERT INTO row (request, position, reason) VALUES (?, ?, ?)",
                     (decision.index, decision.position, decision.reason),
@@ -313,6 +323,12 @@ class Rows:
                 )
                 self._last = (decision.index, decision.position)
             self._index.execute("COMMIT")
+
+
+def _input_of(run: RunReader, decision: Decision) -> Record | None:
+    """The input row that a decision is about, where the run has some."""
+    answers = run.answers(decision.index, 1)
+    return answers[0].row if answers else None
 
 
 def _decision(run: RunReader, request: int, position: int) -> Decision:

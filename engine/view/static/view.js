@@ -80,7 +80,8 @@ function showState(state) {
   showStages(state);
   at("run").textContent = visible(`${state.run} · ${state.model}`);
   document.title = `${number(state.accepted)} · Woolmill`;
-  const share = state.target ? Math.min(1, state.accepted / state.target) : 0;
+  const [done, all] = state.target ? [state.accepted, state.target] : state.input_rows || [0, 0];
+  const share = all ? Math.min(1, done / all) : 0;
   at("bar").style.width = `${100 * share}%`;
   const now = Date.now() / 1000;
   const answers = state.responses;
@@ -93,6 +94,7 @@ function showState(state) {
     ["failed", number(state.failed)], ["in flight", number(state.in_flight)],
     ["tokens per row", number(state.tokens_per_accepted)],
   ];
+  if (!state.target && all) tiles.splice(2, 0, ["input rows", `${number(done)} / ${number(all)}`]);
   const unread = state.not_compared_by_meaning;
   if (unread) tiles.push(["not compared by meaning", number(unread)]);
   const several = state.stages.length > 1;

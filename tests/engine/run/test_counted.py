@@ -14,6 +14,7 @@ from engine.run.generate import generate
 from engine.run.inputs import STEP, InputRows
 from engine.run.progress import Progress
 from engine.settings import RunConfig
+from engine.view.rows import Rows
 
 pytestmark = pytest.mark.anyio
 
@@ -59,3 +60,8 @@ async def test_a_run_over_all_rows_knows_its_share_long_before_the_end(tmp_path:
         await server.stop()
     assert result.progress.requests == 120
     assert any(answered < 60 and requests == 120 for answered, requests in shares)
+    page = Rows(tmp_path / "run", None)
+    try:
+        assert page.state()["input_rows"] == [60, 60]
+    finally:
+        page.close()
