@@ -29,9 +29,19 @@ QUESTIONS = (
 
 
 def answer(
-    model: Any, tokenizer: Any, question: str, *, max_new_tokens: int, temperature: float = 0.0
+    model: Any,
+    tokenizer: Any,
+    question: str,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    streamer: Any = None,
 ) -> str:
-    """The model's answer to ``question``; greedy at temperature 0."""
+    """The model's answer to ``question``; greedy at temperature 0.
+
+    Args:
+        streamer: one of transformers' streamers, which gets the tokens as they come.
+    """
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": question}]
         prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -45,6 +55,7 @@ def answer(
         **inputs,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
+        streamer=streamer,
         **how,
     )
     new = out[0, inputs["input_ids"].shape[1] :]
@@ -64,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the answers; the exit code."""
+    """Print the answers, word by word as they come; the exit code."""
     arguments = parser().parse_args(argv)
     try:
         model, tokenizer = _load(arguments.model)
@@ -72,19 +83,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"trainer.sample: {exc}\n")
         return exc.exit_code
     import torch
+    from transformers import TextStreamer
 
     torch.manual_seed(arguments.seed)
     for question in arguments.prompt or QUESTIONS:
         sys.stdout.write(f"\n> {question}\n")
         for name, temperature in (("greedy", 0.0), ("sampled", arguments.temperature)):
-            text = answer(
+            sys.stdout.write(f"[{name}] ")
+            sys.stdout.flush()
+            answer(
                 model,
                 tokenizer,
                 question,
                 max_new_tokens=arguments.max_new_tokens,
                 temperature=temperature,
+                streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             )
-            sys.stdout.write(f"[{name}] {text}\n")
     return 0
 
 
