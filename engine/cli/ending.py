@@ -218,6 +218,8 @@ def _lines(ended: Ended) -> Iterator[str]:
     if any(ended.tokens):
         cost = "" if ended.cost is None else f"; cost {_money(ended.cost)}"
         yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
+    if bad := result.bad_rows:
+        yield f"left out {counted(bad, 'input row')} that cannot be read"
     if failed := ended.failed_requests:
         yield f"failed   {counted(failed, 'request')}, permanently; the report says why"
     if progress.failed:
@@ -256,6 +258,7 @@ def _event_of(ended: Ended) -> dict[str, Any]:
         "target": None if progress.target == EVERY else progress.target,
         "refused": ended.refused,
         "failed": ended.failed_requests,
+        "bad_rows": ended.result.bad_rows,
         "dropped": ended.dropped,
         "unused": ended.unused,
         "prompt_tokens": prompt,

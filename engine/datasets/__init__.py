@@ -4,9 +4,22 @@ forms (what a file holds, and text of any encoding) ─▶ read (rows) ─▶ co
                                                             write (rows, in the form they had)
 """
 
+from engine.datasets.bad_rows import BadRows, OnBadRow
 from engine.datasets.compared import Compared, choose
 from engine.datasets.forms import Form, Row
 from engine.datasets.read import Dataset, Skip, read_rows
 from engine.datasets.write import inert, writer
 
-__all__ = ["Compared", "Dataset", "Form", "Row", "Skip", "choose", "inert", "read_rows", "writer"]
+__all__ = [
+    "BadRows",
+    "Compared",
+    "Dataset",
+    "Form",
+    "OnBadRow",
+    "Row",
+    "Skip",
+    "choose",
+    "inert",
+    "read_rows",
+    "writer",
+]

@@ -6,7 +6,6 @@ import heapq
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +14,7 @@ from typing import Any, get_args
 
 import click
 
-from engine.datasets import Compared, Dataset, Row, Skip, writer
+from engine.datasets import BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
 from engine.dedup.against import add_references, batches
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
@@ -29,8 +28,6 @@ __all__ = ["dedup"]
 EXAMPLES = 3
 """Pairs nearest to a threshold, on either side of it, that the summary shows for a person to judge
 it by."""
-BAD_ROWS_NAMED = 10
-"""Rows that cannot be read which are named on the terminal; ``--decisions`` names all."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -103,7 +100,7 @@ class _Measures:
               show_default=True, help="bfloat16: twice as fast on CPUs with AMX.")  # fmt: skip
 @click.option("--borderline", type=click.FloatRange(0, 0.5), default=0.05, show_default=True,
               help="Count and show decisions so close to a threshold.")  # fmt: skip
-@click.option("--on-bad-row", type=click.Choice(("stop", "skip")), default="stop",
+@click.option("--on-bad-row", type=click.Choice(get_args(OnBadRow)), default="stop",
               show_default=True, help="What a row that cannot be read does; skip leaves it out of "
               "the output, names it and counts it.")  # fmt: skip
 @click.option("--explain", is_flag=True,
@@ -116,7 +113,7 @@ def dedup(
     fields: tuple[str, ...],
     against: tuple[Path, ...],
     language: str,
-    on_bad_row: str,
+    on_bad_row: OnBadRow,
     explain: bool,
     **measures: Any,
 ) -> None:
@@ -141,7 +138,8 @@ def dedup(
         check_output(path, overwrite=overwrite, inputs=(dataset, *against))
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
-    bad = _BadRows(skip=on_bad_row == "skip")
+    bad = BadRows(on_bad_row)
+    bad.tell(_say)
     if language == "auto":
         chosen = language_of_rows(dataset, fields, bad.beforehand)
     else:
@@ -175,30 +173,6 @@ def dedup(
     click.echo(summary)
 
 
-class _BadRows:
-    """Takes rows that cannot be read: the first is an error, unless they are to be skipped; then it
-    counts them, names the first of them, and puts all among decisions.
-    """
-
-    def __init__(self, *, skip: bool) -> None:
-        self._skip = skip
-        self.count = 0
-        self.log: Callable[[dict[str, Any]], None] | None = None
-
-    def beforehand(self, wrong: InputError) -> None:
-        """Of a look at the rows before the one that counts."""
-        if not self._skip:
-            raise InputError(f"{wrong}; --on-bad-row skip leaves such rows out") from wrong
-
-    def __call__(self, wrong: InputError) -> None:
-        self.beforehand(wrong)
-        self.count += 1
-        if self.count <= BAD_ROWS_NAMED:
-            click.echo(f"woolmill: left out: {wrong}", err=True)
-        if self.log is not None:
-            self.log({"index": None, "accepted": False, "reason": "bad_row", "error": str(wrong)})
-
-
 def language_of_rows(path: Path, fields: tuple[str, ...], skip: Skip) -> str:
     """What a dataset is written in, by an even draw of its rows (Vitter's algorithm R): the first
     ones may be of another language than the rest.
@@ -227,14 +201,14 @@ def _decide(
     output: Path | None,
     decisions: Path | None,
     summary: _Summary,
-    bad: _BadRows,
+    bad: BadRows,
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
     index, told_at = 0, time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
         if log is not None:
-            bad.log = lambda values: log(Row(dataset.path, 0, values))
+            bad.log = lambda wrong: log(Row(dataset.path, 0, _bad_row(wrong)))
         keep = None
         for rows, texts, compared in batches(dataset, fields, skip=bad):
             summary.compared = compared
@@ -256,9 +230,17 @@ def _decide(
                 index += 1
             if time.monotonic() - told_at >= TOLD_EVERY_S:
                 told_at = time.monotonic()
-                click.echo(f"woolmill: {summary.so_far}", err=True)
+                _say(summary.so_far)
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
+
+
+def _say(message: str) -> None:
+    click.echo(f"woolmill: {message}", err=True)
+
+
+def _bad_row(wrong: InputError) -> dict[str, Any]:
+    return {"index": None, "accepted": False, "reason": "bad_row", "error": str(wrong)}
 
 
 def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from engine.datasets import OnBadRow
 from engine.languages import language_of
 from engine.recipes.filters import FirstCharacter
 from engine.sections import (
@@ -60,6 +61,11 @@ class RecipeSection(Section):
     rows: Annotated[
         Path | None, FREE, Flag("Input rows: a file, a folder or another run.", path="either")
     ] = None
+    on_bad_row: Annotated[
+        OnBadRow,
+        FREE,
+        Flag("What an input row that cannot be read does; skip leaves it out, and names it."),
+    ] = "stop"
     samples: Annotated[
         Annotated[int, Field(ge=1, le=100_000)] | None,
         LATER,

@@ -64,6 +64,8 @@ class Result:
     seconds: float
     resent: int = 0
     """Requests that an earlier session had sent and got no answer to."""
+    bad_rows: int = 0
+    """Input rows that cannot be read and were left out, as far as the input was read."""
 
 
 async def generate(config: RunConfig, display: Display, owner: Owner | None = None) -> Result:
@@ -125,7 +127,13 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         folder=last.out,
         seconds=time.monotonic() - began,
         resent=resent,
+        bad_rows=_bad_rows(stages[0]),
     )
+
+
+def _bad_rows(first: OpenStage) -> int:
+    rows = first.rows
+    return rows.bad.count if isinstance(rows, InputRows) else 0
 
 
 class _Servers:
@@ -220,6 +228,8 @@ async def _opened(
     samples = config.samples or 1
     resume = store.resume()
     rows: InputRows | Following | None = settled.rows
+    if settled.rows is not None:
+        settled.rows.bad.tell(display.note)
     if before is not None:
         rows = Following(before.store, resume.answered_below // samples)
     bulk: Bulk | None = None

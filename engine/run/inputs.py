@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import orjson
 
-from engine.datasets import Dataset
+from engine.datasets import BadRows, Dataset, OnBadRow
 from engine.errors import ConfigError, InputError
 from engine.records import Record
 from engine.store import RunReader
@@ -29,11 +29,15 @@ STEP, PAUSE_S = 200, 0.02
 class InputRows:
     """The rows of a file, a folder or another run, whatever their form.
 
-    Raises InputError where the input cannot be read, naming path and line.
+    Rows that cannot be read have no number where they are left out. Raises InputError where the
+    input cannot be read, naming path and line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_bad_row: OnBadRow = "stop") -> None:
         self.path = path
+        self.bad = BadRows(on_bad_row)
+        self._bad_passed = 0
+        """Bad rows of this pass over the input."""
         self._rows: Iterator[Record] = iter(())
         self._next = 0
         self._kept: OrderedDict[int, Record] = OrderedDict()
@@ -42,8 +46,13 @@ class InputRows:
         self._restart()
 
     def _restart(self) -> None:
-        self._rows = (_plain(row.values) for row in Dataset(self.path))
-        self._next = 0
+        self._rows = (_plain(row.values) for row in Dataset(self.path, skip=self._skip))
+        self._next = self._bad_passed = 0
+
+    def _skip(self, wrong: InputError) -> None:
+        self._bad_passed += 1
+        known = self._bad_passed <= self.bad.count
+        (self.bad.beforehand if known else self.bad)(wrong)
 
     def row(self, number: int) -> Record | None:
         """Row ``number`` from 0; None: there are not so many."""
@@ -69,7 +78,7 @@ class InputRows:
         """
         count = 0
         try:
-            for count, _ in enumerate(Dataset(self.path), 1):
+            for count, _ in enumerate(Dataset(self.path, skip=self.bad.beforehand), 1):
                 if count % STEP == 0:
                     await anyio.sleep(PAUSE_S)
         except InputError:

@@ -75,7 +75,7 @@ def settle(config: RunConfig) -> Settled:
         config, any_api = _with_api(config, recipe, earlier)
     rows = None
     if config.rows is not None:
-        rows = InputRows(config.rows)
+        rows = InputRows(config.rows, config.on_bad_row)
         if "target" not in config.model_fields_set:
             config = config.model_copy(update={"target": EVERY})
     elif recipe.needs_rows:

@@ -493,3 +493,35 @@ async def test_an_input_without_rows_is_said(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id,topic\n")
     with pytest.raises(InputError, match="holds no rows"):
         await ran(tmp_path / "run", recipe=recipe_file(tmp_path), rows=tmp_path / "rows.csv")
+
+
+async def test_rows_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> None:
+    """Each is named once, though the input is read anew, and the rows behind keep their numbers
+    when the run goes on; without the setting the run stops there and says how to go on.
+    """
+    recipe, rows = recipe_file(tmp_path), input_rows(tmp_path, 30)
+    good = rows.read_text().splitlines()
+    rows.write_text("\n".join(["{broken", *good[:10], "[1]", *good[10:]]) + "\n")
+    notes: list[str] = []
+
+    class Noted(SilentDisplay):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    async def start(**more: Any) -> Result:
+        settings = {"backend": "scripted", "semantic": False, "out": tmp_path / "run", "seed": 3}
+        settings |= {"recipe": recipe, "rows": rows, **more}
+        return await generate(RunConfig.model_validate(settings), Noted())
+
+    with pytest.raises(InputError, match=r"rows.jsonl:1: .*; --on-bad-row skip leaves such rows"):
+        await start()
+    some = await start(on_bad_row="skip", target=5)
+    assert some.stop.reached
+    rest = await start(on_bad_row="skip")
+    assert (rest.stop.reached, rest.bad_rows) == (True, 2)
+    assert [record["id"] for _, _, _, record, *_ in dump(tmp_path / "run")] == list(range(30))
+    named = [note for note in notes if note.startswith("left out: ")]
+    assert sum("rows.jsonl:1:" in note for note in named) == 2  # once in each session
+    assert sum("rows.jsonl:12:" in note for note in named) <= 2
+    await ran(tmp_path / "whole", recipe=recipe, rows=input_rows(tmp_path, 30))
+    assert dump(tmp_path / "whole") == dump(tmp_path / "run")
