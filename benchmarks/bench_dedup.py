@@ -38,6 +38,7 @@ from rapidfuzz.distance import LCSseq
 from engine.datasets import read_rows
 from engine.dedup import RougeIndex, SemanticIndex, SentenceEncoder, tokenize
 from engine.dedup.encoder import default_model
+from engine.surroundings import cores
 
 THRESHOLD = 0.7
 JACCARD = THRESHOLD / (2 - THRESHOLD)
@@ -53,7 +54,7 @@ def main() -> None:
     names = arguments.only.split(",") if arguments.only else list(SECTIONS)
     figures: dict[str, Any] = {}
     texts: list[str] = []
-    if {"rouge", "chinese", "peers", "stream"} & set(names):
+    if {"rouge", "chinese", "peers", "stream", "spread"} & set(names):
         texts = (
             texts_of(arguments.file)
             if arguments.file
@@ -428,6 +429,42 @@ def replay(candidates: Sequence[str], batch: int) -> int:
     return len(index)
 
 
+def spread(texts: list[str], quick: bool) -> dict[str, Any]:
+    """A batch by one thread and by one on each core, by turns: decisions, and nearest and mean."""
+    figures: dict[str, Any] = {}
+    sizes = (20_000,) if quick else (200_000, 1_000_000, 3_000_000)
+    rounds, batch, asked = 16, 256, 128
+    if not quick:
+        texts = made_texts(sizes[-1] + 2 * rounds * batch * len(sizes), seed=1)
+    probes = iter(texts[sizes[-1] :])
+    ways = [RougeIndex(THRESHOLD), RougeIndex(THRESHOLD, threads=cores())]
+    done = 0
+    for size in sizes:
+        for index in ways:
+            index.extend(texts[done:size])
+        done = size
+        for _ in range(2):  # the first round warms up
+            batches = [list(itertools.islice(probes, batch)) for _ in range(rounds)]
+            decided, compared = [], []
+            for index in ways:
+                began = time.perf_counter()
+                for some in batches:
+                    index.admit(some)
+                decided.append((time.perf_counter() - began) / rounds / batch)
+                began = time.perf_counter()
+                index.neighbours(range(len(index) - asked, len(index)))
+                compared.append((time.perf_counter() - began) / asked)
+        assert len(ways[0]) == len(ways[1])
+        figures[str(size)] = {
+            "decision_us": decided[0] * 1e6,
+            f"decision_{cores()}_threads_us": decided[1] * 1e6,
+            "nearest_and_mean_us": compared[0] * 1e6,
+            f"nearest_and_mean_{cores()}_threads_us": compared[1] * 1e6,
+        }
+        row(f"pool of {size:,}", **figures[str(size)])
+    return figures
+
+
 def semantic(_texts: list[str], quick: bool) -> dict[str, Any]:
     """A million vectors: recall of the exact decision, CPU and memory."""
     count = 50_000 if quick else 1_000_000
@@ -505,6 +542,7 @@ SECTIONS: dict[str, Callable[[list[str], bool], dict[str, Any]]] = {
     "chinese": chinese,
     "peers": peers,
     "stream": stream,
+    "spread": spread,
     "semantic": semantic,
     "encoder": encoder,
 }

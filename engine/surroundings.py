@@ -1,4 +1,4 @@
-"""What this process finds around itself: a place for its caches, and how much it may open.
+"""What this process finds around itself: cores, a place for its caches, and how much it may open.
 
 A container that runs as some number (``docker --user``) has no home and no name; a service may have
 a home that it cannot write to. Neither is a reason to stop: there is a folder for temporary files.
@@ -17,7 +17,21 @@ from typing import Any
 
 from engine.errors import OutputError
 
-__all__ = ["allow_open_files", "cache_homes", "is_private", "spelt_out", "writable_cache_home"]
+__all__ = [
+    "allow_open_files",
+    "cache_homes",
+    "cores",
+    "is_private",
+    "spelt_out",
+    "writable_cache_home",
+]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cache_homes() -> Iterator[Path]:

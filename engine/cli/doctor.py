@@ -29,7 +29,7 @@ from engine.run.servers import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig, load_config
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
-from engine.surroundings import cache_homes, spelt_out
+from engine.surroundings import cache_homes, cores, spelt_out
 from engine.text import counted
 
 __all__ = ["diagnose", "doctor"]
@@ -67,9 +67,7 @@ def diagnose(config_file: Path | None = None, ray: str | None = None) -> dict[st
         "woolmill": metadata.version("woolmill"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpus": cores(),
         "memory_gib": _memory_gib(),
         "gpus": sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*")),
         "open_files": {"now": soft, "most": hard},

@@ -25,6 +25,7 @@ from engine.recipes.guard import RecipeFault, compared_text, parsed, reduced_of,
 from engine.records import SAMPLE, Answer, Api, Decision, Record
 from engine.settings import RunConfig
 from engine.store import RunReader, Vector
+from engine.surroundings import cores
 from engine.thoughts import THOUGHTS_ONLY, is_thoughts_only, thoughts_apart
 
 __all__ = [
@@ -295,7 +296,15 @@ def make_cascade(config: RunConfig, recipe: Recipe, remote: Encoder | None = Non
             precision=config.semantic_precision,
             gpu=config.chosen_backend in ("http", "batch"),  # else the answers' model needs it
         )
-    cascade = Cascade(config.rouge_threshold, threshold, encoder, language=config.spoken)
+    # One core is the run's own; answers that are made in this machine's cores need all of them.
+    here = config.chosen_backend in ("transformers", "vllm")
+    cascade = Cascade(
+        config.rouge_threshold,
+        threshold,
+        encoder,
+        language=config.spoken,
+        threads=1 if here else max(1, cores() - 1),
+    )
     references = list(recipe.references())
     cascade.add_reference([text for text, _ in references], [source for _, source in references])
     for path in config.against:

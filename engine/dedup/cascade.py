@@ -110,6 +110,7 @@ class Cascade:
             two each.
         directory: where ``SemanticIndex`` keeps its file.
         language: how texts are cut for ROUGE-L, as for ``RougeIndex``.
+        threads: that compare by ROUGE-L at once; decisions do not depend on them.
 
     Attributes:
         unreadable: references that the embedding model cannot read; like such candidates, they are
@@ -125,6 +126,7 @@ class Cascade:
         margin: float = 0.0,
         directory: Path | None = None,
         language: str = ENGLISH,
+        threads: int = 1,
     ) -> None:
         if semantic_threshold is not None and encoder is None:
             raise ValueError("a semantic threshold needs an encoder")
@@ -132,7 +134,9 @@ class Cascade:
         self._margin = margin
         self._exact = ExactIndex()
         self._language = language
-        self._rouge = None if rouge_threshold is None else RougeIndex(rouge_threshold, language)
+        self._rouge = None
+        if rouge_threshold is not None:
+            self._rouge = RougeIndex(rouge_threshold, language, threads=threads)
         self.unreadable = 0
         self._encoder = encoder
         self._semantic: SemanticIndex | None = None
@@ -206,7 +210,7 @@ class Cascade:
         if not len(texts) == len(sources) == len(self._exact):
             raise ValueError("its arrays are not of one size")
         if self._rouge is not None:
-            self._rouge = RougeIndex(self._rouge.threshold, self._language)
+            self._rouge = self._rouge.like()
             self._rouge.take(arrays)
             if len(self._rouge) != len(texts):
                 raise ValueError("its arrays are not of one size")

@@ -22,6 +22,7 @@ from engine.dedup.explain import explain_bands, one_line
 from engine.errors import InputError, UsageError
 from engine.files import check_output
 from engine.languages import ENGLISH, LOOKED_AT, MIXED, detect, has_tokens, language_of
+from engine.surroundings import cores
 
 __all__ = ["dedup"]
 
@@ -160,6 +161,7 @@ def dedup(
         neighbours=0 if how.no_rouge else 1,
         margin=how.borderline,
         language=chosen,
+        threads=cores(),
     )
     summary = _Summary(threshold, how.semantic_threshold, how.borderline, chosen)
     if language != "auto" or how.no_rouge:

@@ -336,8 +336,10 @@ def find(
     postings: NDArray[np.uint32],
     rows: NDArray[np.uint32],
     seen: NDArray[np.uint32],
+    since: int,
 ) -> tuple[int, float]:
-    """The item with the highest F above the threshold (ties: the earliest) and its F; -1 for none.
+    """Of the items from ``since`` on the one with the highest F above the threshold (ties: the
+    earliest) and its F; -1 for none.
 
     Two texts that pass share a token among the ``own[LONG] + 1`` rarest of each. ``ids`` from
     ``known`` on are tokens that no item has. ``limits`` is as ``limits_of`` keeps it. ``rows``
@@ -379,20 +381,22 @@ def find(
                     used = signed(postings[place + SIZE]) & 0xFFFF
                     chunk = postings[place + FIRST : place + FIRST + used]
                     place = signed(postings[place + BEFORE])
+                if signed(chunk[-1]) < since:
+                    break  # newer items come later in a chunk, and newer chunks first
                 for posting in chunk:
                     item = signed(posting)
                     signature = signatures[item]
                     n = signed(signature & length_bits)
                     if (
+                        item < since
                         # A bit that the other has not is at least one token without a partner.
                         # Tokens that fall on one bit hide each other, so this only ever lets too
                         # many through. It goes before ``seen`` since it ends nearly all, and a
                         # signature is one load.
-                        signed(popcount(bag & ~signature)) > own[n]
+                        or signed(popcount(bag & ~signature)) > own[n]
                         or signed(popcount(signature & ~bag & ~length_bits)) > other[n]
+                        or seen[item + 1] == seen[0]
                     ):
-                        continue
-                    if seen[item + 1] == seen[0]:
                         continue
                     seen[item + 1] = seen[0]
                     text = tokens[signed(starts[item]) : signed(starts[item + 1])]

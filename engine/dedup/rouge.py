@@ -30,13 +30,16 @@ from engine.languages import ENGLISH, language_of, tokens_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from engine.dedup.threads import Scratch
+
 __all__ = ["Hit", "Nearest", "RougeIndex", "rouge_l", "rouge_l_of_tokens", "tokenize"]
 
 EPOCH_STARTS = (4_096, 65_536)
 """Numbers of items at which the tokens' counts are looked at anew (see ``kernels``). An old order
 gets stale where the vocabulary drifts; each order more costs a lookup per token and query."""
-
-
+SPREAD_FROM = 500_000
+"""Items from which on a batch is looked up by several threads before it is decided. Below, that
+costs more than it spares: two threads break even here, and take 0.65 of the time at a million."""
 MOST_MASKS = 128 << 20
 """Bytes that the masks of texts that are scanned together may take."""
 
@@ -103,17 +106,21 @@ class RougeIndex:
     >>> index.find("写一首关于秋天的歌")
     Hit(item=0, score=0.8888888888888888)
 
-    A text without any token is nobody's near-duplicate. Calls from several threads are safe and
+    ``threads`` read the index at once where it is large; what is found does not depend on them. A
+    text without any token is nobody's near-duplicate. Calls from several threads are safe and
     take turns. Raises ValueError for a threshold or language that there is not.
     """
 
-    def __init__(self, threshold: float | None = None, language: str = ENGLISH) -> None:
+    def __init__(
+        self, threshold: float | None = None, language: str = ENGLISH, *, threads: int = 1
+    ) -> None:
         usual = language_of(language).rouge_threshold
         threshold = usual if threshold is None else threshold
         if not 0 < threshold <= 1:
             raise ValueError(f"a ROUGE-L threshold lies in (0, 1], not at {threshold}")
         # numba takes long to import, and a run without ROUGE-L does not need it.
         from engine.dedup import admit, checks, kernels, long, scan
+        from engine.dedup.threads import Threads
         from engine.dedup.vocabulary import Vocabulary
 
         self.threshold = float(threshold)
@@ -127,15 +134,14 @@ class RougeIndex:
         self._kernels = kernels
         self._scan = scan
         self._lock = threading.Lock()
+        self._threads = Threads(threads)
         self._size = 0
         self._epoch = 0
         self._vocabulary = Vocabulary(language)
-        self._limits = np.zeros((kernels.LONG, 2, kernels.LONG + 1), np.int64)
         self._tokens = reserve(np.uint32)
         # By item; see kernels.
         self._starts = reserve(np.uint32)
         self._signatures = reserve(np.uint64)
-        self._seen = reserve(np.uint32)  # and a count before them
         # Chunks of postings, up to an end. A place of 0 means none.
         self._postings = reserve(np.uint32)
         self._end = 1
@@ -143,13 +149,15 @@ class RougeIndex:
         self._counts = reserve(np.uint32)
         self._levels = reserve(np.uint8, kernels.EPOCHS)
         self._heads = reserve(np.uint32, kernels.EPOCHS)
-        # By token, and all zeros between two calls.
-        self._rows = reserve(np.uint32)
         self._room = len(self._signatures)
         """Elements that every array has; this one has the longest, so the fewest."""
 
     def __len__(self) -> int:
         return self._size
+
+    def like(self) -> RougeIndex:
+        """An empty one of the same settings."""
+        return RougeIndex(self.threshold, self.language, threads=self._threads.count)
 
     def find(self, text: str) -> Hit | None:
         """The item with the highest F above the threshold (ties: the earliest), or None."""
@@ -159,26 +167,28 @@ class RougeIndex:
 
     def _find(self, ids: NDArray[np.uint32]) -> tuple[int, float]:
         item, f = -1, self.threshold
+        scratch = self._threads.scratch
         if len(ids) <= self._long.LONG:
             item, f = self._kernels.find(
                 ids,
                 len(self._vocabulary),
                 self._epoch + 1,
                 self.threshold,
-                self._limits,
+                scratch.limits,
                 self._tokens,
                 self._starts,
                 self._levels,
                 self._heads,
                 self._signatures,
                 self._postings,
-                self._rows,
-                self._seen,
+                scratch.rows,
+                scratch.seen,
+                0,
             )
         else:
             self._catch_up()
         if self._long_texts and len(ids) >= self._long_texts.least:
-            other, other_f = self._long_texts.find(ids, self._rows[: len(self._vocabulary)])
+            other, other_f = self._long_texts.find(ids, scratch.rows[: len(self._vocabulary)])
             if other >= 0 and (item < 0 or (-other_f, other) < (-f, item)):
                 return other, other_f
         return item, f
@@ -276,7 +286,10 @@ class RougeIndex:
         bounds = np.cumsum([0, *map(len, data)])
         items = np.empty(len(data), np.int64)
         scores = np.empty(len(data), np.float64)
-        done = 0
+        since = done = 0
+        if self._size >= SPREAD_FROM and self._threads.count > 1 and not is_decided:
+            since = self._size
+            self._look(letters, bounds, items, scores)
         while done < len(data) and self._size < goal:
             self._make_ready((len(data[done]) + 1) // 2)
             judged, self._size, self._vocabulary.size, self._end = self._admit.admit(
@@ -289,7 +302,7 @@ class RougeIndex:
                 self._epoch,
                 self.threshold,
                 *self._vocabulary.table(len(data[done])),
-                self._limits,
+                self._threads.scratch.limits,
                 self._tokens,
                 self._starts,
                 self._counts,
@@ -298,15 +311,53 @@ class RougeIndex:
                 self._signatures,
                 self._postings,
                 self._end,
-                self._rows,
-                self._seen,
+                self._threads.scratch.rows,
+                self._threads.scratch.seen,
                 items[done:],
                 scores[done:],
+                since,
                 is_decided,
             )
             done += judged
         found = zip(items[:done].tolist(), scores[:done].tolist(), strict=True)
         return [Hit(item, f) if item >= 0 else None for item, f in found]
+
+    def _look(
+        self,
+        letters: NDArray[np.uint8],
+        bounds: NDArray[np.int64],
+        items: NDArray[np.int64],
+        scores: NDArray[np.float64],
+    ) -> None:
+        """Fill ``items`` and ``scores`` with what the texts resemble of all that there is now."""
+        ids = np.empty(len(letters) + len(bounds), np.uint32)
+        places = np.empty(len(bounds), np.int64)
+        table = self._vocabulary.table(int(np.diff(bounds).max()))
+        self._admit.cut_all(letters, bounds, *table, ids, places)
+
+        def work(scratch: Scratch, first: int) -> None:
+            self._admit.look(
+                ids,
+                places,
+                first,
+                self._threads.count,
+                len(self._vocabulary),
+                self._epoch + 1,
+                self.threshold,
+                scratch.limits,
+                self._tokens,
+                self._starts,
+                self._levels,
+                self._heads,
+                self._signatures,
+                self._postings,
+                scratch.rows,
+                scratch.seen,
+                items,
+                scores,
+            )
+
+        self._threads.map(work, range(self._threads.count))
 
     def nearest(self, text: str, k: int = 10) -> Nearest:
         """The k items with the highest F, and the mean F over all items (0 when there are none).
@@ -317,7 +368,7 @@ class RougeIndex:
             ids = self._vocabulary.ids(text)
             if len(ids) > self._long.LONG:
                 ids = ids[:0]
-            return self._nearest([ids], [self._size], k)[0]
+            return self._nearest(self._threads.scratch, [ids], [self._size], k)[0]
 
     def neighbours(self, items: Sequence[int], k: int = 10) -> list[Nearest]:
         """``nearest`` for each of ``items`` among the items before it; sixteen at once cost little
@@ -326,8 +377,14 @@ class RougeIndex:
         found = [Nearest((), 0.0)] * len(items)
         with self._lock:
             texts = [self._tokens[self._starts[i] : self._starts[i + 1]] for i in items]
-            for chosen in self._batches(texts):
-                batch = self._nearest([texts[i] for i in chosen], [items[i] for i in chosen], k)
+
+            def work(scratch: Scratch, chosen: list[int]) -> list[Nearest]:
+                return self._nearest(
+                    scratch, [texts[i] for i in chosen], [items[i] for i in chosen], k
+                )
+
+            batches = list(self._batches(texts))
+            for chosen, batch in zip(batches, self._threads.map(work, batches), strict=True):
                 for i, nearest in zip(chosen, batch, strict=True):
                     found[i] = nearest
         return found
@@ -378,9 +435,10 @@ class RougeIndex:
     @property
     def nbytes(self) -> int:
         """Bytes in use, the texts as token ids and the vocabulary included."""
-        by_token = self._counts.itemsize + self._rows.itemsize
+        scratch = self._threads.nbytes_an_item
+        by_token = self._counts.itemsize + scratch
         by_token += (self._epoch + 1) * (self._levels.itemsize + self._heads.itemsize)
-        by_item = self._starts.itemsize + self._signatures.itemsize + self._seen.itemsize
+        by_item = self._starts.itemsize + self._signatures.itemsize + scratch
         tokens = int(self._starts[self._size])
         return (
             self._vocabulary.nbytes
@@ -401,7 +459,9 @@ class RougeIndex:
             lanes = min(self._scan.LANES, max(1, MOST_MASKS // (32 * words * 64 * words)))
             yield from (alike[i : i + lanes] for i in range(0, len(alike), lanes))
 
-    def _nearest(self, texts: list[NDArray[np.uint32]], sizes: list[int], k: int) -> list[Nearest]:
+    def _nearest(
+        self, scratch: Scratch, texts: list[NDArray[np.uint32]], sizes: list[int], k: int
+    ) -> list[Nearest]:
         k = min(k, max(sizes))
         if k <= 0:
             return [Nearest((), 0.0)] * len(texts)
@@ -418,7 +478,7 @@ class RougeIndex:
             len(self._vocabulary),
             self._tokens,
             self._starts,
-            self._rows,
+            scratch.rows,
             np.zeros(rows * words * self._scan.LANES, np.uint32),
             words,
             items,
@@ -451,12 +511,11 @@ class RougeIndex:
         self._tokens = room(self._tokens, size, int(self._starts[self._size]))
         self._starts = room(self._starts, size, items)
         self._signatures = room(self._signatures, size, items)
-        self._seen = room(self._seen, size + 1, items)
         self._postings = room(self._postings, size, self._end)
         self._counts = room(self._counts, size, known)
         self._levels = room(self._levels, size, known)
         self._heads = room(self._heads, size, known)
-        self._rows = room(self._rows, size, known)
+        self._threads.make_room(size, items, known)
         self._room = size
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score import tokenize as rouge_tokenize
 
-from engine.dedup import Hit, RougeIndex, memory, rouge, rouge_l, tokenize, vocabulary
+from engine.dedup import Hit, RougeIndex, memory, rouge, rouge_l, threads, tokenize, vocabulary
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -131,16 +131,20 @@ def test_long_texts_are_decided_alike(long: Oracle, threshold: float) -> None:
     assert (refused > 0) == (threshold < 1)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("limit", [None, 3])
 def test_a_batch_is_admitted_as_its_texts_one_by_one(
-    short: Oracle, limit: int | None, monkeypatch: pytest.MonkeyPatch
+    short: Oracle, limit: int | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Across epochs and growing arrays; behind the limit nothing is judged."""
+    """Across epochs and growing arrays, by one thread or several; behind the limit nothing is
+    judged.
+    """
     monkeypatch.setattr(rouge, "EPOCH_STARTS", (16, 120))
+    monkeypatch.setattr(rouge, "SPREAD_FROM", 10)
     single = RougeIndex(0.5)
-    for module in (rouge, vocabulary):
+    for module in (rouge, vocabulary, threads):
         monkeypatch.setattr(module, "reserve", partial(memory.reserve, nbytes=256))
-    batched = RougeIndex(0.5)
+    batched = RougeIndex(0.5, threads=workers)
     expected: list[Hit | None] = []
     for text in ["", *short.texts]:
         expected.append(single.find(text))
@@ -157,8 +161,9 @@ def test_a_batch_is_admitted_as_its_texts_one_by_one(
         judged += found
     assert judged == expected
     assert len(batched) == len(single)
-    assert batched.neighbours(range(20)) == single.neighbours(range(20))
-    assert batched.nbytes == single.nbytes
+    every = range(len(single))
+    assert batched.neighbours(every) == single.neighbours(every)
+    assert (batched.nbytes > single.nbytes) == (workers > 1)
     assert batched.admit(texts, 0) == []
 
 
@@ -285,16 +290,16 @@ def test_threads_take_turns() -> None:
             index.find(text)
             index.add(text)
 
-    threads = [threading.Thread(target=work, args=(texts[i::4],)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    callers = [threading.Thread(target=work, args=(texts[i::4],)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
     assert len(index) == 400
     assert all(index.nearest(text, 1).hits[0].score == 1.0 for text in texts if text)
     from engine.dedup import admit, kernels, scan
 
-    loops: list[Any] = [kernels.find, kernels.insert, admit.admit, scan.scan]
+    loops: list[Any] = [kernels.find, kernels.insert, admit.admit, admit.look, scan.scan]
     assert all(loop.targetoptions["nogil"] for loop in loops)
 
 
