@@ -28,6 +28,7 @@ from engine.errors import (
     UnavailableError,
     WoolmillError,
 )
+from engine.recipes.base import RECIPE_ERROR
 from engine.records import EVERY, SAMPLE
 from engine.screen import drain
 from engine.text import counted
@@ -93,6 +94,16 @@ class Ended:
         """Requests of all stages that failed permanently: rows that are lost on the way."""
         progress = self.result.progress
         return progress.failed + sum(before.failed for before in progress.before.values())
+
+    @property
+    def unsent(self) -> int:
+        """Of those: requests that were never sent, since the recipe could make no prompt."""
+        unsent = 0
+        for _, counts in self.stages:
+            sent = sum(n for reason, n in counts.reasons.items() if reason.startswith("failed:"))
+            # The same reason stands where a recipe's parser fails, which is no failed request.
+            unsent += min(counts.reasons.get(RECIPE_ERROR, 0), max(0, counts.failed - sent))
+        return unsent
 
     @property
     def refused(self) -> dict[str, int]:
@@ -220,7 +231,10 @@ def _lines(ended: Ended) -> Iterator[str]:
         yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
     if bad := result.bad_rows:
         yield f"left out {counted(bad, 'input row')} that cannot be read"
-    if failed := ended.failed_requests:
+    if unsent := ended.unsent:
+        see = f"woolmill export {folder} --refused -o refused.jsonl"
+        yield f"unsent   {counted(unsent, 'request')}, with no prompt to send; why: {see}"
+    if failed := ended.failed_requests - unsent:
         yield f"failed   {counted(failed, 'request')}, permanently; the report says why"
     if progress.failed:
         yield f"again    woolmill redecide {folder} --drop-failed   and then the same command"
@@ -258,6 +272,7 @@ def _event_of(ended: Ended) -> dict[str, Any]:
         "target": None if progress.target == EVERY else progress.target,
         "refused": ended.refused,
         "failed": ended.failed_requests,
+        "unsent": ended.unsent,
         "bad_rows": ended.result.bad_rows,
         "dropped": ended.dropped,
         "unused": ended.unused,

@@ -525,3 +525,20 @@ async def test_rows_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path)
     assert sum("rows.jsonl:12:" in note for note in named) <= 2
     await ran(tmp_path / "whole", recipe=recipe, rows=input_rows(tmp_path, 30))
     assert dump(tmp_path / "whole") == dump(tmp_path / "run")
+
+
+def test_rows_that_nothing_was_asked_about_are_told_apart_from_failed_requests(
+    tmp_path: Path,
+) -> None:
+    rows = tmp_path / "questions.jsonl"
+    rows.write_text('{"id": "a", "question": "Why?"}\n{"id": "b"}\n{"id": "c", "question": ""}\n')
+    words = ["generate", "--recipe", "respond", "--rows", rows, "--backend", "scripted"]
+    words += ["--no-semantic", "--carry", "id", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == 3
+    assert "unsent   2 requests, with no prompt to send" in done.output
+    assert "failed   " not in done.output
+    (see,) = re.findall(r"why: woolmill (.*)", done.output)
+    named = CliRunner().invoke(cli, see.replace("refused.jsonl", str(tmp_path / "why")).split())
+    assert "2 refused pieces" in named.output
+    assert [json.loads(line)["id"] for line in (tmp_path / "why").open()] == ["b", "c"]
