@@ -237,7 +237,8 @@ def _lines(ended: Ended) -> Iterator[str]:
     if failed := ended.failed_requests - unsent:
         yield f"failed   {counted(failed, 'request')}, permanently; the report says why"
     if progress.failed:
-        yield f"again    woolmill redecide {folder} --drop-failed   and then the same command"
+        mended = "once mended: " if ended.unsent == ended.failed_requests else ""
+        yield f"again    {mended}woolmill redecide {folder} --drop-failed   and the same command"
     if ended.unused:
         yield f"unused   {ended.unused:,} answers that were paid; a higher target goes on with them"
     if ended.dropped > 0:

@@ -537,8 +537,10 @@ def test_rows_that_nothing_was_asked_about_are_told_apart_from_failed_requests(
     done = CliRunner().invoke(cli, [str(word) for word in words])
     assert done.exit_code == 3
     assert "unsent   2 requests, with no prompt to send" in done.output
-    assert "failed   " not in done.output
+    assert "\nfailed " not in done.output
+    assert "again    once mended: woolmill redecide" in done.output
     (see,) = re.findall(r"why: woolmill (.*)", done.output)
     named = CliRunner().invoke(cli, see.replace("refused.jsonl", str(tmp_path / "why")).split())
     assert "2 refused pieces" in named.output
-    assert [json.loads(line)["id"] for line in (tmp_path / "why").open()] == ["b", "c"]
+    lines = (tmp_path / "why").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["b", "c"]
