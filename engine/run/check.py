@@ -156,7 +156,7 @@ def _observe(config: RunConfig, answer: str | None) -> dict[str, Any]:
     seen, reasons = _Seen(), Counter[str]()
     prompts = answers = rows = 0
     given: list[Record] | None = None
-    for settled in stages_of(settle(config)):
+    for settled in stages_of(settle(config, asks=False), asks=False):
         came = _Stage(settled, seen, given)
         came.ask()
         came.answer(_begin_with(settled.recipe, answer))

@@ -63,8 +63,8 @@ async def preview(
 
     Raises WoolmillError where a run could not start either.
     """
-    chain = stages_of(settle(config))
     asks = answer is None and asks_somebody(config)
+    chain = stages_of(settle(config, asks=asks), asks=asks)
     previews: list[Preview] = []
     async with AsyncExitStack() as stack:
         backends: dict[str, Backend] = {}

@@ -56,8 +56,12 @@ class Settled:
     """What told the input of a stage that goes on, as its manifest has it."""
 
 
-def settle(config: RunConfig) -> Settled:
-    """Raises WoolmillError for what makes a start impossible."""
+def settle(config: RunConfig, *, asks: bool = True) -> Settled:
+    """The settings of a run. Raises WoolmillError for what makes a start impossible.
+
+    Args:
+        asks: somebody is to answer; otherwise no model need be named.
+    """
     earlier = earlier_manifest(config.out)
     tasks: list[SeedTask] = []
     recipe = config.make_recipe(tasks)
@@ -71,7 +75,7 @@ def settle(config: RunConfig) -> Settled:
     _refuse_unused_models(config, recipe)
     any_api = False
     if len(recipe.stages) == 1:  # else each stage has its own
-        config = _of_stage(config, recipe)
+        config = _of_stage(config, recipe, asks=asks)
         config, any_api = _with_api(config, recipe, earlier)
     rows = None
     if config.rows is not None:
@@ -104,15 +108,17 @@ def check_carried(config: RunConfig, row: Record | None) -> None:
         )
 
 
-def stages_of(whole: Settled) -> list[Settled]:
-    """A run's stages with the settings of each; of most recipes the one that there is."""
+def stages_of(whole: Settled, *, asks: bool = True) -> list[Settled]:
+    """A run's stages with the settings of each; of most recipes the one that there is. ``asks`` is
+    as for ``settle``.
+    """
     recipes = whole.recipe.stages
     if len(recipes) == 1:
         return [whole]
     stages = []
     for place, recipe in enumerate(recipes):
         is_last = place == len(recipes) - 1
-        config = _of_stage(whole.config, recipe)
+        config = _of_stage(whole.config, recipe, asks=asks)
         name = recipe.name.rpartition("/")[2]
         out = config.out if is_last else config.out / "stages" / f"{place + 1}-{name}"
         earlier = earlier_manifest(out)
@@ -195,12 +201,16 @@ OTHER_HOST = ("base_url", "endpoints_file", "backend")
 OF_A_MODEL = frozenset("context_length tokenizer".split())
 
 
-def _of_stage(config: RunConfig, recipe: Recipe) -> RunConfig:
-    """The settings with those of the stage's model. Raises ConfigError where it is not named."""
+def _of_stage(config: RunConfig, recipe: Recipe, *, asks: bool) -> RunConfig:
+    """The settings with those of the stage's model. Raises ConfigError where it ``asks`` one that
+    is not named.
+    """
     if not recipe.model:
         return config
     own = config.models.get(recipe.model)
     if own is None and not recipe.model_settings:
+        if not asks:
+            return config
         raise ConfigError(
             f"stage {recipe.name} asks the model {recipe.model}, which the settings do not name; "
             f"add a table [models.{recipe.model}] with base_url and model"

@@ -82,6 +82,28 @@ FAULTY = {
 }
 
 
+def test_where_nobody_is_asked_no_model_need_be_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage asks a model that only the settings of a run know; ``generate`` needs them."""
+    recipe, rows = tmp_path / "judged.toml", tmp_path / "rows.jsonl"
+    rows.write_text('{"topic": "rain"}\n')
+    judge = '[[stage]]\nname = "judge"\nmodel = "judge"\nuser = "Is this good? {{ text }}"\n'
+    judge += 'give = { verdict = "{{ text }}" }\n'
+    first = '[[stage]]\nname = "ask"\nuser = "About {{ topic }}."\ngive = { text = "{{ text }}" }\n'
+    recipe.write_text(f'[recipe]\nname = "judged"\n[rows]\n{first}{judge}')
+    assert woolmill(capsys, "recipe", "check", recipe, "--rows", rows)[0] == 0
+    status, out, _ = woolmill(capsys, "preview", recipe, "--rows", rows, "--answer", "It rains.")
+    assert status == 0
+    assert "Is this good? It rains." in out
+    status, _, err = woolmill(
+        capsys, "generate", "--recipe", recipe, "--rows", rows, "--backend", "scripted",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 78
+    assert "[models.judge]" in err
+
+
 @pytest.mark.parametrize("parse", FAULTY)
 def test_each_fault_is_a_line(
     parse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
