@@ -24,12 +24,14 @@ from engine.datasets.read import BATCH, pyarrow_of
 from engine.errors import OutputError, UsageError
 from engine.files import new_file
 
-__all__ = ["inert", "writer"]
+__all__ = ["NOT_WRITTEN", "inert", "writer"]
 
 ENDINGS: dict[str, Kind] = {
     ".jsonl": "lines", ".ndjson": "lines", ".json": "document", ".csv": "csv", ".tsv": "csv",
     ".parquet": "parquet", ".arrow": "arrow",
 }  # fmt: skip
+NOT_WRITTEN = frozenset({".bz2", ".xz", ".zst", ".zip", ".xls", ".xlsx", ".ods", ".db", ".sqlite"})
+"""Endings that promise what nothing here writes; of others, the form is that of the rows."""
 PACKED_LEVEL = 6
 """gzip's own default; at 9 it takes far longer for little."""
 
@@ -71,6 +73,11 @@ def _form(path: Path, like: Form | None, source: Path | None) -> Form:
     packed = name.endswith(".gz")
     ending = Path(name.removesuffix(".gz")).suffix
     kind = ENDINGS.get(ending)
+    if ending in NOT_WRITTEN:
+        raise UsageError(
+            f"{path}: nothing is written as {ending}; end the name in {', '.join(ENDINGS)}, with "
+            ".gz behind it or not"
+        )
     if like is None:
         return Form(kind=kind or "lines", packed=packed)
     if kind is None:  # the name says nothing

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import orjson
 
-from engine.datasets.write import inert
+from engine.datasets.write import NOT_WRITTEN, inert
 from engine.errors import ConfigError, UsageError
 from engine.export.chat import turns_of
 from engine.export.columns import ListOf, StructOf, Type
@@ -73,8 +73,6 @@ ENDINGS: dict[str, tuple[Format, ...]] = {
     ".parquet": ("parquet",),
 }
 """What a file of this ending may hold; the first is taken where no format is named."""
-NOT_WRITTEN = frozenset({".gz", ".bz2", ".xz", ".zst", ".zip", ".tsv", ".arrow", ".xlsx"})
-"""Endings that promise what no format is."""
 WITH_PROVENANCE: frozenset[Format] = frozenset({"jsonl", "parquet", "datasets"})
 """Formats with room beside a row's own fields for where it comes from."""
 CHATS: frozenset[Format] = frozenset({"messages", "sharegpt", "preference"})
@@ -96,7 +94,7 @@ def format_of(path: Path, asked: Format | None, default: Format) -> Format:
     Raises UsageError where the two contradict each other, or the ending is none of ours.
     """
     ending = path.suffix.lower()
-    if ending in NOT_WRITTEN:
+    if ending in NOT_WRITTEN | {".gz", ".tsv", ".arrow"}:
         raise UsageError(
             f"{path}: no format is written as {ending}; end the name in {', '.join(ENDINGS)}"
         )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.datasets import Dataset, writer
+from engine.datasets import Dataset, Form, writer
 from engine.errors import OutputError, UsageError
 
 
@@ -147,3 +147,13 @@ def test_an_arrow_stream_stays_one(tmp_path: Path) -> None:
         stream.write_table(pa.Table.from_pylist([{"instruction": "a", "b": b"x"}], schema))
     with pytest.raises(OutputError, match=r"type bytes.*\.parquet"):
         copied(source, tmp_path / "o2.jsonl")
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows.zip", "rows.jsonl.zst"])
+def test_an_ending_that_nothing_is_written_as_is_refused(name: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="nothing is written as"),
+        writer(tmp_path / name, Form(kind="lines")),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
