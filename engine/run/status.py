@@ -16,14 +16,17 @@ from engine.text import visible
 
 __all__ = ["Speed", "told"]
 
-WINDOW_S = 30.0
-"""Rates are those of so long, so that they follow what a person has just changed."""
+WINDOW_S, LONGEST_S = 30.0, 300.0
+"""Rates are those of so long, so that they follow what a person has just changed; of up to the
+second where fewer than ``ENOUGH`` answers came in the first, or the time left would jump with each.
+"""
+ENOUGH = 20
 SAMPLE_S = 0.5
 """Least time between two looks at the counts."""
 
 
 class Speed:
-    """Rates over the last half minute, from counts that are only ever looked at now and then.
+    """Rates over the last half minute or more, from counts that are only ever looked at now and then.
 
     Completion tokens are those of the answers that are here and of those in the making, so that an
     answer that takes minutes is not counted all at once at its end.
@@ -45,8 +48,13 @@ class Speed:
             progress.completion_tokens + progress.tokens_in_the_making,
         )
         self._seen.append((now, counts))
-        while now - self._seen[0][0] > WINDOW_S and len(self._seen) > 2:
+        while len(self._seen) > 2 and self._is_old(now - self._seen[0][0]):
             self._seen.popleft()
+
+    def _is_old(self, age_s: float) -> bool:
+        """Whether the first look, so long ago, is of no more use."""
+        came = self._seen[-1][1][0] - self._seen[1][1][0]
+        return age_s > (WINDOW_S if came >= ENOUGH else LONGEST_S)
 
     def per_s(self) -> tuple[float, float, float, float]:
         """Answers, accepted records, prompt and completion tokens a second; 0 until it is known."""

@@ -78,6 +78,20 @@ def measured(answers: int) -> Speed:
     return speed
 
 
+def test_few_answers_do_not_make_the_rate_jump() -> None:
+    """One in ten seconds: a window of thirty would say 0.07 to 0.13 in turn, and the time left by
+    it.
+    """
+    at = Clock()
+    speed, rates = Speed(at), []
+    for second in range(400):
+        at.now = float(second)
+        speed.note(progress(second // 10))
+        if second > 200:
+            rates.append(speed.per_s()[0])
+    assert max(rates) - min(rates) < 0.01
+
+
 def drawn(width: int = 110) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     state = told(progress(200), pool(prices=Prices(prompt=1e6)), measured(100))
