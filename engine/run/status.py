@@ -16,17 +16,21 @@ from engine.text import visible
 
 __all__ = ["Speed", "told"]
 
-WINDOW_S, LONGEST_S = 30.0, 300.0
-"""Rates are those of so long, so that they follow what a person has just changed; of up to the
-second where fewer than ``ENOUGH`` answers came in the first, or the time left would jump with each.
-"""
+WINDOW_S = 30.0
+"""Rates are those of so long, so that they follow what a person has just changed."""
 ENOUGH = 20
+"""Answers in that time by which the time left can be told. Of fewer each would make it jump, so it
+goes by all that came since the start."""
 SAMPLE_S = 0.5
 """Least time between two looks at the counts."""
 
 
+Look = tuple[float, tuple[int, int, int, int]]
+"""When, and the counts of answers, accepted records, prompt and completion tokens."""
+
+
 class Speed:
-    """Rates over the last half minute or more, from counts that are only ever looked at now and then.
+    """Rates over the last half minute, from counts that are only ever looked at now and then.
 
     Completion tokens are those of the answers that are here and of those in the making, so that an
     answer that takes minutes is not counted all at once at its end.
@@ -34,7 +38,8 @@ class Speed:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: deque[tuple[float, tuple[int, int, int, int]]] = deque()
+        self._seen: deque[Look] = deque()
+        self._first: Look | None = None
 
     def note(self, progress: Progress) -> None:
         """Take the counts as they are now."""
@@ -48,19 +53,27 @@ class Speed:
             progress.completion_tokens + progress.tokens_in_the_making,
         )
         self._seen.append((now, counts))
-        while len(self._seen) > 2 and self._is_old(now - self._seen[0][0]):
+        self._first = self._first or self._seen[0]
+        while now - self._seen[0][0] > WINDOW_S and len(self._seen) > 2:
             self._seen.popleft()
-
-    def _is_old(self, age_s: float) -> bool:
-        """Whether the first look, so long ago, is of no more use."""
-        came = self._seen[-1][1][0] - self._seen[1][1][0]
-        return age_s > (WINDOW_S if came >= ENOUGH else LONGEST_S)
 
     def per_s(self) -> tuple[float, float, float, float]:
         """Answers, accepted records, prompt and completion tokens a second; 0 until it is known."""
         if len(self._seen) < 2:
             return 0.0, 0.0, 0.0, 0.0
-        (began, first), (ended, last) = self._seen[0], self._seen[-1]
+        return self._between(self._seen[0])
+
+    def steady_per_s(self) -> tuple[float, float]:
+        """Answers and accepted records a second, over as long as tells how long the rest takes."""
+        if self._first is None or len(self._seen) < 2:
+            return 0.0, 0.0
+        came = self._seen[-1][1][0] - self._seen[0][1][0]
+        answers, accepted, *_ = self._between(self._seen[0] if came >= ENOUGH else self._first)
+        return answers, accepted
+
+    def _between(self, look: Look) -> tuple[float, float, float, float]:
+        """The rates from an earlier look to the latest."""
+        (began, first), (ended, last) = look, self._seen[-1]
         seconds = ended - began
         # Never below 0: an answer that is dropped takes what was made of it with it.
         a, b, c, d = (max(0, new - old) / seconds for old, new in zip(first, last, strict=True))
@@ -85,8 +98,8 @@ def _way(
 
 def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
     """The state of a run as plain JSON values; all displays show these."""
-    answers, accepted, prompt_tokens, completion_tokens = speed.per_s()
-    share, left_s = _way(progress, answers, accepted)
+    answers, _, prompt_tokens, completion_tokens = speed.per_s()
+    share, left_s = _way(progress, *speed.steady_per_s())
     tokens = progress.prompt_tokens + progress.completion_tokens
     cost = _cost(progress, pool)
     return {
