@@ -219,13 +219,14 @@ class Rows:
             decision = _decision(run, request, position)
             answers = run.answers(request, 1)
             settings = run.manifest.fixed
+            why = _why(decision, run.manifest.decision)
         answer = answers[0] if answers else None
         nearest = decision.nearest
         told: dict[str, Any] = {
             "id": f"{request}.{position}",
             "stage": self.name,
             "reason": decision.reason,
-            "detail": decision.detail,
+            "detail": why,
             "fields": _fields(decision.record),
             "nearest": nearest
             and {"text": nearest.text, "score": nearest.score, "source": nearest.source},
@@ -323,6 +324,18 @@ class Rows:
                 )
                 self._last = (decision.index, decision.position)
             self._index.execute("COMMIT")
+
+
+def _why(decision: Decision, settings: Mapping[str, Any]) -> str:
+    """Why a piece was refused, in words: a recipe's own, or by how much it is like another."""
+    measured = {
+        "duplicate_rouge": ("ROUGE-L", "rouge_threshold"),
+        "duplicate_semantic": ("cosine", "semantic_threshold"),
+    }.get(decision.reason or "")
+    if measured is None or decision.nearest is None:
+        return decision.detail
+    name, threshold = measured
+    return f"{name} {decision.nearest.score:.3f}, above {settings.get(threshold)}"
 
 
 def _input_of(run: RunReader, decision: Decision) -> Record | None:

@@ -166,6 +166,16 @@ def test_a_row_is_found_by_its_number(rows: Rows) -> None:
     assert rows.find("999999.0")["matches"] == 0
 
 
+def test_a_near_duplicate_says_how_near_and_to_what_threshold(rows: Rows) -> None:
+    found = rows.find("", reason="duplicate_rouge")["rows"]
+    assert found
+    for row in found:
+        told = rows.row(*map(int, row["id"].split(".")))
+        assert told["detail"] == f"ROUGE-L {told['nearest']['score']:.3f}, above 0.7"
+    (blocked, *_) = rows.find("", reason="blocked_word")["rows"]
+    assert "above" not in rows.row(*map(int, blocked["id"].split(".")))["detail"]
+
+
 @pytest.mark.parametrize(
     "words",
     ['"', "a OR", "NEAR(a b)", "*", "instruction:x", "'; DROP TABLE row; --", "-x", "\ud800"],
