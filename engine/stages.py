@@ -160,6 +160,7 @@ class Lineage:
 
     def __init__(self, stages: Sequence[Stage], runs: Sequence[RunReader]) -> None:
         self._names = [stage.name for stage in stages]
+        self._has_input = samples_of(runs[0]) is not None
         self._samples = [samples_of(run) or 1 for run in runs]
         self._places = [_accepted_places(run) for run in runs[:-1]]
         reduces = [SAMPLE in run.counts().reasons for run in runs]
@@ -182,6 +183,15 @@ class Lineage:
             request, position = self._parent(place, request)
             found.append((self._names[place - 1], request, position))
         return found
+
+    def root(self, request: int, position: int) -> tuple[int, int]:
+        """What a row goes back to: the number of an input row of the first stage and 0, or where
+        that has none the row of its own (request, position). Rows in plan order have theirs in
+        order.
+        """
+        for place in range(len(self._places), 0, -1):
+            request, position = self._parent(place, request)
+        return (request // self._samples[0], 0) if self._has_input else (request, position)
 
     def group(self, request: int) -> int | None:
         """The rank of the row that ``request`` and others are samples of: in the nearest stage that

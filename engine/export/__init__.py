@@ -115,7 +115,7 @@ def export_dataset(
     Raises:
         OutputError: the place cannot be written, or is taken.
         DiskError: writing failed; what stood at ``path`` is untouched.
-        ConfigError: the format needs a package or other rows, or the run holds nothing to split by.
+        ConfigError: the format needs a package or other rows, or no row can validate.
         UsageError: options that do not go together.
     """
     check_output(path, overwrite=True, inputs=own_files(run.folder))
@@ -162,7 +162,9 @@ def export_dataset(
         return Export(path=path, format=format, records=records, split=None)
     if options.by is not None:
         return _preference(run, layout, path, options.by, placing)
-    parts = split(run, options.validation) if options.validation else None
+    parts = None
+    if options.validation:
+        parts = split(run, options.validation, choice, _lineage_of(run, needed=False))
     records = 0
     provenance = format in formats.WITH_PROVENANCE or options.reasoning
     chosen = rows(

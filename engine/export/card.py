@@ -151,12 +151,9 @@ def _splits(sizes: Mapping[Any, int], split: Split | None) -> str:
         return f"{parts or 'No rows'}."
     meaning = f" or a cosine of {COSINE_LINK}" if split.by_meaning else ""
     alike = f"a ROUGE-L F of {ROUGE_LINK}{meaning} or more"
-    if split.largest <= 1:
-        return f"{parts}. No two rows are near-duplicates ({alike})."
     return (
         f"{parts}. No row of validation is a near-duplicate ({alike}) of a row of\n"
-        f"train: near-duplicates were put on the same side, in {split.groups:,} groups, the largest"
-        f" of {split.largest:,} rows."
+        "train, nor asks the same; all rows of one input row are on the same side."
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from engine.errors import ConfigError
 from engine.export.rows import Row
 from engine.recipes.base import Recipe, chat_of
 from engine.recipes.guard import RecipeFault, time_limit
+from engine.records import Record
 
-__all__ = ["REASONING", "turns_of"]
+__all__ = ["REASONING", "asked", "turns_of"]
 
 REASONING = "reasoning_content"
 """The field of an assistant's turn that chat templates and servers take thoughts by."""
@@ -43,6 +44,19 @@ def turns_of(recipe: Recipe | None, row: Row, *, reasoning: bool) -> list[dict[s
     if last < 0 or not row.reasoning or turns[last].get(REASONING):
         return turns
     return [*turns[:last], {**turns[last], REASONING: row.reasoning}, *turns[last + 1 :]]
+
+
+def asked(recipe: Recipe | None, record: Record) -> str:
+    """What the user's turns of a row say; where it makes no chat, all of its text."""
+    turns: Any = None
+    with suppress(Exception):  # whatever a recipe's own code raises: then there is no chat
+        with nullcontext() if recipe is None or recipe.builtin else time_limit():
+            turns = chat_of(record) if recipe is None else recipe.messages(record)
+    if isinstance(turns, list) and all(map(_is_turn, turns)):
+        said = [turn["content"] for turn in turns if turn["role"] == "user"]
+        if texts := [text for text in said if isinstance(text, str)]:
+            return "\n".join(texts)
+    return "\n".join(value for value in record.values() if isinstance(value, str))
 
 
 def _turns(recipe: Recipe | None, row: Row) -> Any:

@@ -79,11 +79,6 @@ def export(
     noun = "pair" if written.format == "preference" else "record"
     noun = "refused piece" if wanted.refused else noun
     click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
-    if parts is not None and not parts.rows:
-        click.echo(
-            "nothing is held out: rows that resemble each other stay together, and the largest"
-            f" group has {parts.largest} of them; validate with other rows, or a larger share"
-        )
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
     if written.as_json:

@@ -125,7 +125,11 @@ def layout_of(run: RunReader) -> Layout:
         alpaca=alpaca,
         recipe=recipe,
         samples=samples_of(run),
-        compared=alpaca or stored.decision.get("rouge_threshold") is not None,
+        compared=alpaca
+        or (
+            stored.decision.get("rouge_threshold") is not None
+            and (recipe is None or any(stage.compares for stage in recipe.stages))
+        ),
     )
 
 

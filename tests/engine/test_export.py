@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -206,15 +208,63 @@ def test_a_share_lies_between_zero_and_one(run_folder: Path, tmp_path: Path, sha
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("share", "said"), [("0.001", True), ("0.1", False)])
-def test_a_split_without_a_held_out_row_says_so(
-    run_folder: Path, tmp_path: Path, share: str, said: bool
+def test_one_row_at_least_is_held_out(run_folder: Path, tmp_path: Path) -> None:
+    command = ["export", str(run_folder), "-o", str(tmp_path / "x"), "--validation", "0.001"]
+    assert ", 1 of them validation" in CliRunner().invoke(cli, command).output
+
+
+def answered(folder: Path, questions: Sequence[str], *more: str) -> Path:
+    """A run of a recipe that compares nothing: a row for each question."""
+    rows = folder / "questions.jsonl"
+    rows.write_text("".join(json.dumps({"question": each}) + "\n" for each in questions))
+    words = ["generate", "--recipe", "respond", "--rows", str(rows), "--backend", "scripted"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(folder / "run"), *more])
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+def test_rows_that_no_run_compared_are_split_by_what_they_ask(tmp_path: Path) -> None:
+    """Their near-duplicates are looked for at the export, and the card claims no more than that."""
+    rng, words = random.Random(1), [f"w{n}" for n in range(400)]
+    distinct = [" ".join(rng.sample(words, 8)) for _ in range(60)]
+    near = [f"{each} {n}" for n, each in enumerate(distinct[:15])]
+    questions = [*distinct, *near, *distinct[15:25]]
+    folder = answered(tmp_path, questions, "--samples", "2")
+    path = exported(folder, "datasets", tmp_path / "split", validation=0.1)
+    parts = {
+        part: pq.read_table(next((path / "data").glob(f"{part}-*"))).to_pylist()
+        for part in ("train", "validation")
+    }
+    train, validation = ({row["instruction"] for row in rows} for rows in parts.values())
+    assert len(parts["train"]) + len(parts["validation"]) == 2 * len(questions)
+    assert len(parts["validation"]) >= 4
+    assert max(rouge_l(a, b) for a in train for b in validation) < 0.6
+    card = (path / "README.md").read_text()
+    assert "all rows of one input row are on the same side" in card
+    assert "near-duplicates left out" not in card
+
+
+def test_rows_that_all_resemble_each_other_cannot_be_split(tmp_path: Path) -> None:
+    folder = answered(tmp_path, [f"What is said of the number {n}?" for n in range(30)])
+    with pytest.raises(ConfigError, match="each resembles another one"):
+        exported(folder, "jsonl", tmp_path / "split", validation=0.2)
+    assert not (tmp_path / "split").exists()
+
+
+@pytest.mark.parametrize("more", [("--take", "200"), ("--sort=-length(output)", "--top", "150")])
+def test_the_rows_are_chosen_first_and_split_then(
+    run_folder: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    command = ["export", str(run_folder), "-o", str(tmp_path / "x"), "--validation", share]
-    done = CliRunner().invoke(cli, command)
-    assert done.exit_code == 0
-    assert (", 0 of them validation" in done.output) is said
-    assert ("nothing is held out" in done.output) is said
+    """What is said is what is written, and the share is that of the rows chosen."""
+    command = ["export", str(run_folder), "-o", str(tmp_path / "x"), "--validation", "0.1", *more]
+    done = CliRunner().invoke(cli, [*command, "--format", "jsonl"])
+    assert done.exit_code == 0, done.exception
+    files = (tmp_path / "x").iterdir()
+    sizes = {path.name.split("-")[0]: path.read_bytes().count(b"\n") for path in files}
+    count = int(more[-1])
+    assert sizes["train"] + sizes["validation"] == count
+    assert f"{count} records, {sizes['validation']} of them validation" in done.output
+    assert count * 0.05 <= sizes["validation"] <= count * 0.1
 
 
 # -- whole or not at all --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,37 @@ def test_no_export_takes_the_place_of_a_stage(read: str, place: str, chain: Path
     assert isinstance(result.exception, OutputError)
     for folder in stage_folders(chain):
         assert list(problems(folder)) == []
+
+
+def test_samples_of_one_question_are_on_one_side(tmp_path: Path) -> None:
+    """Also where a later stage judged each as a row of its own, and compares nothing."""
+    rng, words = random.Random(2), [f"w{n}" for n in range(300)]
+    rows = tmp_path / "problems.jsonl"
+    problems = [" ".join(rng.sample(words, 8)) for _ in range(30)]
+    rows.write_text("".join(json.dumps({"problem": each}) + "\n" for each in problems))
+    (tmp_path / "best.toml").write_text(
+        """
+        [recipe]
+        name = "best"
+        [rows]
+        path = "problems.jsonl"
+        samples = 4
+        [[stage]]
+        name = "answer"
+        user = "{{ problem }}"
+        give = { question = "{{ problem }}", answer = "{{ text }}" }
+        [[stage]]
+        name = "say"
+        user = "Say it again: {{ answer }}"
+        give = { again = "{{ text }}" }
+        """
+    )
+    invoke("generate", "--recipe", tmp_path / "best.toml", "--backend", "scripted",
+           "--out", tmp_path / "run")  # fmt: skip
+    said = invoke("export", tmp_path / "run", "--validation", "0.1", "-o", tmp_path / "split")
+    sides = [
+        {row["question"] for row in lines(part)} for part in sorted((tmp_path / "split").iterdir())
+    ]
+    assert [len(side) for side in sides] == [27, 3]
+    assert sides[0].isdisjoint(sides[1])
+    assert "120 records, 12 of them validation" in said
