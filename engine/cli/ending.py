@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.cli.main import say_error, status_of
+from engine.datasets import BAD_ROWS
 from engine.errors import (
     DONE_WITH_DEAD_LETTERS,
     InternalError,
@@ -230,7 +231,8 @@ def _lines(ended: Ended) -> Iterator[str]:
         cost = "" if ended.cost is None else f"; cost {_money(ended.cost)}"
         yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
     if bad := result.bad_rows:
-        yield f"left out {counted(bad, 'input row')} that cannot be read"
+        where = result.folder / BAD_ROWS
+        yield f"left out {counted(bad, 'input row')} that cannot be read, named in {where}"
     if unsent := ended.unsent:
         see = f"woolmill export {folder} --refused -o refused.jsonl"
         yield f"unsent   {counted(unsent, 'request')}, with no prompt to send; why: {see}"

@@ -4,13 +4,15 @@ forms (what a file holds, and text of any encoding) ─▶ read (rows) ─▶ co
                                                             write (rows, in the form they had)
 """
 
-from engine.datasets.bad_rows import BadRows, OnBadRow
+from engine.datasets.bad_rows import BAD_ROWS, BadRowError, BadRows, OnBadRow, Skip
 from engine.datasets.compared import Compared, choose
 from engine.datasets.forms import Form, Row
-from engine.datasets.read import Dataset, Skip, read_rows
+from engine.datasets.read import Dataset, read_rows
 from engine.datasets.write import inert, writer
 
 __all__ = [
+    "BAD_ROWS",
+    "BadRowError",
     "BadRows",
     "Compared",
     "Dataset",

@@ -10,13 +10,14 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from engine.datasets.bad_rows import BadRowError, Skip
 from engine.datasets.compared import USUAL
 from engine.datasets.forms import (
     MAX_LINE_BYTES,
@@ -30,7 +31,7 @@ from engine.datasets.forms import (
 )
 from engine.errors import InputError, UsageError
 
-__all__ = ["Dataset", "Skip", "pyarrow_of", "read_rows"]
+__all__ = ["Dataset", "pyarrow_of", "read_rows"]
 
 BATCH = 1_000
 """Rows of Parquet that are held at once."""
@@ -42,8 +43,8 @@ ROWS_OF_FOLDERS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", "
 """Endings of data files, with or without ``.gz``; whatever else lies in a folder is passed over."""
 
 
-Skip = Callable[[InputError], None]
-"""Takes what is wrong with a row that is left out."""
+CONVERT = "convert it to UTF-8 from what it is: iconv -f LATIN1 -t UTF-8, or -f GB18030 for Chinese"
+"""What to do with a text of another encoding."""
 
 
 class Dataset:
@@ -51,7 +52,8 @@ class Dataset:
 
     ``form`` is how they are held, and None until the first row, or the end, has been read. A JSON
     document of more than ``max_whole_bytes`` is refused. ``skip`` is told of each line of JSON
-    Lines or CSV that is no row, and the next is read; without it the first such line is an error.
+    Lines or CSV, and each item of a JSON list, that is no row, and the next is read; without it the
+    first of them is an error.
 
     Raises InputError while rows are read, naming path and line. UsageError where a package is
     missing.
@@ -83,7 +85,7 @@ class Dataset:
             if form.kind == "lines":
                 yield from _lines(source, self._max_whole_bytes, self._skip)
             elif form.kind == "document":
-                yield from _document(source, whole(source, self._max_whole_bytes))
+                yield from _document(source, whole(source, self._max_whole_bytes), self._skip)
             elif form.kind == "csv":
                 yield from _csv(source, self._skip)
             else:
@@ -112,19 +114,20 @@ def _lines(source: Source, max_whole_bytes: int, skip: Skip | None) -> Iterator[
     if second is None and not (complete and named):
         source.form.kind = "document"
         # The lines before count: a fault is named by its own.
-        yield from _document(source, b"\n" * (start - 1) + first + whole(source, max_whole_bytes))
+        data = b"\n" * (start - 1) + first + whole(source, max_whole_bytes)
+        yield from _document(source, data, skip)
         return
     numbered = chain([(start, first)], [] if second is None else [second], lines)
     for number, line in numbered:
         try:
             row = _row(source.path, number, line)
         except InputError as exc:
-            _leave_out(exc, skip)
+            _leave_out(BadRowError(str(exc), source.path, number, raw=line), skip)
         else:
             yield row
 
 
-def _leave_out(wrong: InputError, skip: Skip | None) -> None:
+def _leave_out(wrong: BadRowError, skip: Skip | None) -> None:
     if skip is None:
         raise wrong
     skip(wrong)
@@ -155,7 +158,7 @@ def _row(path: Path, number: int, line: bytes) -> Row:
     return Row(path, number, values, line.strip())
 
 
-def _document(source: Source, data: bytes) -> Iterator[Row]:
+def _document(source: Source, data: bytes, skip: Skip | None) -> Iterator[Row]:
     """A list of rows, an object around one, or objects one after the other on lines as they come.
 
     The rows of a list are counted; those of objects are named by the line on which they begin.
@@ -164,7 +167,7 @@ def _document(source: Source, data: bytes) -> Iterator[Row]:
     try:
         value = loads(data, path)
     except InputError:
-        first = _one_after_the_other(data, path)
+        first = _one_after_the_other(data, path, skip)
         if (row := next(first, None)) is None:
             raise
         form.kind = "lines"
@@ -187,9 +190,10 @@ def _document(source: Source, data: bytes) -> Iterator[Row]:
             yield Row(path, number, value, None if b"\n" in raw else raw)
             return
     for number, row in enumerate(value, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: the row is not an object with fields")
-        yield Row(path, number, row)
+        if isinstance(row, dict):
+            yield Row(path, number, row)
+        else:
+            _leave_out(_no_row(path, number, row), skip)
 
 
 def _rows_key(value: dict[str, Any]) -> str | None:
@@ -239,8 +243,7 @@ def loads(data: bytes, path: Path, line: int | None = None) -> Any:
     except UnicodeDecodeError as exc:
         number = (line or 1) + data.count(b"\n", 0, exc.start)
         raise InputError(
-            f"{path}:{number}: is not UTF-8 (byte {data[exc.start]:#04x}); if it is Latin-1, "
-            "convert it: iconv -f LATIN1 -t UTF-8"
+            f"{path}:{number}: is not UTF-8 (byte {data[exc.start]:#04x}); {CONVERT}"
         ) from exc
     try:
         return json.loads(text)
@@ -262,7 +265,13 @@ def _has_large_float(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_large_float, value))
 
 
-def _one_after_the_other(data: bytes, path: Path) -> Iterator[Row]:
+def _no_row(path: Path, number: int, value: Any) -> BadRowError:
+    raw = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+    message = f"{path}:{number}: the row is not an object with fields"
+    return BadRowError(message, path, number, raw=raw)
+
+
+def _one_after_the_other(data: bytes, path: Path, skip: Skip | None) -> Iterator[Row]:
     """Objects with nothing but blanks between, as a stream of indented ones; none where not even
     the first is whole. Raises InputError for one that is not.
     """
@@ -281,9 +290,10 @@ def _one_after_the_other(data: bytes, path: Path) -> Iterator[Row]:
                 return
             reason = exc.msg if isinstance(exc, json.JSONDecodeError) else "it cannot be read"
             raise InputError(f"{path}:{line}: not JSON: {reason}") from exc
-        if not isinstance(values, dict):
-            raise InputError(f"{path}:{line}: the row is not an object with fields")
-        yield Row(path, line, values)
+        if isinstance(values, dict):
+            yield Row(path, line, values)
+        else:
+            _leave_out(_no_row(path, line, values), skip)
         line += text.count("\n", start, place)
 
 
@@ -307,8 +317,7 @@ def _csv(source: Source, skip: Skip | None) -> Iterator[Row]:
             raise InputError(f"{path}:{table.line_num}: not CSV that can be read: {exc}") from exc
         except UnicodeDecodeError as exc:
             raise InputError(
-                f"{path}:{table.line_num + 1}: is not UTF-8 from about here on; if it is Latin-1, "
-                "convert it: iconv -f LATIN1 -t UTF-8"
+                f"{path}:{table.line_num + 1}: is not UTF-8 from about here on; {CONVERT}"
             ) from exc
 
 
@@ -332,7 +341,8 @@ def _csv_rows(table: Any, path: Path, form: Form, skip: Skip | None) -> Iterator
                 f"{path}:{first}: has {len(cells)} cells, the header has {len(header)}; "
                 "quote cells that hold a delimiter or a line break"
             )
-            _leave_out(InputError(wrong), skip)
+            raw = form.delimiter.join(cells).encode(errors="replace")
+            _leave_out(BadRowError(wrong, path, first, raw=raw), skip)
             continue
         yield Row(path, first, dict(zip(header, cells, strict=True)))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from engine.datasets import Compared, Dataset, Row, Skip, choose
+from engine.datasets import BadRowError, Compared, Dataset, Row, Skip, choose
 from engine.dedup.cascade import Cascade
 from engine.errors import InputError
 
@@ -65,7 +65,7 @@ def batches(
             except InputError as exc:
                 if skip is None:
                     raise
-                skip(exc)
+                skip(BadRowError(str(exc), row.path, row.line, values=row.values))
             else:
                 kept.append(row)
         yield kept, texts, compared

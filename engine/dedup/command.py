@@ -14,12 +14,12 @@ from typing import Any, get_args
 
 import click
 
-from engine.datasets import BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
+from engine.datasets import BadRowError, BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
 from engine.dedup.against import add_references, batches
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
-from engine.errors import InputError, UsageError
+from engine.errors import UsageError
 from engine.files import check_output
 from engine.languages import ENGLISH, LOOKED_AT, MIXED, detect, has_tokens, language_of
 from engine.surroundings import cores
@@ -140,7 +140,6 @@ def dedup(
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
     bad = BadRows(on_bad_row)
-    bad.tell(_say)
     if language == "auto":
         chosen = language_of_rows(dataset, fields, bad.beforehand)
     else:
@@ -152,6 +151,7 @@ def dedup(
         encoder = how.encoder()
     if explain:
         rouge = None if how.no_rouge else threshold
+        bad.tell(_say)
         explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad)
         return
     cascade = Cascade(
@@ -209,8 +209,7 @@ def _decide(
     index, told_at = 0, time.monotonic()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
-        if log is not None:
-            bad.log = lambda wrong: log(Row(dataset.path, 0, _bad_row(wrong)))
+        bad.tell(_say, log and (lambda wrong: log(Row(dataset.path, 0, _bad_row(wrong)))))
         keep = None
         for rows, texts, compared in batches(dataset, fields, skip=bad):
             summary.compared = compared
@@ -241,8 +240,10 @@ def _say(message: str) -> None:
     click.echo(f"woolmill: {message}", err=True)
 
 
-def _bad_row(wrong: InputError) -> dict[str, Any]:
-    return {"index": None, "accepted": False, "reason": "bad_row", "error": str(wrong)}
+def _bad_row(wrong: BadRowError) -> dict[str, Any]:
+    values = wrong.values or {}
+    text = {"line": wrong.line, "id": values.get("id"), "text": wrong.raw}
+    return {"index": None, **text, "accepted": False, "reason": "bad_row", "error": str(wrong)}
 
 
 def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine import files
+from engine.datasets import BAD_ROWS
 from engine.errors import OutputError, UsageError
 from engine.export import formats, ledger
 from engine.export.best import best_of
@@ -53,7 +54,7 @@ __all__ = [
 Part = Literal["train", "validation"]
 OWN_FILES = (
     *("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.lock", "run.reserve"),
-    *(SNAPSHOT, "exports.json", KEPT, "recipe.py", "recipe.toml"),
+    *(SNAPSHOT, "exports.json", KEPT, "recipe.py", "recipe.toml", BAD_ROWS),
 )
 """Of a run, and never replaced by an export, whatever is asked."""
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from engine.recipes.base import CUT, QUESTIONS, Ask, Part, Piece, Recipe, Role
-from engine.recipes.guard import RecipeFault
+from engine.recipes.guard import NotAsked, RecipeFault
 from engine.records import Completion, Record
 
 __all__ = ["Respond", "input_of", "question_of"]
@@ -53,7 +53,10 @@ class Respond(Recipe):
         self._system = system
 
     def prompt(self, ask: Ask) -> list[Part]:
-        return [Part(content, role=role) for role, content in self._turns(ask)]
+        try:
+            return [Part(content, role=role) for role, content in self._turns(ask)]
+        except RecipeFault as fault:  # of the row, and not of the recipe
+            raise NotAsked(str(fault)) from fault
 
     def parse(self, ask: Ask, answer: Completion) -> Iterator[Piece]:
         if answer.finish_reason in CUT:

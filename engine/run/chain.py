@@ -26,7 +26,7 @@ import orjson
 
 from engine.decide.decider import uses_semantic
 from engine.decide.process import Deciding
-from engine.errors import ConfigError
+from engine.errors import ConfigError, InputError
 from engine.limits import Pool
 from engine.prompts.fit import Prompts
 from engine.records import EVERY, Record
@@ -238,24 +238,30 @@ def _pipeline(
     )
 
 
-async def run_chain(stages: Sequence[OpenStage], pipelines: Sequence[Pipeline]) -> Stop:
+async def run_chain(
+    stages: Sequence[OpenStage], pipelines: Sequence[Pipeline], display: Display
+) -> Stop:
     """Run all stages; what stops the last one stops the run, and so does a fault of any, or a
     signal.
     """
     async with anyio.create_task_group() as hearing:
         await hearing.start(listen, pipelines[-1].stopping)
         if len(stages) == 1:  # how many rows come to a later stage, nobody knows
-            hearing.start_soon(_count, stages[0], pipelines[0].progress)
+            hearing.start_soon(_count, stages[0], pipelines[0].progress, display)
         stop = await _run_stages(pipelines)
         hearing.cancel_scope.cancel()
     return stop
 
 
-async def _count(stage: OpenStage, progress: Progress) -> None:
-    """Say how many requests the whole input is, where that is the goal."""
+async def _count(stage: OpenStage, progress: Progress, display: Display) -> None:
+    """Say how many requests the whole input is, where that is the goal; or that it has no end."""
     if isinstance(stage.rows, InputRows) and progress.target == EVERY:
-        count = await stage.rows.counted()
-        if count is not None and progress.requests is None:
+        try:
+            count = await stage.rows.counted()
+        except InputError as error:  # long before the run comes there, and has paid so far
+            display.note(f"the run will end at a row that cannot be read: {error}")
+            return
+        if progress.requests is None:
             progress.requests = count * (stage.settled.config.samples or 1)
             stage.store.keep_size(progress.requests)  # for the page, which has no input to count
 

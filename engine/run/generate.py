@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from engine.backends.batch.nobody import Nobody
+from engine.datasets import BAD_ROWS
 from engine.decide.decider import fetch_encoder, uses_semantic
 from engine.decide.process import Deciding
 from engine.embeddings.served import with_served
@@ -120,7 +121,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
         pipelines = link(stages, display, owner)
         owner.running(pipelines[-1].stopping.stop)
         with seldom_collected():
-            stop = await run_chain(stages, pipelines)
+            stop = await run_chain(stages, pipelines, display)
     return Result(
         stop=stop,
         progress=pipelines[-1].progress,
@@ -229,7 +230,7 @@ async def _opened(
     resume = store.resume()
     rows: InputRows | Following | None = settled.rows
     if settled.rows is not None:
-        settled.rows.bad.tell(display.note)
+        settled.rows.name_bad_rows(display.note, config.out / BAD_ROWS)
     if before is not None:
         rows = Following(before.store, resume.answered_below // samples)
     bulk: Bulk | None = None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import orjson
 
-from engine.datasets import BadRows, Dataset, OnBadRow
-from engine.errors import ConfigError, InputError
+from engine.datasets import BadRowError, BadRows, Dataset, OnBadRow
+from engine.errors import ConfigError
 from engine.records import Record
 from engine.store import RunReader
 
@@ -49,7 +50,7 @@ class InputRows:
         self._rows = (_plain(row.values) for row in Dataset(self.path, skip=self._skip))
         self._next = self._bad_passed = 0
 
-    def _skip(self, wrong: InputError) -> None:
+    def _skip(self, wrong: BadRowError) -> None:
         self._bad_passed += 1
         known = self._bad_passed <= self.bad.count
         (self.bad.beforehand if known else self.bad)(wrong)
@@ -72,18 +73,30 @@ class InputRows:
         self.count = self._next
         return None
 
-    async def counted(self) -> int | None:
-        """How many there are, found out beside the run, in small steps; None where the input cannot
-        be read to its end, which the run says when it comes there.
+    async def counted(self) -> int:
+        """How many there are, found out beside the run, in small steps. Raises InputError where the
+        input cannot be read to its end.
         """
         count = 0
-        try:
-            for count, _ in enumerate(Dataset(self.path, skip=self.bad.beforehand), 1):
-                if count % STEP == 0:
-                    await anyio.sleep(PAUSE_S)
-        except InputError:
-            return None
+        for count, _ in enumerate(Dataset(self.path, skip=self.bad.beforehand), 1):
+            if count % STEP == 0:
+                await anyio.sleep(PAUSE_S)
         return count
+
+    def name_bad_rows(self, say: Callable[[str], object], path: Path) -> None:
+        """Say which rows are left out, the first of them, and keep all in a file of JSON Lines,
+        anew in each session: what each says, where it stands, and why it is none.
+        """
+        mode = "w"
+
+        def keep(wrong: BadRowError) -> None:
+            nonlocal mode
+            named = {"line": wrong.line, "error": str(wrong), "text": wrong.raw}
+            with suppress(OSError), path.open(mode) as file:
+                file.write(json.dumps(named) + "\n")  # ASCII: whatever the row holds
+            mode = "a"
+
+        self.bad.tell(say, keep)
 
     def check(self, store: RunReader, samples: int) -> None:
         """Compare with what the run asked about earlier. Raises ConfigError naming the first row

@@ -519,6 +519,8 @@ async def test_rows_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path)
     assert some.stop.reached
     rest = await start(on_bad_row="skip")
     assert (rest.stop.reached, rest.bad_rows) == (True, 2)
+    kept = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
+    assert [(bad["line"], bad["text"]) for bad in kept] == [(1, "{broken"), (12, "[1]")]
     assert [record["id"] for _, _, _, record, *_ in dump(tmp_path / "run")] == list(range(30))
     named = [note for note in notes if note.startswith("left out: ")]
     assert sum("rows.jsonl:1:" in note for note in named) == 2  # once in each session
@@ -527,20 +529,42 @@ async def test_rows_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path)
     assert dump(tmp_path / "whole") == dump(tmp_path / "run")
 
 
-def test_rows_that_nothing_was_asked_about_are_told_apart_from_failed_requests(
-    tmp_path: Path,
-) -> None:
-    rows = tmp_path / "questions.jsonl"
-    rows.write_text('{"id": "a", "question": "Why?"}\n{"id": "b"}\n{"id": "c", "question": ""}\n')
-    words = ["generate", "--recipe", "respond", "--rows", rows, "--backend", "scripted"]
-    words += ["--no-semantic", "--carry", "id", "--out", tmp_path / "run"]
+def generated(folder: Path, recipe: str) -> str:
+    """What a run over three rows says, of which two hold no question."""
+    rows = folder / "questions.jsonl"
+    rows.write_text('{"id": "a", "question": "Why?"}\n{"id": "b"}\n{"id": "c", "question": null}\n')
+    words = ["generate", "--recipe", recipe, "--rows", rows, "--backend", "scripted"]
+    words += ["--no-semantic", "--carry", "id", "--out", folder / "run"]
     done = CliRunner().invoke(cli, [str(word) for word in words])
-    assert done.exit_code == 3
-    assert "unsent   2 requests, with no prompt to send" in done.output
-    assert "\nfailed " not in done.output
-    assert "again    once mended: woolmill redecide" in done.output
-    (see,) = re.findall(r"why: woolmill (.*)", done.output)
-    named = CliRunner().invoke(cli, see.replace("refused.jsonl", str(tmp_path / "why")).split())
-    assert "2 refused pieces" in named.output
-    lines = (tmp_path / "why").read_text().splitlines()
-    assert [json.loads(line)["id"] for line in lines] == ["b", "c"]
+    return f"{done.exit_code}\n{done.output}"
+
+
+def refused_of(folder: Path) -> list[tuple[str, str]]:
+    words = ["export", folder / "run", "--refused", "-o", folder / "why.jsonl"]
+    assert CliRunner().invoke(cli, [str(word) for word in words]).exit_code == 0
+    lines = map(json.loads, (folder / "why.jsonl").read_text().splitlines())
+    return [(line["id"], line["reason"]) for line in lines]
+
+
+def test_a_row_without_a_question_is_no_failed_request(tmp_path: Path) -> None:
+    """The recipe has nothing to ask about it: nothing failed, and nothing is to be sent again."""
+    said = generated(tmp_path, "respond")
+    assert said.startswith("0\n")
+    assert "refused  2 (not_asked 2)" in said
+    assert not any(word in said for word in ("\nfailed ", "unsent ", "again "))
+    assert refused_of(tmp_path) == [("b", "not_asked"), ("c", "not_asked")]
+
+
+def test_requests_without_a_prompt_are_told_apart_from_failed_ones(tmp_path: Path) -> None:
+    """A template needs what a row does not have."""
+    path = tmp_path / "own.toml"
+    path.write_text(
+        '[recipe]\nname = "own"\n[rows]\n[stage]\nuser = "{{ question | upper }}"\n'
+        'give = { question = "{{ question }}", answer = "{{ text }}" }\n'
+    )
+    said = generated(tmp_path, str(path))
+    assert said.startswith("3\n")
+    assert "unsent   1 request, with no prompt to send" in said
+    assert "\nfailed " not in said
+    assert "again    once mended: woolmill redecide" in said
+    assert ("b", "recipe_error") in refused_of(tmp_path)

@@ -287,6 +287,12 @@ def test_bad_row_is_named_and_nothing_is_written(
             ],
         ),
         (
+            "in.json",
+            '[{"instruction": "Sing."}, 3, {"id": "d2"}, {"instruction": "Eat."}]',
+            [{"instruction": "Sing."}, {"instruction": "Eat."}],
+            ["in.json:2: the row is not an object", "in.json:3: there is no field"],
+        ),
+        (
             "in.csv",
             'instruction,n\nSing.,1\n"Eat, drink",2,3\nRead.,4\n',
             [{"instruction": "Sing.", "n": "1"}, {"instruction": "Read.", "n": "4"}],
@@ -302,8 +308,11 @@ def test_bad_rows_are_left_out_where_asked_and_named_everywhere(
     result = dedup(tmp_path / name, "-o", out, "--decisions", why, "--on-bad-row", "skip")
     assert lines(out) == kept
     assert f"{len(named)}  left out besides: no rows that can be read" in result.stdout
-    bad = [decision["error"] for decision in lines(why) if decision["reason"] == "bad_row"]
+    refused = [decision for decision in lines(why) if decision["reason"] == "bad_row"]
+    bad = [decision["error"] for decision in refused]
     assert len(bad) == len(named)
+    assert all(f":{decision['line']}: " in decision["error"] for decision in refused)
+    assert all(decision["text"] for decision in refused)
     for message, error in zip(named, bad, strict=True):
         assert message in error
         assert f"woolmill: left out: {error}\n" in result.stderr

@@ -139,7 +139,7 @@ async def test_n_rows_in_n_decisions_out(tmp_path: Path) -> None:
     with RunStore.read(tmp_path / "run") as run:
         counts = run.counts()
     assert (counts.accepted, counts.decided, counts.sent) == (27, 30, 27)
-    assert counts.reasons == {"recipe_error": 3}
+    assert counts.reasons == {"not_asked": 3}
 
 
 @pytest.mark.anyio

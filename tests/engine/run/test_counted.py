@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.server import Behaviour, Server
+from engine.errors import InputError
 from engine.limits import Pool
 from engine.run.display import SilentDisplay
 from engine.run.generate import generate
@@ -31,7 +32,8 @@ async def test_rows_are_counted_to_the_end_of_any_input(tmp_path: Path) -> None:
 
 
 async def test_an_input_with_a_mistake_behind_has_no_count(tmp_path: Path) -> None:
-    assert await InputRows(rows(tmp_path, STEP, end='\n{"number": ')).counted() is None
+    with pytest.raises(InputError, match=f"rows.jsonl:{STEP + 1}: not JSON"):
+        await InputRows(rows(tmp_path, STEP, end='\n{"number": ')).counted()
 
 
 @pytest.mark.slow
