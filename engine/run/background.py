@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import anyio
 
+from engine.datasets import BAD_ROWS
 from engine.errors import DiskError, InternalError, WoolmillError, first_known
 from engine.records import EVERY, Decision
 from engine.run.display import Guarded, JsonDisplay, PlainDisplay, SilentDisplay
@@ -32,6 +33,7 @@ from engine.run.spool import spool
 from engine.run.textfile import MetricsFile
 from engine.settings import RunConfig
 from engine.store import RunReader
+from engine.text import counted
 
 __all__ = ["BackgroundRun"]
 
@@ -207,9 +209,24 @@ class BackgroundRun(Owner):
                 result = anyio.run(self._main, backend_options=options)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the caller is told
             failed = error
+        if result is not None:
+            self._say_what_is_lost(result)
         with self._changed:
             self._result, self._error, self._over = result, failed, True
             self._changed.notify_all()
+
+    def _say_what_is_lost(self, result: Result) -> None:
+        """Warn of requests and rows that gave nothing: whoever iterates sees only accepted rows."""
+        progress = result.progress
+        if failed := progress.failed + sum(each.failed for each in progress.before.values()):
+            log.warning(
+                "%s: %s gave no answer; open_run(out).decisions(accepted=False) says why",
+                self._config.out,
+                counted(failed, "request"),
+            )
+        if result.bad_rows:
+            bad = counted(result.bad_rows, "input row")
+            log.warning("%s: left out %s, see %s", self._config.out, bad, BAD_ROWS)
 
     async def _main(self) -> Result | None:
         """The run; None where it was stopped before it began."""

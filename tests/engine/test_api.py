@@ -62,6 +62,24 @@ def test_a_decision_comes_for_each_row(tmp_path: Path, server: Loopback) -> None
     assert {d.reason for d in made if not d.accepted} == {"unwanted"}
 
 
+def test_rows_that_gave_nothing_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever iterates sees accepted rows alone."""
+    recipe, rows = tmp_path / "own.toml", tmp_path / "rows.jsonl"
+    recipe.write_text(
+        '[recipe]\nname = "own"\n[rows]\n[stage]\nuser = "{{ question | upper }}"\n'
+        'give = { answer = "{{ text }}" }\n'
+    )
+    rows.write_text('{"question": "Why?"}\n{"q": "no"}\nbroken\n')
+    order: dict[str, Any] = {"backend": "scripted", "semantic": False, "on_bad_row": "skip"}
+    made = list(engine.generate(str(recipe), rows=rows, out=tmp_path / "run", **order))
+    assert len(made) == 1
+    warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert any("1 request gave no answer" in message for message in warned)
+    assert any("left out 1 input row, see bad_rows.jsonl" in message for message in warned)
+
+
 def test_a_target_is_met_exactly_and_can_be_raised(tmp_path: Path) -> None:
     """Alpaca in Python: N rows, then others behind them; a lower target gives the first of them."""
     order: dict[str, Any] = {"out": tmp_path / "run", "backend": "scripted", "semantic": False}
