@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import json
 import random
 import time
+from array import array
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from engine.dedup.against import add_references, batches
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
+from engine.dedup.texts import Texts
 from engine.errors import UsageError
 from engine.files import check_output
 from engine.languages import ENGLISH, LOOKED_AT, MIXED, detect, has_tokens, language_of
@@ -207,6 +210,7 @@ def _decide(
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
     index, told_at = 0, time.monotonic()
+    places = _Places()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
         bad.tell(_say, log and (lambda wrong: log(Row(dataset.path, 0, _bad_row(wrong)))))
@@ -227,7 +231,9 @@ def _decide(
                 if keep is not None and (judgement is None or judgement.accepted):
                     keep(row)
                 if log is not None:
-                    log(Row(dataset.path, row.line, _decision(index, row, text, judgement)))
+                    places.append(row)
+                    told = _decision(index, row, text, judgement, places)
+                    log(Row(dataset.path, row.line, told))
                 index += 1
             if time.monotonic() - told_at >= TOLD_EVERY_S:
                 told_at = time.monotonic()
@@ -246,7 +252,23 @@ def _bad_row(wrong: BadRowError) -> dict[str, Any]:
     return {"index": None, **text, "accepted": False, "reason": "bad_row", "error": str(wrong)}
 
 
-def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> dict[str, Any]:
+class _Places:
+    """Line and id of each row so far, for those that a later one resembles."""
+
+    def __init__(self) -> None:
+        self._lines, self._ids = array("q"), Texts()
+
+    def append(self, row: Row) -> None:
+        self._lines.append(row.line)
+        self._ids.append(json.dumps(row.values.get("id"), default=str))
+
+    def of(self, index: int) -> dict[str, Any]:
+        return {"nearest_line": self._lines[index], "nearest_id": json.loads(self._ids[index])}
+
+
+def _decision(
+    index: int, row: Row, text: str, judgement: Judgement | None, places: _Places
+) -> dict[str, Any]:
     """What became of a row; None: it was not compared, since there was nothing to compare."""
     nearest = None if judgement is None else judgement.nearest
     decision: dict[str, Any] = {
@@ -257,6 +279,8 @@ def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> d
         "accepted": judgement is None or judgement.accepted,
         "reason": None if judgement is None else judgement.reason,
         "nearest_index": None,
+        "nearest_line": None,
+        "nearest_id": None,
         "nearest_text": None if nearest is None else nearest.text,
         "score": None if nearest is None else nearest.score,
         "nearest_cosine": None,
@@ -269,7 +293,7 @@ def _decision(index: int, row: Row, text: str, judgement: Judgement | None) -> d
     if nearest is not None:
         kind, _, place = nearest.source.partition(":")
         if kind == "row":
-            decision["nearest_index"] = int(place)
+            decision |= {"nearest_index": int(place), **places.of(int(place))}
         else:
             file, _, line = place.rpartition(":")
             decision |= {"nearest_file": file, "nearest_line": int(line)}
@@ -372,7 +396,7 @@ class _Summary:
             lines.append(f"{self.bad_rows:>9,}  left out besides: no rows that can be read")
         if self._empty:
             lines.append(
-                f"{self._empty:>9,}  kept without a comparison: {self.compared} is empty there"
+                f"{self._empty:>9,}  kept without a comparison: nothing stands in {self.compared}"
             )
         if self._wordless:
             spoken = language_of(self._language).name

@@ -88,6 +88,8 @@ class Export:
     """Fields that the format has no place for."""
     unsorted: int = 0
     """Rows without a value to sort by, which come last."""
+    unscored: int = 0
+    """Input rows that ``best`` leaves out: no sample of theirs has a score."""
     unpaired: tuple[tuple[str, int], ...] = ()
     """Input rows that gave no preference pair: why, and how many."""
 
@@ -140,9 +142,9 @@ def export_dataset(
         all_samples=options.all_samples,
         lineage=_lineage_of(run, needed=options.lineage) if options.lineage or options.by else None,
     )
-    best = None
+    best, unscored = None, 0
     if options.best is not None:
-        best = best_of(rows(run), _lineage_of(run, needed=False), options.best)
+        best, unscored = best_of(rows(run), _lineage_of(run, needed=False), options.best)
     choice = choose(
         run,
         take=options.take,
@@ -198,6 +200,7 @@ def export_dataset(
         as_json=tuple(n for n, type_ in (layout.types or {}).items() if type_ == "json"),
         left_out=_left_out(format, layout),
         unsorted=choice.unsorted,
+        unscored=unscored,
     )
 
 

@@ -17,18 +17,20 @@ from engine.stages import Lineage
 __all__ = ["best_of", "group_of", "score_of"]
 
 
-def best_of(rows: Iterable[Row], lineage: Lineage, field: str) -> NDArray[np.int64]:
+def best_of(rows: Iterable[Row], lineage: Lineage, field: str) -> tuple[NDArray[np.int64], int]:
     """The numbers of the best rows in plan order: for each input row the first of those with the
-    highest score. Input rows of which no sample has a score give none.
+    highest score; and how many input rows give none, as no sample of theirs has a score.
 
     Raises ConfigError as ``group_of`` and ``score_of`` do.
     """
-    best = array("q")
+    best, unscored = array("q"), 0
     for _, group in groupby(rows, lambda row: group_of(lineage, row, "--best")):
         scored = [(score, row) for row in group if (score := score_of(row, field)) is not None]
         if scored:
             best.append(max(scored, key=lambda each: each[0])[1].number)
-    return np.array(best, np.int64)
+        else:
+            unscored += 1
+    return np.array(best, np.int64), unscored
 
 
 def group_of(lineage: Lineage, row: Row, flag: str) -> int:

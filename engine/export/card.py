@@ -38,7 +38,7 @@ def card(
     files = "\n".join(
         f"      - split: {part}\n        path: data/{part}-*.parquet"
         for part, size in sizes.items()
-        if size
+        if size or part == "train"
     )
     refused = "\n".join(
         f"| {plain(reason)} | {count:,} |"

@@ -81,6 +81,10 @@ def export(
     click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
+    if written.unscored:
+        click.echo(
+            f"input rows without a row, none of whose samples has a score: {written.unscored}"
+        )
     if written.as_json:
         click.echo(f"columns that hold JSON text: {', '.join(written.as_json)}")
     if written.left_out:

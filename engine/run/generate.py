@@ -107,6 +107,10 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             done = Progress(target=last.target, accepted=accepted)
             seconds = time.monotonic() - began
             return Result(stop=Stop(), progress=done, folder=last.out, seconds=seconds)
+        if kept := sum(stage.resume.counts.answered for stage in stages):
+            display.note(
+                f"going on with {counted(kept, 'answer')}, {counted(accepted, 'row')} accepted"
+            )
         for stage in stages:
             _say_resent(stage, display)
             for line in about_language(stage.settled.config, stage.settled.tasks):

@@ -106,7 +106,8 @@ function showState(state) {
     return pair;
   }));
   const idle = state.last_at_s ? now - state.last_at_s : 0;
-  at("state").textContent = idle < 10 ? "live" : `last answer ${new Date(state.last_at_s * 1000).toLocaleString()}`;
+  const since = state.last_at_s ? `last answer ${new Date(state.last_at_s * 1000).toLocaleString()}` : "no answer yet";
+  at("state").textContent = !state.running ? `ended · ${since}` : idle < 10 ? "live" : since;
   showReasons(state.rejected);
   showLimits(state.limits, state.running);
   const changed = state.decided_as !== lastDecided;
@@ -209,13 +210,14 @@ async function open(id) {
   if (row.nearest) {
     add(`nearest: ${visible(row.nearest.source)}, ${row.nearest.score.toFixed(3)}`, shown(row.nearest.text));
   }
-  add("answer of", shown(answeredBy(row)));
+  if (row.attempts !== 0) add("answer of", shown(answeredBy(row)));
   if (row.demonstrations?.length || !row.place) {
     add("demonstrations", shown((row.demonstrations ?? []).join(", ") || "none"));
   }
   if (row.input && !row.parent) {
     add(row.place);
-    for (const [name, value] of row.input) fold(pane, visible(name), value);
+    // What gave no row is told by what was asked about.
+    for (const [name, value] of row.input) row.fields ? fold(pane, visible(name), value) : add(visible(name), shown(value));
   }
   foldAnswer(pane, row);
   const near = (row.most_similar ?? []).map(([text, score]) => `${score.toFixed(3)}  ${text}`);

@@ -63,7 +63,8 @@ def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
     assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == ["1", str(2**70), "None"]
     decisions = lines(tmp_path / "why.jsonl")
     assert [" ".join(decision) for decision in decisions] == [
-        "index line id text accepted reason nearest_index nearest_text score nearest_cosine"
+        "index line id text accepted reason nearest_index nearest_line nearest_id nearest_text"
+        " score nearest_cosine"
     ] * 5
     assert decisions[1] == {
         "index": 1,
@@ -73,6 +74,8 @@ def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
         "accepted": False,
         "reason": "duplicate_rouge",
         "nearest_index": 0,
+        "nearest_line": 1,
+        "nearest_id": str(ROWS[0]["id"]),
         "nearest_text": "Name three primary colours.",
         "score": pytest.approx(8 / 9),
         "nearest_cosine": None,
