@@ -244,14 +244,10 @@ def test_rows_that_no_run_compared_are_split_by_what_they_ask(tmp_path: Path) ->
     assert "near-duplicates left out" not in card
 
 
-def test_a_dataset_without_rows_loads(tmp_path: Path) -> None:
-    """The card names the file, whatever is in it."""
-    import datasets
-
+def test_the_card_of_a_dataset_without_rows_names_its_file(tmp_path: Path) -> None:
     folder = answered(tmp_path, ["Why is the sky blue?"], "--target", "1")
     path = exported(folder, "datasets", tmp_path / "none", take=0)
     assert "path: data/train-*.parquet" in (path / "README.md").read_text()
-    assert len(datasets.load_dataset(str(path), cache_dir=str(tmp_path / "cache"))["train"]) == 0
 
 
 def test_rows_that_all_resemble_each_other_cannot_be_split(tmp_path: Path) -> None:
