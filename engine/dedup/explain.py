@@ -12,7 +12,7 @@ from engine.dedup.encoder import Encoder, readable
 from engine.dedup.long import LONG
 from engine.dedup.rouge import RougeIndex, tokenize
 from engine.dedup.semantic import SemanticIndex
-from engine.languages import ENGLISH, language_of
+from engine.languages import ENGLISH, MIXED, language_of
 
 __all__ = ["explain_bands"]
 
@@ -46,6 +46,8 @@ def explain_bands(
     )
     if rouge_threshold is not None:
         what = "words" if language_of(language).spaced else "characters"
+        if language == MIXED:
+            what = "words, or of characters where a script sets no spaces"
         pairs = _by_rouge(texts, language)
         _show(f"ROUGE-L of {what}, refused above {rouge_threshold}", pairs)
     if encoder is not None:
