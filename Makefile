@@ -62,10 +62,11 @@ test-ray: setup
 	bash scripts/setup-ray.sh
 	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest tests/ray -m "not slow"
 
-# With those that take minutes.
+# With those that take minutes, and with a real vLLM where make test-vllm has built its environment.
 ray: setup
 	bash scripts/setup-ray.sh
-	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python $(BIN)/pytest tests/ray
+	WOOLMILL_RAY_PYTHON=$(CURDIR)/.venv-ray/bin/python \
+	  $(patsubst %,WOOLMILL_VLLM_PYTHON=%,$(wildcard $(CURDIR)/.venv-vllm/bin/python)) $(BIN)/pytest tests/ray
 
 train-demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash trainer/demo.sh
