@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Files of tests beside each other: most of a test's time is waiting.
 BESIDE ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo setup test test-fast test-vllm test-gateway test-ray ray lint train-demo loop-demo \
+.PHONY: demo setup test test-fast environments test-vllm test-gateway test-ray ray lint train-demo loop-demo \
         bench bench-dedup crash clean
 
 demo: setup
@@ -49,6 +49,12 @@ lint: .venv/.ready
 	$(BIN)/ruff check -q
 	$(BIN)/ruff format -q --check
 	$(BIN)/mypy
+
+# Those of their own that the tests below need; each of these makes its own where it is missing.
+environments: environment-vllm environment-gateway environment-ray
+
+environment-%: setup
+	bash scripts/setup-$*.sh
 
 test-vllm: setup
 	bash scripts/setup-vllm.sh

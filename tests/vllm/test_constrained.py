@@ -16,9 +16,8 @@ from engine.backends.openai.backend import HttpBackend
 from engine.backends.vllm.backend import VllmBackend
 from engine.backends.vllm.servers import Server
 from engine.records import Completion, Message, Prompt, Sampling
-from tests.vllm.test_real_vllm import ARGUMENTS, python, server, text_of
-
-__all__ = ["python", "server"]  # fixtures
+from tests.vllm.conftest import ARGUMENTS
+from tests.vllm.test_real_vllm import text_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
 

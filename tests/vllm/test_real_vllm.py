@@ -18,11 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import models
 from engine.backends.base import Failure
 from engine.backends.openai.backend import HttpBackend
 from engine.backends.vllm.backend import VllmBackend
-from engine.backends.vllm.servers import Server, serving
+from engine.backends.vllm.servers import Server
 from engine.errors import WoolmillError
 from engine.records import Completion, Prompt, Sampling
 from engine.store import RunStore
@@ -30,25 +29,7 @@ from tests.engine.backends.test_vllm import child_pid, holders, wait_for_end
 
 pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
 
-ARGUMENTS = {"max_model_len": "2048", "max_num_seqs": "16"}
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def python() -> Path:
-    """The interpreter that has vLLM."""
-    if (named := os.environ.get("WOOLMILL_VLLM_PYTHON")) is None:
-        pytest.skip("WOOLMILL_VLLM_PYTHON is not set; run make test-vllm")
-    models.fetch("smollm2")
-    return Path(named)
-
-
-@pytest.fixture(scope="session")
-def server(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A vLLM server for the session."""
-    logs = tmp_path_factory.mktemp("logs")
-    with serving("smollm2", python=python, args=ARGUMENTS, log_dir=logs) as [server]:
-        yield server
 
 
 def greedy(text: str, max_tokens: int = 12, **changed: object) -> Prompt:

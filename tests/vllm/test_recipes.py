@@ -15,9 +15,7 @@ import pytest
 
 from engine.backends.vllm.servers import Server
 from engine.store import RunReader
-from tests.vllm.test_real_vllm import ROOT, python, server
-
-__all__ = ["python", "server"]  # fixtures
+from tests.vllm.test_real_vllm import ROOT
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
