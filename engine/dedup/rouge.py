@@ -39,7 +39,7 @@ EPOCH_STARTS = (4_096, 65_536)
 gets stale where the vocabulary drifts; each order more costs a lookup per token and query."""
 SPREAD_FROM = 500_000
 """Items from which on a batch is looked up by several threads before it is decided. Below, that
-costs more than it spares: two threads break even here, and take 0.65 of the time at a million."""
+costs more than it spares: two threads break even here, and take 0.60 of the time at a million."""
 MOST_MASKS = 128 << 20
 """Bytes that the masks of texts that are scanned together may take."""
 
