@@ -84,18 +84,19 @@ def split(run: RunReader, share: float, choice: Choice, lineage: Lineage) -> Spl
     wanted = min(max(round(len(read.numbers) * share), 1), MAX_ROWS)
     near = _near(read, _language(run))
     candidates: list[list[int]] = []
-    for rows_ in _in_an_order_of_chance(read):
-        if sum(map(len, candidates)) >= wanted * SPARE:
+    looked_at: list[int] = []
+    for members in _in_an_order_of_chance(read):
+        if len(looked_at) >= wanted * SPARE:
             break
-        if not near[rows_].any():
-            candidates.append(rows_)
-    looked_at = [row for group in candidates for row in group]
+        if not near[members].any():
+            candidates.append(members)
+            looked_at += members
     close, by_meaning = _close_by_meaning(run, read, looked_at)
     mask, taken = np.zeros(count, np.bool_), 0
-    for rows_ in candidates:
-        if (taken + len(rows_) <= wanted or not taken) and close.isdisjoint(rows_):
-            mask[read.numbers[rows_]] = True
-            taken += len(rows_)
+    for members in candidates:
+        if (taken + len(members) <= wanted or not taken) and close.isdisjoint(members):
+            mask[read.numbers[members]] = True
+            taken += len(members)
     if not taken:
         total = len(read.numbers)
         raise ConfigError(
@@ -179,25 +180,25 @@ def _digest(text: str) -> bytes:
 
 def _in_an_order_of_chance(read: _Read) -> Iterable[list[int]]:
     """The rows of each group, the groups as the texts of their rows fall."""
-    members: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for row in sorted(range(len(read.chance)), key=read.chance.__getitem__):
-        members.setdefault(int(read.group[row]), []).append(row)
-    return members.values()
+        groups.setdefault(int(read.group[row]), []).append(row)
+    return groups.values()
 
 
 def _near(read: _Read, language: str) -> NDArray[np.bool_]:
     """Rows that a row of another group resembles by ROUGE-L, or asks the same as."""
     near = read.asks_again.copy()
-    forwards = [list(rows_) for _, rows_ in groupby(range(len(near)), read.group.__getitem__)]
+    forwards = [list(members) for _, members in groupby(range(len(near)), read.group.__getitem__)]
     # Of two that resemble each other one comes behind the other, so each is found in one of the
     # two passes; the index says only which earlier one is nearest.
     for groups in (forwards, forwards[::-1]):
         index = RougeIndex(float(np.nextafter(ROUGE_LINK, 0)), language)  # F may be the link itself
-        for rows_ in groups:
-            some = [read.texts[row] for row in rows_]
-            for row, text in zip(rows_, some, strict=True):
+        for members in groups:
+            texts = [read.texts[row] for row in members]
+            for row, text in zip(members, texts, strict=True):
                 near[row] |= index.find(text) is not None
-            index.extend(some)
+            index.extend(texts)
     return near
 
 
@@ -222,9 +223,10 @@ def _close_by_meaning(run: RunReader, read: _Read, looked_at: list[int]) -> tupl
 
 def _vectors(run: RunReader, read: _Read) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The rows that have a vector, with it."""
-    row_of = {number: row for row, number in enumerate(read.numbers.tolist())}
-    for number, (_, vector) in enumerate(run.accepted(vectors=True)):
-        if vector is not None and (row := row_of.get(number)) is not None:
+    row_of = np.full(run.counts().accepted, -1, np.int64)
+    row_of[read.numbers] = np.arange(len(read.numbers))
+    for row, (_, vector) in zip(row_of.tolist(), run.accepted(vectors=True), strict=True):
+        if vector is not None and row >= 0:
             yield row, vector
 
 
