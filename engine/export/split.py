@@ -196,9 +196,10 @@ def _near(read: _Read, language: str) -> NDArray[np.bool_]:
         index = RougeIndex(float(np.nextafter(ROUGE_LINK, 0)), language)  # F may be the link itself
         for members in groups:
             texts = [read.texts[row] for row in members]
-            for row, text in zip(members, texts, strict=True):
-                near[row] |= index.find(text) is not None
-            index.extend(texts)
+            if not near[members].any():  # one is enough to bar a group
+                near[members] = any(index.find(text) for text in texts)
+            for text in texts:
+                index.add(text)
     return near
 
 
