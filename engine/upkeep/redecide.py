@@ -12,8 +12,8 @@ the person knows beforehand how many of the answers behind it are about rows tha
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,14 +28,15 @@ from engine.embeddings.served import with_served
 from engine.errors import UsageError
 from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
+from engine.recipes.load import is_code
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
 from engine.run.settle import check_carried
-from engine.stages import Stage, remedy, samples_of, stage_named
+from engine.stages import Stage, carried_anew, remedy, samples_of, stage_named
 from engine.store import RunReader, RunStore
 from engine.text import counted
 from engine.upkeep.changes import Accepted
-from engine.upkeep.trial import Trial, trial_of
+from engine.upkeep.trial import Trial, copied, trial_of
 from engine.upkeep.trial import drop_stale as drop
 
 __all__ = ["Redecided", "decision_options", "redecide", "redecide_run"]
@@ -112,6 +113,12 @@ def redecide(
     chosen, behind = stages[place].folder, stages[place + 1 :]
     if behind and "target" in given:
         raise UsageError("--target is the last stage's; leave it out for a stage before")
+    if behind and "carry" in given:
+        raise UsageError(
+            "--carry passes through all stages; all of them take it up with: "
+            f"woolmill redecide {shlex.quote(str(stages[-1].folder))} {_flags(given)}"
+        )
+    deciding = _deciding(stages[: place + 1], seeds, given)
     if drop_failed or drop_refused:
         if drop_stale or given or seeds is not None:
             raise UsageError("--drop-failed and --drop-refused go with nothing but --dry-run")
@@ -129,14 +136,14 @@ def redecide(
         return
     trial = None
     if behind or dry_run:
-        trial = anyio.run(trial_of, chosen, behind, _deciding(chosen, seeds, given))
+        trial = anyio.run(trial_of, chosen, behind, deciding)
         for line in _told(trial, dry_run=dry_run):
             click.echo(line)
     if dry_run:
         return
     with RunStore.read(chosen) as run:
         before = Accepted(run)
-    done = anyio.run(redecide_run, chosen, seeds, given)
+    done = anyio.run(deciding)
     with RunStore.read(chosen) as run:
         difference = before.compared_with(run)
     click.echo(
@@ -160,7 +167,12 @@ def redecide(
 
 
 def _with(given: Mapping[str, Any]) -> str:
-    """The settings that the run is to go on with, as flags."""
+    """The settings that the run is to go on with."""
+    return f" with {_flags(given)}" if given else ""
+
+
+def _flags(given: Mapping[str, Any]) -> str:
+    """Settings as flags."""
     flags = []
     for name, value in given.items():
         flag = name.replace("_", "-")
@@ -169,7 +181,7 @@ def _with(given: Mapping[str, Any]) -> str:
         else:
             value = ",".join(value) if isinstance(value, tuple) else value
             flags.append(f"--{flag} {shlex.quote(str(value))}")
-    return f" with {' '.join(flags)}" if flags else ""
+    return " ".join(flags)
 
 
 def _is_decided(folder: Path) -> bool:
@@ -236,20 +248,50 @@ def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
         yield "no answer of a later stage becomes stale"
 
 
-def _deciding(folder: Path, seeds: Path | None, changes: Mapping[str, Any]) -> Any:
-    """What decides a copy of the run in ``folder`` as the run itself would be decided."""
+def _deciding(
+    stages: Sequence[Stage], seeds: Path | None, changes: Mapping[str, Any]
+) -> Callable[..., Awaitable[Redecided]]:
+    """What decides the last of ``stages`` again, or a copy of it in the same way.
 
-    async def decide(copy: Path) -> None:
-        await redecide_run(folder, seeds, changes, copy)
+    What rows carry comes from the first stage: where that changes, all stages decide again, each
+    on the rows that the one before it gives by then.
+    """
+
+    async def decide(copy: Path | None = None) -> Redecided:
+        before = None
+        with ExitStack() as copies:
+            for stage in stages[:-1] if "carry" in changes else ():
+                own = copies.enter_context(copied(stage.folder)) if copy else None
+                passed = _passed(stage.folder, changes)
+                await redecide_run(stage.folder, seeds, passed, own, before=before)
+                before = own or stage.folder
+            return await redecide_run(stages[-1].folder, seeds, changes, copy, before=before)
 
     return decide
 
 
+def _passed(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``changes`` an earlier stage needs to carry other fields."""
+    with RunStore.read(folder) as run:
+        named = is_code(str(run.manifest.free.get("recipe_spec", "")))
+    return {
+        name: value
+        for name, value in changes.items()
+        if name == "carry" or (named and name == "recipe")
+    }
+
+
 async def redecide_run(
-    folder: Path, seeds: Path | None, changes: Mapping[str, Any], copy: Path | None = None
+    folder: Path,
+    seeds: Path | None,
+    changes: Mapping[str, Any],
+    copy: Path | None = None,
+    *,
+    before: Path | None = None,
 ) -> Redecided:
     """Decide the answers of the run in ``folder`` again under its settings with ``changes``, or
-    those of its ``copy``.
+    those of its ``copy``. What its rows carry is taken from the stage ``before``, where that was
+    decided again.
 
     Raises ConfigError where the seeds are not the run's or a setting is wrong, and what
     ``RunStore.open`` raises.
@@ -259,7 +301,7 @@ async def redecide_run(
         first = next((answer.row for answer, _ in reader.all_answers()), None)
     out = copy or folder
     config, tasks = settings_of(folder, stored, seeds, changes)
-    if config.carry:
+    if config.carry and before is None:
         check_carried(config, first)
     config = config.model_copy(update={"out": out})
     if uses_semantic(config):
@@ -273,16 +315,28 @@ async def redecide_run(
                      free={**wanted.free, **identity}),
     )  # fmt: skip
     try:
-        before = store.counts()
-        store.forget_decisions(wanted.decision)
+        counts = store.counts()
+        _forget(store, wanted.decision, before)
         if copy is None:
             keep_recipe(config.recipe, folder)
         accepted = await decide_stored(store, config, tasks)
     finally:
         await store.aclose()
     return Redecided(
-        answers=before.answered,
+        answers=counts.answered,
         accepted=accepted,
-        accepted_before=before.accepted,
+        accepted_before=counts.accepted,
         target=config.target,
     )
+
+
+def _forget(store: RunStore, decision: Mapping[str, Any], before: Path | None) -> None:
+    """Drop the decisions of ``store`` for others by ``decision``, on rows that carry what those of
+    the stage ``before`` do.
+    """
+    if before is None:
+        store.forget_decisions(decision)
+        return
+    with RunStore.read(before) as run:
+        carry, samples = decision.get("carry") or (), samples_of(store) or 1
+        store.forget_decisions(decision, carried_anew(run, store, carry, samples))

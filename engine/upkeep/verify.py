@@ -100,8 +100,7 @@ def _stale(stages: Sequence[Stage]) -> Iterator[str]:
         for before, (stage, run) in zip(
             zip(stages, runs, strict=True), zip(stages[1:], runs[1:], strict=True), strict=False
         ):
-            rows = before[1].decisions(accepted=True)
-            stale = len(stale_answers(rows, run, samples_of(run) or 1).requests)
+            stale = len(stale_answers(before[1], run, samples_of(run) or 1).requests)
             if stale:
                 yield (
                     f"stage {stage.name}: {stale:,} of its answers are about rows that stage "
