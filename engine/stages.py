@@ -30,6 +30,7 @@ __all__ = [
     "Stale",
     "carried_anew",
     "folders_below",
+    "holds_run",
     "missing_stages",
     "open_stages",
     "parent_of",
@@ -71,6 +72,12 @@ def stages_of_run(folder: Path) -> list[Stage]:
     number = 1 + max(number for number, _ in before)
     name = own.rpartition("/")[2]
     return [*(stage for _, stage in before), Stage(f"{number}-{name}", folder)]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether anything of a run is in ``folder``, be it an earlier stage alone."""
+    places = [folder, *(stage.folder for _, stage in folders_below(folder))]
+    return any(os.path.isfile(place / "run.sqlite") for place in places)
 
 
 def folders_below(folder: Path) -> list[tuple[int, Stage]]:

@@ -24,6 +24,7 @@ from engine.cli.main import say_error, status_of
 from engine.errors import (
     DONE_WITH_DEAD_LETTERS,
     InternalError,
+    SpentError,
     StoppedError,
     UnavailableError,
     WoolmillError,
@@ -137,8 +138,13 @@ class Ended:
 
     @property
     def resume(self) -> str | None:
-        """The command that goes on; None where nothing is left to do."""
-        return None if self.result.stop.reached and self.failed is None else _command()
+        """The command that goes on; None where nothing is left to do, or where it could only stop
+        again.
+        """
+        stop = self.result.stop
+        if isinstance(stop.error, SpentError) or (stop.reached and self.failed is None):
+            return None
+        return _command()
 
 
 def finish(result: Result, config: RunConfig) -> Ended:

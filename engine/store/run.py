@@ -112,15 +112,9 @@ class RunStore(RunReader):
     def _begin_session(self, manifest: Manifest) -> None:
         """Check the settings, record this process, and the free settings of now for the old."""
         if differences := self.manifest.differences(manifest):
-            anew = (
-                f"decide its answers anew with the new ones (woolmill redecide {self.folder}, "
-                "which asks nothing), "
-                if self.manifest.decides_otherwise(manifest)
-                else ""
-            )
             raise ConfigError(
                 f"{self.folder}: the run was started with other settings ({'; '.join(differences)})"
-                f"; resume with those, {anew}or start a new run"
+                "; resume with those, or start a new run"
             )
         sessions = self.sessions()
         self.session = sessions[-1].number + 1 if sessions else 1
@@ -222,9 +216,7 @@ class RunStore(RunReader):
         """Keep a batch as it is now. Durable when done."""
         return self._write(Work(meta={f"batch.{row.tag}": row}))
 
-    def forget_decisions(
-        self, decision: Mapping[str, Any], answers: Iterable[Answer] = ()
-    ) -> None:
+    def forget_decisions(self, decision: Mapping[str, Any], answers: Iterable[Answer] = ()) -> None:
         """Drop all decisions in one transaction; from now on they follow from ``decision``, and
         ``answers`` take the place of those that are there to the same requests.
 

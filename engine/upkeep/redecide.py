@@ -29,6 +29,7 @@ from engine.errors import UsageError
 from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
 from engine.recipes.load import is_code
+from engine.run.advice import as_flags, generate_again
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
 from engine.run.settle import check_carried
@@ -116,7 +117,7 @@ def redecide(
     if behind and "carry" in given:
         raise UsageError(
             "--carry passes through all stages; all of them take it up with: "
-            f"woolmill redecide {shlex.quote(str(stages[-1].folder))} {_flags(given)}"
+            f"woolmill redecide {shlex.quote(str(stages[-1].folder))} {as_flags(given)}"
         )
     deciding = _deciding(stages[: place + 1], seeds, given)
     if drop_failed or drop_refused:
@@ -156,32 +157,16 @@ def redecide(
     if trial is not None and trial.stale:
         if drop_stale:
             _drop(chosen, behind)
+            click.echo(f"go on with: {generate_again(chosen)}")
         else:
-            click.echo(f"woolmill generate goes on{_with(given)} after: {remedy(chosen)}")
+            click.echo(f"go on with: {remedy(chosen)}")
+            click.echo(f"and then:   {generate_again(chosen)}")
         return
     if given.keys() - {"target"}:
-        click.echo(f"woolmill generate goes on{_with(given)}")
+        click.echo(f"go on with: {generate_again(chosen)}")
     with RunStore.read(chosen) as run:
         dataset = chosen / dataset_of(run.manifest)[1]
     click.echo(f"write the dataset with: woolmill export {chosen} -o {dataset}")
-
-
-def _with(given: Mapping[str, Any]) -> str:
-    """The settings that the run is to go on with."""
-    return f" with {_flags(given)}" if given else ""
-
-
-def _flags(given: Mapping[str, Any]) -> str:
-    """Settings as flags."""
-    flags = []
-    for name, value in given.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            value = ",".join(value) if isinstance(value, tuple) else value
-            flags.append(f"--{flag} {shlex.quote(str(value))}")
-    return " ".join(flags)
 
 
 def _is_decided(folder: Path) -> bool:

@@ -51,7 +51,7 @@ class Trial:
 
 
 async def trial_of(
-    folder: Path, behind: Sequence[Stage], decide: Callable[[Path], Awaitable[None]]
+    folder: Path, behind: Sequence[Stage], decide: Callable[[Path], Awaitable[object]]
 ) -> Trial:
     """Decide a copy of the run in ``folder`` with ``decide``, and compare. Raises WoolmillError."""
     with copied(folder) as copy:

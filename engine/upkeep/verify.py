@@ -22,6 +22,7 @@ from engine.export.ledger import CHANGED, exported, touched
 from engine.export.rows import rows
 from engine.stages import (
     Stage,
+    holds_run,
     missing_stages,
     open_stages,
     remedy,
@@ -51,6 +52,8 @@ def verify(folder: Path) -> None:
 
     A run of several stages is checked with all of them.
     """
+    if not holds_run(folder):
+        raise InputError(f"{folder}: holds no run (no run.sqlite), and so nothing to salvage")
     found = 0
     stages = [Stage("", folder)]
     with suppress(InputError):  # where the run itself is damaged, that is said first

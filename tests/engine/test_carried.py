@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from click.testing import CliRunner
 
 from engine.cli.main import cli
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UsageError
+from engine.stages import is_same_row
+from engine.store import RunReader
+from engine.upkeep.redecide import redecide_run
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +59,26 @@ def run(recipe: str, *more: str) -> str:
     return say("generate", *own, *more)
 
 
+def advised(error: Exception) -> list[str]:
+    """The command between the brackets of a refusal."""
+    found = re.search(r"\(woolmill ([^()]*), which asks nothing\)", str(error))
+    assert found is not None, error
+    return shlex.split(found[1])
+
+
+def going_on(told: str) -> list[str]:
+    """The command that a run which was decided again goes on with."""
+    found = re.search(r"^go on with: woolmill (.*)$", told, re.M)
+    assert found is not None, told
+    return shlex.split(found[1])
+
+
+def asked_about(folder: str) -> list[dict[str, Any]]:
+    """The rows that a stage's answers are about, as its store has them."""
+    with RunReader(Path(folder)) as stored:
+        return [answer.row or {} for answer, _ in stored.all_answers()]
+
+
 def rows() -> list[dict[str, Any]]:
     say("export", "run", "-o", "out.jsonl", "--overwrite")
     return [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
@@ -89,11 +115,60 @@ def test_rows_get_them_later_without_asking_anybody() -> None:
     run("respond", "--rows", "rows.jsonl")
     assert "level" not in rows()[0]
     told = say("redecide", "run", "--carry", "id,level")
-    assert "goes on with --carry id,level" in told
     assert [row["id"] for row in rows()] == ["q-7", "q-9"]
-    assert "decided all 2 input rows" in run(
-        "respond", "--rows", "rows.jsonl", "--carry", "id,level"
-    )
+    assert "decided all 2 input rows" in say(*going_on(told))
+
+
+def test_all_stages_get_them_later_without_asking_anybody() -> None:
+    """No answer is dropped, or becomes stale; the page finds each row's parent as before."""
+    run("two.toml", "--rows", "rows.jsonl")
+    before = rows()
+    assert "2 come, 2 go" in say("redecide", "run", "--carry", "level", "--dry-run")
+    assert rows() == before
+    told = say("redecide", "run", "--carry", "level")
+    assert rows() == [{**row, "level": level} for row, level in zip(before, [3, None], strict=True)]
+    assert "about rows that stage" not in say("verify", "run")
+    assert [row["level"] for row in asked_about("run")] == [3, None]
+    assert "decided all 2 rows of the stage before" in say(*going_on(told))
+    with RunReader(Path("run")) as stored:
+        assert stored.counts().sent == stored.counts().answered == 2  # nobody was asked since
+    say("redecide", "run", "--carry", "id")  # others in their place
+    assert [(row["id"], "level" in row) for row in rows()] == [("q-7", False), ("q-9", False)]
+    say("redecide", "run", "--carry", "")
+    assert rows() == before
+
+
+def test_one_stage_alone_does_not_get_them() -> None:
+    run("two.toml", "--rows", "rows.jsonl")
+    before = rows()
+    with pytest.raises(UsageError, match="with: woolmill redecide run --carry id") as refused:
+        say("redecide", "run", "--stage", "1-ask", "--carry", "id")
+    assert rows() == before
+    say(*shlex.split(str(refused.value).partition("with: woolmill ")[2]))
+    assert [row["id"] for row in rows()] == ["q-7", "q-9"]
+
+
+def test_a_run_cut_short_between_its_stages_loses_no_answer() -> None:
+    run("two.toml", "--rows", "rows.jsonl")
+    given = {"carry": ("id",)}
+    anyio.run(redecide_run, Path("run/stages/1-ask"), None, given)
+    assert "about rows that stage" not in say("verify", "run")
+    with pytest.raises(ConfigError, match=r"\(woolmill redecide run --carry id, which") as refused:
+        run("two.toml", "--rows", "rows.jsonl", "--carry", "id")
+    say(*advised(refused.value))
+    assert [row["id"] for row in rows()] == ["q-7", "q-9"]
+    assert "decided all 2" in run("two.toml", "--rows", "rows.jsonl", "--carry", "id")
+
+
+def test_a_stage_s_own_field_of_the_name_is_compared() -> None:
+    """A row is another one where a field of the recipe's differs, whatever is carried."""
+    asked = {"q": "Why?", "id": 1}
+    assert is_same_row(asked, {"q": "Why?"}, {"id"})
+    assert is_same_row({"q": "Why?"}, asked, {"id"})
+    assert not is_same_row(asked, {"q": "Why?", "id": 2}, {"id"})
+    assert not is_same_row(asked, {"q": "Why?"}, set())
+    assert not is_same_row(asked, None, {"id", "q"})
+    assert is_same_row(None, None, set())
 
 
 @pytest.mark.parametrize("earlier", [False, True])
