@@ -33,6 +33,10 @@ class BadRows:
             say(name)
         self._say = say
 
+    def note(self, line: str) -> None:
+        """Say something else about the rows, now or as soon as somebody listens."""
+        self._say(line)
+
     def beforehand(self, wrong: InputError) -> None:
         """Of a look at the rows that does not count."""
         if self._on_bad_row == "stop":

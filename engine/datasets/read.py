@@ -29,6 +29,7 @@ from engine.datasets.forms import (
     whole,
 )
 from engine.errors import InputError, UsageError
+from engine.json_values import has_large_float
 
 __all__ = ["Dataset", "Skip", "pyarrow_of", "read_rows"]
 
@@ -229,7 +230,7 @@ def loads(data: bytes, path: Path, line: int | None = None) -> Any:
     """
     try:
         value = orjson.loads(data)
-        if not _has_large_float(value):
+        if not has_large_float(value):
             return value
     except orjson.JSONDecodeError:
         pass
@@ -251,15 +252,6 @@ def loads(data: bytes, path: Path, line: int | None = None) -> Any:
         raise InputError(f"{where}: not JSON that can be read: nested too deeply") from exc
     except ValueError as exc:  # an integer of thousands of digits
         raise InputError(f"{where}: not JSON that can be read: {exc}") from exc
-
-
-def _has_large_float(value: Any) -> bool:
-    """orjson makes a float of an integer beyond 64 bits, which is another number."""
-    if isinstance(value, float):
-        return abs(value) >= 2**63
-    if isinstance(value, dict):
-        return any(map(_has_large_float, value.values()))
-    return isinstance(value, list) and any(map(_has_large_float, value))
 
 
 def _one_after_the_other(data: bytes, path: Path) -> Iterator[Row]:

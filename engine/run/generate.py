@@ -39,6 +39,7 @@ from engine.run.progress import Display, Owner, Progress, Stop
 from engine.run.servers import make_backends, make_pool, served_model, server_at, started
 from engine.run.settle import (
     Settled,
+    about_carried,
     about_language,
     answered_by,
     earlier_manifest,
@@ -107,6 +108,8 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             done = Progress(target=last.target, accepted=accepted)
             seconds = time.monotonic() - began
             return Result(stop=Stop(), progress=done, folder=last.out, seconds=seconds)
+        for line in about_carried(chain):
+            display.note(line)
         for stage in stages:
             _say_resent(stage, display)
             for line in about_language(stage.settled.config, stage.settled.tasks):

@@ -40,19 +40,39 @@ class InputRows:
         """Bad rows of this pass over the input."""
         self._rows: Iterator[Record] = iter(())
         self._next = 0
+        self._binary: set[str] = set()
+        """Columns of bytes that were told of."""
         self._kept: OrderedDict[int, Record] = OrderedDict()
         self.count: int | None = None
         """How many there are; None until the last one has been read."""
         self._restart()
 
     def _restart(self) -> None:
-        self._rows = (_plain(row.values) for row in Dataset(self.path, skip=self._skip))
+        self._rows = (self._plain(row.values) for row in Dataset(self.path, skip=self._skip))
         self._next = self._bad_passed = 0
 
     def _skip(self, wrong: InputError) -> None:
         self._bad_passed += 1
         known = self._bad_passed <= self.bad.count
         (self.bad.beforehand if known else self.bad)(wrong)
+
+    def _plain(self, values: dict[str, Any]) -> Record:
+        """The row with values that JSON has, as it reads when it comes back from the store. Bytes
+        have no place in a prompt or a row.
+        """
+        if binary := [name for name, value in values.items() if _holds_bytes(value)]:
+            for name in binary:
+                if name not in self._binary:
+                    self._binary.add(name)
+                    self.bad.note(
+                        f"{self.path}: column {name} holds bytes, and is left out; where it is "
+                        "text, store it as text"
+                    )
+            values = {name: value for name, value in values.items() if name not in binary}
+        try:
+            return orjson.loads(orjson.dumps(values, default=str))  # type: ignore[no-any-return]
+        except TypeError:  # half of a surrogate pair, or an integer of any size
+            return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
 
     def row(self, number: int) -> Record | None:
         """Row ``number`` from 0; None: there are not so many."""
@@ -71,6 +91,13 @@ class InputRows:
                 return row
         self.count = self._next
         return None
+
+    def first(self, most: int) -> Iterator[Record]:
+        """The first rows, at most so many."""
+        for number in range(most):
+            if (row := self.row(number)) is None:
+                return
+            yield row
 
     async def counted(self) -> int | None:
         """How many there are, found out beside the run, in small steps; None where the input cannot
@@ -110,9 +137,9 @@ def identity(path: Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino] if path.is_file() else None
 
 
-def _plain(values: dict[str, Any]) -> Record:
-    """The row with values that JSON has, as it reads when it comes back from the store."""
-    try:
-        return orjson.loads(orjson.dumps(values, default=str))  # type: ignore[no-any-return]
-    except TypeError:  # half of a surrogate pair, or an integer of any size
-        return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_bytes, value))
+    return isinstance(value, bytes)

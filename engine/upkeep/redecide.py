@@ -11,11 +11,12 @@ the person knows beforehand how many of the answers behind it are about rows tha
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from engine.recipes.load import is_code
 from engine.run.advice import as_flags, generate_again
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
-from engine.run.settle import check_carried
+from engine.run.settle import LOOKED_AT, check_carried
 from engine.stages import Stage, carried_anew, remedy, samples_of, stage_named
 from engine.store import RunReader, RunStore
 from engine.text import counted
@@ -41,6 +42,9 @@ from engine.upkeep.trial import Trial, copied, trial_of
 from engine.upkeep.trial import drop_stale as drop
 
 __all__ = ["Redecided", "decision_options", "redecide", "redecide_run"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,11 +287,13 @@ async def redecide_run(
     """
     with RunStore.read(folder) as reader:
         stored = reader.manifest
-        first = next((answer.row for answer, _ in reader.all_answers()), None)
+        answers = islice(reader.all_answers(), LOOKED_AT)
+        rows = [answer.row for answer, _ in answers if answer.row is not None]
     out = copy or folder
     config, tasks = settings_of(folder, stored, seeds, changes)
     if config.carry and before is None:
-        check_carried(config, first)
+        for line in check_carried(config, rows):
+            log.info("%s", line)
     config = config.model_copy(update={"out": out})
     if uses_semantic(config):
         config = await with_served(config)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -187,3 +189,65 @@ def test_a_field_that_is_not_there_is_named_before_anything_is_asked(earlier: bo
 def test_a_run_without_rows_has_none_to_keep() -> None:
     with pytest.raises(ConfigError, match="--carry id: the run has no input rows; see --rows"):
         run("alpaca", "--carry", "id")
+
+
+LARGE = [2**63, 2**64 - 1, 2**64, 100000000000000000001, -(2**63) - 1, 1e20]
+
+
+@pytest.mark.parametrize("recipe", ["respond", "two.toml"])
+def test_integers_of_any_size_stay_the_same_numbers(recipe: str) -> None:
+    """Through the store, all stages, exports, and when the run is decided again or goes on."""
+    lines = [json.dumps({"id": number, "question": f"What is {number}?"}) for number in LARGE]
+    Path("rows.jsonl").write_text("\n".join(lines))
+    run(recipe, "--rows", "rows.jsonl", "--carry", "id")
+    kept = [row["id"] for row in rows()]
+    assert kept == LARGE
+    assert [type(number) for number in kept] == [int] * 5 + [float]
+    say("redecide", "run", "--carry", "id")
+    Path("rows.jsonl").touch()  # so that each row is compared with what was asked about
+    run(recipe, "--rows", "rows.jsonl", "--carry", "id")
+    assert [row["id"] for row in rows()] == LARGE
+    say("export", "run", "-o", "out.parquet")
+    table = pq.read_table("out.parquet").column("id").to_pylist()
+    assert table[3] == "100000000000000000001"
+
+
+def test_bytes_of_a_table_are_left_out_and_named_once() -> None:
+    table = {
+        "id": ["a", "b", "c"],
+        "image": [None, b"\xff\xfe", b"\x00"],
+        "media": [{"bytes": b"\xff", "path": "x.png"}] * 3,
+        "question": ["One?", "Two?", "Three?"],
+    }
+    pq.write_table(pa.table(table), "rows.parquet")
+    told = run("respond", "--rows", "rows.parquet", "--carry", "id")
+    assert told.count("column image holds bytes, and is left out") == 1
+    assert told.count("column media holds bytes, and is left out") == 1
+    assert [row["id"] for row in rows()] == ["a", "b", "c"]
+    assert [row.get("image", "left out") for row in asked_about("run")] == [None, *["left out"] * 2]
+    with pytest.raises(ConfigError, match="--carry media: the input rows have no such field"):
+        say("preview", "respond", "--rows", "rows.parquet", "--carry", "media")
+
+
+def test_a_field_that_the_recipe_gives_itself_is_named_at_the_start() -> None:
+    rows = [{**row, "reply": "the row's own"} for row in QUESTIONS]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    told = run("two.toml", "--rows", "rows.jsonl", "--carry", "reply,id")
+    assert "--carry reply: two/reply gives a field of that name itself" in told
+    assert "--carry id:" not in told
+
+
+def test_a_field_that_the_first_row_lacks_is_looked_for_in_others() -> None:
+    with Path("rows.jsonl").open("a") as file:
+        file.write('{"question": "What is ice?", "late": 3}\n')
+    told = run("respond", "--rows", "rows.jsonl", "--carry", "late")
+    assert told.count("--carry late: rows without it, as the first one, get null") == 1
+    assert [row["late"] for row in rows()] == [None, None, 3]
+
+
+@pytest.mark.parametrize("carry", ['"id,level"', '["id", "level"]', '["id,level"]'])
+def test_a_settings_file_names_them_in_one_word_or_several(carry: str) -> None:
+    own = f'recipe = "respond"\nrows = "rows.jsonl"\nbackend = "scripted"\ncarry = {carry}\n'
+    Path("run.toml").write_text(own)
+    say("generate", "--config", "run.toml", "--out", "run")
+    assert [(row["id"], row["level"]) for row in rows()] == [("q-7", 3), ("q-9", None)]
