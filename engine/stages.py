@@ -22,6 +22,7 @@ from engine.errors import ConfigError, InputError, UsageError
 from engine.money import Prices, Spent
 from engine.records import SAMPLE, Answer, Decision, Record
 from engine.store import RunReader
+from engine.text import as_word
 
 __all__ = [
     "BELOW",
@@ -303,7 +304,7 @@ def _with_parents(
 def remedy(folder: Path) -> str:
     """The command that drops the answers which the stage in ``folder`` made stale."""
     root = folder.parent.parent if folder.parent.name == BELOW else folder
-    return f"woolmill redecide {root} --stage {folder.name} --drop-stale"
+    return f"woolmill redecide {as_word(root)} --stage {as_word(folder.name)} --drop-stale"
 
 
 def parent_of(run: RunReader, rank: int, record: Record | None) -> Decision:

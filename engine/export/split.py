@@ -37,6 +37,7 @@ from engine.recipes.guard import RecipeFault, compared_text
 from engine.records import Decision
 from engine.stages import samples_of
 from engine.store import RunReader
+from engine.text import as_word
 
 __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]
 
@@ -82,7 +83,8 @@ def split(run: RunReader, share: float) -> Split:
     if run.manifest.decision.get("rouge_threshold") is None:
         raise ConfigError(
             "--validation needs a run that compared its rows by ROUGE-L: give the recipe `compare`,"
-            " then woolmill redecide (--rouge-threshold 1 keeps all but the same text)"
+            f" then: woolmill redecide {as_word(run.folder)} --recipe FILE --rouge-threshold 0.7 (1"
+            " keeps all but the same text)"
         )
     links, order, crowded = _read(run)
     group = links.roots()
@@ -177,7 +179,8 @@ def _texts(run: RunReader) -> Iterator[tuple[str, Decision]]:
     if recipe is None:
         raise ConfigError(
             "--validation needs the run's recipe, which says what rows are compared by, and it is "
-            "not here any more; see woolmill redecide --recipe"
+            "not here any more; name it with: woolmill redecide "
+            f"{as_word(run.folder)} --recipe FILE"
         )
     for decision in run.decisions(accepted=True):
         record = decision.record

@@ -7,7 +7,6 @@ takes such up, and must be given all that differ. Then the run goes on under tho
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from engine.sections import Flag, flag_of
 from engine.settings import RunConfig, flag_name
 from engine.stages import BELOW, stages_of_run
 from engine.store import Manifest, RunReader
+from engine.text import as_word
 
 __all__ = ["REDECIDES", "as_flags", "generate_again", "refuse_other_settings"]
 
@@ -56,7 +56,7 @@ def refuse_other_settings(folder: Path, was: Manifest, now: Manifest) -> None:
 def generate_again(folder: Path) -> str:
     """The command by which the run in ``folder``, or in that of one of its stages, goes on."""
     root = folder.parent.parent if folder.parent.name == BELOW else folder
-    end = f"--out {shlex.quote(str(root))}"
+    end = f"--out {as_word(root)}"
     with RunReader(root) as run:
         last = run.manifest
     try:
@@ -85,15 +85,15 @@ def _words(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, bool):
         yield shown if value else f"--no-{shown.removeprefix('--')}"
     elif flag.metavar == "JSON":
-        yield f"{shown} {shlex.quote(orjson.dumps(value).decode())}"
+        yield f"{shown} {as_word(orjson.dumps(value).decode())}"
     elif isinstance(value, Mapping):
-        yield from (f"{shown} {shlex.quote(f'{key}={each}')}" for key, each in value.items())
+        yield from (f"{shown} {as_word(f'{key}={each}')}" for key, each in value.items())
     elif not isinstance(value, list | tuple):
-        yield f"{shown} {shlex.quote(str(value))}"
+        yield f"{shown} {as_word(value)}"
     elif flag.metavar is not None and flag.metavar.endswith(",…"):
-        yield f"{shown} {shlex.quote(','.join(map(str, value)))}"
+        yield f"{shown} {as_word(','.join(map(str, value)))}"
     else:
-        yield from (f"{shown} {shlex.quote(str(each))}" for each in value)
+        yield from (f"{shown} {as_word(each)}" for each in value)
 
 
 def _redecide(folder: Path, was: Manifest, now: Manifest) -> str | None:
@@ -101,13 +101,13 @@ def _redecide(folder: Path, was: Manifest, now: Manifest) -> str | None:
     changes = _changes(was, now)
     if not changes or not changes.keys() <= REDECIDES or None in changes.values():
         return None
-    run, stage = shlex.quote(str(folder)), ""
+    run, stage = as_word(folder), ""
     if folder.absolute().parent.name == BELOW:
-        run = shlex.quote(str(folder.parent.parent))
+        run = as_word(folder.parent.parent)
         if "carry" in changes:  # which all stages take up together
             changes = {"carry": changes["carry"]}
         else:
-            stage = f" --stage {shlex.quote(folder.name)}"
+            stage = f" --stage {as_word(folder.name)}"
     return f"woolmill redecide {run}{stage} {as_flags(changes)}"
 
 

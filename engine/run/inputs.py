@@ -14,7 +14,9 @@ import orjson
 from engine.datasets import BadRows, Dataset, OnBadRow
 from engine.errors import ConfigError, InputError
 from engine.records import Record
+from engine.stages import BELOW
 from engine.store import RunReader
+from engine.text import as_word
 
 __all__ = ["InputRows", "identity"]
 
@@ -121,10 +123,15 @@ class InputRows:
             row = self.row(number)
             if row != answer.row:
                 what = "is not there any more" if row is None else "is another one now"
+                asked_anew = ""
+                if answer.failed and store.folder.parent.name != BELOW:  # the last stage's alone
+                    asked_anew = (
+                        ". It failed, and is asked about anew with: woolmill redecide "
+                        f"{as_word(store.folder)} --drop-failed, and then the same command"
+                    )
                 raise ConfigError(
                     f"{self.path}: row {number} (the first is 0), which the run has asked about, "
-                    f"{what}; resume with the same rows, or start a new run. Where it failed: "
-                    f"woolmill redecide {store.folder} --drop-failed, and then the same command"
+                    f"{what}; resume with the same rows, or start a new run{asked_anew}"
                 )
 
 

@@ -12,7 +12,6 @@ the person knows beforehand how many of the answers behind it are about rows tha
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from engine.run.progress import of_target
 from engine.run.settle import LOOKED_AT, check_carried
 from engine.stages import Stage, carried_anew, remedy, samples_of, stage_named
 from engine.store import RunReader, RunStore
-from engine.text import counted
+from engine.text import as_word, counted
 from engine.upkeep.changes import Accepted
 from engine.upkeep.trial import Trial, copied, trial_of
 from engine.upkeep.trial import drop_stale as drop
@@ -121,7 +120,7 @@ def redecide(
     if behind and "carry" in given:
         raise UsageError(
             "--carry passes through all stages; all of them take it up with: "
-            f"woolmill redecide {shlex.quote(str(stages[-1].folder))} {as_flags(given)}"
+            f"woolmill redecide {as_word(stages[-1].folder)} {as_flags(given)}"
         )
     deciding = _deciding(stages[: place + 1], seeds, given)
     if drop_failed or drop_refused:
@@ -170,7 +169,7 @@ def redecide(
         click.echo(f"go on with: {generate_again(chosen)}")
     with RunStore.read(chosen) as run:
         dataset = chosen / dataset_of(run.manifest)[1]
-    click.echo(f"write the dataset with: woolmill export {chosen} -o {dataset}")
+    click.echo(f"write the dataset with: woolmill export {as_word(chosen)} -o {as_word(dataset)}")
 
 
 def _is_decided(folder: Path) -> bool:

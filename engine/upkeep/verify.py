@@ -35,6 +35,7 @@ from engine.store.database import check_header, connect, disk_errors, read_run_i
 from engine.store.lock import read_mark
 from engine.store.raw import TABLES, Row, scan
 from engine.store.schema import Checksum, decode_answer, decode_counts, decode_decision
+from engine.text import as_word
 
 __all__ = ["damages", "problems", "verify"]
 
@@ -69,7 +70,7 @@ def verify(folder: Path) -> None:
     if found:
         raise InputError(
             f"{folder}: {_count(found)}; save what is whole with: "
-            f"woolmill salvage {folder} -o {folder}-salvaged"
+            f"woolmill salvage {as_word(folder)} -o {as_word(f'{folder}-salvaged')}"
         )
     for stage in stages:
         for finding in _exports(stage.folder):
@@ -251,7 +252,7 @@ def _exports(folder: Path) -> Iterator[_Finding]:
 
 
 def _dataset(folder: Path, dataset: Path, format: Format) -> Iterator[_Finding]:
-    again = f"woolmill export {folder} -o {dataset}"
+    again = f"woolmill export {as_word(folder)} -o {as_word(dataset)}"
     try:
         with RunReader(folder) as run:
             count = run.counts().accepted

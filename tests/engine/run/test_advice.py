@@ -176,3 +176,21 @@ def test_where_no_run_is_none_is_salvaged() -> None:
     with pytest.raises(InputError, match=r"holds no run .*nothing to salvage") as refused:
         say("verify", "nothing")
     assert "with: woolmill salvage" not in str(refused.value)
+
+
+def test_a_folder_of_any_name_stays_one_word() -> None:
+    own = (*OWN[:-1], "it's my run")
+    say("generate", *own, "--no-semantic")
+    told = say("redecide", "it's my run", "--carry", "id")
+    assert "decided all 6 input rows" in follow(told)
+    export = told.partition("write the dataset with: woolmill ")[2]
+    assert "6 records" in say(*shlex.split(export))
+
+
+def test_a_row_that_is_another_one_now_is_asked_about_anew_only_where_it_failed() -> None:
+    say("generate", *OWN, "--no-semantic")
+    text = Path("rows.jsonl").read_text()
+    Path("rows.jsonl").write_text(text.replace("topic 2", "topic two"))
+    with pytest.raises(ConfigError, match=r"row 2 .*is another one now; resume") as refused:
+        say("generate", *OWN, "--no-semantic")
+    assert "--drop-failed" not in str(refused.value)
