@@ -7,7 +7,8 @@
     ├── UnavailableError               69  the server, or the backend's process, is gone too long
     ├── OutputError                    73  an output cannot be created
     ├── DiskError                      74  reading or writing failed; the run stops for good
-    ├── StoppedError                   75  stopped early and resumable: budget, quota, outage, lock
+    ├── StoppedError                   75  stopped early and resumable: quota, outage, lock
+    │   └── SpentError                 75  a cap, a budget or the input is used up: raise it first
     ├── AuthError                      77  key, permission, certificate
     ├── ConfigError                    78  settings, model, endpoint
     └── BackendError                       one request failed; the verdict says what follows
@@ -30,6 +31,7 @@ __all__ = [
     "InputError",
     "InternalError",
     "OutputError",
+    "SpentError",
     "StoppedError",
     "UnavailableError",
     "UsageError",
@@ -94,11 +96,15 @@ class DiskError(WoolmillError):
 
 
 class StoppedError(WoolmillError):
-    """Stopped before the target and resumable: budget, quota, too many rejects, or the run is in
-    use.
-    """
+    """Stopped before the target and resumable: quota, too many rejects, or the run is in use."""
 
     exit_code = 75
+
+
+class SpentError(StoppedError):
+    """What the person allowed is used up: the run is resumable once that is raised, and the same
+    command alone would only stop again.
+    """
 
 
 class AuthError(WoolmillError):

@@ -8,11 +8,13 @@ The packages own their sections; ``engine.settings`` puts them together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 __all__ = [
@@ -70,9 +72,19 @@ class Flag:
 
 
 class Strict(BaseModel):
-    """Settings in which an unknown name is an error."""
+    """Settings in which an unknown name is an error. One value stands for a list of one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            name: (value,) if isinstance(value, str | Path) and _is_list(cls, name) else value
+            for name, value in values.items()
+        }
 
 
 class Section(Strict):
@@ -80,6 +92,15 @@ class Section(Strict):
 
     heading: ClassVar[str]
     """Over its flags in the help."""
+
+
+def _is_list(settings: type[BaseModel], name: str) -> bool:
+    """Whether the setting is a list, or may be one."""
+    field = settings.model_fields.get(name)
+    if field is None:
+        return False
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(get_origin(kind) is tuple for kind in kinds)
 
 
 def apart_at_commas(values: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_origin
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 
@@ -297,16 +297,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def config_of(settings: Mapping[str, Any]) -> RunConfig:
-    """Settings that a program gives by their names. One value stands for a list of one.
-
-    Raises ConfigError as ``load_config`` does.
-    """
-    values = {
-        name: (value,) if _is_list(name) and isinstance(value, str | Path) else value
-        for name, value in settings.items()
-    }
+    """Settings that a program gives by their names. Raises ConfigError as ``load_config`` does."""
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(settings)
     except ValidationError as exc:
         raise ConfigError(_explain(exc, None, {})) from exc
 
@@ -316,11 +309,6 @@ def flag_name(name: str) -> str:
     field = RunConfig.model_fields.get(name)
     flag = flag_of(field) if field is not None else None
     return flag.names[0] if flag is not None and flag.names else f"--{name.replace('_', '-')}"
-
-
-def _is_list(name: str) -> bool:
-    field = RunConfig.model_fields.get(name)
-    return field is not None and get_origin(field.annotation) is tuple
 
 
 _TABLES: dict[str, type[BaseModel]] = {

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 
 from engine.errors import ConfigError, InputError, UsageError
 from engine.money import Prices, Spent
-from engine.records import SAMPLE, Decision, Record
+from engine.records import SAMPLE, Answer, Decision, Record
 from engine.store import RunReader
+from engine.text import as_word
 
 __all__ = [
     "BELOW",
     "Lineage",
     "Stage",
     "Stale",
+    "carried_anew",
     "folders_below",
+    "holds_run",
     "missing_stages",
     "open_stages",
     "parent_of",
@@ -70,6 +73,12 @@ def stages_of_run(folder: Path) -> list[Stage]:
     number = 1 + max(number for number, _ in before)
     name = own.rpartition("/")[2]
     return [*(stage for _, stage in before), Stage(f"{number}-{name}", folder)]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether anything of a run is in ``folder``, be it an earlier stage alone."""
+    places = [folder, *(stage.folder for _, stage in folders_below(folder))]
+    return any(os.path.isfile(place / "run.sqlite") for place in places)
 
 
 def folders_below(folder: Path) -> list[tuple[int, Stage]]:
@@ -239,35 +248,73 @@ class Stale:
 
 
 def stale_answers(
-    before: Iterator[Decision], run: RunReader, samples: int, *, below: int | None = None
+    before: RunReader, run: RunReader, samples: int, *, below: int | None = None
 ) -> Stale:
-    """Which answers of ``run`` are not about the rows that the stage before gives.
+    """Which answers of ``run`` are not about the rows that the stage ``before`` gives.
 
     Args:
-        before: accepted decisions of the stage before, in plan order.
         samples: requests for each row.
-        below: of ``before``, only those on requests below this are sure.
+        below: of the rows of ``before``, only those on requests below this are sure.
     """
-    found, number, record = Stale(), -1, None
-    for answer, _ in run.all_answers():
-        while number < answer.index // samples:
-            decision = next(before, None)
-            if decision is not None and below is not None and decision.index >= below:
-                decision, before = None, iter(())
-            number += 1
-            record = None if decision is None else decision.record
+    found, carried = Stale(), carried_by(before, run)
+    for answer, record in _with_parents(before, run, samples, below):
         found.answers += 1
-        if answer.row != record:
+        if not is_same_row(answer.row, record, carried):
             found.requests.append(answer.index)
             if answer.completion is not None:
                 found.spent.add(answer.completion.usage)
     return found
 
 
+def carried_anew(
+    before: RunReader, run: RunReader, carry: Collection[str], samples: int
+) -> Iterator[Answer]:
+    """The answers of ``run`` whose rows have other carried fields in the stage ``before`` now, each
+    with its row as it is there. ``carry``: the fields that ``run`` is to carry.
+    """
+    carried = carried_by(before, run) | frozenset(carry)
+    for answer, record in _with_parents(before, run, samples):
+        if answer.row != record and is_same_row(answer.row, record, carried):
+            yield replace(answer, row=record)
+
+
+def carried_by(*runs: RunReader) -> frozenset[str]:
+    """The fields of the input row that the rows of any of ``runs`` keep."""
+    return frozenset(name for run in runs for name in run.manifest.decision.get("carry") or ())
+
+
+def is_same_row(asked: Record | None, given: Record | None, carried: Collection[str]) -> bool:
+    """Whether the row that was asked about is the one that is given now. A field that is carried
+    may be missing in one of them: it may have been added since, and nobody was asked about it.
+    """
+    if asked is None or given is None:
+        return asked is given
+    return all(
+        asked[name] == given[name] if name in asked and name in given else name in carried
+        for name in asked.keys() | given.keys()
+    )
+
+
+def _with_parents(
+    before: RunReader, run: RunReader, samples: int, below: int | None = None
+) -> Iterator[tuple[Answer, Record | None]]:
+    """Each answer of ``run`` with the row of ``before`` that has its rank, if there is one."""
+    rows = before.decisions(accepted=True)
+    number, record = -1, None
+    for answer, _ in run.all_answers():
+        while number < answer.index // samples:
+            decision = next(rows, None)
+            if decision is not None and below is not None and decision.index >= below:
+                decision, rows = None, iter(())
+            number += 1
+            record = None if decision is None else decision.record
+        yield answer, record
+
+
 def remedy(folder: Path) -> str:
     """The command that drops the answers which the stage in ``folder`` made stale."""
     root = folder.parent.parent if folder.parent.name == BELOW else folder
-    return f"woolmill redecide {root} --stage {folder.name} --drop-stale"
+    return f"woolmill redecide {as_word(root)} --stage {as_word(folder.name)} --drop-stale"
 
 
 def parent_of(run: RunReader, rank: int, record: Record | None) -> Decision:
@@ -275,7 +322,7 @@ def parent_of(run: RunReader, rank: int, record: Record | None) -> Decision:
     another one (any more).
     """
     decision = run.accepted_at(rank)
-    if decision is None or decision.record != record:
+    if decision is None or not is_same_row(record, decision.record, carried_by(run)):
         raise ConfigError(
             "what it was made of is no longer there: the stage before was decided again"
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["counted", "nearest", "shorten", "visible"]
+__all__ = ["as_word", "counted", "nearest", "shorten", "visible"]
 
 _KEPT = "\n\t"
 """Control characters that text may have: they move the cursor where a reader expects it."""
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
         else char
         for char in text
     )
+
+
+def as_word(value: object) -> str:
+    """A path, or another value, as one word of a command that a person may copy."""
+    return shlex.quote(str(value))
 
 
 def counted(count: int, noun: str) -> str:

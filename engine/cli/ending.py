@@ -25,6 +25,7 @@ from engine.datasets import BAD_ROWS
 from engine.errors import (
     DONE_WITH_DEAD_LETTERS,
     InternalError,
+    SpentError,
     StoppedError,
     UnavailableError,
     WoolmillError,
@@ -138,8 +139,13 @@ class Ended:
 
     @property
     def resume(self) -> str | None:
-        """The command that goes on; None where nothing is left to do."""
-        return None if self.result.stop.reached and self.failed is None else _command()
+        """The command that goes on; None where nothing is left to do, or where it could only stop
+        again.
+        """
+        stop = self.result.stop
+        if isinstance(stop.error, SpentError) or (stop.reached and self.failed is None):
+            return None
+        return _command()
 
 
 def finish(result: Result, config: RunConfig) -> Ended:

@@ -65,6 +65,8 @@ class BadRows:
         self._met: list[BadRowError] = []
         """Before there was anybody to tell."""
         self._hears: Callable[[BadRowError], object] = self._met.append
+        self._notes: list[str] = []
+        self._note: Callable[[str], object] = self._notes.append
         self.count = 0
         """How many were left out."""
 
@@ -84,10 +86,17 @@ class BadRows:
             if log is not None:
                 log(wrong)
 
+        for line in self._notes:
+            say(line)
         for wrong in self._met:
             hear(wrong)
+        self._notes.clear()
         self._met.clear()
-        self._hears = hear
+        self._note, self._hears = say, hear
+
+    def note(self, line: str) -> None:
+        """Say something else about the rows, now or as soon as somebody listens."""
+        self._note(line)
 
     def beforehand(self, wrong: BadRowError) -> None:
         """Of a look at the rows that does not count."""

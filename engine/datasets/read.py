@@ -30,6 +30,7 @@ from engine.datasets.forms import (
     whole,
 )
 from engine.errors import InputError, UsageError
+from engine.json_values import has_large_float
 
 __all__ = ["Dataset", "pyarrow_of", "read_rows"]
 
@@ -233,7 +234,7 @@ def loads(data: bytes, path: Path, line: int | None = None) -> Any:
     """
     try:
         value = orjson.loads(data)
-        if not _has_large_float(value):
+        if not has_large_float(value):
             return value
     except orjson.JSONDecodeError:
         pass
@@ -254,15 +255,6 @@ def loads(data: bytes, path: Path, line: int | None = None) -> Any:
         raise InputError(f"{where}: not JSON that can be read: nested too deeply") from exc
     except ValueError as exc:  # an integer of thousands of digits
         raise InputError(f"{where}: not JSON that can be read: {exc}") from exc
-
-
-def _has_large_float(value: Any) -> bool:
-    """orjson makes a float of an integer beyond 64 bits, which is another number."""
-    if isinstance(value, float):
-        return abs(value) >= 2**63
-    if isinstance(value, dict):
-        return any(map(_has_large_float, value.values()))
-    return isinstance(value, list) and any(map(_has_large_float, value))
 
 
 def _no_row(path: Path, number: int, value: Any) -> BadRowError:

@@ -95,7 +95,12 @@ class Export:
 
 
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
-    """Write the accepted records of ``run`` as one dataset at ``path``; how many there are."""
+    """Write the accepted records of ``run`` as its own dataset at ``path``; how many there are.
+
+    Raises as ``export_dataset`` does.
+    """
+    if why := _not_to_be_replaced(run, path, format):
+        raise OutputError(f"{path}: {why}; move it away, and the same command writes it")
     return export_dataset(run, format, path, Options(with_similarity=with_similarity)).records
 
 
@@ -131,9 +136,8 @@ def export_dataset(
         refuse_unnamed_code(run)
     layout = layout_of(run)
     options.check(format, layout)
-    touched = ledger.touched(run.folder, path)
-    if touched and not overwrite and not is_earlier(run, path, format):
-        raise OutputError(f"{path}: {touched}; replace it with --overwrite, or choose another -o")
+    if not overwrite and (why := _not_to_be_replaced(run, path, format)):
+        raise OutputError(f"{path}: {why}; replace it with --overwrite, or choose another -o")
     layout = replace(
         layout,
         similarity=options.with_similarity,
@@ -202,6 +206,12 @@ def export_dataset(
         unsorted=choice.unsorted,
         unscored=unscored,
     )
+
+
+def _not_to_be_replaced(run: RunReader, path: Path, format: Format) -> str | None:
+    """Why ``path`` is replaced on request only; None where it may be written."""
+    touched = ledger.touched(run.folder, path)
+    return touched if touched and not is_earlier(run, path, format) else None
 
 
 def _lineage_of(run: RunReader, *, needed: bool) -> Lineage:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from engine.backends.base import Backend, Verdict
-from engine.errors import ConfigError, StoppedError, UnavailableError, WoolmillError
+from engine.errors import ConfigError, SpentError, StoppedError, UnavailableError, WoolmillError
 from engine.limits.candidates import Candidates
 from engine.limits.controller import Controller, Ticket
 from engine.limits.doubts import Doubts
@@ -424,7 +424,7 @@ class Pool:
         """Why waiting longer is of no use, if it is not."""
         settings = self.settings
         if not self._spending.fits(tokens) and self.in_flight == 0:
-            return StoppedError(self._spending.short_of(tokens))
+            return SpentError(self._spending.short_of(tokens))
         if self._down_since_s is not None and now_s - self._down_since_s >= settings.max_outage_s:
             return UnavailableError(
                 f"no endpoint has answered for {settings.max_outage_s:g} s "

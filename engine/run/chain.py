@@ -92,7 +92,7 @@ def refuse_stale(before: RunReader, store: RunReader, samples: int) -> None:
     """Compare with what a stage asked about earlier. Raises ConfigError with how many of its
     answers belong to rows that are others now.
     """
-    stale = len(stale_answers(before.decisions(accepted=True), store, samples).requests)
+    stale = len(stale_answers(before, store, samples).requests)
     if stale:
         raise ConfigError(
             f"{store.folder}: {stale:,} of its answers are about rows that {before.folder} no "

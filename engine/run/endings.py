@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.errors import StoppedError
+from engine.errors import SpentError
 from engine.run.progress import Pace, Progress, of_target
 
 __all__ = ["at_cap", "at_end_of_rows", "barren", "given_up", "thoughts"]
 
 
-def at_cap(progress: Progress, pace: Pace) -> StoppedError:
+def at_cap(progress: Progress, pace: Pace) -> SpentError:
     """All requests that were allowed are decided."""
-    return StoppedError(
+    return SpentError(
         f"asked all {pace.max_requests} requests of --max-requests and accepted"
         f" {progress.accepted}{of_target(progress.target)} records; go on with a higher"
         " --max-requests"
     )
 
 
-def at_end_of_rows(progress: Progress, _pace: Pace) -> StoppedError:
+def at_end_of_rows(progress: Progress, _pace: Pace) -> SpentError:
     """The input has no more rows."""
-    return StoppedError(
+    return SpentError(
         f"asked about all input rows ({progress.requests:,} requests) and accepted"
-        f" {progress.accepted:,} of {progress.target:,}; give more rows, or more requests for each"
-        " with --samples in a new run"
+        f" {progress.accepted:,} of {progress.target:,}; give more rows at the end of the input,"
+        " or leave --target out for what there is, or ask more often about each with --samples in a"
+        " new run"
     )
 
 

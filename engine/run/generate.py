@@ -26,6 +26,7 @@ from engine.prompts.tokens import tokenizer_counter
 from engine.recipes.base import Recipe
 from engine.recipes.guard import RecipeFault
 from engine.recipes.seeds import keep
+from engine.run.advice import refuse_other_settings
 from engine.run.batches.bulk import Bulk
 from engine.run.batches.make import make_bulk, refuse_open_batches
 from engine.run.chain import Following, OpenStage, link, refuse_stale, run_chain
@@ -39,6 +40,7 @@ from engine.run.progress import Display, Owner, Progress, Stop
 from engine.run.servers import make_backends, make_pool, served_model, server_at, started
 from engine.run.settle import (
     Settled,
+    about_carried,
     about_language,
     answered_by,
     earlier_manifest,
@@ -111,6 +113,8 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             display.note(
                 f"going on with {counted(kept, 'answer')}, {counted(accepted, 'row')} accepted"
             )
+        for line in about_carried(chain):
+            display.note(line)
         for stage in stages:
             _say_resent(stage, display)
             for line in about_language(stage.settled.config, stage.settled.tasks):
@@ -261,7 +265,8 @@ async def _opened(
 
 
 def _check_input(settled: Settled, before: OpenStage | None, manifest: Manifest) -> None:
-    """Raises ConfigError where what was asked about earlier is no longer what the input gives.
+    """Raises ConfigError where the settings are others than the run was started with, or what was
+    asked about earlier is no longer what the input gives.
 
     Before the store is opened, which notes of what input it is: a start that is refused here is
     refused the next time too.
@@ -270,8 +275,8 @@ def _check_input(settled: Settled, before: OpenStage | None, manifest: Manifest)
     if earlier_manifest(config.out) is None:
         return  # new, or cut short while it was made; opening it says what else is wrong
     with RunStore.read(config.out) as earlier:
-        if earlier.manifest.differences(manifest):
-            return  # with another number of samples all rows would be others; opening it says so
+        # First of all: with another number of samples all rows would be others.
+        refuse_other_settings(config.out, earlier.manifest, manifest)
         if before is not None and settled.earlier_rows not in (None, before.identity):
             refuse_stale(before.store, earlier, config.samples or 1)
         elif before is None and rows is not None and not settled.same_rows:

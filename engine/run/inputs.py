@@ -15,7 +15,9 @@ import orjson
 from engine.datasets import BadRowError, BadRows, Dataset, OnBadRow
 from engine.errors import ConfigError
 from engine.records import Record
+from engine.stages import BELOW
 from engine.store import RunReader
+from engine.text import as_word
 
 __all__ = ["InputRows", "identity"]
 
@@ -41,19 +43,39 @@ class InputRows:
         """Bad rows of this pass over the input."""
         self._rows: Iterator[Record] = iter(())
         self._next = 0
+        self._binary: set[str] = set()
+        """Columns of bytes that were told of."""
         self._kept: OrderedDict[int, Record] = OrderedDict()
         self.count: int | None = None
         """How many there are; None until the last one has been read."""
         self._restart()
 
     def _restart(self) -> None:
-        self._rows = (_plain(row.values) for row in Dataset(self.path, skip=self._skip))
+        self._rows = (self._plain(row.values) for row in Dataset(self.path, skip=self._skip))
         self._next = self._bad_passed = 0
 
     def _skip(self, wrong: BadRowError) -> None:
         self._bad_passed += 1
         known = self._bad_passed <= self.bad.count
         (self.bad.beforehand if known else self.bad)(wrong)
+
+    def _plain(self, values: dict[str, Any]) -> Record:
+        """The row with values that JSON has, as it reads when it comes back from the store. Bytes
+        have no place in a prompt or a row.
+        """
+        if binary := [name for name, value in values.items() if _holds_bytes(value)]:
+            for name in binary:
+                if name not in self._binary:
+                    self._binary.add(name)
+                    self.bad.note(
+                        f"{self.path}: column {name} holds bytes, and is left out; where it is "
+                        "text, store it as text"
+                    )
+            values = {name: value for name, value in values.items() if name not in binary}
+        try:
+            return orjson.loads(orjson.dumps(values, default=str))  # type: ignore[no-any-return]
+        except TypeError:  # half of a surrogate pair, or an integer of any size
+            return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
 
     def row(self, number: int) -> Record | None:
         """Row ``number`` from 0; None: there are not so many."""
@@ -72,6 +94,13 @@ class InputRows:
                 return row
         self.count = self._next
         return None
+
+    def first(self, most: int) -> Iterator[Record]:
+        """The first rows, at most so many."""
+        for number in range(most):
+            if (row := self.row(number)) is None:
+                return
+            yield row
 
     async def counted(self) -> int:
         """How many there are, found out beside the run, in small steps. Raises InputError where the
@@ -107,10 +136,15 @@ class InputRows:
             row = self.row(number)
             if row != answer.row:
                 what = "is not there any more" if row is None else "is another one now"
+                asked_anew = ""
+                if answer.failed and store.folder.parent.name != BELOW:  # the last stage's alone
+                    asked_anew = (
+                        ". It failed, and is asked about anew with: woolmill redecide "
+                        f"{as_word(store.folder)} --drop-failed, and then the same command"
+                    )
                 raise ConfigError(
                     f"{self.path}: row {number} (the first is 0), which the run has asked about, "
-                    f"{what}; resume with the same rows, or start a new run. Where it failed: "
-                    f"woolmill redecide {store.folder} --drop-failed, and then the same command"
+                    f"{what}; resume with the same rows, or start a new run{asked_anew}"
                 )
 
 
@@ -123,9 +157,9 @@ def identity(path: Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino] if path.is_file() else None
 
 
-def _plain(values: dict[str, Any]) -> Record:
-    """The row with values that JSON has, as it reads when it comes back from the store."""
-    try:
-        return orjson.loads(orjson.dumps(values, default=str))  # type: ignore[no-any-return]
-    except TypeError:  # half of a surrogate pair, or an integer of any size
-        return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_bytes, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_bytes, value))
+    return isinstance(value, bytes)

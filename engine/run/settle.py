@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from engine.store import Manifest, RunStore
 
 __all__ = [
     "Settled",
+    "about_carried",
     "about_language",
     "answered_by",
     "earlier_manifest",
@@ -85,7 +86,8 @@ def settle(config: RunConfig, *, asks: bool = True) -> Settled:
     elif recipe.needs_rows:
         raise ConfigError(f"recipe {recipe.name} needs input rows; name them with --rows")
     if config.carry:
-        check_carried(config, rows.row(0) if rows is not None else None)
+        for line in check_carried(config, rows.first(LOOKED_AT) if rows is not None else ()):
+            rows.bad.note(line)  # type: ignore[union-attr]
     same = config.rows is not None and earlier is not None
     return Settled(
         config=config,
@@ -97,15 +99,40 @@ def settle(config: RunConfig, *, asks: bool = True) -> Settled:
     )
 
 
-def check_carried(config: RunConfig, row: Record | None) -> None:
-    """Raises ConfigError for a field to keep that ``row``, the first input row, does not have."""
-    if row is None and config.rows is None:
+LOOKED_AT = 1000
+"""Input rows, for fields that the first of them do not have."""
+
+
+def check_carried(config: RunConfig, rows: Iterable[Record]) -> list[str]:
+    """What a person should know of the fields to keep: which of them the first input ``rows`` lack.
+    Raises ConfigError for one that none of them has.
+    """
+    first: Record | None = None
+    missing = absent = list(config.carry)
+    for row in rows:
+        missing = [name for name in missing if name not in row]
+        if first is None:
+            first, absent = row, missing
+        if not missing:
+            break
+    if first is None and config.rows is None:
         raise ConfigError(f"--carry {config.carry[0]}: the run has no input rows; see --rows")
-    if absent := next((name for name in config.carry if row and name not in row), None):
+    if first is not None and missing:
         raise ConfigError(
-            f"--carry {absent}: the input rows have no such field; the first one has "
-            f"{', '.join(row or ())}"
+            f"--carry {missing[0]}: the input rows have no such field; the first one has "
+            f"{', '.join(first)}"
         )
+    return [f"--carry {name}: rows without it, as the first one, get null" for name in absent]
+
+
+def about_carried(chain: Sequence[Settled]) -> Iterator[str]:
+    """Which fields to keep the recipe gives itself: its value stays."""
+    for name in chain[0].config.carry:
+        if giving := next((each.recipe for each in chain if name in each.recipe.fields), None):
+            yield (
+                f"--carry {name}: {giving.name} gives a field of that name itself, and its value "
+                "is the one that rows have; rename one to keep both"
+            )
 
 
 def stages_of(whole: Settled, *, asks: bool = True) -> list[Settled]:

@@ -23,6 +23,7 @@ import orjson
 from engine.datasets import Dataset
 from engine.errors import ConfigError, InputError, OutputError
 from engine.files import new_file
+from engine.json_values import loads
 from engine.run.settle import earlier_manifest
 from engine.stages import folders_below
 
@@ -71,7 +72,7 @@ def spool(rows: Iterable[Any], folder: Path) -> Path:
         count = 0
         for count, line in enumerate(lines, 1):
             if before is not None and (earlier := next(before, None)) is not None:
-                if _loads(line) not in (earlier.values, [earlier.values]):
+                if loads(line) not in (earlier.values, [earlier.values]):
                     raise _changed(path, count)
             elif before is not None:
                 before = None
@@ -149,10 +150,3 @@ def _plain(value: Any) -> Any:
     if convert is not None:  # of NumPy
         return convert()
     raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _loads(line: bytes) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return json.loads(line)

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -112,15 +112,9 @@ class RunStore(RunReader):
     def _begin_session(self, manifest: Manifest) -> None:
         """Check the settings, record this process, and the free settings of now for the old."""
         if differences := self.manifest.differences(manifest):
-            anew = (
-                f"decide its answers anew with the new ones (woolmill redecide {self.folder}, "
-                "which asks nothing), "
-                if self.manifest.decides_otherwise(manifest)
-                else ""
-            )
             raise ConfigError(
                 f"{self.folder}: the run was started with other settings ({'; '.join(differences)})"
-                f"; resume with those, {anew}or start a new run"
+                "; resume with those, or start a new run"
             )
         sessions = self.sessions()
         self.session = sessions[-1].number + 1 if sessions else 1
@@ -222,8 +216,9 @@ class RunStore(RunReader):
         """Keep a batch as it is now. Durable when done."""
         return self._write(Work(meta={f"batch.{row.tag}": row}))
 
-    def forget_decisions(self, decision: Mapping[str, Any]) -> None:
-        """Drop all decisions in one transaction; from now on they follow from ``decision``.
+    def forget_decisions(self, decision: Mapping[str, Any], answers: Iterable[Answer] = ()) -> None:
+        """Drop all decisions in one transaction; from now on they follow from ``decision``, and
+        ``answers`` take the place of those that are there to the same requests.
 
         Before anything is written in this session.
         """
@@ -236,12 +231,24 @@ class RunStore(RunReader):
             self._writing.execute("BEGIN IMMEDIATE")
             self._writing.execute("DELETE FROM decision")
             self._writing.execute("DELETE FROM vector")
+            for answer in answers:
+                self._replace(answer)
             put_meta(self._writing, self._checksum, "decision", dict(decision))
             put_meta(self._writing, self._checksum, "counts", counts)
             self._writing.execute("COMMIT")
             self._lock.set_mark(counts.commits)
         self.manifest = replace(self.manifest, decision=decision)
         self._start_inserts()
+
+    def _replace(self, answer: Answer) -> None:
+        """Put ``answer`` in the place of the one to its request, whose time it keeps."""
+        index, body = answer.index, encode(answer)
+        execute = self._writing.execute
+        (at,) = execute("SELECT at FROM answer WHERE request = ?", (index,)).fetchone()
+        execute(
+            "UPDATE answer SET body = CAST(? AS TEXT), sum = ? WHERE request = ?",
+            (body, self._checksum("answer", b"%d %d" % (index, at), body), index),
+        )
 
     def drop_answers(self, requests: Sequence[int], *, group: int = 1) -> None:
         """Drop the answers to ``requests`` (in order) in one transaction, to be asked anew, with

@@ -19,6 +19,7 @@ import orjson
 from numpy.typing import NDArray
 
 from engine.errors import InputError
+from engine.json_values import has_large_float
 from engine.money import Spent
 from engine.records import Answer, Completion, Decision, Neighbour, Usage
 
@@ -253,28 +254,34 @@ def decode(body: bytes) -> Any:
         return json.loads(body)
 
 
+def _with_row(body: bytes, name: str) -> Any:
+    """The fields of something whose field ``name`` is a row, which may hold any number."""
+    fields = decode(body)
+    return json.loads(body) if has_large_float(fields.get(name)) else fields
+
+
 def decode_answer(body: bytes) -> Answer:
     """Raises InputError for JSON of another shape, which only another program can have written."""
     try:
-        fields = decode(body)
+        fields = _with_row(body, "row")
         fields["demonstrations"] = tuple(fields["demonstrations"])
         completion = fields["completion"]
         if completion is not None:
             completion["usage"] = Usage(**completion["usage"])
             fields["completion"] = Completion(**completion)
         return Answer(**fields)
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise InputError(f"a row of table answer holds no answer ({exc})") from exc
 
 
 def decode_decision(body: bytes) -> Decision:
     """Raises InputError for JSON of another shape."""
     try:
-        fields = decode(body)
+        fields = _with_row(body, "record")
         if fields["nearest"] is not None:
             fields["nearest"] = Neighbour(**fields["nearest"])
         return Decision(**fields)
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise InputError(f"a row of table decision holds no decision ({exc})") from exc
 
 

@@ -11,11 +11,11 @@ the person knows beforehand how many of the answers behind it are about rows tha
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,22 @@ from engine.embeddings.served import with_served
 from engine.errors import UsageError
 from engine.export import dataset_of
 from engine.kept import keep_recipe, settings_of
+from engine.recipes.load import is_code
+from engine.run.advice import as_flags, generate_again
 from engine.run.manifest import make_manifest
 from engine.run.progress import of_target
-from engine.run.settle import check_carried
-from engine.stages import Stage, remedy, samples_of, stage_named
+from engine.run.settle import LOOKED_AT, check_carried
+from engine.stages import Stage, carried_anew, remedy, samples_of, stage_named
 from engine.store import RunReader, RunStore
-from engine.text import counted
+from engine.text import as_word, counted
 from engine.upkeep.changes import Accepted
-from engine.upkeep.trial import Trial, trial_of
+from engine.upkeep.trial import Trial, copied, trial_of
 from engine.upkeep.trial import drop_stale as drop
 
 __all__ = ["Redecided", "decision_options", "redecide", "redecide_run"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +117,12 @@ def redecide(
     chosen, behind = stages[place].folder, stages[place + 1 :]
     if behind and "target" in given:
         raise UsageError("--target is the last stage's; leave it out for a stage before")
+    if behind and "carry" in given:
+        raise UsageError(
+            "--carry passes through all stages; all of them take it up with: "
+            f"woolmill redecide {as_word(stages[-1].folder)} {as_flags(given)}"
+        )
+    deciding = _deciding(stages[: place + 1], seeds, given)
     if drop_failed or drop_refused:
         if drop_stale or given or seeds is not None:
             raise UsageError("--drop-failed and --drop-refused go with nothing but --dry-run")
@@ -129,14 +140,14 @@ def redecide(
         return
     trial = None
     if behind or dry_run:
-        trial = anyio.run(trial_of, chosen, behind, _deciding(chosen, seeds, given))
+        trial = anyio.run(trial_of, chosen, behind, deciding)
         for line in _told(trial, dry_run=dry_run):
             click.echo(line)
     if dry_run:
         return
     with RunStore.read(chosen) as run:
         before = Accepted(run)
-    done = anyio.run(redecide_run, chosen, seeds, given)
+    done = anyio.run(deciding)
     with RunStore.read(chosen) as run:
         difference = before.compared_with(run)
     click.echo(
@@ -149,27 +160,16 @@ def redecide(
     if trial is not None and trial.stale:
         if drop_stale:
             _drop(chosen, behind)
+            click.echo(f"go on with: {generate_again(chosen)}")
         else:
-            click.echo(f"woolmill generate goes on{_with(given)} after: {remedy(chosen)}")
+            click.echo(f"go on with: {remedy(chosen)}")
+            click.echo(f"and then:   {generate_again(chosen)}")
         return
     if given.keys() - {"target"}:
-        click.echo(f"woolmill generate goes on{_with(given)}")
+        click.echo(f"go on with: {generate_again(chosen)}")
     with RunStore.read(chosen) as run:
         dataset = chosen / dataset_of(run.manifest)[1]
-    click.echo(f"write the dataset with: woolmill export {chosen} -o {dataset}")
-
-
-def _with(given: Mapping[str, Any]) -> str:
-    """The settings that the run is to go on with, as flags."""
-    flags = []
-    for name, value in given.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            value = ",".join(value) if isinstance(value, tuple) else value
-            flags.append(f"--{flag} {shlex.quote(str(value))}")
-    return f" with {' '.join(flags)}" if flags else ""
+    click.echo(f"write the dataset with: woolmill export {as_word(chosen)} -o {as_word(dataset)}")
 
 
 def _is_decided(folder: Path) -> bool:
@@ -236,31 +236,63 @@ def _told(trial: Trial, *, dry_run: bool) -> Iterator[str]:
         yield "no answer of a later stage becomes stale"
 
 
-def _deciding(folder: Path, seeds: Path | None, changes: Mapping[str, Any]) -> Any:
-    """What decides a copy of the run in ``folder`` as the run itself would be decided."""
+def _deciding(
+    stages: Sequence[Stage], seeds: Path | None, changes: Mapping[str, Any]
+) -> Callable[..., Awaitable[Redecided]]:
+    """What decides the last of ``stages`` again, or a copy of it in the same way.
 
-    async def decide(copy: Path) -> None:
-        await redecide_run(folder, seeds, changes, copy)
+    What rows carry comes from the first stage: where that changes, all stages decide again, each
+    on the rows that the one before it gives by then.
+    """
+
+    async def decide(copy: Path | None = None) -> Redecided:
+        before = None
+        with ExitStack() as copies:
+            for stage in stages[:-1] if "carry" in changes else ():
+                own = copies.enter_context(copied(stage.folder)) if copy else None
+                passed = _passed(stage.folder, changes)
+                await redecide_run(stage.folder, seeds, passed, own, before=before)
+                before = own or stage.folder
+            return await redecide_run(stages[-1].folder, seeds, changes, copy, before=before)
 
     return decide
 
 
+def _passed(folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``changes`` an earlier stage needs to carry other fields."""
+    with RunStore.read(folder) as run:
+        named = is_code(str(run.manifest.free.get("recipe_spec", "")))
+    return {
+        name: value
+        for name, value in changes.items()
+        if name == "carry" or (named and name == "recipe")
+    }
+
+
 async def redecide_run(
-    folder: Path, seeds: Path | None, changes: Mapping[str, Any], copy: Path | None = None
+    folder: Path,
+    seeds: Path | None,
+    changes: Mapping[str, Any],
+    copy: Path | None = None,
+    *,
+    before: Path | None = None,
 ) -> Redecided:
     """Decide the answers of the run in ``folder`` again under its settings with ``changes``, or
-    those of its ``copy``.
+    those of its ``copy``. What its rows carry is taken from the stage ``before``, where that was
+    decided again.
 
     Raises ConfigError where the seeds are not the run's or a setting is wrong, and what
     ``RunStore.open`` raises.
     """
     with RunStore.read(folder) as reader:
         stored = reader.manifest
-        first = next((answer.row for answer, _ in reader.all_answers()), None)
+        answers = islice(reader.all_answers(), LOOKED_AT)
+        rows = [answer.row for answer, _ in answers if answer.row is not None]
     out = copy or folder
     config, tasks = settings_of(folder, stored, seeds, changes)
-    if config.carry:
-        check_carried(config, first)
+    if config.carry and before is None:
+        for line in check_carried(config, rows):
+            log.info("%s", line)
     config = config.model_copy(update={"out": out})
     if uses_semantic(config):
         config = await with_served(config)
@@ -273,16 +305,28 @@ async def redecide_run(
                      free={**wanted.free, **identity}),
     )  # fmt: skip
     try:
-        before = store.counts()
-        store.forget_decisions(wanted.decision)
+        counts = store.counts()
+        _forget(store, wanted.decision, before)
         if copy is None:
             keep_recipe(config.recipe, folder)
         accepted = await decide_stored(store, config, tasks)
     finally:
         await store.aclose()
     return Redecided(
-        answers=before.answered,
+        answers=counts.answered,
         accepted=accepted,
-        accepted_before=before.accepted,
+        accepted_before=counts.accepted,
         target=config.target,
     )
+
+
+def _forget(store: RunStore, decision: Mapping[str, Any], before: Path | None) -> None:
+    """Drop the decisions of ``store`` for others by ``decision``, on rows that carry what those of
+    the stage ``before`` do.
+    """
+    if before is None:
+        store.forget_decisions(decision)
+        return
+    with RunStore.read(before) as run:
+        carry, samples = decision.get("carry") or (), samples_of(store) or 1
+        store.forget_decisions(decision, carried_anew(run, store, carry, samples))

@@ -31,6 +31,7 @@ from engine.store.database import connect, mend_header, meta, read_manifest, rea
 from engine.store.lock import RunLock, read_mark
 from engine.store.raw import Row, scan
 from engine.store.schema import Checksum, decode_answer, decode_counts, decode_decision
+from engine.text import as_word
 
 __all__ = ["Salvaged", "new_run", "salvage", "salvage_run"]
 
@@ -86,7 +87,7 @@ def _told(found: Salvaged, output: Path) -> Iterator[str]:
     if found.dropped_decisions:
         yield (
             f"{found.dropped_decisions} decisions are taken again on resume, or now with: "
-            f"woolmill redecide {output}"
+            f"woolmill redecide {as_word(output)}"
         )
 
 

@@ -21,7 +21,7 @@ from engine.store import RunReader, RunStore
 from engine.store.database import connect, disk_errors
 from engine.upkeep.changes import Accepted, Changes
 
-__all__ = ["Behind", "Trial", "drop_stale", "stale_behind", "trial_of"]
+__all__ = ["Behind", "Trial", "copied", "drop_stale", "stale_behind", "trial_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +51,10 @@ class Trial:
 
 
 async def trial_of(
-    folder: Path, behind: Sequence[Stage], decide: Callable[[Path], Awaitable[None]]
+    folder: Path, behind: Sequence[Stage], decide: Callable[[Path], Awaitable[object]]
 ) -> Trial:
     """Decide a copy of the run in ``folder`` with ``decide``, and compare. Raises WoolmillError."""
-    with _copy(folder) as copy:
+    with copied(folder) as copy:
         await decide(copy)
         with RunReader(folder) as was, RunReader(copy) as now:
             before, after = was.counts(), now.counts()
@@ -69,7 +69,7 @@ async def trial_of(
 
 
 @contextmanager
-def _copy(folder: Path) -> Iterator[Path]:
+def copied(folder: Path) -> Iterator[Path]:
     """The run's database alone, in a folder beside it for as long as it is needed."""
     path = folder / "run.sqlite"
     try:
@@ -99,7 +99,7 @@ def _stale(before: RunReader, behind: Sequence[Stage], runs: Sequence[RunReader]
     below: int | None = None
     for stage, run in zip(behind, runs, strict=True):
         samples = samples_of(run) or 1
-        stale = stale_answers(before.decisions(accepted=True), run, samples, below=below)
+        stale = stale_answers(before, run, samples, below=below)
         found.append(Behind(stage=stage, stale=stale, cost=stale.cost(run)))
         below = stale.requests[0] - stale.requests[0] % samples if stale.requests else None
         before = run

@@ -22,6 +22,7 @@ from engine.export.ledger import CHANGED, exported, touched
 from engine.export.rows import rows
 from engine.stages import (
     Stage,
+    holds_run,
     missing_stages,
     open_stages,
     remedy,
@@ -34,6 +35,7 @@ from engine.store.database import check_header, connect, disk_errors, read_run_i
 from engine.store.lock import read_mark
 from engine.store.raw import TABLES, Row, scan
 from engine.store.schema import Checksum, decode_answer, decode_counts, decode_decision
+from engine.text import as_word
 
 __all__ = ["damages", "problems", "verify"]
 
@@ -51,6 +53,8 @@ def verify(folder: Path) -> None:
 
     A run of several stages is checked with all of them.
     """
+    if not holds_run(folder):
+        raise InputError(f"{folder}: holds no run (no run.sqlite), and so nothing to salvage")
     found = 0
     stages = [Stage("", folder)]
     with suppress(InputError):  # where the run itself is damaged, that is said first
@@ -66,7 +70,7 @@ def verify(folder: Path) -> None:
     if found:
         raise InputError(
             f"{folder}: {_count(found)}; save what is whole with: "
-            f"woolmill salvage {folder} -o {folder}-salvaged"
+            f"woolmill salvage {as_word(folder)} -o {as_word(f'{folder}-salvaged')}"
         )
     for stage in stages:
         for finding in _exports(stage.folder):
@@ -100,8 +104,7 @@ def _stale(stages: Sequence[Stage]) -> Iterator[str]:
         for before, (stage, run) in zip(
             zip(stages, runs, strict=True), zip(stages[1:], runs[1:], strict=True), strict=False
         ):
-            rows = before[1].decisions(accepted=True)
-            stale = len(stale_answers(rows, run, samples_of(run) or 1).requests)
+            stale = len(stale_answers(before[1], run, samples_of(run) or 1).requests)
             if stale:
                 yield (
                     f"stage {stage.name}: {stale:,} of its answers are about rows that stage "
@@ -249,7 +252,7 @@ def _exports(folder: Path) -> Iterator[_Finding]:
 
 
 def _dataset(folder: Path, dataset: Path, format: Format) -> Iterator[_Finding]:
-    again = f"woolmill export {folder} -o {dataset}"
+    again = f"woolmill export {as_word(folder)} -o {as_word(dataset)}"
     try:
         with RunReader(folder) as run:
             count = run.counts().accepted

@@ -95,7 +95,10 @@ async def test_dropping_stale_answers_lets_the_run_go_on(
     """The dataset is that of a run which had these settings from the start, and what was still
     good is not asked again."""
     told = await anyio.to_thread.run_sync(redecide, chain, base, "--rouge-threshold", "0.3")
-    assert "--rouge-threshold 0.3 after: woolmill redecide " in told
+    assert f"go on with: woolmill redecide {chain} --stage 1-ask --drop-stale\n" in told
+    assert re.search(
+        r"^and then:   woolmill generate .* --rouge-threshold 0\.3 .*--out ", told, re.M
+    )
     again: dict[str, Any] = {"target": 40, "rouge_threshold": 0.3}
     for _ in range(2):  # a start that is refused is refused again
         with pytest.raises(

@@ -26,6 +26,7 @@ from engine.run.batches.order import find, order, place
 from engine.run.batches.route import SETTLE_S, Route, Way
 from engine.run.progress import BatchView
 from engine.store import BatchRow
+from engine.text import as_word
 
 __all__ = ["Bulk"]
 
@@ -320,7 +321,7 @@ class Bulk:
         folder = self._desk.store.folder
         return (
             f"{_how_many(self._desk, rows)} left running; the same command collects what they give,"
-            f" woolmill batches {folder} shows them, and --cancel with it stops them"
+            f" woolmill batches {as_word(folder)} shows them, and --cancel with it stops them"
         )
 
 

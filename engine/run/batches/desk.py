@@ -21,6 +21,7 @@ from engine.money import Prices, Spent
 from engine.records import Answer, Api, Completion, Prompt, Usage
 from engine.run.changed import Changed
 from engine.store import BatchRow, RunStore
+from engine.text import as_word
 
 __all__ = ["Desk", "Lane", "error_of", "patiently"]
 
@@ -190,7 +191,7 @@ def error_of(desk: Desk, what: str, verdict: Verdict) -> WoolmillError:
         return StoppedError(
             f"{desk.jobs.name}: does not know a batch of this run ({verdict.message}); is the key"
             " one of the same account and project? Give the batch up, and ask again for what was"
-            f" in it, with: woolmill batches {desk.store.folder} --forget"
+            f" in it, with: woolmill batches {as_word(desk.store.folder)} --forget"
         )
     return verdict.error or ConfigError(
         f"{desk.jobs.name}: cannot {what} ({verdict.reason}: {verdict.message}); check --provider,"

@@ -21,6 +21,7 @@ from engine.run.settle import Settled
 from engine.secrets import Secret, read_key
 from engine.settings import RunConfig
 from engine.store import RunReader, RunStore
+from engine.text import as_word
 
 __all__ = ["BATCHES", "jobs_of", "key_of", "make_bulk", "refuse_open_batches"]
 
@@ -126,5 +127,5 @@ def refuse_open_batches(store: RunReader) -> None:
         raise ConfigError(
             f"{store.folder}: {len(rows)} of its batches are open at {rows[0].provider}; go on with"
             f" --backend batch --provider {rows[0].provider} until they are collected, or give them"
-            f" up: woolmill batches {store.folder} --forget"
+            f" up: woolmill batches {as_word(store.folder)} --forget"
         )
