@@ -24,6 +24,8 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
     that a process writes now). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
     ``wasted`` are answers to requests that had one already, or were asked anew.
+    ``tokens_without_answer`` and ``cost_without_answer`` are the most that these and the attempts
+    without an answer may have taken beside ``tokens`` and ``cost``.
 
     ``parsed`` are pieces that became a row. Reasons of a recipe's own do not say whether there was
     one: then these are counted one by one, or not at all (None) where not ``exact``.
@@ -43,7 +45,8 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         seconds += max(0.0, end - session.started_s)
     written = is_held(run.folder / "run.lock")
     unanswered = _unanswered(run.unanswered(), sessions, run.in_batches(), written=written)
-    cost = Prices.of(run.manifest.free).cost_if_known(counts)
+    prices = Prices.of(run.manifest.free)
+    cost = prices.cost_if_known(counts)
     tokens = {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens}
     return {
         "run": str(run.folder),
@@ -72,6 +75,8 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         "tokens_cached": counts.cached_tokens,
         "tokens_of_thoughts": counts.reasoning_tokens,
         "cost": None if cost is None else round(cost, 6),
+        "tokens_without_answer": counts.lost_tokens,
+        "cost_without_answer": round(prices.cost_of_lost(counts), 6) if prices.known else None,
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,

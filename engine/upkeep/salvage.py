@@ -145,6 +145,8 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
     store = RunStore.open(output, wreck.manifest)
     keep(kept_seeds(wreck.folder, wreck.manifest.fixed.get("seeds")), output)
     copy_recipe(wreck.folder, wreck.manifest, output)
+    if wreck.counts is not None:
+        store.lost(wreck.counts.lost_tokens)
     try:
         for rows in _batches(wreck.rows("sent")):
             await store.sent_earlier([(row.key[0], row.body) for row in rows])

@@ -64,6 +64,9 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
         for (stage, _), cost in zip(counts, costs, strict=True):
             own = (("stage", stage),) if stage else ()
             lines.append(f"woolmill_cost_total{_labels(own)} {cost or 0.0:.6f}")
+    metric("tokens_without_answer", "gauge",
+           "The most that attempts without an answer may have been billed.",
+           lambda c: {(): c.lost_tokens})  # fmt: skip
     metric("wasted_answers_total", "counter",
            "Answers whose requests had one already, or were asked anew.",
            lambda c: {(): c.wasted})  # fmt: skip
