@@ -129,10 +129,13 @@ class Ended:
 
     @property
     def dropped(self) -> int:
-        """Requests of this session that were sent, and whose answers were not kept."""
+        """Requests of all stages that were on the wire when this session stopped, and whose answers
+        were not waited for.
+        """
         progress = self.result.progress
-        dropped = progress.sent - progress.answered - progress.in_batches
-        return dropped if progress.paid or not self.result.stop.reached else 0
+        if self.result.stop.reached and not progress.paid:
+            return 0
+        return progress.dropped + sum(before.dropped for before in progress.before.values())
 
     @property
     def unused(self) -> int:
@@ -250,8 +253,9 @@ def _lines(ended: Ended) -> Iterator[str]:
         mended = "once mended: " if ended.unsent == ended.failed_requests else ""
         yield f"again    {mended}woolmill redecide {folder} --drop-failed   and the same command"
     if ended.unused:
-        yield f"unused   {ended.unused:,} answers that were paid; a higher target goes on with them"
-    if ended.dropped > 0:
+        unused = counted(ended.unused, "answer")
+        yield f"unused   {unused}, paid and not needed; a higher target goes on with them"
+    if ended.dropped:
         yield f"dropped  {_lost(ended)}"
     if ended.dataset is not None:
         yield f"dataset  {ended.dataset}"
@@ -321,9 +325,10 @@ def _came_to(ended: Ended) -> str:
 
 def _lost(ended: Ended) -> str:
     if not ended.result.progress.paid:
-        return f"{ended.dropped} unfinished answers, which cost nothing"
+        return f"{counted(ended.dropped, 'unfinished answer')}, which cost nothing"
     again = "" if ended.result.stop.reached else "; the same command sends them again"
-    return f"{ended.dropped} requests, perhaps billed, whose answers were not waited for{again}"
+    requests = counted(ended.dropped, "request")
+    return f"{requests}, perhaps billed, whose answers were not waited for{again}"
 
 
 def _time(seconds: float) -> str:

@@ -19,9 +19,10 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
     """What the run did so far, as plain JSON values; all from acknowledged rows.
 
     Each request that was sent stands in exactly one figure: ``requests`` is the sum of
-    ``responses``, ``failed``, ``dropped_at_a_stop`` (the session ended in order before the answer
-    came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the session
-    that a process writes now). A request that a later session sends again counts
+    ``responses``, ``failed``, ``dropped_at_a_stop`` (on the wire when the session ended in
+    order), ``waiting_at_a_stop`` (to be asked again then, as after a refusal), ``lost_in_a_crash``
+    (the session did not end in order) and ``in_flight`` (of the session that a process writes now,
+    or in batches). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
     ``wasted`` are answers to requests that had one already, or were asked anew.
     ``tokens_without_answer`` and ``cost_without_answer`` are the most that these and the attempts
@@ -104,18 +105,23 @@ def _unanswered(
     written: bool,
 ) -> dict[str, int]:
     """``in_batches``: requests that a provider still works on, whatever became of who sent them."""
-    ended = {session.number for session in sessions if session.ended_s is not None}
-    dropped = sum(count for number, count in by_session.items() if number in ended)
-    latest = sessions[-1].number if sessions else 0
-    in_flight = by_session.get(latest, 0) if written and latest not in ended else 0
-    lost = sum(by_session.values()) - dropped - in_flight
-    awaited = min(in_batches, dropped)
-    lost_awaited = min(in_batches - awaited, lost)
-    return {
-        "dropped_at_a_stop": dropped - awaited,
-        "lost_in_a_crash": lost - lost_awaited,
-        "in_flight": in_flight + awaited + lost_awaited,
+    ended = [session for session in sessions if session.ended_s is not None]
+    left = sum(by_session.get(session.number, 0) for session in ended)
+    dropped = sum(each.perhaps_billed(by_session.get(each.number, 0)) for each in ended)
+    latest = sessions[-1] if sessions else None
+    under_way = written and latest is not None and latest.ended_s is None
+    in_flight = by_session.get(latest.number, 0) if latest is not None and under_way else 0
+    became = {
+        "waiting_at_a_stop": left - dropped,
+        "dropped_at_a_stop": dropped,
+        "lost_in_a_crash": sum(by_session.values()) - left - in_flight,
     }
+    for name, count in became.items():
+        awaited = min(in_batches, count)
+        became[name] -= awaited
+        in_batches -= awaited
+        in_flight += awaited
+    return {**became, "in_flight": in_flight}
 
 
 UNPARSED = frozenset(

@@ -92,6 +92,9 @@ class Books:
     def lost(self, tokens: int) -> None:
         """So many tokens, at the most, may have been billed for one."""
 
+    def dropped(self, requests: int) -> None:
+        """So many requests of one were on the wire, and their answers are not waited for."""
+
 
 UNBOOKED = Books()
 Refit = Callable[[Prompt, Verdict], Prompt | None]
@@ -146,6 +149,9 @@ async def _attempt(
             outcomes = [_checked(outcome) for outcome in await lease.backend.complete(prompts)]
     except Failure as exc:
         outcomes = [exc] * len(prompts)
+    except BaseException:  # raised again
+        books.dropped(len(prompts))
+        raise
     finally:
         results = [o if isinstance(o, Completion) else o.verdict for o in outcomes]
         if lost := lease.release(results):

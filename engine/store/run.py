@@ -124,11 +124,12 @@ class RunStore(RunReader):
             )
         sessions = self.sessions()
         self.session = sessions[-1].number + 1 if sessions else 1
-        self._session = {
+        self._session: dict[str, Any] = {
             "pid": os.getpid(),
             "engine_version": manifest.engine_version,
             "started_s": time.time(),
             "ended_s": None,
+            "dropped": 0,
         }
         manifest = replace(manifest, learnt=self.manifest.learnt)
         self._writing.execute("BEGIN IMMEDIATE")
@@ -190,6 +191,10 @@ class RunStore(RunReader):
     def sent_earlier(self, requests: Sequence[tuple[int, bytes]]) -> asyncio.Future[None]:
         """Record requests of another store as sent, by index and key. Durable when done."""
         return self._write(Work(sent=requests))
+
+    def dropped(self, requests: int) -> None:
+        """Note that so many requests were on the wire and are not waited for; kept by ``close``."""
+        self._session["dropped"] += requests
 
     def answered(self, answers: Sequence[Answer], *, reserved: int = 0) -> asyncio.Future[None]:
         """Keep ``answers``. Durable when done. A second one to a request only counts as waste.

@@ -37,6 +37,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.sent_indexes: list[int] = []
         self.lost_tokens = 0
+        self.dropped_requests = 0
         self.answers: dict[int, Answer] = {}
         self.decided: dict[int, str | None] = {}
 
@@ -64,6 +65,9 @@ class MemoryStore:
 
     def lost(self, tokens: int) -> None:
         self.lost_tokens += tokens
+
+    def dropped(self, requests: int) -> None:
+        self.dropped_requests += requests
 
     def answered(self, answers: Sequence[Answer], *, reserved: int = 0) -> asyncio.Future[None]:
         self.lost(-reserved)

@@ -112,7 +112,8 @@ async def test_what_a_stop_does_not_wait_for_stays_booked(tmp_path: Path, host: 
             os.kill(os.getpid(), signal.SIGINT)
 
     with anyio.fail_after(20):
-        await started(tmp_path, Watcher(leave), max_in_flight=12)
+        stopped = await started(tmp_path, Watcher(leave), max_in_flight=12)
+    assert stopped.progress.dropped == 12
     host._delay_s = 0.0
     lost = booked(tmp_path)[1]
     assert 12 * 1024 < lost < 12 * 4096
@@ -127,6 +128,15 @@ async def test_what_was_refused_costs_nothing(tmp_path: Path, host: Host) -> Non
     result = await started(tmp_path, max_outage_s=1.0)
     assert isinstance(result.stop.error, StoppedError)
     assert booked(tmp_path) == (0, 0)
+    assert result.progress.dropped == 0
+    with RunReader(tmp_path) as run:
+        told = figures(run)
+    assert told["dropped_at_a_stop"] == 0
+    assert told["waiting_at_a_stop"] == told["requests"] > 0
+    watcher = Watcher()
+    await started(tmp_path, watcher, max_outage_s=1.0)
+    assert any("sending again" in note for note in watcher.notes)
+    assert not any("billed" in note for note in watcher.notes)
 
 
 async def test_a_kill_forgets_no_request_under_way(tmp_path: Path) -> None:

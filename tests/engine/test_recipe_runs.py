@@ -24,6 +24,7 @@ from engine.upkeep.merge import merge_runs
 from engine.upkeep.redecide import redecide_run
 from engine.upkeep.salvage import salvage_run
 from engine.upkeep.verify import problems
+from engine.view.metrics import metrics
 from tests.engine.killed import run_with_kills
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -538,7 +539,13 @@ def test_rows_that_nothing_was_asked_about_are_told_apart_from_failed_requests(
     assert done.exit_code == 3
     assert "unsent   2 requests, with no prompt to send" in done.output
     assert "\nfailed " not in done.output
+    assert "\ndropped " not in done.output
     assert "again    once mended: woolmill redecide" in done.output
+    with RunStore.read(tmp_path / "run") as run:
+        told = metrics(run).splitlines()
+    assert "woolmill_requests_sent_total 1" in told
+    assert 'woolmill_answers_total{backend="scripted"} 1' in told
+    assert "woolmill_unsent_requests_total 2" in told
     (see,) = re.findall(r"why: woolmill (.*)", done.output)
     named = CliRunner().invoke(cli, see.replace("refused.jsonl", str(tmp_path / "why")).split())
     assert "2 refused pieces" in named.output

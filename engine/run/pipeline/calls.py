@@ -56,6 +56,10 @@ class _Kept(Books):
         if self._state.pace.paid:
             self._store.lost(tokens)
 
+    def dropped(self, requests: int) -> None:
+        self._state.progress.dropped += requests
+        self._store.dropped(requests)
+
 
 class Calls:
     """The one producer of a run, and a task for each call in flight."""
