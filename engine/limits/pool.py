@@ -449,9 +449,9 @@ class Pool:
         longest_s = now_s + settings.max_outage_s
         endpoints = self._endpoints.values()
         if endpoints and all(e.controller.paused_until_s > longest_s for e in endpoints):
-            wait_s = min(e.controller.paused_until_s for e in endpoints) - now_s
+            soonest = min(endpoints, key=lambda each: each.controller.paused_until_s)
             return StoppedError(
-                f"the server asks to wait {wait_s:.0f} s, longer than --max-outage "
+                f"the server asks to wait {soonest.asked_s:.0f} s, longer than --max-outage "
                 f"({self._last_failure}); resume later"
             )
         return None
