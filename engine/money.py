@@ -22,7 +22,7 @@ NANO = 1_000_000_000
 
 @dataclass(slots=True, kw_only=True)
 class Spent:
-    """Tokens used, and the cost that hosts stated themselves."""
+    """Tokens used, the cost that hosts stated themselves, and what may have been used besides."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -36,6 +36,11 @@ class Spent:
     """Tokens of the answers whose cost was stated; the next two likewise."""
     stated_cached_tokens: int = 0
     stated_completion_tokens: int = 0
+    lost_tokens: int = 0
+    """The most that may have been billed for no answer that is kept: attempts that failed after
+    they were sent or were not waited for, at what was reserved for them. It is part of no other
+    sum. In a store, those under way count too, so that a crash forgets none of them.
+    """
 
     def add(self, usage: Usage) -> None:
         """Count one completion."""
@@ -104,6 +109,10 @@ class Prices(BaseModel):
         written = spent.completion_tokens - spent.stated_completion_tokens
         by_price = read_anew * prompt + read_cached * cached + written * (self.completion or 0.0)
         return spent.stated_nano / NANO + by_price / 1e6
+
+    def cost_of_lost(self, spent: Spent) -> float:
+        """The most that attempts without an answer can have cost, as far as prices are known."""
+        return spent.lost_tokens * self.dearest
 
     def cost_if_known(self, spent: Spent) -> float | None:
         """The same; None where neither a host nor the person says what anything costs."""

@@ -70,6 +70,8 @@ class Ended:
     """
     cost: float | None = None
     """Of all stages; None where nobody says what anything costs."""
+    cost_without_answer: float | None = None
+    """The most that attempts without an answer may have cost besides."""
 
     @property
     def status(self) -> int:
@@ -123,11 +125,19 @@ class Ended:
         return sum(c.prompt_tokens for c in counts), sum(c.completion_tokens for c in counts)
 
     @property
+    def tokens_without_answer(self) -> int:
+        """The most that attempts without an answer may have used besides, of all stages."""
+        return sum(count.lost_tokens for _, count in self.stages)
+
+    @property
     def dropped(self) -> int:
-        """Requests of this session that were sent, and whose answers were not kept."""
+        """Requests of all stages that were on the wire when this session stopped, and whose answers
+        were not waited for.
+        """
         progress = self.result.progress
-        dropped = progress.sent - progress.answered - progress.in_batches
-        return dropped if progress.paid or not self.result.stop.reached else 0
+        if self.result.stop.reached and not progress.paid:
+            return 0
+        return progress.dropped + sum(before.dropped for before in progress.before.values())
 
     @property
     def unused(self) -> int:
@@ -178,10 +188,14 @@ def _count(ended: Ended, last: RunReader) -> None:
     with open_stages(stages[:-1]) as before:
         runs = [*before, last]
         ended.stages = [(stage.name, run.counts()) for stage, run in zip(stages, runs, strict=True)]
-        costs = [Prices.of(run.manifest.free).cost_if_known(run.counts()) for run in runs]
+        prices = [Prices.of(run.manifest.free) for run in runs]
+    counts = [each for _, each in ended.stages]
+    costs = [price.cost_if_known(each) for price, each in zip(prices, counts, strict=True)]
     known = [cost for cost in costs if cost is not None]
     # Where one stage's cost is not known, neither is the sum.
     ended.cost = sum(known) if len(known) == len(costs) else None
+    lost = [price.cost_of_lost(each) for price, each in zip(prices, counts, strict=True)]
+    ended.cost_without_answer = sum(lost) if all(price.known for price in prices) else None
 
 
 def say(ended: Ended, *, as_json: bool) -> None:
@@ -233,9 +247,8 @@ def _lines(ended: Ended) -> Iterator[str]:
             yield f"stage {name}: {counts.accepted:,} accepted, {main_reasons(counts.reasons)}"
     elif ended.stages:
         yield f"refused  {_refusals(ended.refused)}"
-    if any(ended.tokens):
-        cost = "" if ended.cost is None else f"; cost {_money(ended.cost)}"
-        yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{cost}"
+    if any(ended.tokens) or ended.tokens_without_answer:
+        yield f"tokens   {ended.tokens[0]:,} in, {ended.tokens[1]:,} out{_cost(ended)}"
     if bad := result.bad_rows:
         where = result.folder / BAD_ROWS
         yield f"left out {counted(bad, 'input row')} that cannot be read, named in {where}"
@@ -248,8 +261,9 @@ def _lines(ended: Ended) -> Iterator[str]:
         mended = "once mended: " if ended.unsent == ended.failed_requests else ""
         yield f"again    {mended}woolmill redecide {folder} --drop-failed   and the same command"
     if ended.unused:
-        yield f"unused   {ended.unused:,} answers that were paid; a higher target goes on with them"
-    if ended.dropped > 0:
+        unused = counted(ended.unused, "answer")
+        yield f"unused   {unused}, paid and not needed; a higher target goes on with them"
+    if ended.dropped:
         yield f"dropped  {_lost(ended)}"
     if ended.dataset is not None:
         yield f"dataset  {ended.dataset}"
@@ -287,7 +301,9 @@ def _event_of(ended: Ended) -> dict[str, Any]:
         "unused": ended.unused,
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "cost": None if ended.cost is None else round(ended.cost, 6),
+        "cost": _rounded(ended.cost),
+        "tokens_without_answer": ended.tokens_without_answer,
+        "cost_without_answer": _rounded(ended.cost_without_answer),
         "seconds": round(ended.result.seconds, 1),
         "dataset": None if ended.dataset is None else str(ended.dataset),
         "without_dataset": None if ended.failed is None else str(ended.failed),
@@ -317,13 +333,28 @@ def _came_to(ended: Ended) -> str:
 
 def _lost(ended: Ended) -> str:
     if not ended.result.progress.paid:
-        return f"{ended.dropped} unfinished answers, which cost nothing"
+        return f"{counted(ended.dropped, 'unfinished answer')}, which cost nothing"
     again = "" if ended.result.stop.reached else "; the same command sends them again"
-    return f"{ended.dropped} requests, perhaps billed, whose answers were not waited for{again}"
+    requests = counted(ended.dropped, "request")
+    return f"{requests}, perhaps billed, whose answers were not waited for{again}"
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _cost(ended: Ended) -> str:
+    """What the tokens cost, and what attempts without an answer may have taken besides."""
+    lost, cost, besides = ended.tokens_without_answer, "", f"{ended.tokens_without_answer:,} tokens"
+    if ended.cost is not None:
+        cost = f"; cost {_money(ended.cost)}"
+    if ended.cost_without_answer:
+        besides = _money(ended.cost_without_answer)
+    return f"{cost}, and up to {besides} for attempts without an answer" if lost else cost
+
+
+def _rounded(cost: float | None) -> float | None:
+    return None if cost is None else round(cost, 6)
 
 
 def _money(cost: float) -> str:

@@ -145,6 +145,9 @@ class Endpoint:
         """When each call in flight was admitted, oldest first, by the id of its ticket."""
         self.state: State = "closed"
         self.failure = ""
+        self.asked_s = 0.0
+        """How long the server last asked to wait, in its own words."""
+        self._said_retired = False
         self._weight = own.weight
         self._requests = _bucket(own.requests_per_min or settings.requests_per_min)
         self._tokens = _bucket(own.tokens_per_min or settings.tokens_per_min)
@@ -218,6 +221,7 @@ class Endpoint:
         if throttled:
             asked = [v.retry_after_s for v in throttled if v.retry_after_s is not None]
             # A little later than asked, and not all clients at the same moment.
+            self.asked_s = max(asked, default=self.asked_s)
             wait_s = max(asked) * random.uniform(1.02, 1.1) + 0.01 if asked else None
             self.controller.refuse(ticket, now_s, wait_s)
         elif answers:
@@ -278,7 +282,9 @@ class Endpoint:
 
     def retire(self, failure: str) -> None:
         """Give it no more work in this session; an answer that still comes takes that back."""
-        log.warning("%s gets no more work: %s", self.backend.name, failure)
+        if not self._said_retired:  # each call in flight comes to this
+            log.warning("%s gets no more work: %s", self.backend.name, failure)
+        self._said_retired = True
         self.state, self.failure = "open", failure
         self._open_until_s = float("inf")
 

@@ -55,11 +55,15 @@ class Lease:
         self._endpoint = endpoint
         self._ticket = ticket
 
-    def release(self, results: Sequence[Completion | Verdict] = ()) -> None:
-        """Give the slot back with what happened; nothing, where nothing was sent. Twice is once."""
+    def release(self, results: Sequence[Completion | Verdict] = ()) -> int:
+        """Give the slot back with what happened; nothing, where nothing was sent. Twice is once.
+
+        Returns the most tokens that were billed, perhaps, without an answer.
+        """
         pool, self._pool = self._pool, None
-        if pool is not None:
-            pool._released(self._endpoint, self._ticket, self.tokens, results)
+        if pool is None:
+            return 0
+        return pool._released(self._endpoint, self._ticket, self.tokens, results)
 
 
 DRAINING = "the run is stopping; what was not sent is sent when it goes on"
@@ -342,9 +346,9 @@ class Pool:
         ticket: Ticket,
         tokens: int,
         results: Sequence[Completion | Verdict],
-    ) -> None:
+    ) -> int:
         now_s = asyncio.get_running_loop().time()
-        self._book(tokens, results)
+        lost = self._book(tokens, results)
         if endpoint in self._leaving:
             endpoint.finish(now_s, ticket, tokens, ())
             if not endpoint.in_flight:
@@ -352,6 +356,7 @@ class Pool:
         else:
             self._heed(endpoint, results, endpoint.finish(now_s, ticket, tokens, results))
         self._wake()
+        return lost
 
     def _heed(
         self, endpoint: Endpoint, results: Sequence[Completion | Verdict], answers: int
@@ -377,8 +382,11 @@ class Pool:
         if self._down_since_s is None and not at_work:
             self._down_since_s = asyncio.get_running_loop().time()
 
-    def _book(self, tokens: int, results: Sequence[Completion | Verdict]) -> None:
-        """Settle a call's reservation; whatever may have been billed counts in full."""
+    def _book(self, tokens: int, results: Sequence[Completion | Verdict]) -> int:
+        """Settle a call's reservation; whatever may have been billed counts in full, and is
+        returned.
+        """
+        lost = 0
         share, rest = divmod(tokens, max(len(results), 1))
         for i, result in enumerate(results):
             reserved = share + (rest if i == 0 else 0)
@@ -386,10 +394,12 @@ class Pool:
                 self._spending.settle(reserved, result.usage)
             elif result.billed:
                 self._spending.lose(reserved)
+                lost += reserved
             else:
                 self._spending.settle(reserved)
         if not results:
             self._spending.settle(tokens)
+        return lost
 
     def _wake(self) -> None:
         """Hand out what there is room for, and set the timer for when there will be more."""
@@ -439,9 +449,9 @@ class Pool:
         longest_s = now_s + settings.max_outage_s
         endpoints = self._endpoints.values()
         if endpoints and all(e.controller.paused_until_s > longest_s for e in endpoints):
-            wait_s = min(e.controller.paused_until_s for e in endpoints) - now_s
+            soonest = min(endpoints, key=lambda each: each.controller.paused_until_s)
             return StoppedError(
-                f"the server asks to wait {wait_s:.0f} s, longer than --max-outage "
+                f"the server asks to wait {soonest.asked_s:.0f} s, longer than --max-outage "
                 f"({self._last_failure}); resume later"
             )
         return None

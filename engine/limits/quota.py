@@ -94,20 +94,18 @@ class Spending:
         self._prices = prices or Prices()
         self._batch_price = batch_price
         self._spent = Spent()
-        self._lost_tokens = 0
-        """Reservations of which nobody knows what they used, at their most."""
         self._reserved = 0
         self._reserved_in_batches = 0
 
     @property
     def tokens(self) -> int:
-        """Tokens booked."""
-        return self._spent.tokens + self._lost_tokens
+        """Tokens booked, those of which nobody knows at their most."""
+        return self._spent.tokens + self._spent.lost_tokens
 
     @property
     def cost(self) -> float:
-        """Money booked."""
-        return self._prices.cost(self._spent) + self._lost_tokens * self._prices.dearest
+        """Money booked, likewise."""
+        return self._prices.cost(self._spent) + self._prices.cost_of_lost(self._spent)
 
     def fits(self, tokens: int, *, batch: bool = False) -> bool:
         """Whether another ``tokens`` can be promised whatever becomes of all that is reserved."""
@@ -158,4 +156,4 @@ class Spending:
     def lose(self, tokens: int) -> None:
         """Nobody knows what a reservation of ``tokens`` used: book the most it can have been."""
         self._reserved -= tokens
-        self._lost_tokens += tokens
+        self._spent.lost_tokens += tokens

@@ -19,11 +19,14 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
     """What the run did so far, as plain JSON values; all from acknowledged rows.
 
     Each request that was sent stands in exactly one figure: ``requests`` is the sum of
-    ``responses``, ``failed``, ``dropped_at_a_stop`` (the session ended in order before the answer
-    came), ``lost_in_a_crash`` (the session did not end in order) and ``in_flight`` (of the session
-    that a process writes now). A request that a later session sends again counts
+    ``responses``, ``failed``, ``dropped_at_a_stop`` (on the wire when the session ended in
+    order), ``waiting_at_a_stop`` (to be asked again then, as after a refusal), ``lost_in_a_crash``
+    (the session did not end in order) and ``in_flight`` (of the session that a process writes now,
+    or in batches). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
     ``wasted`` are answers to requests that had one already, or were asked anew.
+    ``tokens_without_answer`` and ``cost_without_answer`` are the most that these and the attempts
+    without an answer may have taken beside ``tokens`` and ``cost``.
 
     ``parsed`` are pieces that became a row. Reasons of a recipe's own do not say whether there was
     one: then these are counted one by one, or not at all (None) where not ``exact``.
@@ -43,7 +46,8 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         seconds += max(0.0, end - session.started_s)
     written = is_held(run.folder / "run.lock")
     unanswered = _unanswered(run.unanswered(), sessions, run.in_batches(), written=written)
-    cost = Prices.of(run.manifest.free).cost_if_known(counts)
+    prices = Prices.of(run.manifest.free)
+    cost = prices.cost_if_known(counts)
     tokens = {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens}
     return {
         "run": str(run.folder),
@@ -72,6 +76,8 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         "tokens_cached": counts.cached_tokens,
         "tokens_of_thoughts": counts.reasoning_tokens,
         "cost": None if cost is None else round(cost, 6),
+        "tokens_without_answer": counts.lost_tokens,
+        "cost_without_answer": round(prices.cost_of_lost(counts), 6) if prices.known else None,
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
@@ -99,18 +105,23 @@ def _unanswered(
     written: bool,
 ) -> dict[str, int]:
     """``in_batches``: requests that a provider still works on, whatever became of who sent them."""
-    ended = {session.number for session in sessions if session.ended_s is not None}
-    dropped = sum(count for number, count in by_session.items() if number in ended)
-    latest = sessions[-1].number if sessions else 0
-    in_flight = by_session.get(latest, 0) if written and latest not in ended else 0
-    lost = sum(by_session.values()) - dropped - in_flight
-    awaited = min(in_batches, dropped)
-    lost_awaited = min(in_batches - awaited, lost)
-    return {
-        "dropped_at_a_stop": dropped - awaited,
-        "lost_in_a_crash": lost - lost_awaited,
-        "in_flight": in_flight + awaited + lost_awaited,
+    ended = [session for session in sessions if session.ended_s is not None]
+    left = sum(by_session.get(session.number, 0) for session in ended)
+    dropped = sum(each.perhaps_billed(by_session.get(each.number, 0)) for each in ended)
+    latest = sessions[-1] if sessions else None
+    under_way = written and latest is not None and latest.ended_s is None
+    in_flight = by_session.get(latest.number, 0) if latest is not None and under_way else 0
+    became = {
+        "waiting_at_a_stop": left - dropped,
+        "dropped_at_a_stop": dropped,
+        "lost_in_a_crash": sum(by_session.values()) - left - in_flight,
     }
+    for name, count in became.items():
+        awaited = min(in_batches, count)
+        became[name] -= awaited
+        in_batches -= awaited
+        in_flight += awaited
+    return {**became, "in_flight": in_flight}
 
 
 UNPARSED = frozenset(

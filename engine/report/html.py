@@ -223,6 +223,7 @@ def _requests(figures: Mapping[str, Any]) -> str:
     became = {
         "failed": "failed permanently",
         "dropped_at_a_stop": "dropped at a stop, perhaps billed and not kept",
+        "waiting_at_a_stop": "waiting to be asked again at a stop",
         "lost_in_a_crash": "lost in a crash",
         "in_flight": "in flight",
     }

@@ -24,8 +24,8 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     yield f"# {counted(figures['accepted'], 'record')} by {_cell(figures['model'])}"
     names = (
         "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
-        "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed", "accepted",
-        "not_compared_by_meaning",
+        "waiting_at_a_stop", "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed",
+        "accepted", "not_compared_by_meaning",
         "tokens_per_accepted", "tokens_per_s", "seconds", "sessions",
     )  # fmt: skip
     told = [(name, figures[name]) for name in names]

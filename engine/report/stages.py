@@ -12,7 +12,10 @@ from engine.store import RunReader
 
 __all__ = ["COLUMNS", "lines", "main_reasons", "stage_figures"]
 
-KEPT = ("requests", "responses", "failed", "pieces", "accepted", "rejected", "tokens", "cost")
+KEPT = (
+    "requests", "responses", "failed", "pieces", "accepted", "rejected", "tokens", "cost",
+    "cost_without_answer",
+)  # fmt: skip
 """What is taken of a stage's figures."""
 COLUMNS = ("stage", "asked", "answered", "failed", "accepted", "refused", "tokens", "cost")
 """The heads of the table of which ``lines`` gives the rows."""
@@ -33,25 +36,37 @@ def stage_figures(run: RunReader) -> dict[str, Any]:
             {"stage": stage.name, **{name: each[name] for name in KEPT}}
             for stage, each in ((stage, figures(reader, exact=False)) for stage, reader in told)
         ]
-    costs = [stage["cost"] for stage in stages]
     summed = {
         "requests": sum(stage["requests"] for stage in stages),
         "tokens": {
             kind: sum(stage["tokens"][kind] for stage in stages)
             for kind in ("prompt", "completion")
         },
-        # Where one stage's cost is not known, neither is the sum.
-        "cost": None if None in costs else round(sum(costs), 6),
+        "cost": _sum([stage["cost"] for stage in stages]),
+        "cost_without_answer": _sum([stage["cost_without_answer"] for stage in stages]),
     }
     return {"stages": stages, "all_stages": summed}
 
 
+def _sum(costs: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [cost for cost in costs if cost is not None]
+    return round(sum(known), 6) if len(known) == len(costs) else None
+
+
 def costs(analysis: Mapping[str, Any]) -> list[tuple[str, float | None]]:
-    """What a run cost, under a name each: of several stages, this one and all."""
-    own = analysis["figures"]["cost"]
-    if not analysis["stages"]:
-        return [("cost", own)]
-    return [("cost of this stage", own), ("cost of all stages", analysis["all_stages"]["cost"])]
+    """What a run cost, under a name each: of several stages, this one and all. What attempts
+    without an answer may have cost stands there where it is anything.
+    """
+    told = [("", analysis["figures"])]
+    if analysis["stages"]:
+        told = [(" of this stage", analysis["figures"]), (" of all stages", analysis["all_stages"])]
+    named: list[tuple[str, float | None]] = []
+    for of, sums in told:
+        named.append((f"cost{of}", sums["cost"]))
+        if besides := sums["cost_without_answer"]:
+            named.append((f"at most, for attempts without an answer{of}", besides))
+    return named
 
 
 def main_reasons(rejected: Mapping[str, int]) -> str:

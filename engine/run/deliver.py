@@ -22,7 +22,7 @@ from engine.recipes.base import Ask
 from engine.recipes.guard import RecipeFault
 from engine.records import Answer, Completion, Prompt
 
-__all__ = ["Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens", "unsent"]
+__all__ = ["Books", "Delivery", "Refit", "RetryPolicy", "deliver", "most_tokens", "unsent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,18 @@ CANCELLED = Failure(Verdict(kind="ambiguous", reason="cancelled"))
 LEFT = Failure(Verdict(kind="unavailable", reason="left", message="nothing was sent"))
 """What comes of a call whose server has left before it went out."""
 
+
+class Books:
+    """Told of attempts that give no answer. This one keeps nothing."""
+
+    def lost(self, tokens: int) -> None:
+        """So many tokens, at the most, may have been billed for one."""
+
+    def dropped(self, requests: int) -> None:
+        """So many requests of one were on the wire, and their answers are not waited for."""
+
+
+UNBOOKED = Books()
 Refit = Callable[[Prompt, Verdict], Prompt | None]
 """A prompt that fits better than the one refused, or None where nothing more can be left out."""
 
@@ -95,6 +107,7 @@ async def deliver(
     policy: RetryPolicy,
     lease: Lease,
     refit: Refit,
+    books: Books = UNBOOKED,
 ) -> list[Delivery]:
     """Answer the prompts of one call, each with a completion or a failure for good, in their order.
 
@@ -106,12 +119,12 @@ async def deliver(
     StoppedError, UnavailableError.
     """
     backend = lease.backend
-    outcomes = await _attempt(prompts, pool, lease)
+    outcomes = await _attempt(prompts, pool, lease, books)
 
     async def delivery(prompt: Prompt, outcome: Completion | Failure) -> Delivery:
         if isinstance(outcome, Completion):
             return Delivery(prompt=prompt, outcome=outcome, attempts=1, backend=backend.name)
-        return await _Retrial(prompt, outcome, backend, pool, policy, refit).run()
+        return await _Retrial(prompt, outcome, backend, pool, policy, refit, books).run()
 
     if len(prompts) == 1:
         return [await delivery(prompts[0], outcomes[0])]
@@ -125,7 +138,7 @@ async def deliver(
 
 
 async def _attempt(
-    prompts: Sequence[Prompt], pool: Pool, lease: Lease
+    prompts: Sequence[Prompt], pool: Pool, lease: Lease, books: Books
 ) -> list[Completion | Failure]:
     """One attempt of one call; the lease ends with it. Raises what ends the run."""
     outcomes: list[Completion | Failure] = [CANCELLED] * len(prompts)
@@ -136,8 +149,13 @@ async def _attempt(
             outcomes = [_checked(outcome) for outcome in await lease.backend.complete(prompts)]
     except Failure as exc:
         outcomes = [exc] * len(prompts)
+    except BaseException:  # raised again
+        books.dropped(len(prompts))
+        raise
     finally:
-        lease.release([o if isinstance(o, Completion) else o.verdict for o in outcomes])
+        results = [o if isinstance(o, Completion) else o.verdict for o in outcomes]
+        if lost := lease.release(results):
+            books.lost(lost)
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         if isinstance(outcome, Failure) and (error := _ends_the_run(prompt, outcome, pool, lease)):
             raise error from outcome
@@ -172,6 +190,7 @@ class _Retrial:
         pool: Pool,
         policy: RetryPolicy,
         refit: Refit,
+        books: Books,
     ) -> None:
         self._prompt = prompt
         self._outcome: Completion | Failure = failure
@@ -179,6 +198,7 @@ class _Retrial:
         self._pool = pool
         self._policy = policy
         self._refit = refit
+        self._books = books
         self._attempts = 0
         self._counted = 0
         """Attempts that ``max_attempts`` bounds."""
@@ -209,7 +229,7 @@ class _Retrial:
                 tokens=most_tokens(self._prompt), retry=True, avoid=self._backend
             )
             self._backend = lease.backend
-            (self._outcome,) = await _attempt([self._prompt], self._pool, lease)
+            (self._outcome,) = await _attempt([self._prompt], self._pool, lease, self._books)
         self._attempts += 1
         return self._outcome
 

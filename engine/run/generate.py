@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -297,12 +298,15 @@ async def _ready(stage: OpenStage) -> None:
 
 
 def _say_resent(stage: OpenStage, display: Display) -> None:
-    if in_flight := stage.sent_again:
-        keys = ", ".join(request.key[:12] for request in in_flight[:8])
+    if waiting := stage.sent_again:
+        keys = ", ".join(request.key[:12] for request in waiting[:8])
+        by_session = Counter(request.session for request in waiting)
+        sessions = stage.store.sessions()
+        billed = sum(each.perhaps_billed(by_session[each.number]) for each in sessions)
+        perhaps = f", of which {billed:,} may have been billed" if billed else ""
         display.note(
-            f"{counted(len(in_flight), 'request')} in flight when the last session ended may have"
-            f" been billed; sending again: {keys}"
-            f"{' …' if len(in_flight) > 8 else ''}"
+            f"sending again {counted(len(waiting), 'request')} without an answer{perhaps}: {keys}"
+            f"{' …' if len(waiting) > 8 else ''}"
         )
 
 

@@ -88,10 +88,10 @@ class Progress(Spent):
     """Answers that could be decided now."""
     deciding_s: float = 0.0
     """How long there have been such answers without any decision."""
-    in_batches: int = 0
-    """Requests in batches whose answers may come."""
+    dropped: int = 0
+    """Requests that were on the wire at a stop, and whose answers were not waited for."""
     batches: list[BatchView] = field(default_factory=list)
-    """Those batches."""
+    """Batches whose answers may come."""
     drain_left_s: float | None = None
     """After a stop: how long the calls in flight will still be waited for."""
 

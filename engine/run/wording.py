@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.text import shorten, visible
+from engine.text import counted, shorten, visible
 
 __all__ = ["WAITING", "binds", "clock", "reached", "stage_line", "summary", "tokens_line"]
 
@@ -103,8 +103,8 @@ def _awaited(state: dict[str, Any]) -> str:
     of = busy[0]["name"] if len(busy) == 1 else f"{len(busy)} endpoints"
     late = f", the oldest for {oldest_s:.0f} s" if oldest_s >= LATE_S else ""
     if state["first_answers"]:
-        return f"waiting for the first answers: {count:,} calls to {of}{late}"
-    return f"waiting for {count:,} {'answer' if count == 1 else 'answers'} from {of}{late}"
+        return f"waiting for the first answers: {counted(count, 'call')} to {of}{late}"
+    return f"waiting for {counted(count, 'answer')} from {of}{late}"
 
 
 def _oldest_s(state: dict[str, Any]) -> float:
@@ -124,7 +124,7 @@ def _batches(batches: list[dict[str, Any]]) -> str:
     many = "a batch" if len(batches) == 1 else f"{len(batches)} batches"
     answered = f", {done:,} done" if done else ""
     return (
-        f"waiting for {many} of {requests:,} requests ({states}{answered}, for"
+        f"waiting for {many} of {counted(requests, 'request')} ({states}{answered}, for"
         f" {oldest_s // 3600} h {oldest_s % 3600 // 60} min), looking again in {next_s} s"
     )
 

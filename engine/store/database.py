@@ -29,8 +29,11 @@ __all__ = [
 ]
 
 
-def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """A connection without implicit transactions, that returns text as bytes."""
+def connect(path: Path, *, write: bool, wreck: bool = False) -> sqlite3.Connection:
+    """A connection without implicit transactions, that returns text as bytes.
+
+    ``wreck``: a table that is gone is refused when it is read, and the others can be.
+    """
     mode = "rwc" if write else "ro"
     if not write and not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
         mode += "&immutable=1"  # on a read-only disk SQLite cannot make its shared memory
@@ -44,6 +47,8 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     )
     # Damaged text must reach the checksum as it is, not fail to decode first.
     connection.text_factory = bytes
+    if wreck:  # first: what follows reads the schema
+        connection.execute("PRAGMA writable_schema = ON")
     connection.execute("PRAGMA mmap_size = 0")
     if write:
         connection.execute("PRAGMA synchronous = FULL")
@@ -145,15 +150,20 @@ def read_manifest(connection: sqlite3.Connection, checksum: Checksum, path: Path
 
 
 def mend_header(path: Path) -> None:
-    """Write anew what never differs in the database's first 100 bytes, so that a wreck can be
-    opened.
+    """Write anew what follows from the file or never differs in the database's first 100 bytes, so
+    that a wreck can be opened.
 
     https://www.sqlite.org/fileformat.html#the_database_header
     """
+    pages = -(-path.stat().st_size // PAGE_SIZE)
     with path.open("r+b") as file:
         file.write(
             b"SQLite format 3\0" + PAGE_SIZE.to_bytes(2, "big") + bytes((2, 2, 0, 64, 32, 32))
         )
+        # A file that is shorter than the header says is refused as a whole; one that is cut in a
+        # page has that page, and what is missing reads as zeros.
+        file.seek(28)
+        file.write(pages.to_bytes(4, "big"))
         file.seek(44)
         file.write((4).to_bytes(4, "big"))  # schema format
         file.seek(56)

@@ -81,6 +81,7 @@ class Inserts:
         if answers := self._answer_rows(group, now_ms):
             executemany("INSERT INTO answer VALUES (?, ?, CAST(? AS TEXT), ?)", answers)
         for work in group:
+            self._counts.lost_tokens += work.lost_tokens
             for name, value in work.meta.items():
                 put_meta(self._connection, self._checksum, name, value)
             if work.decided is None:
@@ -129,7 +130,7 @@ class Inserts:
             for answer in work.answers:
                 index = answer.index
                 if index < counts.answered_below or index in beyond:
-                    counts.wasted += 1  # the first to be durable stays
+                    counts.waste(answer)  # the first to be durable stays
                     continue
                 beyond.add(index)
                 counts.add_answer(answer)

@@ -52,7 +52,9 @@ _SENT_LATER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFlight:
-    """A request that was recorded as sent and has no answer: it may have been billed."""
+    """A request that was recorded as sent and has no answer: it may have been billed, where it was
+    on the wire when its session ended (``Session.perhaps_billed``).
+    """
 
     index: int
     key: str
@@ -71,6 +73,16 @@ class Session:
     """Unix time."""
     ended_s: float | None
     """None: it runs, or it was killed."""
+    dropped: int | None = None
+    """Requests that were on the wire at its end, where it ended in order; None: nobody counted."""
+
+    def perhaps_billed(self, unanswered: int) -> int:
+        """Of so many requests that it sent and got no answer to: those that may have been billed
+        for being on the wire at its end. The others waited to be asked again, as after a refusal.
+        """
+        if self.ended_s is None or self.dropped is None:
+            return unanswered
+        return min(unanswered, self.dropped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,7 +440,9 @@ class RunReader:
                 (counts.answered_below,),
             )
         )
-        if sum(open_.values()) < counts.sent - counts.answered:  # else none was sent again
+        never_sent = counts.backends.get("", 0)  # no server had them: there was nothing to send
+        # Else none was sent again.
+        if sum(open_.values()) < counts.sent - (counts.answered - never_sent):
             again = self._query(
                 f"SELECT session, count(*) FROM sent WHERE {_SENT_LATER} GROUP BY session"
             )

@@ -118,11 +118,12 @@ class RunStore(RunReader):
             )
         sessions = self.sessions()
         self.session = sessions[-1].number + 1 if sessions else 1
-        self._session = {
+        self._session: dict[str, Any] = {
             "pid": os.getpid(),
             "engine_version": manifest.engine_version,
             "started_s": time.time(),
             "ended_s": None,
+            "dropped": 0,
         }
         manifest = replace(manifest, learnt=self.manifest.learnt)
         self._writing.execute("BEGIN IMMEDIATE")
@@ -166,12 +167,16 @@ class RunStore(RunReader):
         """Calls that wait for their commit now."""
         return self._writer.callers if self._writer is not None else 0
 
-    def sent(self, prompts: Sequence[Prompt], model: str) -> asyncio.Future[None]:
+    def sent(
+        self, prompts: Sequence[Prompt], model: str, *, reserved: int = 0
+    ) -> asyncio.Future[None]:
         """Record that ``prompts`` are about to be sent to ``model``. Durable when done.
 
+        ``reserved``: the most tokens that may be billed for them; booked as lost until they are
+        ``answered``, or are no longer under way (``lost``).
         StoppedError where the disk is nearly full, so that what was sent before still finds room.
         """
-        work = Work(prompts=prompts, model=model)
+        work = Work(prompts=prompts, model=model, lost_tokens=reserved)
         if self._inserts.shortage is None:
             return self._write(work)
         work.done.set_exception(self._inserts.shortage)
@@ -181,10 +186,24 @@ class RunStore(RunReader):
         """Record requests of another store as sent, by index and key. Durable when done."""
         return self._write(Work(sent=requests))
 
-    def answered(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
-        """Keep ``answers``. Durable when done. A second one to a request only counts as waste."""
+    def dropped(self, requests: int) -> None:
+        """Note that so many requests were on the wire and are not waited for; kept by ``close``."""
+        self._session["dropped"] += requests
+
+    def answered(self, answers: Sequence[Answer], *, reserved: int = 0) -> asyncio.Future[None]:
+        """Keep ``answers``. Durable when done. A second one to a request only counts as waste.
+
+        ``reserved``: of what ``sent`` booked for them, which is over.
+        """
         failpoint("answer.arrived")
-        return self._write(Work(answers=answers))
+        return self._write(Work(answers=answers, lost_tokens=-reserved))
+
+    def lost(self, tokens: int) -> None:
+        """Book what an attempt without an answer may have cost; below 0, what ``sent`` booked for
+        requests that are no longer under way. Nobody waits for it.
+        """
+        if tokens:
+            self._write(Work(lost_tokens=tokens)).add_done_callback(_let_go)
 
     def decided(
         self, decisions: Sequence[Decision], vectors: Sequence[Vector | None] = ()
@@ -254,27 +273,25 @@ class RunStore(RunReader):
         """Drop the answers to ``requests`` (in order) in one transaction, to be asked anew, with
         all decisions from the first of them on, which are taken again when they are there.
 
-        What they cost is no longer in the sums; the number of those that were no failures is added
-        to ``wasted``. Requests are
-        decided in groups of ``group``. Before anything is written in this session.
+        Those that were no failures count as wasted, with what they cost. Requests are decided in
+        groups of ``group``. Before anything is written in this session.
         """
         if not requests:
             return
         self._forget_index()
         gone, first = frozenset(requests), requests[0] - requests[0] % group
         was, counts = self.counts(), Counts()
-        paid = 0
+        counts.wasted, counts.lost_tokens = was.wasted, was.lost_tokens
         for answer, _ in self.all_answers():
             if answer.index not in gone:
                 counts.add_answer(answer)
-            else:
-                paid += answer.completion is not None
+            elif answer.completion is not None:
+                counts.waste(answer)
         for decision in self.decisions():
             if decision.index >= first:
                 break
             counts.add_decision((decision.index, decision.position), decision.reason)
         counts.commits = was.commits + 1
-        counts.wasted = was.wasted + paid
         counts.embeddings = was.embeddings
         counts.first_at_s, counts.last_at_s = was.first_at_s, was.last_at_s
         counts.answered_below = min(was.answered_below, requests[0])
@@ -324,6 +341,12 @@ class RunStore(RunReader):
             self._writing.close()
         self._reserve.release()
         self._lock.release()
+
+
+def _let_go(written: asyncio.Future[None]) -> None:
+    """A disk that fails is told to those who wait for it."""
+    if not written.cancelled():
+        written.exception()
 
 
 def _create_or_open(path: Path, manifest: Manifest, lock: RunLock) -> sqlite3.Connection:

@@ -43,10 +43,11 @@ Vector = NDArray[np.float32]
 
 APPLICATION_ID = 0x574F4F4C
 """``WOOL``, in the database's header."""
-FORMAT = 4
+FORMAT = 5
 """``user_version`` in the header. A store of a higher format is refused; a lower one is read, and
 gets this number when a run goes on with it. 2: answers with thoughts, cached tokens and costs.
 3: answers with their input rows, records of any fields. 4: embeddings of other machines.
+5: what attempts without an answer may have cost, and how many requests each session dropped.
 """
 
 PAGE_SIZE = 8192
@@ -157,6 +158,13 @@ class Counts(Spent):
         self.estimated += usage.estimated
         self.finish_reasons[finish] = self.finish_reasons.get(finish, 0) + 1
         self.models[completion.model] = self.models.get(completion.model, 0) + 1
+
+    def waste(self, answer: Answer) -> None:
+        """Count an answer that is not kept: of what it cost the sums above say nothing."""
+        self.wasted += 1
+        if answer.completion is not None:
+            usage = answer.completion.usage
+            self.lost_tokens += usage.prompt_tokens + usage.completion_tokens
 
     def add_decision(self, key: tuple[int, int], reason: str | None) -> None:
         """Count the decision on piece ``key`` (index, position)."""

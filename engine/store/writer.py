@@ -49,6 +49,8 @@ class Work:
     sent: Sequence[tuple[int, bytes]] = ()
     """Requests sent earlier: (index, key) of each."""
     answers: Sequence[Answer] = ()
+    lost_tokens: int = 0
+    """What may be billed without an answer grows by so many tokens, or shrinks."""
     decided: DecisionRows | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
     """Rows of that table by their names, each written in the place of the one that is there."""

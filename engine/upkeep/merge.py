@@ -128,6 +128,7 @@ async def _settings(
 
 async def _copy(run: RunReader, store: RunStore, index: int) -> int:
     """The answers of ``run``, renumbered from ``index`` on; the index after the last."""
+    store.lost(run.counts().lost_tokens)
     answers = _answers(run)
     while batch := await anyio.to_thread.run_sync(lambda: list(islice(answers, BATCH))):
         renumbered = [replace(answer, index=index + i) for i, answer in enumerate(batch)]

@@ -31,7 +31,7 @@ from engine.store.database import connect, mend_header, meta, read_manifest, rea
 from engine.store.lock import RunLock, read_mark
 from engine.store.raw import Row, scan
 from engine.store.schema import Checksum, decode_answer, decode_counts, decode_decision
-from engine.text import as_word
+from engine.text import as_word, counted
 
 __all__ = ["Salvaged", "new_run", "salvage", "salvage_run"]
 
@@ -46,7 +46,9 @@ class Salvaged:
 
     answers: int
     lost_answers: int
-    """Requests before the last answer that have none now: asked for again when the run goes on."""
+    """Asked for again when the run goes on."""
+    lost_more: bool = False
+    """There may be more lost answers than that, of which nothing is known."""
     decisions: int
     dropped_decisions: int
     """Of the decisions taken, those to be taken again."""
@@ -81,13 +83,16 @@ def salvage(folder: Path, output: Path) -> None:
 
 
 def _told(found: Salvaged, output: Path) -> Iterator[str]:
-    yield f"{found.answers} answers and {found.decisions} decisions kept  {output}"
-    if found.lost_answers:
-        yield f"{found.lost_answers} answers are lost; they are asked for again on resume"
+    kept = f"{counted(found.answers, 'answer')} and {counted(found.decisions, 'decision')}"
+    yield f"{kept} kept  {output}"
+    if found.lost_answers or found.lost_more:
+        least = "at least " if found.lost_more else ""
+        lost = counted(found.lost_answers, "answer")
+        yield f"lost: {least}{lost}, to be asked for again on resume"
     if found.dropped_decisions:
         yield (
-            f"{found.dropped_decisions} decisions are taken again on resume, or now with: "
-            f"woolmill redecide {as_word(output)}"
+            f"to be taken again: {counted(found.dropped_decisions, 'decision')}, on resume or now "
+            f"with: woolmill redecide {as_word(output)}"
         )
 
 
@@ -122,7 +127,7 @@ def _salvaged(folder: Path, output: Path) -> Salvaged:
         except OSError as exc:
             raise OutputError(f"{output}: cannot be written: {exc.strerror}") from exc
         try:
-            with closing(connect(copy, write=True)) as connection:
+            with closing(connect(copy, write=True, wreck=True)) as connection:
                 return anyio.run(_copy, _Wreck(connection, copy, folder), output)
         except (sqlite3.Error, UnicodeDecodeError) as exc:
             raise InputError(f"{folder}: nothing can be read ({exc})") from exc
@@ -146,6 +151,8 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
     store = RunStore.open(output, wreck.manifest)
     keep(kept_seeds(wreck.folder, wreck.manifest.fixed.get("seeds")), output)
     copy_recipe(wreck.folder, wreck.manifest, output)
+    if wreck.counts is not None:
+        store.lost(wreck.counts.lost_tokens)
     try:
         for rows in _batches(wreck.rows("sent")):
             await store.sent_earlier([(row.key[0], row.body) for row in rows])
@@ -168,9 +175,11 @@ async def _copy(wreck: _Wreck, output: Path) -> Salvaged:
     finally:
         await store.aclose()
     taken = len(decided) if wreck.counts is None else wreck.counts.decided
+    were = max(answered, default=-1) + 1 if wreck.counts is None else wreck.counts.answered
     return Salvaged(
         answers=len(answered),
-        lost_answers=max(answered, default=-1) + 1 - len(answered),
+        lost_answers=max(were - len(answered), 0),
+        lost_more=not wreck.counts_are_last,
         decisions=len(decided) if complete else 0,
         dropped_decisions=0 if complete else taken,
     )
@@ -184,10 +193,10 @@ class _Wreck:
         self.folder = folder
         self._end = 1000 + copy.stat().st_size // SMALLEST_ROW_BYTES
         path = folder / "run.sqlite"
+        mark = read_mark(folder / "run.lock")
         try:
             run_id = read_run_id(connection, path)
         except (sqlite3.Error, UnicodeDecodeError, InputError):
-            mark = read_mark(folder / "run.lock")
             if mark is None:
                 raise
             run_id = mark[0]
@@ -196,6 +205,9 @@ class _Wreck:
         self.counts: Counts | None = None
         with suppress(sqlite3.Error, UnicodeDecodeError, InputError):
             self.counts = decode_counts(meta(connection, self._checksum, "counts", path))
+        commits = -1 if self.counts is None else self.counts.commits
+        self.counts_are_last = commits >= (mark[1] if mark is not None else 0)
+        """No commit came after them that the file has lost."""
 
     def rows(self, table: str) -> Iterator[Row]:
         """The rows of ``table`` whose checksum holds, in order, around what cannot be read."""

@@ -50,7 +50,10 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
            lambda c: {(("reason", reason),): n for reason, n in c.reasons.items()})  # fmt: skip
     metric("requests_sent_total", "counter", "Requests sent.", lambda c: {(): c.sent})
     metric("answers_total", "counter", "Requests that came to an end, by backend.",
-           lambda c: {(("backend", name),): n for name, n in c.backends.items()})  # fmt: skip
+           lambda c: {(("backend", name),): n for name, n in c.backends.items() if name},
+           )  # fmt: skip
+    metric("unsent_requests_total", "counter", "Requests that there was no prompt to send for.",
+           lambda c: {(): c.backends.get("", 0)})  # fmt: skip
     metric("failed_requests_total", "counter", "Requests that failed permanently.",
            lambda c: {(): c.failed})  # fmt: skip
     metric("attempts_total", "counter", "Attempts, retries among them.",
@@ -64,6 +67,9 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
         for (stage, _), cost in zip(counts, costs, strict=True):
             own = (("stage", stage),) if stage else ()
             lines.append(f"woolmill_cost_total{_labels(own)} {cost or 0.0:.6f}")
+    metric("tokens_without_answer", "gauge",
+           "The most that attempts without an answer may have been billed.",
+           lambda c: {(): c.lost_tokens})  # fmt: skip
     metric("wasted_answers_total", "counter",
            "Answers whose requests had one already, or were asked anew.",
            lambda c: {(): c.wasted})  # fmt: skip

@@ -36,6 +36,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.sent_indexes: list[int] = []
+        self.lost_tokens = 0
+        self.dropped_requests = 0
         self.answers: dict[int, Answer] = {}
         self.decided: dict[int, str | None] = {}
 
@@ -54,11 +56,21 @@ class MemoryStore:
     def keep_limits(self, changes: Sequence[dict[str, Any]]) -> asyncio.Future[None]:
         return _soon()
 
-    def sent(self, prompts: Sequence[Prompt], model: str) -> asyncio.Future[None]:
+    def sent(
+        self, prompts: Sequence[Prompt], model: str, *, reserved: int = 0
+    ) -> asyncio.Future[None]:
+        self.lost(reserved)
         self.sent_indexes += [prompt.index for prompt in prompts]
         return _soon()
 
-    def answered(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
+    def lost(self, tokens: int) -> None:
+        self.lost_tokens += tokens
+
+    def dropped(self, requests: int) -> None:
+        self.dropped_requests += requests
+
+    def answered(self, answers: Sequence[Answer], *, reserved: int = 0) -> asyncio.Future[None]:
+        self.lost(-reserved)
         self.answers |= {answer.index: answer for answer in answers}
         return _soon()
 

@@ -22,7 +22,7 @@ from engine.upkeep.redecide import redecide_run
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"id": "q-7", "question": "What is rain?", "level": 3, "output": "the row's own"},
     {"id": "q-9", "question": "What is snow?", "level": None, "output": "the row's own"},
 ]
@@ -230,7 +230,7 @@ def test_bytes_of_a_table_are_left_out_and_named_once() -> None:
 
 
 def test_a_field_that_the_recipe_gives_itself_is_named_at_the_start() -> None:
-    rows = [{**row, "reply": "the row's own"} for row in QUESTIONS]
+    rows = [row | {"reply": "the row's own"} for row in QUESTIONS]
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     told = run("two.toml", "--rows", "rows.jsonl", "--carry", "reply,id")
     assert "--carry reply: two/reply gives a field of that name itself" in told

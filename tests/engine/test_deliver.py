@@ -343,3 +343,13 @@ async def test_one_account_out_of_credit_is_not_the_run_s_end_fault_024() -> Non
     pool = Pool([failing(99, quota, name="broke"), failing(99, quota, name="broke too")])
     with pytest.raises(StoppedError, match="out of credit"):
         await run([prompt()], pool)
+
+
+@pytest.mark.parametrize("anyio_backend", [VIRTUAL])
+async def test_an_endpoint_out_of_credit_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many calls are in flight there, and whatever answers still come between them."""
+    quota = replace(verdict("fatal", error=StoppedError("out of credit")), reason="quota")
+    broke = failing(99, quota, name="broke", delay_s=1.0)
+    pool = Pool([broke, ScriptedBackend(name="paid")])
+    await asyncio.gather(*[run([prompt(index)], pool) for index in range(6)])
+    assert sum("gets no more work" in line for line in caplog.messages) == 1

@@ -83,5 +83,5 @@ async def test_a_run_of_that_time_goes_on_to_the_same_bytes(tmp_path: Path) -> N
     await run(tmp_path)
     check(tmp_path, "completions")
     opened = sqlite3.connect(tmp_path / "run.sqlite")
-    assert opened.execute("PRAGMA user_version").fetchone() == (4,)
+    assert opened.execute("PRAGMA user_version").fetchone() == (5,)
     opened.close()

@@ -24,6 +24,7 @@ from engine.upkeep.merge import merge_runs
 from engine.upkeep.redecide import redecide_run
 from engine.upkeep.salvage import salvage_run
 from engine.upkeep.verify import problems
+from engine.view.metrics import metrics
 from tests.engine.killed import run_with_kills
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -567,4 +568,10 @@ def test_requests_without_a_prompt_are_told_apart_from_failed_ones(tmp_path: Pat
     assert "unsent   1 request, with no prompt to send" in said
     assert "\nfailed " not in said
     assert "again    once mended: woolmill redecide" in said
+    assert "\ndropped " not in said
     assert ("b", "recipe_error") in refused_of(tmp_path)
+    with RunStore.read(tmp_path / "run") as run:
+        told = metrics(run).splitlines()
+    assert "woolmill_requests_sent_total 2" in told
+    assert 'woolmill_answers_total{backend="scripted"} 2' in told
+    assert "woolmill_unsent_requests_total 1" in told

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,16 @@ def test_the_analysis_adds_up(run_folder: Path) -> None:
     assert near["source"].startswith(("row:", "seed:"))
 
 
-async def _sent(folder: Path, sent: Sequence[int], answered: Sequence[int], *, end: bool) -> None:
+async def _sent(
+    folder: Path, sent: Sequence[int], answered: Sequence[int], *, end: bool, dropped: int = 0
+) -> None:
     """One session: sends, gets some answers, and ends in order or is killed."""
     store = RunStore.open(folder, MANIFEST)
     for index in sent:
         await store.sent([prompt(index)], "m")
     await store.answered([answer(index) for index in answered])
     if end:
+        store.dropped(dropped)
         await store.aclose()
         return
     assert store._writer is not None
@@ -109,7 +113,7 @@ async def _sent(folder: Path, sent: Sequence[int], answered: Sequence[int], *, e
 async def test_every_request_sent_stands_in_one_figure(tmp_path: Path) -> None:
     """Over a stop, a crash and a session that is under way, also where requests are sent again."""
     run = tmp_path / "run"
-    await _sent(run, range(10), range(6), end=True)  # 6 to 9 are dropped
+    await _sent(run, range(10), range(6), end=True, dropped=3)  # 6 to 9 are left
     await _sent(run, range(6, 12), [6, 7, 11], end=False)  # 8, 9 and 10 are lost
     await _sent(run, [8, 9, 10, 12, 13], [8, 12], end=False)  # 9, 10 and 13 are in flight
     with RunStore.read(run) as store:
@@ -122,12 +126,29 @@ async def test_every_request_sent_stands_in_one_figure(tmp_path: Path) -> None:
         shown = page(analysis, {"map": rows_map(store), "verbs": verbs(store)})
     lock.release()
     told = analysis["figures"]
-    assert told["requests"] == told["responses"] + told["failed"] + 4 + 3 + 3 == 21
-    assert told["dropped_at_a_stop"] == 4
+    assert told["requests"] == told["responses"] + told["failed"] + 3 + 1 + 3 + 3 == 21
+    assert told["dropped_at_a_stop"] == 3
+    assert told["waiting_at_a_stop"] == 1  # refused by the server, or not yet sent
     assert told["lost_in_a_crash"] == 3
     assert told["in_flight"] == 3
-    assert "| dropped\\_at\\_a\\_stop | 4 |" in markdown(analysis)
-    assert "4 dropped at a stop, perhaps billed and not kept, 3 lost in a crash, 3 in" in shown
+    assert "| dropped\\_at\\_a\\_stop | 3 |" in markdown(analysis)
+    assert "3 dropped at a stop, perhaps billed and not kept, 1 waiting to be asked again" in shown
+    assert "at a stop, 3 lost in a crash, 3 in flight" in shown
+
+
+@pytest.mark.anyio
+async def test_requests_that_were_never_sent_hide_none_that_was(tmp_path: Path) -> None:
+    """There was no prompt for them, so they are answered by nobody."""
+    await _sent(tmp_path, [0, 1], [], end=True, dropped=1)
+    store = RunStore.open(tmp_path, MANIFEST)
+    await store.sent([prompt(0), prompt(1)], "m")
+    unsent = [replace(answer(index), completion=None, backend="") for index in (2, 3)]
+    await store.answered([answer(0), answer(1), *unsent])
+    await store.aclose()
+    with RunStore.read(tmp_path) as run:
+        assert run.unanswered() == {1: 2}
+        told = analyse(run)["figures"]
+    assert (told["dropped_at_a_stop"], told["waiting_at_a_stop"]) == (1, 1)
 
 
 def test_a_run_without_rows_is_reported(tmp_path: Path) -> None:

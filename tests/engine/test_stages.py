@@ -192,7 +192,7 @@ def test_verify_names_the_stage_that_is_damaged_and_salvage_saves_the_rest(
     assert "row 3" in result.output
     assert "stage 1-ask: " not in result.output
     told = invoke("salvage", chain, "-o", tmp_path / "saved")
-    assert "stage 2-answer: 1 answers are lost" in told
+    assert "stage 2-answer: lost: 1 answer, to be asked for again" in told
     saved = [dump(folder) for folder in stage_folders(tmp_path / "saved")]
     assert saved[0] == was[0]
     assert saved[2] == was[2]

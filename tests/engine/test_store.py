@@ -125,7 +125,7 @@ def test_a_store_of_a_later_format_is_refused_fault_079_fault_098(tmp_path: Path
     later = sqlite3.connect(tmp_path / "run.sqlite")
     later.execute("PRAGMA user_version = 99")
     later.close()
-    with pytest.raises(ConfigError, match="format 99, this Woolmill reads up to format 4"):
+    with pytest.raises(ConfigError, match="format 99, this Woolmill reads up to format 5"):
         RunStore.open(tmp_path, MANIFEST)
 
 

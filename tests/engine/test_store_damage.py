@@ -11,7 +11,9 @@ from typing import Any
 
 import anyio
 import pytest
+from click.testing import CliRunner
 
+from engine.cli.main import cli
 from engine.errors import InputError, OutputError, StoppedError, WoolmillError
 from engine.store import RunReader, RunStore
 from engine.upkeep.salvage import salvage_run
@@ -283,3 +285,54 @@ def test_salvage_reads_around_a_zeroed_page(run: Path, tmp_path: Path, page: int
         answers = [a for a, _ in saved.all_answers()]
     assert len(answers) == found.answers
     assert all(a == answer(a.index) for a in answers)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 300 answers, in some 50 pages of which no row fills one."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    anyio.run(fill, folder, 300)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("gone", "kept"), [(1, 300), (4096, 300), (2 * PAGE, 300), (30 * PAGE, 120), (40 * PAGE, 0)]
+)
+def test_salvage_saves_what_a_cut_has_left(
+    long: Path, tmp_path: Path, gone: int, kept: int
+) -> None:
+    """The end of the file is gone: all that stands before it is kept, and the rest is counted."""
+    run = Path(shutil.copytree(long, tmp_path / "run"))
+    with (run / "run.sqlite").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - gone)
+    found = salvage_run(run, tmp_path / "saved")
+    assert found.answers == kept
+    assert (found.lost_answers, found.lost_more) == (300 - kept, False)
+    assert list(problems(tmp_path / "saved")) == []
+    with RunReader(tmp_path / "saved") as saved:
+        answers = [a for a, _ in saved.all_answers()]
+    assert answers == [answer(index) for index in range(kept)]
+
+
+def test_every_answer_of_a_zeroed_page_is_lost_or_kept(long: Path, tmp_path: Path) -> None:
+    """Whatever page is gone, at the end of a table or of the requests that were sent."""
+    pages = (long / "run.sqlite").stat().st_size // PAGE
+    for page in range(2, pages):
+        run = Path(shutil.copytree(long, tmp_path / f"run-{page}"))
+        overwrite(run / "run.sqlite", page * PAGE, bytes(PAGE))
+        found = salvage_run(run, tmp_path / f"saved-{page}")
+        assert found.answers + found.lost_answers == 300, page
+        assert not found.lost_more, page
+
+
+def test_salvage_says_where_it_cannot_know_how_many_are_lost(long: Path, tmp_path: Path) -> None:
+    """The counts are damaged, and the last answers with them."""
+    run = Path(shutil.copytree(long, tmp_path / "run"))
+    path = run / "run.sqlite"
+    good = path.read_bytes()
+    overwrite(path, good.index(b'"stated_nano"') + 1, b"x")
+    for index in (200, 299):
+        overwrite(path, good.index(b'"index":%d,"demonstrations"' % index) + 9, b"x")
+    done = CliRunner().invoke(cli, ["salvage", str(run), "-o", str(tmp_path / "saved")])
+    assert "298 answers and 0 decisions kept" in done.output
+    assert "lost: at least 1 answer, to be asked for again on resume" in done.output

@@ -101,6 +101,7 @@ class HttpBackend:
         self.dialect = dialect or Dialect()
         self.on_lesson: Callable[[str], None] = lambda what: log.warning("%s: %s", self.name, what)
         """Called with what the dialect learnt, in words."""
+        self._said_unknown = False
         self._untold: list[str] = []
         """Lessons of attempts that then failed for another cause, such as a busy host: kept by the
         dialect, and told with the next answer."""
@@ -359,6 +360,12 @@ class HttpBackend:
             raise Failure(Verdict(kind="settings", reason="model", message=str(error), error=error))
         self._streaming.answered()
         answer.model = self._named(answer.model)
+        if answer.unknown and not self._said_unknown:
+            self._said_unknown = True
+            self.on_lesson(
+                f"answers end with the finish_reason {answer.unknown!r}, which is not known here:"
+                " such answers count as cut off; see what the host's documentation says of it"
+            )
         latency_s = asyncio.get_running_loop().time() - began
         outcomes = answer.completions(prompts, latency_s)
         if any(isinstance(outcome, Completion) for outcome in outcomes):

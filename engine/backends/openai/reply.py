@@ -92,6 +92,8 @@ class Reply:
         self.texts: list[list[str]] = [[] for _ in range(count)]
         self.thoughts: list[list[str]] = [[] for _ in range(count)]
         self.finish: list[str | None] = [None] * count
+        self.unknown = ""
+        """A finish reason that stands in no list here."""
         self.refused = [False] * count
         self.usage: Any = None
         self.model = ""
@@ -175,7 +177,10 @@ class Reply:
         if "usage" in choice:
             self._note_usage(choice)
         if choice.get("finish_reason"):  # "" is what some write while it goes on
-            self.finish[index] = FINISH.get(str(choice["finish_reason"]).lower(), "unknown")
+            word = str(choice["finish_reason"])
+            self.finish[index] = FINISH.get(word.lower(), "unknown")
+            if self.finish[index] == "unknown":
+                self.unknown = clean(word)
 
     def completions(
         self, prompts: Sequence[Prompt], latency_s: float

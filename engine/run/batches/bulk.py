@@ -26,7 +26,7 @@ from engine.run.batches.order import find, order, place
 from engine.run.batches.route import SETTLE_S, Route, Way
 from engine.run.progress import BatchView
 from engine.store import BatchRow
-from engine.text import as_word
+from engine.text import as_word, counted
 
 __all__ = ["Bulk"]
 
@@ -175,7 +175,7 @@ class Bulk:
                 return
             if lane.stops:
                 return  # it is in the store as one that never came to be
-            desk.note(f"{desk.jobs.name}: handing over a batch of {made.lines:,} requests")
+            desk.note(f"{desk.jobs.name}: handing over a batch of {counted(made.lines, 'request')}")
             row, job = await place(desk, made.row, made.lines)
         finally:
             self._busy -= 1
@@ -338,7 +338,7 @@ def _still_running(desk: Desk, rows: Sequence[BatchRow]) -> StoppedError:
 def _how_many(desk: Desk, rows: Sequence[BatchRow]) -> str:
     requests = sum(map(len, rows))
     batches = f"{len(rows)} batches" if len(rows) != 1 else "1 batch"
-    return f"{desk.jobs.name}: {batches} with {requests:,} requests"
+    return f"{desk.jobs.name}: {batches} with {counted(requests, 'request')}"
 
 
 def _out_of_budget(desk: Desk) -> StoppedError:

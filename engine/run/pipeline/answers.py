@@ -42,11 +42,13 @@ class Answers:
         self._state.in_flight += 1
         return self.keep_called(answers)
 
-    def keep_called(self, answers: Sequence[Answer]) -> asyncio.Future[None]:
-        """Keep what came by a call, which is in flight until its answers are durable."""
+    def keep_called(self, answers: Sequence[Answer], *, reserved: int = 0) -> asyncio.Future[None]:
+        """Keep what came by a call, which is in flight until its answers are durable; ``reserved``
+        was booked for it.
+        """
         # Only called back: a task that waited for the commit would cost a wake-up for each answer,
         # and nothing here depends on it but the counts.
-        kept = self._store.answered(answers)
+        kept = self._store.answered(answers, reserved=reserved)
         kept.add_done_callback(partial(self._kept, answers))
         return kept
 

@@ -1,7 +1,8 @@
 """Sending: a slot, the record of what is about to go out, the call, and what came of it.
 
 A request is recorded before it is sent, so that after a crash those that may have been billed are
-known. Its call goes out when that record is committed.
+known, and with it the most that it can cost, so that a budget holds over all sessions of a run. Its
+call goes out when that record is committed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.prompts.fit import Prompts
 from engine.records import Completion, Prompt
 from engine.run.batches.bulk import Bulk
 from engine.run.batches.route import Way
-from engine.run.deliver import RetryPolicy, deliver, most_tokens
+from engine.run.deliver import Books, RetryPolicy, deliver, most_tokens
 from engine.run.pipeline.answers import Answers
 from engine.run.pipeline.requests import Requests
 from engine.run.pipeline.state import RunState
@@ -36,6 +37,28 @@ class _Call:
     prompts: Sequence[Prompt]
     lease: Lease
     scouts: bool
+    reserved: int
+    """Tokens that stand in the store as perhaps billed while the call is under way."""
+
+
+class _Kept(Books):
+    """Keeps with the run what attempts without an answer may have cost."""
+
+    def __init__(self, state: RunState, store: RunStore) -> None:
+        self._state = state
+        self._store = store
+
+    def reserved(self, lease: Lease) -> int:
+        """What to keep of a call that goes out."""
+        return lease.tokens if self._state.pace.paid else 0
+
+    def lost(self, tokens: int) -> None:
+        if self._state.pace.paid:
+            self._store.lost(tokens)
+
+    def dropped(self, requests: int) -> None:
+        self._state.progress.dropped += requests
+        self._store.dropped(requests)
 
 
 class Calls:
@@ -63,6 +86,7 @@ class Calls:
         self._prompts = prompts
         self._policy = policy
         self._bulk = bulk
+        self._books = _Kept(state, store)
         self._tasks: set[asyncio.Task[None]] = set()
         """The calls that have gone out."""
         self._cancelled = False
@@ -115,7 +139,8 @@ class Calls:
         if self._bulk is not None:
             self._bulk.sent_live()
         # The wait may have been long, and another call may have taught the context length.
-        self._record(_Call([self._prompts.current(prompt) for prompt in prompts], lease, scouts))
+        current = [self._prompts.current(prompt) for prompt in prompts]
+        self._record(_Call(current, lease, scouts, self._books.reserved(lease)))
 
     def _is_needless(self, prompts: Sequence[Prompt]) -> bool:
         """Decisions have made it so while the prompts waited for a slot, or a stop has."""
@@ -130,14 +155,17 @@ class Calls:
         # It holds its slot meanwhile, so a slow disk holds back sending, and no more answers come
         # than it takes.
         self._state.in_flight += 1
-        recorded = self._store.sent(call.prompts, call.lease.backend.model)
+        model = call.lease.backend.model
+        recorded = self._store.sent(call.prompts, model, reserved=call.reserved)
         recorded.add_done_callback(partial(self._go, call))
 
     def _go(self, call: _Call, recorded: asyncio.Future[None]) -> None:
         """The record is committed: the call may go out."""
-        error = recorded.exception()
-        if error is not None or self._cancelled:
+        if (error := recorded.exception()) is not None:
             self._over(call, error)
+            return
+        if self._cancelled:
+            self._unanswered(call)
             return
         task = asyncio.get_running_loop().create_task(self._call(call))
         self._tasks.add(task)
@@ -149,7 +177,7 @@ class Calls:
         self._state.progress.sent += len(call.prompts)
         try:
             deliveries = await deliver(
-                call.prompts, self._pool, self._policy, call.lease, self._prompts.refit
+                call.prompts, self._pool, self._policy, call.lease, self._prompts.refit, self._books
             )
         except Exception as error:
             # At once: its slot is free, and a loop's turn later the next call would have taken it.
@@ -160,7 +188,8 @@ class Calls:
                 self._prompts.fitted(delivery.prompt)
         # At once as well: what goes out in its place is recorded behind its answers, and so no more
         # of them wait for the disk than may be in flight.
-        self._answers.keep_called([delivery.answer() for delivery in deliveries])
+        answers = [delivery.answer() for delivery in deliveries]
+        self._answers.keep_called(answers, reserved=call.reserved)
 
     def _came(self, call: _Call, task: asyncio.Task[None]) -> None:
         """A call is over. Not in the task: one that is cancelled before its first step would run
@@ -168,11 +197,16 @@ class Calls:
         """
         self._tasks.discard(task)
         if task.cancelled():
-            self._over(call)
+            self._unanswered(call)
         elif (error := task.exception()) is not None:
-            self._over(call, error)
+            self._unanswered(call, error)
         else:
             self._home(call)
+
+    def _unanswered(self, call: _Call, error: BaseException | None = None) -> None:
+        """The same of a call that was recorded: what it may have cost was told by its attempts."""
+        self._books.lost(-call.reserved)
+        self._over(call, error)
 
     def _over(self, call: _Call, error: BaseException | None = None) -> None:
         """A call has ended without an answer. It is in the store as sent, and is asked again."""

@@ -227,11 +227,8 @@ class Pipeline:
 
     def _leave_batches(self) -> None:
         """Say which batches go on without the run."""
-        if self._bulk is not None:
-            has_answer = self._state.plan.has_answer
-            self.progress.in_batches = sum(not has_answer(index) for index in self._bulk.awaited)
-            if said := self._bulk.left_running():
-                self._display.note(said)
+        if self._bulk is not None and (said := self._bulk.left_running()):
+            self._display.note(said)
 
     async def _watch(self) -> None:
         """Watch the servers, and for what must never be: slots held while nobody is asked."""

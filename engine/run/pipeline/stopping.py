@@ -16,6 +16,7 @@ from engine.run import endings
 from engine.run.batches.bulk import Bulk
 from engine.run.pipeline.state import RunState
 from engine.run.progress import Display, Stop, of_target
+from engine.text import counted
 
 __all__ = ["Stopping"]
 
@@ -98,7 +99,7 @@ class Stopping:
         elif not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
             how += (
                 f", waiting up to {self._state.pace.drain_timeout_s:g} s for"
-                f" {self._state.in_flight} calls in flight"
+                f" {counted(self._state.in_flight, 'call')} in flight"
             )
         # Also where something else has stopped the run: a person who waits wants an answer.
         self._display.note(f"{signum.name}: {how} (once more to leave at once)")
@@ -108,7 +109,7 @@ class Stopping:
         progress = self._state.progress
         self._display.note(
             f"{cause}: going on; accepted {progress.accepted:,}{of_target(progress.target)},"
-            f" {self._state.in_flight} calls in flight"
+            f" {counted(self._state.in_flight, 'call')} in flight"
         )
 
     # What is under way comes home

@@ -572,3 +572,21 @@ async def test_fault_008_more_is_streamed_after_a_silence() -> None:
         server.behaviour = Behaviour(latency_s=0.05)
         answers = await asyncio.gather(*[backend.complete([prompt(i)]) for i in range(100)])
         assert all(isinstance(a, Completion) and a.ttft_s is not None for (a,) in answers)
+
+
+async def test_a_finish_reason_that_nobody_knows_is_named_once() -> None:
+    """Its answers count as cut off, which alone says nothing of the cause."""
+    choice = {"index": 0, "text": " Say it", "finish_reason": "banana\x1b[31m"}
+    answer = httpx.Response(200, json={"model": "m", "choices": [choice]})
+    backend = HttpBackend(
+        "http://localhost", model="m", stream=False,
+        transport=httpx.MockTransport(lambda request: answer),
+    )  # fmt: skip
+    said: list[str] = []
+    backend.on_lesson = said.append
+    for index in range(3):
+        (outcome,) = await backend.complete([prompt(index)])
+        assert isinstance(outcome, Completion)
+        assert outcome.finish_reason == "unknown"
+    assert [line.count("'banana") for line in said] == [1]
+    assert "\x1b" not in said[0]
