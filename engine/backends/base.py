@@ -14,8 +14,10 @@ from typing import Literal, Protocol, runtime_checkable
 from engine.errors import BackendError, WoolmillError
 from engine.records import Completion, Prompt
 
-__all__ = ["Backend", "Failure", "GivesUp", "Making", "Tells", "Verdict"]
+__all__ = ["GIVEN_UP", "Backend", "Failure", "GivesUp", "Making", "Tells", "Verdict"]
 
+GIVEN_UP = "given_up"
+"""The reason of answers that a backend gave up when the run stopped; see ``GivesUp``."""
 ANSWERS_OF_NO_USE = frozenset({"too_large", "encoding"})
 """Reasons of requests that were answered, and paid for, in vain."""
 

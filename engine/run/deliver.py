@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import tenacity
 
-from engine.backends.base import Backend, Failure, Verdict
+from engine.backends.base import GIVEN_UP, Backend, Failure, Verdict
 from engine.errors import WoolmillError
 from engine.limits import OF_THE_PROMPT, Lease, Pool
 from engine.recipes.base import Ask
@@ -156,6 +156,9 @@ async def _attempt(
         results = [o if isinstance(o, Completion) else o.verdict for o in outcomes]
         if lost := lease.release(results):
             books.lost(lost)
+    failed = [outcome.verdict for outcome in outcomes if isinstance(outcome, Failure)]
+    if given_up := sum(verdict.reason == GIVEN_UP for verdict in failed):
+        books.dropped(given_up)
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         if isinstance(outcome, Failure) and (error := _ends_the_run(prompt, outcome, pool, lease)):
             raise error from outcome

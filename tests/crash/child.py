@@ -104,16 +104,12 @@ def stage(store: RunStore) -> str:
 def wrap(cls: type, name: str, say: Callable[..., None]) -> None:
     method = getattr(cls, name)
 
-    def acknowledged(self: object, *args: Any) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = method(self, *args[:2])
-        told = args[2] if len(args) > 2 else None  # whoever waits for it goes on after it is said
+    def acknowledged(self: object, *args: Any, **given: Any) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = method(self, *args, **given)
 
         def tell(done: asyncio.Future[None]) -> None:
-            error = done.exception()
-            if error is None:
-                say(self, *args[:2])
-            if told is not None and not told.done():
-                told.set_exception(error) if error else told.set_result(None)
+            if done.exception() is None:
+                say(self, *args)
 
         future.add_done_callback(tell)
         return future

@@ -66,7 +66,7 @@ def acknowledge_before_commit() -> None:
 def send_before_recording() -> None:
     """A request is sent without a record."""
 
-    def hasty(self: RunStore, prompts: Any, model: str) -> asyncio.Future[None]:
+    def hasty(self: RunStore, prompts: Any, model: str, **_reserved: int) -> asyncio.Future[None]:
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from engine import models
-from engine.backends.base import Failure, Verdict
+from engine.backends.base import GIVEN_UP, Failure, Verdict
 from engine.backends.constraint import CONSTRAINT
 from engine.backends.local.batching import ContinuousBatch, Finished, Request
 from engine.backends.local.kv_cache import ATTENTION, Probe
@@ -172,7 +172,7 @@ class TransformersBackend:
                 continue
             request.cancelled = True
             error = StoppedError("the answer was given up when the run stopped")
-            answer.set_result(Failure(Verdict(kind="fatal", reason="given_up", error=error)))
+            answer.set_result(Failure(Verdict(kind="fatal", reason=GIVEN_UP, error=error)))
             dropped += 1
         return dropped, longest_s
 

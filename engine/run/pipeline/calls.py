@@ -154,9 +154,9 @@ class Calls:
         """Have it committed that a call is about to go out."""
         # It holds its slot meanwhile, so a slow disk holds back sending, and no more answers come
         # than it takes.
-        self._state.in_flight += 1
         model = call.lease.backend.model
         recorded = self._store.sent(call.prompts, model, reserved=call.reserved)
+        self._state.in_flight += 1
         recorded.add_done_callback(partial(self._go, call))
 
     def _go(self, call: _Call, recorded: asyncio.Future[None]) -> None:
