@@ -33,7 +33,8 @@ from engine.errors import (
 from engine.recipes.base import RECIPE_ERROR
 from engine.records import EVERY, SAMPLE
 from engine.screen import drain
-from engine.text import counted
+from engine.stages import BELOW
+from engine.text import as_word, counted
 
 if TYPE_CHECKING:
     from engine.run.generate import Result
@@ -102,12 +103,17 @@ class Ended:
     @property
     def unsent(self) -> int:
         """Of those: requests that were never sent, since the recipe could make no prompt."""
-        unsent = 0
-        for _, counts in self.stages:
-            sent = sum(n for reason, n in counts.reasons.items() if reason.startswith("failed:"))
-            # The same reason stands where a recipe's parser fails, which is no failed request.
-            unsent += min(counts.reasons.get(RECIPE_ERROR, 0), max(0, counts.failed - sent))
-        return unsent
+        return sum(map(_unsent, (counts for _, counts in self.stages)))
+
+    @property
+    def unsent_in(self) -> list[Path]:
+        """The folders of the stages that have such requests."""
+        folder, last = self.result.folder, len(self.stages) - 1
+        return [
+            folder if place == last else folder / BELOW / name
+            for place, (name, counts) in enumerate(self.stages)
+            if _unsent(counts)
+        ]
 
     @property
     def refused(self) -> dict[str, int]:
@@ -253,8 +259,11 @@ def _lines(ended: Ended) -> Iterator[str]:
         where = result.folder / BAD_ROWS
         yield f"left out {counted(bad, 'input row')} that cannot be read, named in {where}"
     if unsent := ended.unsent:
-        see = f"woolmill export {folder} --refused -o refused.jsonl"
-        yield f"unsent   {counted(unsent, 'request')}, with no prompt to send; why: {see}"
+        why = " or ".join(
+            f"woolmill export {as_word(where)} --refused -o refused.jsonl"
+            for where in ended.unsent_in
+        )
+        yield f"unsent   {counted(unsent, 'request')}, with no prompt to send; why: {why}"
     if failed := ended.failed_requests - unsent:
         yield f"failed   {counted(failed, 'request')}, permanently; the report says why"
     if progress.failed:
@@ -270,6 +279,12 @@ def _lines(ended: Ended) -> Iterator[str]:
     yield f"store    {result.folder / 'run.sqlite'}"
     if progress.accepted or ended.refused:
         yield f"look     woolmill view {folder}   or   woolmill report {folder} --format md"
+
+
+def _unsent(counts: Counts) -> int:
+    sent = sum(n for reason, n in counts.reasons.items() if reason.startswith("failed:"))
+    # The same reason stands where a recipe's parser fails, which is no failed request.
+    return min(counts.reasons.get(RECIPE_ERROR, 0), max(0, counts.failed - sent))
 
 
 def _refusals(refused: dict[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -49,7 +50,7 @@ class BadRowError(InputError):
     def raw(self) -> str:
         """The beginning of the row, for a person."""
         if not self._raw and self.values is not None:
-            return str(self.values)[:MOST_RAW]
+            return json.dumps(self.values, ensure_ascii=False, default=str)[:MOST_RAW]
         return self._raw.decode(errors="replace").strip()[:MOST_RAW]
 
 

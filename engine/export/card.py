@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engine.export.layout import ANY_ALPACA, Layout
 from engine.export.split import COSINE_LINK, ROUGE_LINK, Split
 from engine.languages import ENGLISH, MIXED
-from engine.store import Manifest, RunReader
+from engine.stages import open_stages, place_in_chain
+from engine.store import Counts, Manifest, RunReader
 
 __all__ = ["card", "plain"]
 
@@ -44,7 +46,9 @@ def card(
         f"| {plain(reason)} | {count:,} |"
         for reason, count in sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0]))
     )
-    models = ", ".join(plain(name) for name in sorted(counts.models)) or "unknown"
+    stages = _stages_of(run)
+    named = dict.fromkeys(name for stage in stages for name in sorted(stage.counts.models))
+    models = ", ".join(map(plain, named)) or "unknown"
     rouge = f"refused above F = {decision.get('rouge_threshold')}"
     if not layout.compared:
         rouge = "not compared"
@@ -86,13 +90,11 @@ dataset_info:
 | | |
 |---|---|
 | Model | {models} |
-| Recipe | {_recipe(layout, fixed)}, temperature {fixed.get("temperature")}, top-p \
-{fixed.get("top_p")}, run seed {fixed.get("seed")} |
+| Recipe | {_recipe(layout, fixed)}, run seed {fixed.get("seed")} |
 {_source(layout, fixed)}
 | Near-duplicates by ROUGE-L | {rouge} |
 | Near-duplicates by meaning | {semantic} |
-| Requests | {counts.answered:,} answered, {counts.failed:,} failed permanently |
-| Tokens | {counts.prompt_tokens:,} prompt, {counts.completion_tokens:,} completion |
+{_asked(stages)}
 | Accepted | {counts.accepted:,} of {counts.decided:,} pieces |
 
 {_splits(sizes, split)}
@@ -113,6 +115,41 @@ Whether these records may be used, and for what, follows from the terms of the m
 Nobody has read all records. They may be wrong, biased or unsafe, and repeat what the model saw.
 Text that looks like a special token is kept as text: have your tokenizer split special tokens.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Of those that the rows came through: its name, empty where there is one, and what it did."""
+
+    name: str
+    counts: Counts
+    fixed: Mapping[str, Any]
+
+
+def _stages_of(run: RunReader) -> list[_Stage]:
+    stages, place = place_in_chain(run.folder)
+    with open_stages(stages[:place]) as before:
+        runs = [*before, run]
+        return [
+            _Stage(stage.name, each.counts(), each.manifest.fixed)
+            for stage, each in zip(stages, runs, strict=False)
+        ]
+
+
+def _asked(stages: Sequence[_Stage]) -> str:
+    """Who was asked how, and how often: a line for each stage."""
+    lines = []
+    for stage in stages:
+        counts, fixed = stage.counts, stage.fixed
+        models = ", ".join(plain(name) for name in sorted(counts.models)) or "nobody"
+        lines.append(
+            f"| {f'Stage {plain(stage.name)}' if len(stages) > 1 else 'Requests'} | "
+            f"{f'{models}, ' if len(stages) > 1 else ''}"
+            f"temperature {fixed.get('temperature')}, top-p {fixed.get('top_p')}; "
+            f"{counts.answered:,} answered, {counts.failed:,} failed permanently; tokens: "
+            f"{counts.prompt_tokens:,} prompt, {counts.completion_tokens:,} completion |"
+        )
+    return "\n".join(lines)
 
 
 def _made(layout: Layout, manifest: Manifest) -> str:

@@ -14,6 +14,9 @@ from engine.text import counted
 
 __all__ = ["export"]
 
+SHORT = 0.9
+"""Of the rows wanted for validation; where there are fewer, that is said."""
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -79,6 +82,11 @@ def export(
     noun = "pair" if written.format == "preference" else "record"
     noun = "refused piece" if wanted.refused else noun
     click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
+    if parts is not None and parts.rows < SHORT * parts.wanted:
+        click.echo(
+            f"{parts.wanted} were wanted for validation: the others resemble rows outside their"
+            " group, or ask the same"
+        )
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
     if written.unscored:

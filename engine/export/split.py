@@ -56,6 +56,8 @@ class Split:
     """Which of the rows validate, by their number among the accepted ones, from 0 in plan order."""
 
     mask: NDArray[np.bool_]  # (N,)
+    wanted: int
+    """Rows that the share is."""
     by_meaning: bool
     """Whether embeddings were compared as well."""
 
@@ -104,7 +106,7 @@ def split(run: RunReader, share: float, choice: Choice, lineage: Lineage) -> Spl
             f" another one (a ROUGE-L F of {ROUGE_LINK} or more, a cosine of {COSINE_LINK} or more,"
             " or the same question); validate with other rows"
         )
-    return Split(mask=mask, by_meaning=by_meaning)
+    return Split(mask=mask, wanted=wanted, by_meaning=by_meaning)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,7 +27,9 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
     with open_stages(earlier) as before:
         told = [*zip(earlier, before, strict=True), (last, run)]
         counts = [(stage.name, each.counts()) for stage, each in told]
-        costs = [Prices.of(each.manifest.free).cost_if_known(each.counts()) for _, each in told]
+        prices = [Prices.of(each.manifest.free) for _, each in told]
+    costs = [price.cost_if_known(each) for price, (_, each) in zip(prices, counts, strict=True)]
+    lost = [price.cost_of_lost(each) for price, (_, each) in zip(prices, counts, strict=True)]
 
     def metric(name: str, kind: str, help_: str, samples: Callable[[Counts], Samples]) -> None:
         lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} {kind}"))
@@ -61,12 +63,16 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
     metric("tokens_total", "counter", "Tokens billed.",
            lambda c: {(("kind", "prompt"),): c.prompt_tokens,
                       (("kind", "completion"),): c.completion_tokens})  # fmt: skip
-    if any(cost is not None for cost in costs):
-        lines.extend(("# HELP woolmill_cost_total Money spent, in the currency of the prices.",
-                      "# TYPE woolmill_cost_total counter"))  # fmt: skip
-        for (stage, _), cost in zip(counts, costs, strict=True):
-            own = (("stage", stage),) if stage else ()
-            lines.append(f"woolmill_cost_total{_labels(own)} {cost or 0.0:.6f}")
+    for name, kind, help_, amounts in (
+        ("cost_total", "counter", "Money spent, in the currency of the prices.", costs),
+        ("cost_without_answer", "gauge",
+         "The most that attempts without an answer may have cost; a budget counts it.", lost),
+    ):  # fmt: skip
+        if any(cost is not None for cost in costs):
+            lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} {kind}"))
+            for (stage, _), amount in zip(counts, amounts, strict=True):
+                own = (("stage", stage),) if stage else ()
+                lines.append(f"woolmill_{name}{_labels(own)} {amount or 0.0:.6f}")
     metric("tokens_without_answer", "gauge",
            "The most that attempts without an answer may have been billed.",
            lambda c: {(): c.lost_tokens})  # fmt: skip
