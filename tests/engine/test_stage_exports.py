@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,8 @@ def test_samples_of_one_question_are_on_one_side(tmp_path: Path) -> None:
     assert [len(side) for side in sides] == [27, 3]
     assert sides[0].isdisjoint(sides[1])
     assert "120 records, 12 of them validation" in said
+    invoke("export", tmp_path / "run", "--format", "datasets", "-o", tmp_path / "dataset")
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    for stage, count in ("1-answer", 120), ("2-say", 120):
+        asked = rf"\| Stage {stage} \| scripted, temperature .*; {count} answered, 0 failed"
+        assert re.search(asked, card), card
