@@ -349,7 +349,7 @@ WRONG = {
         "stage.judge.user: no stage before gives 'anser'; did you mean 'answer'?"
     ),
     ("{{ question }} {{ answer }}", "{{ row.draft }}"): (
-        "stage.judge.user: no stage before gives 'draft'; there is answer, question, topic"
+        "stage.judge.user: no stage before gives 'draft'; there are answer, question, topic"
     ),
     ('keep = "score >= 3"', 'keep = "scor >= 3"'): "stage.judge.keep: no stage before gives 'scor'",
     ('drop = ["draft"]', 'drop = ["daft"]'): "stage.answer.drop: no stage before gives 'daft'",
