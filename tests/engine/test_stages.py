@@ -284,9 +284,18 @@ def test_a_report_has_a_line_for_each_stage_and_their_sums(chain: Path, base: Pa
 
 def test_what_a_run_of_several_stages_cost_is_told_of_the_stage_and_of_all() -> None:
     """By the report and the page alike: neither is taken for the other."""
-    several = {"figures": {"cost": 1.5}, "stages": [{}, {}], "all_stages": {"cost": 2.75}}
-    assert costs(several) == [("cost of this stage", 1.5), ("cost of all stages", 2.75)]
-    assert costs({"figures": {"cost": 1.5}, "stages": []}) == [("cost", 1.5)]
+    several = {
+        "figures": {"cost": 1.5, "cost_without_answer": 0.0},
+        "stages": [{}, {}],
+        "all_stages": {"cost": 2.75, "cost_without_answer": 0.5},
+    }
+    assert costs(several) == [
+        ("cost of this stage", 1.5),
+        ("cost of all stages", 2.75),
+        ("at most, for attempts without an answer of all stages", 0.5),
+    ]
+    alone = {"figures": {"cost": 1.5, "cost_without_answer": None}, "stages": []}
+    assert costs(alone) == [("cost", 1.5)]
 
 
 def test_the_end_of_a_run_has_a_line_for_each_stage(base: Path, tmp_path: Path) -> None:
