@@ -169,22 +169,7 @@ class RougeIndex:
         item, f = -1, self.threshold
         scratch = self._threads.scratch
         if len(ids) <= self._long.LONG:
-            item, f = self._kernels.find(
-                ids,
-                len(self._vocabulary),
-                self._epoch + 1,
-                self.threshold,
-                scratch.limits,
-                self._tokens,
-                self._starts,
-                self._levels,
-                self._heads,
-                self._signatures,
-                self._postings,
-                scratch.rows,
-                scratch.seen,
-                0,
-            )
+            item, f = self._kernels.find(ids, *self._searched(scratch), 0)
         else:
             self._catch_up()
         if self._long_texts and len(ids) >= self._long_texts.least:
@@ -192,6 +177,23 @@ class RougeIndex:
             if other >= 0 and (item < 0 or (-other_f, other) < (-f, item)):
                 return other, other_f
         return item, f
+
+    def _searched(self, scratch: Scratch) -> tuple[Any, ...]:
+        """What ``kernels.find`` searches, from ``known`` on."""
+        return (
+            len(self._vocabulary),
+            self._epoch + 1,
+            self.threshold,
+            scratch.limits,
+            self._tokens,
+            self._starts,
+            self._levels,
+            self._heads,
+            self._signatures,
+            self._postings,
+            scratch.rows,
+            scratch.seen,
+        )
 
     def _catch_up(self) -> None:
         """Add what a long text could resemble to the long texts. They come seldom, so not before
@@ -341,18 +343,7 @@ class RougeIndex:
                 places,
                 first,
                 self._threads.count,
-                len(self._vocabulary),
-                self._epoch + 1,
-                self.threshold,
-                scratch.limits,
-                self._tokens,
-                self._starts,
-                self._levels,
-                self._heads,
-                self._signatures,
-                self._postings,
-                scratch.rows,
-                scratch.seen,
+                *self._searched(scratch),
                 items,
                 scores,
             )
