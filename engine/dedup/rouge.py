@@ -178,8 +178,10 @@ class RougeIndex:
                 return other, other_f
         return item, f
 
-    def _searched(self, scratch: Scratch) -> tuple[Any, ...]:
-        """What ``kernels.find`` searches, from ``known`` on."""
+    def _searched(
+        self, scratch: Scratch
+    ) -> tuple[int, int, float, Any, Any, Any, Any, Any, Any, Any, Any, Any]:
+        """The arguments of ``kernels.find`` from ``known`` to ``seen``: numbers, then arrays."""
         return (
             len(self._vocabulary),
             self._epoch + 1,
