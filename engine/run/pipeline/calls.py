@@ -204,7 +204,7 @@ class Calls:
             self._home(call)
 
     def _unanswered(self, call: _Call, error: BaseException | None = None) -> None:
-        """The same of a call that was recorded: what it may have cost was told by its attempts."""
+        """A call that was recorded is over; its attempts have told what they may have cost."""
         self._books.lost(-call.reserved)
         self._over(call, error)
 
