@@ -364,7 +364,7 @@ def test_text_for_nobody_is_bounded_and_waits_for_nobody() -> None:
     began = time.monotonic()
     for _ in range(1000):
         assert pump.write(bytes(10_000)) == 10_000
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 30  # were a writer to wait, it would wait for ever
     assert sum(map(len, pump._waiting)) <= screen.MOST_WAITING_BYTES
     os.set_blocking(read, False)
     while pump._size:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from engine.records import Completion, Usage
 from engine.thoughts import BARE, OPENING, TAGS, is_thoughts_only, thoughts_apart
+from tests.linear import in_linear_time
 
 RECORD = " Name a colour.\n4. Input:\n<noinput>\n4. Output:\nRed."
 
@@ -95,8 +94,7 @@ def test_thoughts_without_an_answer(
     "unit",
     ["<think>", "</think>", "<think>a</think>", "<", "\n", "a </think> <think> ", "[THINK]"],
 )
-def test_a_megabyte_of_tags_takes_less_than_a_second(unit: str) -> None:
+def test_a_megabyte_of_tags_is_read_in_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    began = time.perf_counter()
-    thoughts_apart(completion(text))
-    assert time.perf_counter() - began < 1
+    with in_linear_time():
+        thoughts_apart(completion(text))

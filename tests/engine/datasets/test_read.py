@@ -7,7 +7,6 @@ import gzip
 import json
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from engine.errors import InputError
 from engine.export.formats import writer
 from engine.export.rows import rows
 from engine.store import RunStore
+from tests.linear import in_linear_time
 
 pytestmark = pytest.mark.slow
 
@@ -238,11 +238,10 @@ def test_a_gzip_bomb_is_bounded(tmp_path: Path) -> None:
     with gzip.open(path, "wb", 9) as file:
         for _ in range(1000):
             file.write(row * 1000)
-    began = time.process_time()
-    with pytest.raises(InputError, match="200 times its size"):
-        for _ in read_rows(path):
-            pass
-    assert time.process_time() - began < 10
+    with in_linear_time():
+        with pytest.raises(InputError, match="200 times its size"):
+            for _ in read_rows(path):
+                pass
     with gzip.open(path, "wb") as file:
         file.write(b" " * (forms.MAX_LINE_BYTES + 2**20) + b"\n" + row)
     with pytest.raises(InputError, match=r"200 times its size|longer than"):
@@ -276,11 +275,10 @@ def test_a_megabyte_of_anything_is_read_in_no_time(
 ) -> None:
     path = tmp_path / "rows"
     path.write_text(before + fragment * (1_000_000 // len(fragment)))
-    began = time.process_time()
-    try:
-        for _ in Dataset(path):
-            pass
-    except InputError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
-        assert len(str(error)) < 600  # noqa: PT017
-    assert time.process_time() - began < 3
+    with in_linear_time():
+        try:
+            for _ in Dataset(path):
+                pass
+        except InputError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+            assert len(str(error)) < 600  # noqa: PT017

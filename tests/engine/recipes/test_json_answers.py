@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from typing import Any
 
 import pytest
 
 from engine.errors import ConfigError
 from engine.recipes.json_answers import JsonAnswer
+from tests.linear import in_linear_time
 
 SCHEMA = {
     "type": "object",
@@ -223,16 +223,14 @@ def test_what_is_no_schema_or_lies_elsewhere_is_refused(schema: dict[str, Any]) 
 @pytest.mark.parametrize("cut", [False, True])
 def test_the_time_is_linear_in_the_answer(text: str, cut: bool) -> None:
     """A model that has fallen into a loop must not hold up the process that decides."""
-    began = time.process_time()
-    came = found(JsonAnswer(SCHEMA), text, cut)
-    assert time.process_time() - began < 1.0
+    with in_linear_time():
+        came = found(JsonAnswer(SCHEMA), text, cut)
     assert all(isinstance(each, tuple) for each in came)
 
 
 def test_a_pattern_of_a_schema_cannot_backtrack_for_ever() -> None:
     schema = {"type": "object", "properties": {"q": {"type": "string", "pattern": "^(?=(a+)+$)x"}}}
-    began = time.process_time()
-    ((reason, detail),) = found(JsonAnswer(schema), json.dumps({"q": "a" * 5_000 + "b"}), False)
+    with in_linear_time():
+        ((reason, detail),) = found(JsonAnswer(schema), json.dumps({"q": "a" * 5_000 + "b"}), False)
     assert reason == "invalid"
     assert re.search("q: ", detail)
-    assert time.process_time() - began < 2.0
