@@ -27,6 +27,7 @@ from engine.export.choice import Choice, choose
 from engine.export.formats import Format
 from engine.export.layout import ALPACA_FIELDS, Layout, layout_of, typed
 from engine.export.options import Options
+from engine.export.outcomes import Outcomes
 from engine.export.preference import Pairs
 from engine.export.refused import refused_lines
 from engine.export.rows import Row, rows
@@ -92,6 +93,8 @@ class Export:
     """Input rows that ``best`` leaves out: no sample of theirs has a score."""
     unpaired: tuple[tuple[str, int], ...] = ()
     """Input rows that gave no preference pair: why, and how many."""
+    outcomes: tuple[tuple[str, int], ...] = ()
+    """Of ``Options.outcomes``: what input rows came to, and how many."""
 
 
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
@@ -164,6 +167,8 @@ def export_dataset(
         failpoint("export.written")
         ledger.expect(run.folder, path, written)
 
+    if options.outcomes:
+        return _outcomes(run, path, placing)
     if options.refused:
         records = _lines(run, path, refused_lines(run, layout.own("id")), placing)
         return Export(path=path, format=format, records=records, split=None)
@@ -245,6 +250,20 @@ def _preference(
         records=records,
         split=None,
         unpaired=tuple((why, count) for why, count in unpaired if count),
+    )
+
+
+def _outcomes(run: RunReader, path: Path, placing: Callable[[Path], None]) -> Export:
+    stages, place = place_in_chain(run.folder)
+    with open_stages(stages[:place]) as before:
+        outcomes = Outcomes(stages[: place + 1], [*before, run])
+        records = _lines(run, path, outcomes, placing)
+    return Export(
+        path=path,
+        format="jsonl",
+        records=records,
+        split=None,
+        outcomes=tuple(outcomes.counts.most_common()),
     )
 
 

@@ -40,6 +40,8 @@ SHORT = 0.9
               help="Of each input row's samples only that with the highest FIELD.")  # fmt: skip
 @click.option("--refused", is_flag=True,
               help="jsonl: what was refused instead, with reason, answer and input.")  # fmt: skip
+@click.option("--outcomes", is_flag=True,
+              help="jsonl: what became of each input row instead, through all stages.")  # fmt: skip
 @click.option("--take", type=click.IntRange(min=0), metavar="N",
               help="Only the first N rows; with --group the first N lines.")  # fmt: skip
 @click.option("--sort", metavar="FIELD",
@@ -72,6 +74,7 @@ def export(
     woolmill export runs/judged --best score -o best-of-four.jsonl
     woolmill export runs/judged --format preference --by score -o pairs.jsonl
     woolmill export runs/alpaca --refused -o refused.jsonl
+    woolmill export runs/judged --outcomes -o outcomes.jsonl
     """
     with RunStore.read(folder) as run:
         run.named_recipe = recipe
@@ -80,13 +83,15 @@ def export(
     parts = written.split
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
     noun = "pair" if written.format == "preference" else "record"
-    noun = "refused piece" if wanted.refused else noun
+    noun = "refused piece" if wanted.refused else "input row" if wanted.outcomes else noun
     click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
     if parts is not None and parts.rows < SHORT * parts.wanted:
         click.echo(
             f"{parts.wanted} were wanted for validation: the others resemble rows outside their"
             " group, or ask the same"
         )
+    if written.outcomes:
+        click.echo(", ".join(f"{count:,} {outcome}" for outcome, count in written.outcomes))
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
     if written.unscored:

@@ -283,6 +283,7 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     numbered = layout.samples is not None
     after = [
         (own("model"), pa.string()),
+        *((own(name), pa.list_(pa.string())) for name in ("models",) if layout.makers),
         (own("demonstrations"), pa.list_(pa.string())),
         *((own(name), pa.int64()) for name in ("row", "sample") if numbered),
         *((own(name), pa.list_(pa.string())) for name in ("parents",) if layout.lineage),
@@ -305,6 +306,8 @@ def _parquet(file: BinaryIO, layout: Layout) -> Iterator[Write]:
         record = layout.record(row)
         line = {name: _held(value, columns[name]) for name, value in record.items()}
         line |= {own("id"): row.id, own("model"): row.model}
+        if layout.makers:
+            line[own("models")] = layout.makers.of(row)
         line[own("demonstrations")] = list(row.demonstrations)
         if numbered:
             line[own("row")], line[own("sample")] = layout.place(row)

@@ -12,12 +12,13 @@ from typing import Any
 
 from engine.errors import ConfigError, InputError
 from engine.export.columns import Type, columns_of
+from engine.export.makers import Makers
 from engine.export.rows import Row
 from engine.kept import recipe_of
 from engine.recipes.base import Recipe
 from engine.recipes.load import ALPACA
 from engine.records import Record
-from engine.stages import Lineage, samples_of
+from engine.stages import Lineage, open_stages, place_in_chain, samples_of
 from engine.store import RunReader
 
 __all__ = [
@@ -52,6 +53,8 @@ class Layout:
     """Samples too that a row was made of; each line says which it is."""
     lineage: Lineage | None = None
     """Each line says what its row was made of in the stages before."""
+    makers: Makers | None = None
+    """Of a run of several stages: each line says which model answered in which of them."""
     types: Mapping[str, Type] | None = None
     """Of a table's columns; None: all are text."""
 
@@ -84,6 +87,8 @@ class Layout:
         """The row with where it comes from, as JSON has it."""
         own, decision = self.own, row.decision
         line = {own("id"): row.id, **self.record(row), own("model"): row.model}
+        if self.makers is not None:
+            line[own("models")] = self.makers.of(row)
         line[own("demonstrations")] = row.demonstrations
         if self.samples is not None:
             line[own("row")], line[own("sample")] = self.place(row)
@@ -125,12 +130,21 @@ def layout_of(run: RunReader) -> Layout:
         alpaca=alpaca,
         recipe=recipe,
         samples=samples_of(run),
+        makers=_makers_of(run),
         compared=alpaca
         or (
             stored.decision.get("rouge_threshold") is not None
             and (recipe is None or any(stage.compares for stage in recipe.stages))
         ),
     )
+
+
+def _makers_of(run: RunReader) -> Makers | None:
+    stages, place = place_in_chain(run.folder)
+    if place == 0:
+        return None
+    with open_stages(stages[:place]) as before:
+        return Makers(stages[: place + 1], [*before, run])
 
 
 def typed(layout: Layout, run: RunReader) -> Layout:

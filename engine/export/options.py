@@ -32,6 +32,8 @@ class Options:
     """Of the samples of each input row only the one with the highest value of this field."""
     refused: bool = False
     """``jsonl`` only: the refused pieces instead of the rows; see ``engine.export.refused``."""
+    outcomes: bool = False
+    """``jsonl`` only: what became of each input row; see ``engine.export.outcomes``."""
     take: int | None = None
     """So many rows; with ``group``, lines. For this and the next two see
     ``engine.export.choice.choose``."""
@@ -48,9 +50,10 @@ class Options:
 
     def check(self, format: Format, layout: Layout) -> None:
         """Raises UsageError or ConfigError for what cannot be had of these rows in this format."""
-        if self.refused:
-            if format != "jsonl" or self != Options(refused=True):
-                raise UsageError("--refused goes alone, with --format jsonl")
+        if self.refused or self.outcomes:
+            if format != "jsonl" or self not in (Options(refused=True), Options(outcomes=True)):
+                flag = "--refused" if self.refused else "--outcomes"
+                raise UsageError(f"{flag} goes alone, with --format jsonl")
             return
         if format == "alpaca":
             check_alpaca(layout)

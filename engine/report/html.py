@@ -24,7 +24,7 @@ from engine.recipes.base import telling_text
 from engine.report.analysis import analyse
 from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
-from engine.report.stages import COLUMNS, costs, lines
+from engine.report.stages import COLUMNS, costs, lines, models
 from engine.store import RunReader
 from engine.text import counted, shorten, visible
 
@@ -79,8 +79,7 @@ def page(analysis: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     """The page for an analysis and its pictures."""
     drawn = charts(dict(analysis), dict(pictures))
     figures = analysis["figures"]
-    model = visible(str(figures["model"]))
-    title = f"{counted(figures['accepted'], 'record')} by {model}"
+    title = f"{counted(figures['accepted'], 'record')} by {visible(models(analysis))}"
     return document(title, "".join(_sections(analysis, pictures, drawn)), drawn)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.report.stages import COLUMNS, costs, lines
+from engine.report.stages import COLUMNS, costs, lines, models
 from engine.text import counted, shorten, visible
 
 __all__ = ["markdown", "table"]
@@ -21,7 +21,7 @@ def markdown(analysis: Mapping[str, Any]) -> str:
 
 def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     figures = analysis["figures"]
-    yield f"# {counted(figures['accepted'], 'record')} by {_cell(figures['model'])}"
+    yield f"# {counted(figures['accepted'], 'record')} by {_cell(models(analysis))}"
     names = (
         "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
         "waiting_at_a_stop", "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed",

@@ -10,14 +10,14 @@ from engine.report.figures import figures
 from engine.stages import open_stages, stages_of_run
 from engine.store import RunReader
 
-__all__ = ["COLUMNS", "lines", "main_reasons", "stage_figures"]
+__all__ = ["COLUMNS", "lines", "main_reasons", "models", "stage_figures"]
 
 KEPT = (
-    "requests", "responses", "failed", "pieces", "accepted", "rejected", "tokens", "cost",
+    "model", "requests", "responses", "failed", "pieces", "accepted", "rejected", "tokens", "cost",
     "cost_without_answer",
 )  # fmt: skip
 """What is taken of a stage's figures."""
-COLUMNS = ("stage", "asked", "answered", "failed", "accepted", "refused", "tokens", "cost")
+COLUMNS = ("stage", "model", "asked", "answered", "failed", "accepted", "refused", "tokens", "cost")
 """The heads of the table of which ``lines`` gives the rows."""
 MAIN = 3
 """Reasons that are named; the others are counted."""
@@ -46,6 +46,12 @@ def stage_figures(run: RunReader) -> dict[str, Any]:
         "cost_without_answer": _sum([stage["cost_without_answer"] for stage in stages]),
     }
     return {"stages": stages, "all_stages": summed}
+
+
+def models(analysis: Mapping[str, Any]) -> str:
+    """The models of all stages, each once: ``writer, judge``."""
+    stages = analysis["stages"] or [analysis["figures"]]
+    return ", ".join(dict.fromkeys(str(stage["model"]) for stage in stages if stage["model"]))
 
 
 def _sum(costs: Sequence[float | None]) -> float | None:
@@ -90,6 +96,7 @@ def lines(analysis: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     told = [
         (
             stage["stage"],
+            stage["model"],
             stage["requests"],
             stage["responses"],
             stage["failed"],
@@ -102,4 +109,4 @@ def lines(analysis: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     ]
     summed = analysis["all_stages"]
     tokens = sum(summed["tokens"].values())
-    return [*told, ("all stages", summed["requests"], "", "", "", "", tokens, summed["cost"])]
+    return [*told, ("all stages", "", summed["requests"], "", "", "", "", tokens, summed["cost"])]
