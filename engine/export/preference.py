@@ -50,7 +50,9 @@ class Pairs:
     """Input rows whose best and worst sample do not answer the same turns."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """``prompt``, ``chosen``, ``rejected`` (lists of turns) and both scores, in plan order.
+        """``prompt``, ``chosen``, ``rejected`` (lists of turns), the score and the id of both, the
+        number of the input row that they are samples of, and the fields that both carry over from
+        it; in plan order.
 
         Raises ConfigError where rows have no such field or number, where no stage has several
         samples, and where a row makes no chat.
@@ -62,10 +64,10 @@ class Pairs:
             for row in rows(self.run, provenance=reasoning, all_samples=samples)
             if row.decision.accepted is not samples
         )
-        for _, group in groupby(candidates, self._group):
+        for number, group in groupby(candidates, self._group):
             pair = self._pair([*self._scored(group)])
             if pair is not None:
-                yield pair
+                yield {**pair, "row": number}
 
     def _group(self, row: Row) -> int:
         return group_of(self.lineage, row, "--format preference")
@@ -93,12 +95,16 @@ class Pairs:
         if chosen == rejected:
             self.ties += 1
             return None
+        carried = self.run.manifest.decision.get("carry") or ()
         return {
+            **{name: best.row.record.get(name) for name in carried},
             "prompt": asked,
             "chosen": chosen,
             "rejected": rejected,
             "score_chosen": best.score,
             "score_rejected": worst.score,
+            "id_chosen": best.row.id,
+            "id_rejected": worst.row.id,
         }
 
     def _turns(self, row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
