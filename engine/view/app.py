@@ -82,7 +82,7 @@ def make_app(stages: Sequence[Rows], access: Access) -> ASGIApp:
         Route("/enter", partial(_enter, access=access)),
         Route("/static/{name}", _static),
         Route("/api/state", partial(_json, ask=views.state)),
-        Route("/api/rows", partial(_json, ask=lambda query: _rows(views.rows(query), query))),
+        Route("/api/rows", partial(_json, ask=views.found)),
         Route("/api/row/{request:int}/{position:int}", partial(_row, views=views)),
         Route("/report", partial(_report, views=views)),
         Route("/metrics", partial(_metrics, folder=stages[-1].folder)),
@@ -117,6 +117,25 @@ class _Stages:
 
     def rows(self, query: QueryParams) -> Rows:
         return self._rows[self._name(query)]
+
+    def found(self, query: QueryParams) -> dict[str, Any]:
+        """A page of the rows of one stage; with words, also how many each other stage has."""
+        rows = self.rows(query)
+        words, status = query.get("q", "")[:1000], query.get("status", "all")
+        others = [each for each in self._rows.values() if words.strip() and each is not rows]
+        counted = [(each.name, each.matches(words, status=status)) for each in others]
+        before = query.get("before", "")
+        return {
+            **rows.find(
+                words,
+                status=status,
+                reason=query.get("reason", "")[:100],
+                before=int(before)
+                if before.isascii() and before.isdigit() and len(before) < 16
+                else NEWEST,
+            ),
+            "elsewhere": [[name, matches] for name, matches in counted if matches],
+        }
 
     def report(self, query: QueryParams) -> _Report:
         return self._reports[self._name(query)]
@@ -190,11 +209,14 @@ class _Guard:
 
 
 async def _enter(request: Request, *, access: Access) -> Response:
-    """Exchange the link's token for a cookie, and lead to an address without it."""
+    """Exchange the link's token for a cookie, and lead to an address without it, which shows what
+    the link names.
+    """
     if not access.admits(request.query_params.get("token")):
         return PlainTextResponse("open the link that woolmill view printed", 401)
-    stage = request.query_params.get("stage")
-    response = RedirectResponse(f"/?{urlencode({'stage': stage})}" if stage else "/", 303)
+    told = request.query_params
+    shown = {name: told[name] for name in ("stage", "q", "status", "reason") if name in told}
+    response = RedirectResponse(f"/?{urlencode(shown)}" if shown else "/", 303)
     response.set_cookie(access.cookie, access.token, httponly=True, samesite="strict", path="/")
     return response
 
@@ -238,18 +260,6 @@ def _without_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_surrogates(item) for key, item in value.items()}
     return value
-
-
-def _rows(rows: Rows, query: QueryParams) -> dict[str, Any]:
-    before = query.get("before", "")
-    return rows.find(
-        query.get("q", "")[:1000],
-        status=query.get("status", "all"),
-        reason=query.get("reason", "")[:100],
-        before=int(before)
-        if before.isascii() and before.isdigit() and len(before) < 16
-        else NEWEST,
-    )
 
 
 async def _row(request: Request, *, views: _Stages) -> Response:

@@ -12,7 +12,7 @@ import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,37 +135,14 @@ class Rows:
             before: the ``next`` of the page before.
         """
         self._take_in()
-        parts = ["id < ?"]
-        where = {"accepted": "reason IS NULL", "refused": "reason IS NOT NULL"}.get(status)
-        if where:
-            parts.append(where)
-        if reason:
-            parts.append("reason = ?")
-        match = _match(words)
-        source = "row"
-        number = self._number(words)
-        if number:
-            parts.append("request = ? AND position = ?")
-        elif match is not None:
-            parts.append("text MATCH ?")
-            # CROSS: the words first, or SQLite tries them on one row after the other.
-            source = "text CROSS JOIN row ON row.id = text.rowid"
-        elif words.strip():
-            return {"rows": [], "matches": 0, "next": None}
-        sought = number or ([match] if match else [])
-        values: list[Any] = [*([reason] if reason else []), *sought]
-        condition = " AND ".join(parts)
         with self._lock:
+            source, condition, values = self._sought(words, status, reason)
             found = self._index.execute(
-                f"SELECT id, request, position FROM {source} WHERE {condition}"
+                f"SELECT id, request, position FROM {source} WHERE {condition} AND id < ?"
                 f" ORDER BY id DESC LIMIT {PAGE + 1}",
-                [before, *values],
+                [*values, before],
             ).fetchall()
-            matches = self._index.execute(
-                f"SELECT count(*) FROM (SELECT 1 FROM {source} WHERE {condition}"
-                f" LIMIT {COUNTED + 1})",
-                [NEWEST, *values],
-            ).fetchone()[0]
+            matches = self._count(source, condition, values)
         with RunReader(self.folder) as run:
             decisions = [_decision(run, request, position) for _, request, position in found[:PAGE]]
             briefs = [self._brief(run, decision) for decision in decisions]
@@ -175,15 +152,50 @@ class Rows:
             "next": found[PAGE - 1][0] if len(found) > PAGE else None,
         }
 
+    def matches(self, words: str, *, status: str = "all") -> int:
+        """How many decisions hold all ``words``, up to one more than ``COUNTED``."""
+        self._take_in()
+        with self._lock:
+            return self._count(*self._sought(words, status))
+
+    def _sought(self, words: str, status: str, reason: str = "") -> tuple[str, str, list[Any]]:
+        """A question for the index: what it is asked of, its condition, and the values in that."""
+        parts: list[str] = []
+        values: list[Any] = []
+        source = "row"
+        if number := self._number(words):
+            parts.append("request = ? AND position = ?")
+            values += number
+        elif (match := _match(words)) is not None:
+            parts.append("text MATCH ?")
+            values.append(match)
+            # CROSS: the words first, or SQLite tries them on one row after the other.
+            source = "text CROSS JOIN row ON row.id = text.rowid"
+        elif words.strip():
+            parts.append("FALSE")
+        where = {"accepted": "reason IS NULL", "refused": "reason IS NOT NULL"}.get(status)
+        if where:
+            parts.append(where)
+        if reason:
+            parts.append("reason = ?")
+            values.append(reason)
+        return source, " AND ".join(parts) or "TRUE", values
+
+    def _count(self, source: str, condition: str, values: Sequence[Any]) -> int:
+        found = self._index.execute(
+            f"SELECT count(*) FROM (SELECT 1 FROM {source} WHERE {condition} LIMIT {COUNTED + 1})",
+            values,
+        )
+        return int(found.fetchone()[0])
+
     def _number(self, words: str) -> list[Any]:
         """The request and position that words name, where there is such a row."""
         if (named := NUMBERED.fullmatch(words.strip())) is None:
             return []
         place = [int(named[1]), int(named[2])]
-        with self._lock:
-            found = self._index.execute(
-                "SELECT 1 FROM row WHERE request = ? AND position = ?", place
-            ).fetchone()
+        found = self._index.execute(
+            "SELECT 1 FROM row WHERE request = ? AND position = ?", place
+        ).fetchone()
         return place if found else []
 
     def _brief(self, run: RunReader, decision: Decision) -> dict[str, Any]:

@@ -18,8 +18,12 @@ from engine.store import RunReader
 from engine.upkeep.redecide import redecide_run
 from tests.engine import browser
 from tests.engine.devtools import OUT_OF_PLACE, Tab, tab
+from tests.engine.run.test_chain import accepted
+from tests.engine.staged_runs import base, chain, made
 from tests.engine.test_report import hostile_run
-from tests.engine.test_view import page_rows, served
+from tests.engine.test_view import page_rows, served, stage_rows
+
+__all__ = ["base", "chain", "made"]  # fixtures
 
 pytestmark = pytest.mark.slow
 
@@ -137,3 +141,36 @@ def test_the_filter_follows_a_run_that_is_decided_again(
     with RunReader(run) as now:
         assert rows.find("")["matches"] == now.counts().decided
     rows.close()
+
+
+def test_words_are_found_in_every_stage_and_stand_in_the_address(chain: Path, screen: Tab) -> None:
+    """Each other stage says how many it holds, a tap leads there, and the address shows the same."""
+    listed = "document.querySelectorAll('#rows li').length"
+    ask, answer, judge = stage_rows(chain)
+    words = accepted(chain)[0]["question"].split()[-1]  # a drawn word, which few rows have
+    found = [stage.find(words, status="accepted")["matches"] for stage in (ask, answer, judge)]
+    assert all(0 < count <= 50 for count in found)
+    with served(chain) as page:
+        for width in WIDTHS:
+            screen.look_as(width)
+            screen.open(f"{page.link}&status=accepted&q={words}", until=LISTED)
+            screen.wait(f"{listed} === {found[2]}")
+            told = screen.ask(
+                "[...document.querySelectorAll('#elsewhere button')].map(b => b.textContent)"
+            )
+            assert told == [f"stage 1-ask: {found[0]}", f"stage 2-answer: {found[1]}"]
+            assert screen.ask(OUT_OF_PLACE) == [], width
+            screen.tap("#elsewhere button")
+            screen.wait(f"{listed} === {found[0]}")
+            wanted = f"?q={words}&status=accepted&stage=1-ask"
+            assert screen.ask("location.search") == wanted
+            screen.open(f"{page.url}/{wanted}", until=LISTED)
+            screen.wait(f"{listed} === {found[0]}")
+            assert screen.ask("document.querySelector('#words').value") == words
+            screen.open(f"{page.url}/?status=refused&reason=low", until=LISTED)
+            assert screen.ask("document.querySelector('#reason').value") == "low"
+            refused = judge.find("", status="refused", reason="low")["matches"]
+            screen.wait(f"{listed} === {refused}")
+    assert screen.console == []
+    for stage in (ask, answer, judge):
+        stage.close()

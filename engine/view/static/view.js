@@ -39,7 +39,23 @@ async function ask(path) {
 let stage = new URLSearchParams(location.search).get("stage") ?? "";
 
 const ofStage = (path) => stage ? `${path}${path.includes("?") ? "&" : "?"}${new URLSearchParams({ stage })}` : path;
-const address = (id) => `${ofStage(location.pathname)}${id ? `#${id}` : ""}`;
+
+// What is looked for stands in the address, so that a link or a reload shows the same rows.
+const filter = () => Object.entries({ q: at("words").value, status: at("status").value, reason: at("reason").value })
+  .filter(([name, value]) => value && !(name === "status" && value === "all"));
+function address(id) {
+  const told = new URLSearchParams([...filter(), ...(stage ? [["stage", stage]] : [])]).toString();
+  return `${location.pathname}${told ? `?${told}` : ""}${id ? `#${id}` : ""}`;
+}
+
+function restoreFilter() {
+  const told = new URLSearchParams(location.search);
+  at("words").value = told.get("q") ?? "";
+  if (told.has("status")) at("status").value = told.get("status");
+  if (!at("status").value) at("status").value = "all";
+  const reason = told.get("reason");
+  if (reason) at("reason").append(new Option(visible(reason), reason, true, true));
+}
 
 function showStages(state) {
   const select = at("stage");
@@ -174,8 +190,20 @@ async function search(before = null) {
   else at("rows").append(...items);
   next = found.next;
   at("more").hidden = next === null;
+  if (before === null) showElsewhere(found.elsewhere);
   at("matches").textContent = found.matches > 10000 ? "10,000+ rows" : `${number(found.matches)} rows`;
   document.body.dataset.rows = String(at("rows").children.length);
+}
+
+// The other stages that hold what is looked for, each with a button that leads there.
+function showElsewhere(stages) {
+  at("elsewhere").hidden = !stages.length;
+  at("elsewhere").replaceChildren("also in", ...stages.map(([name, matches]) => {
+    const there = element("button", "", `stage ${visible(name)}: ${matches > 10000 ? "10,000+" : number(matches)}`);
+    there.type = "button";
+    there.addEventListener("click", () => enter(name).catch(complain));
+    return there;
+  }));
 }
 
 function item(row) {
@@ -325,7 +353,10 @@ async function poll() {
   setTimeout(poll, POLL_MS);
 }
 
-const again = () => search().catch(complain);
+function again() {
+  history.replaceState(history.state, "", address(location.hash.slice(1)));
+  search().catch(complain);
+}
 at("search").addEventListener("submit", (event) => { event.preventDefault(); again(); });
 at("words").addEventListener("input", again);
 at("stage").addEventListener("change", () => enter(at("stage").value).catch(complain));
@@ -338,6 +369,7 @@ addEventListener("popstate", () => {
   else leave();
 });
 at("more").addEventListener("click", () => search(next).catch(complain));
+restoreFilter();
 if (ROW.test(location.hash.slice(1))) open(location.hash.slice(1)).catch(complain);
 if (!narrow.matches) at("words").focus(); // on a phone the keyboard would cover the rows
 poll();
