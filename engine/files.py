@@ -115,7 +115,7 @@ def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Itera
         DiskError: writing failed; an older file at ``path`` is untouched.
     """
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder; choose another -o")
+        raise OutputError(f"{path}: is a folder; choose another place")
     with _cannot_create(path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
@@ -141,7 +141,7 @@ def new_folder(path: Path, placing: Callable[[Path], None] | None = None) -> Ite
     ``placing``, and what is raised, as in ``new_file``.
     """
     if path.exists() and not path.is_dir():
-        raise OutputError(f"{path}: is a file, where a folder is to be; choose another -o")
+        raise OutputError(f"{path}: is a file, where a folder is to be; choose another place")
     with _cannot_create(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -197,7 +197,9 @@ def _cannot_create(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise OutputError(f"{path}: cannot be created: {exc.strerror}; choose another -o") from exc
+        raise OutputError(
+            f"{path}: cannot be created: {exc.strerror}; choose another place"
+        ) from exc
 
 
 @contextmanager

@@ -37,6 +37,7 @@ __all__ = [
     "parent_of",
     "place_in_chain",
     "remedy",
+    "root_of",
     "samples_of",
     "stage_named",
     "stages_of_run",
@@ -90,6 +91,11 @@ def folders_below(folder: Path) -> list[tuple[int, Stage]]:
             if matched is not None and (path / "run.sqlite").is_file():
                 found.append((int(matched[1]), Stage(path.name, path)))
     return sorted(found, key=lambda each: each[0])
+
+
+def root_of(folder: Path) -> Path:
+    """The folder of the run that ``folder`` is a stage of, or is itself."""
+    return folder.parent.parent if folder.parent.name == BELOW else folder
 
 
 def missing_stages(folder: Path) -> list[int]:
@@ -313,8 +319,8 @@ def _with_parents(
 
 def remedy(folder: Path) -> str:
     """The command that drops the answers which the stage in ``folder`` made stale."""
-    root = folder.parent.parent if folder.parent.name == BELOW else folder
-    return f"woolmill redecide {as_word(root)} --stage {as_word(folder.name)} --drop-stale"
+    root, stage = as_word(root_of(folder)), as_word(folder.name)
+    return f"woolmill redecide {root} --stage {stage} --drop-stale"
 
 
 def parent_of(run: RunReader, rank: int, record: Record | None) -> Decision:

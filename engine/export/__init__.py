@@ -37,7 +37,7 @@ from engine.files import cannot_write, check_output
 from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
-from engine.stages import BELOW, Lineage, folders_below, open_stages, place_in_chain
+from engine.stages import Lineage, folders_below, open_stages, place_in_chain, root_of
 from engine.store import SNAPSHOT, Manifest, RunReader
 
 __all__ = [
@@ -63,7 +63,7 @@ OWN_FILES = (
 def own_files(folder: Path) -> list[Path]:
     """Those of the run in ``folder``, and of all stages of the run that this is a stage of."""
     folder = folder.absolute()
-    root = folder.parent.parent if folder.parent.name == BELOW else folder
+    root = root_of(folder)
     folders = [root, folder, *(stage.folder for _, stage in folders_below(root))]
     return [place / name for place in folders for name in OWN_FILES]
 

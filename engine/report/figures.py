@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.datasets import BAD_ROWS
 from engine.money import Prices
 from engine.recipes.load import ALPACA
+from engine.stages import root_of
 from engine.store import Counts, RunReader
 from engine.store.lock import is_held
 from engine.store.reader import Session
@@ -24,6 +26,7 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
     (the session did not end in order) and ``in_flight`` (of the session that a process writes now,
     or in batches). A request that a later session sends again counts
     again. ``not_compared_by_meaning`` are accepted records that the embedding model could not read.
+    ``input_rows_left_out`` could not be read, and have no request.
     ``wasted`` are answers to requests that had one already, or were asked anew.
     ``tokens_without_answer`` and ``cost_without_answer`` are the most that these and the attempts
     without an answer may have taken beside ``tokens`` and ``cost``.
@@ -78,10 +81,20 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         "cost": None if cost is None else round(cost, 6),
         "tokens_without_answer": counts.lost_tokens,
         "cost_without_answer": round(prices.cost_of_lost(counts), 6) if prices.known else None,
+        "input_rows_left_out": _left_out(run),
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
     }
+
+
+def _left_out(run: RunReader) -> int:
+    """Input rows that could not be read, by the file in the run's folder that names them."""
+    try:
+        with (root_of(run.folder) / BAD_ROWS).open("rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
 
 
 def _parsed(run: RunReader, counts: Counts, *, exact: bool) -> int | None:

@@ -208,6 +208,8 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
     if figures["not_compared_by_meaning"]:
         unread = figures["not_compared_by_meaning"]
         tiles.append(("rows not compared by meaning", f"{unread:,}"))
+    if left_out := figures["input_rows_left_out"]:
+        tiles.append(("input rows left out, which cannot be read", f"{left_out:,}"))
     for name, cost in costs(analysis):
         if cost is not None:
             tiles.append((name, f"{cost:,.2f}"))

@@ -25,7 +25,7 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
     names = (
         "run", "backend", "requests", "responses", "failed", "dropped_at_a_stop",
         "waiting_at_a_stop", "lost_in_a_crash", "in_flight", "wasted", "pieces", "parsed",
-        "accepted", "not_compared_by_meaning",
+        "accepted", "not_compared_by_meaning", "input_rows_left_out",
         "tokens_per_accepted", "tokens_per_s", "seconds", "sessions",
     )  # fmt: skip
     told = [(name, figures[name]) for name in names]

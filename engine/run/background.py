@@ -226,7 +226,7 @@ class BackgroundRun(Owner):
             )
         if result.bad_rows:
             bad = counted(result.bad_rows, "input row")
-            log.warning("%s: left out %s, see %s", self._config.out, bad, BAD_ROWS)
+            log.warning("left out %s, see %s", bad, self._config.out / BAD_ROWS)
 
     async def _main(self) -> Result | None:
         """The run; None where it was stopped before it began."""

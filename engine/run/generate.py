@@ -51,6 +51,7 @@ from engine.run.settle import (
 )
 from engine.run.slow_start import SlowStart
 from engine.settings import RunConfig
+from engine.stages import root_of
 from engine.store import Manifest, RunStore
 from engine.surroundings import allow_open_files
 from engine.text import counted
@@ -239,7 +240,7 @@ async def _opened(
     resume = store.resume()
     rows: InputRows | Following | None = settled.rows
     if settled.rows is not None:
-        settled.rows.name_bad_rows(display.note, config.out / BAD_ROWS)
+        settled.rows.name_bad_rows(display.note, root_of(config.out) / BAD_ROWS)
     if before is not None:
         rows = Following(before.store, resume.answered_below // samples)
     bulk: Bulk | None = None

@@ -77,7 +77,7 @@ def test_rows_that_gave_nothing_are_a_warning(
     assert len(made) == 1
     warned = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert any("1 request gave no answer" in message for message in warned)
-    assert any("left out 1 input row, see bad_rows.jsonl" in message for message in warned)
+    assert f"left out 1 input row, see {tmp_path / 'run' / 'bad_rows.jsonl'}" in warned
 
 
 def test_a_target_is_met_exactly_and_can_be_raised(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_filter_follows_a_run_that_is_decided_again(
 
 
 def test_words_are_found_in_every_stage_and_stand_in_the_address(chain: Path, screen: Tab) -> None:
-    """Each other stage says how many it holds, a tap leads there, and the address shows the same."""
+    """Each other stage says how many it has, a tap leads there, and the address shows the same."""
     listed = "document.querySelectorAll('#rows li').length"
     ask, answer, judge = stage_rows(chain)
     words = accepted(chain)[0]["question"].split()[-1]  # a drawn word, which few rows have

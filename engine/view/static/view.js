@@ -113,6 +113,7 @@ function showState(state) {
   if (!state.target && all) tiles.splice(2, 0, ["input rows", `${number(done)} / ${number(all)}`]);
   const unread = state.not_compared_by_meaning;
   if (unread) tiles.push(["not compared by meaning", number(unread)]);
+  if (state.input_rows_left_out) tiles.push(["input rows cannot be read", number(state.input_rows_left_out)]);
   const several = state.stages.length > 1;
   if (state.cost !== null) tiles.push([several ? "cost of this stage" : "cost", number(state.cost, 2)]);
   if (several && state.cost_of_all_stages !== null) tiles.push(["cost of all stages", number(state.cost_of_all_stages, 2)]);

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigError
+from engine.report.figures import figures
 from engine.run.display import SilentDisplay
 from engine.run.generate import Result, generate
 from engine.run.pooled import LARGEST_EPOCH, Pooled, epoch_starts
@@ -206,6 +207,20 @@ async def test_the_target_is_met_exactly_and_little_is_paid_in_vain(tmp_path: Pa
     assert len(accepted(second)) <= used * 1.1 + 20
     with RunStore.read(second) as run:
         assert run.counts().answered <= used * 1.1 + 20
+
+
+async def test_rows_that_cannot_be_read_are_named_in_the_run_s_folder(tmp_path: Path) -> None:
+    """And not in that of the stage which reads them: that is where the end of a run and its report
+    look."""
+    path = rows(tmp_path, 5).rename(tmp_path / "with_a_bad_row.jsonl")
+    path.write_text(path.read_text() + '\n{"id": 5, "text": "no e')
+    await ran(tmp_path / "run", tmp_path, "Rounds", rows=path, on_bad_row="skip")
+    (named,) = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
+    assert named["line"] == 6
+    assert len(accepted(tmp_path / "run")) == 5
+    for folder in stage_folders(tmp_path / "run"):
+        with RunStore.read(folder) as run:
+            assert figures(run)["input_rows_left_out"] == 1
 
 
 async def test_more_can_be_had_later_and_nothing_is_asked_twice(tmp_path: Path) -> None:
