@@ -76,8 +76,9 @@ def cli(debug: bool) -> None:
         format="woolmill: %(name)s: %(message)s",
         handlers=[_ToStandardError()],
     )
-    # To download and convert a model takes a minute: a person should know what is waited for.
-    logging.getLogger("engine.models").setLevel(logging.DEBUG if debug else logging.INFO)
+    # To download a model, or to compile, takes up to a minute: a person should know what is on.
+    for slow in ("engine.models", "engine.dedup.code_cache"):
+        logging.getLogger(slow).setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 class _ToStandardError(logging.Handler):

@@ -63,6 +63,13 @@ def folder() -> Path | None:
     return None
 
 
+@cache
+def _say_compiling() -> None:
+    """Once in a process: what would look like a hang."""
+    kept = "and is kept for later runs" if folder() else "in every process"
+    log.info("compiling the search for near-duplicates; this takes some seconds, %s", kept)
+
+
 def _remove_unused(parent: Path) -> None:
     """Remove the code of sources that nobody has run for long."""
     for path in parent.glob("woolmill-*"):
@@ -102,9 +109,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
+            if found is None:
+                _say_compiling()
+            return found
         except Exception as error:  # noqa: BLE001 - whatever unpickling a damaged file raises
-            log.info("%s cannot be used: %r", self.cache_path, error)
+            log.debug("%s cannot be used: %r", self.cache_path, error)
             with suppress(OSError):
                 self.flush()
             return None
@@ -113,4 +123,4 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            log.info("compiled code is not kept: %s", error)
+            log.debug("compiled code is not kept: %s", error)

@@ -50,6 +50,16 @@ def use(
     return done.stdout.splitlines()
 
 
+def test_a_person_is_told_once_that_it_compiles(tmp_path: Path) -> None:
+    """What would look like a hang of half a minute."""
+    told = "import logging, sys\nlogging.basicConfig(level=logging.INFO, stream=sys.stdout)\n" + USE
+    first, second = use(tmp_path, code=told), use(tmp_path, code=told)
+    said = [line for line in first if "compiling the search for near-duplicates" in line]
+    assert len(said) == 1
+    assert said[0].endswith("kept for later runs")
+    assert not any("compiling" in line for line in second)
+
+
 def test_the_second_process_reads_what_the_first_compiled(tmp_path: Path) -> None:
     """From a folder of this user's alone."""
     first, second = use(tmp_path), use(tmp_path)
