@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from engine import files
 from engine.datasets import BAD_ROWS
@@ -173,7 +175,7 @@ def export_dataset(
         records = _lines(run, path, refused_lines(run, layout.own("id")), placing)
         return Export(path=path, format=format, records=records, split=None)
     if options.by is not None:
-        return _preference(run, layout, path, options.by, placing)
+        return _preference(run, layout, path, options, placing)
     parts = None
     if options.validation:
         parts = split(run, options.validation, choice, _lineage_of(run, needed=False))
@@ -234,11 +236,18 @@ def _lineage_of(run: RunReader, *, needed: bool) -> Lineage:
 
 
 def _preference(
-    run: RunReader, layout: Layout, path: Path, by: str, placing: Callable[[Path], None]
+    run: RunReader, layout: Layout, path: Path, options: Options, placing: Callable[[Path], None]
 ) -> Export:
     assert layout.lineage is not None
-    pairs = Pairs(run=run, layout=layout, lineage=layout.lineage, by=by)
-    records = _lines(run, path, pairs, placing)
+    assert options.by is not None
+    pairs = Pairs(run=run, layout=layout, lineage=layout.lineage, by=options.by)
+    parts = None
+    if options.validation:
+        parts = _split_of(pairs, options.validation)
+        pairs = replace(pairs, ties=0, alone=0, other_prompts=0, chosen=[])
+        records = _split_pairs(pairs, parts, path, placing)
+    else:
+        records = _lines(run, path, pairs, placing)
     unpaired = (
         ("a tie of best and worst", pairs.ties),
         ("fewer than two samples with a score", pairs.alone),
@@ -248,9 +257,43 @@ def _preference(
         path=path,
         format="preference",
         records=records,
-        split=None,
+        split=parts,
         unpaired=tuple((why, count) for why, count in unpaired if count),
     )
+
+
+def _split_of(pairs: Pairs, share: float) -> Split:
+    """Which pairs validate, as their better rows are held out of each other."""
+    if pairs.lineage.pairs_samples:
+        raise UsageError(
+            "--validation goes with pairs of rows; these are of samples that became one row"
+        )
+    for _ in pairs:
+        pass
+    chosen = choose(pairs.run, among=np.array(pairs.chosen, np.int64))
+    return split(pairs.run, share, chosen, pairs.lineage)
+
+
+def _split_pairs(pairs: Pairs, parts: Split, path: Path, placing: Callable[[Path], None]) -> int:
+    """Write a file for each part; how many pairs there are."""
+    count = 0
+    with files.new_folder(path, placing) as folder, ExitStack() as stack:
+        train, validation = (
+            stack.enter_context((folder / _name_of(part, 0, 1, "preference")).open("xb"))
+            for part in get_args(Part)
+        )
+        for count, pair in enumerate(pairs, 1):  # noqa: B007 - it is the number of all
+            file = validation if parts.validates(pairs.chosen[-1]) else train
+            file.write(formats.dumps(pair) + b"\n")
+    with cannot_write(path):
+        failpoint("export.renamed")
+    ledger.remember(pairs.run.folder, path)
+    return count
+
+
+def _name_of(part: Part, place: int, count: int, format: Format) -> str:
+    """Of one file of a part, of ``count`` files from 0 on, as Hugging Face ``datasets`` has it."""
+    return f"{part}-{place:05}-of-{count:05}{formats.SUFFIX[format]}"
 
 
 def _outcomes(run: RunReader, path: Path, placing: Callable[[Path], None]) -> Export:
@@ -418,8 +461,7 @@ class _Shards:
 
     def _open(self) -> None:
         self._stack.close()
-        suffix = formats.SUFFIX[self._format]
-        name = f"{self._part}-{self._opened:05}-of-{self._shards:05}{suffix}"
+        name = _name_of(self._part, self._opened, self._shards, self._format)
         file = self._stack.enter_context((self._folder / name).open("xb"))
         self._write = self._stack.enter_context(formats.writer(self._format, file, self._layout))
         self._opened += 1

@@ -89,8 +89,9 @@ class Options:
         whole = self.take is None and self.sort is None and not self.folder_of(format)
         if self.best is not None and (self.by is not None or self.all_samples or self.group):
             raise UsageError("--best goes without --by, --all-samples and --group")
-        if (self.all_samples or self.by is not None) and not whole:
-            flag = "--all-samples" if self.all_samples else "--format preference"
+        if self.all_samples and not whole:
             raise UsageError(
-                f"{flag} goes without --take, --sort, --top, --validation and --shard-rows"
+                "--all-samples goes without --take, --sort, --top, --validation and --shard-rows"
             )
+        if self.by is not None and (self.take, self.sort, self.shard_rows) != (None,) * 3:
+            raise UsageError("--format preference goes without --take, --sort, --top, --shard-rows")

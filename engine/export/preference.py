@@ -9,7 +9,7 @@ no stage before it has samples.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -48,6 +48,8 @@ class Pairs:
     """Input rows with fewer than two samples that have a score."""
     other_prompts: int = 0
     """Input rows whose best and worst sample do not answer the same turns."""
+    chosen: list[int] = field(default_factory=list)
+    """Number of each pair's best row among all accepted ones, of the pairs given so far."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """``prompt``, ``chosen``, ``rejected`` (lists of turns), the score and the id of both, the
@@ -95,6 +97,7 @@ class Pairs:
         if chosen == rejected:
             self.ties += 1
             return None
+        self.chosen.append(best.row.number)
         carried = self.run.manifest.decision.get("carry") or ()
         return {
             **{name: best.row.record.get(name) for name in carried},

@@ -134,8 +134,13 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
     (tmp_path / "scored.py").write_text(SCORED)
     recipe = f"{tmp_path / 'scored.py'}:{kind}"
 
+    draw = random.Random(3)
+    questions = [" ".join(f"w{draw.randrange(900)}" for _ in range(9)) for _ in range(40)]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"text": text}) + "\n" for text in questions))
+
     async def make() -> None:
-        await ran(tmp_path / "run", base, "Rounds", recipe=recipe, rows=input_rows(tmp_path))
+        await ran(tmp_path / "run", base, "Rounds", recipe=recipe, rows=asked)
 
     anyio.run(make)
     run, out = tmp_path / "run", tmp_path / "pairs.jsonl"
@@ -171,6 +176,22 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
     assert not ties or f"a tie of best and worst: {ties}" in told
     assert len(wanted) + ties == 40
     assert all(data_utils.is_conversational(pair) for pair in wanted)
+    parts = tmp_path / "parts"
+    words_ = (*words[:-1], parts, "--by", "score", "--validation", "0.2")
+    if kind == "Votes":
+        refused = CliRunner().invoke(cli, [str(word) for word in words_])
+        assert isinstance(refused.exception, UsageError)
+        assert "became one row" in str(refused.exception)
+    else:
+        told = invoke(*words_)
+        train, validation = (
+            lines(parts / f"{part}-00000-of-00001.jsonl") for part in ("train", "validation")
+        )
+        assert sorted([*train, *validation], key=lambda pair: pair["row"]) == lines(out)
+        assert 0 < len(validation) <= round(len(wanted) * 0.2)
+        assert f"{len(wanted)} pairs, {len(validation)} of them validation" in told
+        turns = {json.dumps(pair["prompt"]) for pair in train}
+        assert not any(json.dumps(pair["prompt"]) in turns for pair in validation)
     for more, error in (
         ((), UsageError),
         (("--by", "score", "--sort", "score"), UsageError),
