@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from typing import Literal, TypeAlias
 
 __all__ = [
     "ENGLISH",
@@ -23,6 +24,7 @@ __all__ = [
     "MIXED",
     "WORD_LETTER",
     "Language",
+    "Unit",
     "detect",
     "folded",
     "has_tokens",
@@ -32,12 +34,15 @@ __all__ = [
     "spread",
     "stands_alone",
     "tokens_of",
+    "unit_of",
 ]
 
 ENGLISH = "en"
 """The language in which everything is as Alpaca has it; the default of all that takes one."""
 MIXED = "mul"
 """Several languages, or one that its script does not tell."""
+Unit: TypeAlias = Literal["words", "characters"]
+"""What most tokens of a text are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +236,20 @@ def measure(text: str) -> tuple[int, str]:
     if alone > words:
         return sum(not letter.isspace() for letter in text), "characters"
     return words, "words"
+
+
+def unit_of(text: str) -> tuple[bool, Unit]:
+    """How a text is cut by itself: whether at least half of its words and characters are of Latin
+    letters, and of which unit most others are.
+    """
+    if text.isascii():
+        return True, "words"
+    tokens = [token for token in _token().findall(text) if token[0].isalpha()]
+    others = [token for token in tokens if not _LATIN_WORD.match(token)]
+    if 2 * len(others) <= len(tokens):
+        return True, "words"
+    alone = sum(map(stands_alone, others))
+    return False, "characters" if 2 * alone >= len(others) else "words"
 
 
 # -- detection ------------------------------------------------------------------------------------

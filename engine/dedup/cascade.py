@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.dedup.by_script import ByScript, RougeByScript
 from engine.dedup.encoder import Encoder, Foresees, readable
 from engine.dedup.exact import ExactIndex, digest
 from engine.dedup.memory import Part, full
@@ -111,6 +112,8 @@ class Cascade:
         directory: where ``SemanticIndex`` keeps its file.
         language: how texts are cut for ROUGE-L, as for ``RougeIndex``.
         threads: that compare by ROUGE-L at once; decisions do not depend on them.
+        by_script: how each text is cut by itself, in the place of ``language`` and
+            ``rouge_threshold``; such a cascade has no ``arrays``.
 
     Attributes:
         unreadable: references that the embedding model cannot read; like such candidates, they are
@@ -127,15 +130,18 @@ class Cascade:
         directory: Path | None = None,
         language: str = ENGLISH,
         threads: int = 1,
+        by_script: ByScript | None = None,
     ) -> None:
         if semantic_threshold is not None and encoder is None:
             raise ValueError("a semantic threshold needs an encoder")
         self.neighbours = neighbours
         self._margin = margin
         self._exact = ExactIndex()
-        self._language = language
-        self._rouge = None
-        if rouge_threshold is not None:
+        self._cuts = by_script or ByScript.alike(language, rouge_threshold or 1.0)
+        self._rouge: RougeIndex | RougeByScript | None = None
+        if by_script is not None:
+            self._rouge = RougeByScript(by_script, threads=threads)
+        elif rouge_threshold is not None:
             self._rouge = RougeIndex(rouge_threshold, language, threads=threads)
         self.unreadable = 0
         self._encoder = encoder
@@ -183,6 +189,7 @@ class Cascade:
         for name, texts in ("text", self._texts), ("source", self._sources):
             arrays |= {f"{name}_{part}": array for part, array in texts.arrays().items()}
         if self._rouge is not None:
+            assert isinstance(self._rouge, RougeIndex)
             arrays |= self._rouge.arrays()
         return arrays
 
@@ -210,6 +217,7 @@ class Cascade:
         if not len(texts) == len(sources) == len(self._exact):
             raise ValueError("its arrays are not of one size")
         if self._rouge is not None:
+            assert isinstance(self._rouge, RougeIndex)
             self._rouge = self._rouge.like()
             self._rouge.take(arrays)
             if len(self._rouge) != len(texts):
@@ -301,7 +309,11 @@ class Cascade:
         return judgements
 
     def _judge_words(
-        self, rouge: RougeIndex, texts: Sequence[str], sources: Sequence[str], limit: int | None
+        self,
+        rouge: RougeIndex | RougeByScript,
+        texts: Sequence[str],
+        sources: Sequence[str],
+        limit: int | None,
     ) -> list[Judgement]:
         """By exact text and ROUGE-L; as many as can be known to differ go through it together."""
         judgements: list[Judgement] = []
@@ -389,7 +401,6 @@ class Cascade:
         """
         if self._semantic is None:
             return []
-        threshold = 1.0 if self._rouge is None else self._rouge.threshold
         passed: list[list[str]] = []
         seen: set[bytes] = set()
         survivors: list[int] = []
@@ -398,8 +409,9 @@ class Cascade:
             if key in seen or self._exact.find(text) is not None:
                 continue
             # Longer ones cost more here than to embed one in vain.
-            tokens = tokenize(text, self._language) if len(text) <= MOST_CHARACTERS else []
-            if tokens and any(rouge_l_of_tokens(tokens, other) > threshold for other in passed):
+            cut = self._cuts.of(text)
+            tokens = tokenize(text, cut.language) if len(text) <= MOST_CHARACTERS else []
+            if tokens and any(rouge_l_of_tokens(tokens, other) > cut.threshold for other in passed):
                 continue
             if self._rouge is not None and self._rouge.find(text) is not None:
                 continue

@@ -18,6 +18,7 @@ import click
 
 from engine.datasets import BadRowError, BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
 from engine.dedup.against import add_references, batches
+from engine.dedup.by_script import ByScript
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.explain import explain_bands, one_line
@@ -84,7 +85,7 @@ class _Measures:
               help="Rows to compare with, never written; may be given several times.")  # fmt: skip
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
-              "from all over the dataset.")  # fmt: skip
+              "from all over the dataset; a few of another script go by that.")  # fmt: skip
 @click.option("--rouge-threshold", type=THRESHOLD,
               help="Refuse above this ROUGE-L F.  [default: 0.7; 0.75 by characters]")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
@@ -149,13 +150,15 @@ def dedup(
         chosen = _known(language)
     how = _Measures(**measures)
     threshold = how.rouge_threshold or language_of(chosen).rouge_threshold
+    cuts = ByScript.alike(chosen, threshold)
+    if language == "auto" and chosen in (ENGLISH, MIXED):
+        cuts = ByScript.each(chosen, how.rouge_threshold)
     encoder: Encoder | None = None
     if not how.no_semantic:
         encoder = how.encoder()
     if explain:
-        rouge = None if how.no_rouge else threshold
         bad.tell(_say)
-        explain_bands(dataset, fields, rouge, encoder, chosen, skip=bad)
+        explain_bands(dataset, fields, None if how.no_rouge else cuts, encoder, skip=bad)
         return
     cascade = Cascade(
         rouge_threshold=None if how.no_rouge else threshold,
@@ -165,10 +168,10 @@ def dedup(
         margin=how.borderline,
         language=chosen,
         threads=cores(),
+        by_script=None if how.no_rouge else cuts,
     )
-    summary = _Summary(threshold, how.semantic_threshold, how.borderline, chosen)
-    if language != "auto" or how.no_rouge:
-        summary.cut = ""
+    summary = _Summary(cuts, how.semantic_threshold, how.borderline)
+    summary.tells_cut = language == "auto" and not how.no_rouge
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
     _decide(cascade, Dataset(dataset, skip=bad), fields, output, decisions, summary, bad)
@@ -300,18 +303,24 @@ def _decision(
     return decision
 
 
-def _how_cut(language: str, threshold: float) -> str:
-    """What ROUGE-L compares, where it is not what Alpaca compared."""
-    if language == ENGLISH:
+def _how_cut(cuts: ByScript, alone: int) -> str:
+    """What ROUGE-L compares, where it is not what Alpaca compared; ``alone`` rows are of scripts
+    without spaces.
+    """
+    spoken = language_of(cuts.latin.language)
+    if cuts.latin == cuts.characters and spoken.code != ENGLISH:
+        what = f"{cuts.latin.unit} above {cuts.latin.threshold}, as the rows are in {spoken.name}"
+    elif alone:
+        words, characters = cuts.words.threshold, cuts.characters.threshold
+        what = (
+            f"words above {words}, and in {alone:,} rows whose script sets no spaces of characters "
+            f"above {characters}"
+        )
+    elif spoken.code != ENGLISH:
+        what = f"words above {cuts.latin.threshold}, as the rows are in {spoken.name}"
+    else:
         return ""
-    spoken = language_of(language)
-    what = "words" if spoken.spaced else "characters"
-    if language == MIXED:
-        what = "words, and of characters in scripts without spaces"
-    return (
-        f"by ROUGE-L of {what} above {threshold}, as the rows are in {spoken.name}; "
-        "else name a --language"
-    )
+    return f"by ROUGE-L of {what}; else name a --language"
 
 
 class _Summary:
@@ -321,15 +330,21 @@ class _Summary:
     out, would go on to change the decisions after it.
     """
 
-    def __init__(self, rouge: float, semantic: float, band: float, language: str) -> None:
-        self._thresholds = {"ROUGE-L": rouge, "meaning": semantic}
+    def __init__(self, cuts: ByScript, semantic: float, band: float) -> None:
+        self._cuts = cuts
+        self._thresholds = {
+            "ROUGE-L of characters": cuts.characters.threshold,
+            "ROUGE-L": cuts.latin.threshold,
+            "meaning": semantic,
+        }
         self._band = band
         self.compared: Compared | None = None
         self.against: list[tuple[Path, Compared]] = []
         self._reasons: Counter[str] = Counter()
-        self._language = language
-        self.cut = _how_cut(language, rouge)
-        """What ``--language auto`` took; empty where that is plain."""
+        self.tells_cut = False
+        """Whether to say what ``--language auto`` took, where that is not plain."""
+        self._alone = 0
+        """Rows of scripts without spaces among those that are cut by script."""
         self.references_unreadable = 0
         self.is_past_neighbours = False
         """Rows were accepted of which the nearest is not known."""
@@ -352,14 +367,18 @@ class _Summary:
             kind, _, place = judgement.nearest.source.partition(":")
             if kind == "against":
                 self._by_references[place.rpartition(":")[0]] += 1
-        self._wordless += not has_tokens(text, self._language)
+        cut = self._cuts.of(text)
+        self._wordless += not has_tokens(text, cut.language)
+        is_alone = cut != self._cuts.latin and cut == self._cuts.characters
+        self._alone += is_alone
         self._unreadable += judgement.unreadable
         nearest = judgement.nearest
+        rouge = "ROUGE-L of characters" if is_alone else "ROUGE-L"
         if judgement.accepted:
-            measured = (("ROUGE-L", nearest), ("meaning", judgement.nearest_meaning))
+            measured = ((rouge, nearest), ("meaning", judgement.nearest_meaning))
         else:
             measured = (
-                ("ROUGE-L", nearest if judgement.reason == "duplicate_rouge" else None),
+                (rouge, nearest if judgement.reason == "duplicate_rouge" else None),
                 ("meaning", nearest if judgement.reason == "duplicate_semantic" else None),
             )
         for name, neighbour in measured:
@@ -399,9 +418,10 @@ class _Summary:
                 f"{self._empty:>9,}  kept without a comparison: nothing stands in {self.compared}"
             )
         if self._wordless:
-            spoken = language_of(self._language).name
-            other = "" if self._language == MIXED else "; --language mul compares every script"
-            lines.append(f"{self._wordless:>9,}  without any word in {spoken}: no ROUGE-L{other}")
+            what = "letter or digit: compared by the same text alone"
+            if self._cuts.characters.language == ENGLISH:
+                what = "word in English: no ROUGE-L; --language mul compares every script"
+            lines.append(f"{self._wordless:>9,}  without any {what}")
         if unreadable := self._unreadable + self.references_unreadable:
             lines.append(
                 f"{unreadable:>9,}  not compared by meaning: the embedding model cannot read them;"
@@ -412,8 +432,8 @@ class _Summary:
                 f"of rows beyond the first {COMPARED_WITH_ALL:,} the nearest by ROUGE-L is not "
                 "looked for where they are accepted; below they do not count"
             )
-        if self.cut:
-            lines.append(self.cut)
+        if self.tells_cut and (cut := _how_cut(self._cuts, self._alone)):
+            lines.append(cut)
         if self.compared is not None and self.compared.chosen:
             lines.append(f"compared by {self.compared}; name other fields with --field")
         lines += [

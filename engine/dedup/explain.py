@@ -8,11 +8,11 @@ import click
 
 from engine.datasets import Dataset, Skip
 from engine.dedup.against import batches
+from engine.dedup.by_script import ByScript, RougeByScript
 from engine.dedup.encoder import Encoder, readable
 from engine.dedup.long import LONG
-from engine.dedup.rouge import RougeIndex, tokenize
+from engine.dedup.rouge import tokenize
 from engine.dedup.semantic import SemanticIndex
-from engine.languages import ENGLISH, MIXED, language_of
 
 __all__ = ["explain_bands"]
 
@@ -29,9 +29,8 @@ Pairs = list[tuple[float, str, str]]
 def explain_bands(
     path: Path,
     fields: tuple[str, ...],
-    rouge_threshold: float | None,
+    cuts: ByScript | None,
     encoder: Encoder | None,
-    language: str = ENGLISH,
     skip: Skip | None = None,
 ) -> None:
     """Print, for each band of scores, how many rows have their nearest there, and examples."""
@@ -44,21 +43,22 @@ def explain_bands(
     click.echo(
         f"the first {count:,} rows of {path}, each with the nearest row before it by {compared}"
     )
-    if rouge_threshold is not None:
-        what = "words" if language_of(language).spaced else "characters"
-        if language == MIXED:
-            what = "words, or of characters where a script sets no spaces"
-        pairs = _by_rouge(texts, language)
-        _show(f"ROUGE-L of {what}, refused above {rouge_threshold}", pairs)
+    if cuts is not None:
+        _show(f"ROUGE-L of {_units(cuts, texts)}", _by_rouge(texts, cuts))
     if encoder is not None:
         _show("meaning (cosine)", _by_meaning(texts, encoder))
 
 
-def _by_rouge(texts: list[str], language: str) -> Pairs:
-    index = RougeIndex(language=language)
-    for text in texts:
-        index.add(text)
-    sizes = [len(tokenize(text, language)) for text in texts]
+def _units(cuts: ByScript, texts: list[str]) -> str:
+    """What is compared, and above which F a row is refused."""
+    found = sorted({cut[1:] for cut in map(cuts.of, texts or [""])}, reverse=True)
+    return ", and of ".join(f"{unit}, refused above {threshold}" for unit, threshold in found)
+
+
+def _by_rouge(texts: list[str], cuts: ByScript) -> Pairs:
+    index = RougeByScript(cuts)
+    index.extend(texts)
+    sizes = [len(tokenize(text, cuts.of(text).language)) for text in texts]
     if longer := sum(size > LONG for size in sizes):
         click.echo(f"{longer:,} rows of more than {LONG:,} tokens have no ROUGE-L shown")
     if wordless := sizes.count(0):

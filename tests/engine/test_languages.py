@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.languages import detect, has_tokens, language_of, measure, tokens_of
+from engine.languages import detect, has_tokens, language_of, measure, tokens_of, unit_of
 from engine.recipes.seeds import BUNDLED, bundled_seeds, read_seeds
 from tests.engine.sentences import CHANGED, OTHERS
 
@@ -58,6 +58,25 @@ def test_a_few_words_of_another_script_do_not_decide(texts: list[str], language:
 )
 def test_length_is_in_the_unit_of_the_text(text: str, length: tuple[int, str]) -> None:
     assert measure(text) == length
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Name three primary colours.", (True, "words")),
+        ("Translate “café” and 你好 into English.", (True, "words")),
+        ("", (True, "words")),
+        ("😀 5", (True, "words")),
+        ("5 + 3 = 8 吗？", (False, "characters")),
+        ("用 Python 写一个排序函数", (False, "characters")),
+        ("用 Python API 写", (True, "words")),
+        ("Напиши стихи Python", (False, "words")),
+        ("오늘 저녁에 만나요", (False, "words")),
+        ("สวัสดีครับ", (False, "characters")),
+    ],
+)
+def test_a_text_is_cut_as_most_of_it_is(text: str, expected: tuple[bool, str]) -> None:
+    assert unit_of(text) == expected
 
 
 def test_tokens_of_scripts() -> None:

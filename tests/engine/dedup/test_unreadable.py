@@ -173,7 +173,7 @@ def test_the_tool_says_what_was_not_compared(
     done = CliRunner().invoke(tool.dedup, [str(path), "-o", str(tmp_path / "out.jsonl")])
     assert done.exit_code == 0, done.output
     assert "6 rows, 5 accepted" in done.output
-    assert "        1  without any word in Chinese: no ROUGE-L" in done.output
+    assert "        1  without any letter or digit: compared by the same text alone" in done.output
     assert "        4  not compared by meaning: the embedding model cannot read" in done.output
     assert "intfloat/multilingual-e5-small" in done.output
     assert "by ROUGE-L of characters above 0.75, as the rows are in Chinese" in done.output
