@@ -87,7 +87,8 @@ class _Measures:
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
               "from all over the dataset; a few of another script go by that.")  # fmt: skip
 @click.option("--rouge-threshold", type=THRESHOLD,
-              help="Refuse above this ROUGE-L F.  [default: 0.7; 0.75 by characters]")  # fmt: skip
+              help="Refuse above this ROUGE-L F, in floats as Alpaca has it: a tie may fall either "
+              "way.  [default: 0.7; 0.75 by characters]")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
 @click.option("--semantic-threshold", type=THRESHOLD, default=0.9, show_default=True,
               help="Refuse above this cosine of the embeddings.")  # fmt: skip
