@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import click
 
@@ -35,10 +35,16 @@ EXAMPLES = 3
 it by."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
+EMPTY = "empty"
+"""The reason for leaving out a row with nothing to compare."""
 FILE = click.Path(path_type=Path, dir_okay=False)
 """An option that names a file to write; one for a folder would only fail at the end."""
 THRESHOLD = click.FloatRange(0, 1, min_open=True)
 """A similarity in (0, 1]. At 0 any two texts with a word in common would be duplicates."""
+
+
+OnEmpty: TypeAlias = Literal["keep", "drop"]
+"""What becomes of a row with nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,9 @@ class _Measures:
 @click.option("--on-bad-row", type=click.Choice(get_args(OnBadRow)), default="stop",
               show_default=True, help="What a row that cannot be read does; skip leaves it out of "
               "the output, names it and counts it.")  # fmt: skip
+@click.option("--on-empty", type=click.Choice(get_args(OnEmpty)), default="keep",
+              show_default=True, help="What becomes of a row whose compared text is empty; drop "
+              "leaves it out of the output and counts it.")  # fmt: skip
 @click.option("--explain", is_flag=True,
               help="Decide nothing; show what pairs look like, by score.")  # fmt: skip
 def dedup(
@@ -120,6 +129,7 @@ def dedup(
     against: tuple[Path, ...],
     language: str,
     on_bad_row: OnBadRow,
+    on_empty: OnEmpty,
     explain: bool,
     **measures: Any,
 ) -> None:
@@ -127,8 +137,8 @@ def dedup(
 
     It may be JSON Lines, JSON, CSV, Parquet, gzip of these, a run's folder or a folder of data
     files; its content tells. Each row is compared with all rows kept before it: the same text, then
-    ROUGE-L, then meaning. A row with nothing to compare is kept, and counted. ROUGE-L compares
-    words, and characters where a script sets no spaces between words.
+    ROUGE-L, then meaning. ROUGE-L compares words, and characters where a script sets no spaces
+    between words.
 
     \b
     woolmill dedup data.jsonl -o unique.jsonl --decisions why.jsonl
@@ -173,6 +183,7 @@ def dedup(
     )
     summary = _Summary(cuts, how.semantic_threshold, how.borderline)
     summary.tells_cut = language == "auto" and not how.no_rouge
+    summary.drops_empty = on_empty == "drop"
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
     _decide(cascade, Dataset(dataset, skip=bad), fields, output, decisions, summary, bad)
@@ -231,12 +242,12 @@ def _decide(
             judgements = iter(cascade.judge(candidates))
             for row, text in zip(rows, texts, strict=True):
                 judgement = next(judgements) if text else None
-                summary.add(text, judgement)
-                if keep is not None and (judgement is None or judgement.accepted):
+                reason = summary.add(text, judgement)
+                if keep is not None and reason is None:
                     keep(row)
                 if log is not None:
                     places.append(row)
-                    told = _decision(index, row, text, judgement, places)
+                    told = {**_row(index, row, text, reason), **_nearest(judgement, places)}
                     log(Row(dataset.path, row.line, told))
                 index += 1
             if time.monotonic() - told_at >= TOLD_EVERY_S:
@@ -270,18 +281,22 @@ class _Places:
         return {"nearest_line": self._lines[index], "nearest_id": json.loads(self._ids[index])}
 
 
-def _decision(
-    index: int, row: Row, text: str, judgement: Judgement | None, places: _Places
-) -> dict[str, Any]:
-    """What became of a row; None: it was not compared, since there was nothing to compare."""
-    nearest = None if judgement is None else judgement.nearest
-    decision: dict[str, Any] = {
+def _row(index: int, row: Row, text: str, reason: str | None) -> dict[str, Any]:
+    """A row, and what became of it."""
+    return {
         "index": index,
         "line": row.line,
         "id": row.values.get("id"),
         "text": text,
-        "accepted": judgement is None or judgement.accepted,
-        "reason": None if judgement is None else judgement.reason,
+        "accepted": reason is None,
+        "reason": reason,
+    }
+
+
+def _nearest(judgement: Judgement | None, places: _Places) -> dict[str, Any]:
+    """What it resembles; None: it was not compared, since there was nothing to compare."""
+    nearest = None if judgement is None else judgement.nearest
+    decision: dict[str, Any] = {
         "nearest_index": None,
         "nearest_line": None,
         "nearest_id": None,
@@ -344,6 +359,8 @@ class _Summary:
         self._reasons: Counter[str] = Counter()
         self.tells_cut = False
         """Whether to say what ``--language auto`` took, where that is not plain."""
+        self.drops_empty = False
+        """Rows with nothing to compare are left out."""
         self._alone = 0
         """Rows of scripts without spaces among those that are cut by script."""
         self.references_unreadable = 0
@@ -358,12 +375,16 @@ class _Summary:
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
         self._turned: Counter[tuple[str, bool]] = Counter()
 
-    def add(self, text: str, judgement: Judgement | None) -> None:
+    def add(self, text: str, judgement: Judgement | None) -> str | None:
+        """Count a row; returns why it is refused, None where it is kept."""
+        reason = self._count(text, judgement)
+        self._reasons[reason or "accepted"] += 1
+        return reason
+
+    def _count(self, text: str, judgement: Judgement | None) -> str | None:
         if judgement is None:
             self._empty += 1
-            self._reasons["accepted"] += 1
-            return
-        self._reasons[judgement.reason or "accepted"] += 1
+            return EMPTY if self.drops_empty else None
         if not judgement.accepted and judgement.nearest is not None:
             kind, _, place = judgement.nearest.source.partition(":")
             if kind == "against":
@@ -395,6 +416,7 @@ class _Summary:
                     heapq.heappush(closest, pair)
                 if len(closest) > EXAMPLES:
                     heapq.heappop(closest)
+        return judgement.reason
 
     @property
     def so_far(self) -> str:
@@ -404,7 +426,7 @@ class _Summary:
     def __str__(self) -> str:
         lines = [self.so_far]
         lines += [
-            f"{count:>9,}  {reason}"
+            f"{count:>9,}  {reason}" + f": nothing stands in {self.compared}" * (reason == EMPTY)
             for reason, count in self._reasons.most_common()
             if reason != "accepted"
         ]
@@ -414,9 +436,10 @@ class _Summary:
         ]
         if self.bad_rows:
             lines.append(f"{self.bad_rows:>9,}  left out besides: no rows that can be read")
-        if self._empty:
+        if self._empty and not self.drops_empty:
             lines.append(
-                f"{self._empty:>9,}  kept without a comparison: nothing stands in {self.compared}"
+                f"{self._empty:>9,}  kept without a comparison: nothing stands in {self.compared}; "
+                "--on-empty drop leaves them out"
             )
         if self._wordless:
             what = "letter or digit: compared by the same text alone"

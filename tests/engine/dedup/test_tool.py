@@ -182,7 +182,23 @@ def test_rows_with_nothing_to_compare_are_kept_and_counted(
     assert [row.values for row in datasets.read_rows(output)] == rows
     assert f"{len(rows)} rows, {len(rows)} accepted" in summary
     assert f"{len(rows)}  kept without a comparison" in summary
+    assert "; --on-empty drop leaves them out\n" in summary
     assert all(d["accepted"] and d["compared"] is False for d in lines(why))
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_rows_with_nothing_to_compare_are_left_out_where_asked(name: str, tmp_path: Path) -> None:
+    path, out, why = tmp_path / name, tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    with datasets.writer(path) as write:
+        for i, text in enumerate(["Sing.", "", " ", "Eat."]):
+            write(datasets.Row(path, 1, {"instruction": text, "id": f"r{i}"}))
+    summary = dedup(path, "-o", out, "--decisions", why, "--on-empty", "drop").output
+    assert [row["id"] for row in lines(out)] == ["r0", "r3"]
+    assert "4 rows, 2 accepted\n        2  empty: nothing stands in instruction" in summary
+    assert "kept without" not in summary
+    told = [(d["id"], d["accepted"], d["reason"], d.get("compared", True)) for d in lines(why)]
+    empty = [("r1", False, "empty", False), ("r2", False, "empty", False)]
+    assert told == [("r0", True, None, True), *empty, ("r3", True, None, True)]
 
 
 def test_a_set_to_stay_clear_of_may_have_other_columns(tmp_path: Path) -> None:
