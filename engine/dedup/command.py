@@ -21,6 +21,7 @@ from engine.dedup.against import add_references, batches
 from engine.dedup.by_script import ByScript
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
+from engine.dedup.exact import ExactIndex
 from engine.dedup.explain import explain_bands, one_line
 from engine.dedup.texts import Texts
 from engine.errors import UsageError
@@ -33,6 +34,8 @@ __all__ = ["dedup"]
 EXAMPLES = 3
 """Pairs nearest to a threshold, on either side of it, that the summary shows for a person to judge
 it by."""
+ID_SHOWN = 40
+"""Characters of an id that are shown."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
 EMPTY = "empty"
@@ -181,7 +184,8 @@ def dedup(
         threads=cores(),
         by_script=None if how.no_rouge else cuts,
     )
-    summary = _Summary(cuts, how.semantic_threshold, how.borderline)
+    ids = _Ids(dataset.is_file())
+    summary = _Summary(cuts, how.semantic_threshold, how.borderline, ids)
     summary.tells_cut = language == "auto" and not how.no_rouge
     summary.drops_empty = on_empty == "drop"
     for path in against:
@@ -241,6 +245,7 @@ def _decide(
             ]
             judgements = iter(cascade.judge(candidates))
             for row, text in zip(rows, texts, strict=True):
+                summary.ids.note(row)
                 judgement = next(judgements) if text else None
                 reason = summary.add(text, judgement)
                 if keep is not None and reason is None:
@@ -265,6 +270,46 @@ def _bad_row(wrong: BadRowError) -> dict[str, Any]:
     values = wrong.values or {}
     text = {"line": wrong.line, "id": values.get("id"), "text": wrong.raw}
     return {"index": None, **text, "accepted": False, "reason": "bad_row", "error": str(wrong)}
+
+
+class _Ids:
+    """Rows with the id of an earlier one."""
+
+    def __init__(self, is_file: bool) -> None:
+        self._unit = "lines" if is_file else "rows"
+        self._known = ExactIndex()
+        self._places = array("q")
+        """Line of each different id; its row, counted from 1, where there are several files."""
+        self._count = self._rows = 0
+        self._example = ""
+
+    def note(self, row: Row) -> None:
+        """Look at the next row."""
+        self._rows += 1
+        value = row.values.get("id")
+        if value is None or value == "":
+            return
+        place = row.line if self._unit == "lines" else self._rows
+        # In digits, as the index takes no notice of case.
+        key = ascii(value).encode().hex()
+        first = self._known.find(key)
+        if first is None:
+            self._known.add(key)
+            self._places.append(place)
+            return
+        self._count += 1
+        if not self._example:
+            name = one_line(json.dumps(value, ensure_ascii=False, default=str), ID_SHOWN)
+            self._example = f"{name} on {self._unit} {self._places[first]:,} and {place:,}"
+
+    def __str__(self) -> str:
+        """Empty where no id comes twice."""
+        if not self._count:
+            return ""
+        return (
+            f"{self._count:>9,}  with the id of an earlier row, as {self._example}; "
+            f"tell them apart by their {self._unit}"
+        )
 
 
 class _Places:
@@ -346,7 +391,8 @@ class _Summary:
     out, would go on to change the decisions after it.
     """
 
-    def __init__(self, cuts: ByScript, semantic: float, band: float) -> None:
+    def __init__(self, cuts: ByScript, semantic: float, band: float, ids: _Ids) -> None:
+        self.ids = ids
         self._cuts = cuts
         self._thresholds = {
             "ROUGE-L of characters": cuts.characters.threshold,
@@ -436,6 +482,8 @@ class _Summary:
         ]
         if self.bad_rows:
             lines.append(f"{self.bad_rows:>9,}  left out besides: no rows that can be read")
+        if told := str(self.ids):
+            lines.append(told)
         if self._empty and not self.drops_empty:
             lines.append(
                 f"{self._empty:>9,}  kept without a comparison: nothing stands in {self.compared}; "

@@ -186,6 +186,25 @@ def test_rows_with_nothing_to_compare_are_kept_and_counted(
     assert all(d["accepted"] and d["compared"] is False for d in lines(why))
 
 
+def test_ids_that_come_again_are_told_with_their_lines(tmp_path: Path) -> None:
+    """Those that differ by case or type are others; none at all is no id."""
+    ids = ["a", "A", 1, "1", None, None, "", "", "b", "a", "\u001b" * 9 + "x" * 99, "a"]
+    rows = [{"instruction": f"w{i} v{i}", "id": value} for i, value in enumerate(ids)]
+    content = b"\n".join(map(orjson.dumps, [*rows, {"instruction": "none"}, {"instruction": "no"}]))
+    (tmp_path / "in.jsonl").write_bytes(b"\n" + content)
+    said = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl").output
+    line = '        2  with the id of an earlier row, as "a" on lines 2 and 11; tell them apart by'
+    assert line in said
+    (tmp_path / "two").mkdir()
+    for name in ("1.jsonl", "2.jsonl"):
+        (tmp_path / "two" / name).write_bytes(content.splitlines()[0])
+    said = dedup(tmp_path / "two", "-o", tmp_path / "both.jsonl").output
+    assert '1  with the id of an earlier row, as "a" on rows 1 and 2; tell them apart by' in said
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(content.splitlines()[:9]))
+    said = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--overwrite").output
+    assert "earlier row" not in said
+
+
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
 def test_rows_with_nothing_to_compare_are_left_out_where_asked(name: str, tmp_path: Path) -> None:
     path, out, why = tmp_path / name, tmp_path / "out.jsonl", tmp_path / "why.jsonl"
