@@ -31,6 +31,8 @@ class Compared:
     fields: tuple[str, ...]
     chosen: bool
     """By this program, and not by the person."""
+    is_chat: bool = False
+    """Whether the first field held a chat in the first row."""
 
     def text(self, row: Row) -> str:
         """The text to compare, empty where there is none.
@@ -50,7 +52,8 @@ class Compared:
         first, *others = self.fields
         if self.chosen and others:
             return f"{first}, with its {' and '.join(others)} where there is one"
-        return " and ".join(self.fields)
+        first += " (of a chat the user's first turn)" * self.is_chat
+        return " and ".join([first, *others])
 
 
 def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
@@ -58,7 +61,7 @@ def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
     itself.
     """
     if fields:
-        return Compared(fields, chosen=False)
+        return Compared(fields, False, isinstance(row.values.get(fields[0]), list))
     usual = next((name for name in USUAL if name in row.values), None)
     if usual is None:
         names = ", ".join(map(repr, list(row.values)[:8])) or "none"
@@ -68,7 +71,7 @@ def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
         )
     # By the name alone: the first row may have no input where others have.
     fields = ("instruction", "input") if usual == "instruction" else (usual,)
-    return Compared(fields, chosen=True)
+    return Compared(fields, True, isinstance(row.values[usual], list))
 
 
 def _text(row: Row, field: str) -> str:

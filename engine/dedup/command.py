@@ -91,7 +91,9 @@ class _Measures:
               help="What is compared; may be given several times. Of a chat, the user's first turn "
               "is.  [default: instruction, messages, prompt or the like]")  # fmt: skip
 @click.option("--against", type=click.Path(path_type=Path), multiple=True,
-              help="Rows to compare with, never written; may be given several times.")  # fmt: skip
+              help="Rows to compare with, never written; may be given several times. Whole texts "
+              "are compared: a question inside a longer prompt, or in a later turn of a chat, is "
+              "not found.")  # fmt: skip
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
               "from all over the dataset; a few of another script go by that.")  # fmt: skip

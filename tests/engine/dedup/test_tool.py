@@ -186,6 +186,34 @@ def test_rows_with_nothing_to_compare_are_kept_and_counted(
     assert all(d["accepted"] and d["compared"] is False for d in lines(why))
 
 
+def test_of_chats_the_users_first_turn_is_compared_and_it_is_said(tmp_path: Path) -> None:
+    """So a question inside a longer prompt, or in a later turn, is not found, as the help says."""
+    question = {"role": "user", "content": "At how many degrees does water boil on Mount Everest?"}
+    longer = "Read with care, think about it, and then answer for a class of young children: "
+    chats: list[list[dict[str, str]]] = [
+        [
+            {"role": "system", "content": "Be brief."},
+            question,
+            {"role": "assistant", "content": ""},
+        ],
+        [{"role": "user", "content": longer + question["content"]}],
+        [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "?"}, question],
+    ]
+    rows = [{"messages": chat, "id": i} for i, chat in enumerate(chats)]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    (tmp_path / "bench.jsonl").write_bytes(orjson.dumps({"question": question["content"]}))
+    against = ("--against", tmp_path / "bench.jsonl")
+    said = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", *against).output
+    assert lines(tmp_path / "out.jsonl") == rows[1:]
+    assert "compared by messages (of a chat the user's first turn); name other fields" in said
+    assert "bench.jsonl by question\n" in said
+    (tmp_path / "chats.jsonl").write_bytes(orjson.dumps({"messages": chats[0]}))
+    against = ("--against", tmp_path / "chats.jsonl")
+    said = dedup(tmp_path / "bench.jsonl", "-o", tmp_path / "o.jsonl", *against).output
+    assert lines(tmp_path / "o.jsonl") == []
+    assert "chats.jsonl by messages (of a chat the user's first turn)\n" in said
+
+
 def test_ids_that_come_again_are_told_with_their_lines(tmp_path: Path) -> None:
     """Those that differ by case or type are others; none at all is no id."""
     ids = ["a", "A", 1, "1", None, None, "", "", "b", "a", "\u001b" * 9 + "x" * 99, "a"]
