@@ -64,20 +64,24 @@ def choose(row: Row, fields: tuple[str, ...] = ()) -> Compared:
         return Compared(fields, False, isinstance(row.values.get(fields[0]), list))
     usual = next((name for name in USUAL if name in row.values), None)
     if usual is None:
-        names = ", ".join(map(repr, list(row.values)[:8])) or "none"
         raise InputError(
             f"{row.path}:{row.line}: none of the fields is one that is usually compared (there is "
-            f"no field 'instruction' or the like; there are: {names}); name one with --field"
+            f"no field 'instruction' or the like; {_fields(row)}); name one with --field"
         )
     # By the name alone: the first row may have no input where others have.
     fields = ("instruction", "input") if usual == "instruction" else (usual,)
     return Compared(fields, True, isinstance(row.values[usual], list))
 
 
+def _fields(row: Row) -> str:
+    """For the person: what may be compared instead."""
+    return f"there are: {', '.join(map(repr, list(row.values)[:8])) or 'none'}"
+
+
 def _text(row: Row, field: str) -> str:
     where = f"{row.path}:{row.line}"
     if field not in row.values:
-        raise InputError(f"{where}: there is no field {field!r}; see --field")
+        raise InputError(f"{where}: there is no field {field!r}; {_fields(row)}; see --field")
     value = row.values[field]
     if value is None or isinstance(value, str):
         return value or ""

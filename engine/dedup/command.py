@@ -24,7 +24,7 @@ from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncod
 from engine.dedup.exact import ExactIndex
 from engine.dedup.explain import explain_bands, one_line
 from engine.dedup.texts import Texts
-from engine.errors import UsageError
+from engine.errors import InputError, UsageError
 from engine.files import check_output
 from engine.languages import ENGLISH, LOOKED_AT, MIXED, detect, has_tokens, language_of
 from engine.surroundings import cores
@@ -186,13 +186,13 @@ def dedup(
         threads=cores(),
         by_script=None if how.no_rouge else cuts,
     )
-    ids = _Ids(dataset.is_file())
-    summary = _Summary(cuts, how.semantic_threshold, how.borderline, ids)
+    rows = Dataset(dataset, skip=bad)
+    summary = _Summary(cuts, how.semantic_threshold, how.borderline, _Ids(rows))
     summary.tells_cut = language == "auto" and not how.no_rouge
     summary.drops_empty = on_empty == "drop"
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
-    _decide(cascade, Dataset(dataset, skip=bad), fields, output, decisions, summary, bad)
+    _decide(cascade, rows, fields, output, decisions, summary, bad)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
     summary.bad_rows = bad.count
@@ -260,6 +260,11 @@ def _decide(
             if time.monotonic() - told_at >= TOLD_EVERY_S:
                 told_at = time.monotonic()
                 _say(summary.so_far)
+        if not index and bad.count:
+            raise InputError(
+                f"{dataset.path}: none of its {bad.count:,} rows can be compared, the first for "
+                "the reasons above; check the file and --field"
+            )
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
 
@@ -277,8 +282,8 @@ def _bad_row(wrong: BadRowError) -> dict[str, Any]:
 class _Ids:
     """Rows with the id of an earlier one."""
 
-    def __init__(self, is_file: bool) -> None:
-        self._unit = "lines" if is_file else "rows"
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
         self._known = ExactIndex()
         self._places = array("q")
         """Line of each different id; its row, counted from 1, where there are several files."""
@@ -291,7 +296,7 @@ class _Ids:
         value = row.values.get("id")
         if value is None or value == "":
             return
-        place = row.line if self._unit == "lines" else self._rows
+        place = self._rows if self._dataset.path.is_dir() else row.line
         # In digits, as the index takes no notice of case.
         key = ascii(value).encode().hex()
         first = self._known.find(key)
@@ -302,15 +307,22 @@ class _Ids:
         self._count += 1
         if not self._example:
             name = one_line(json.dumps(value, ensure_ascii=False, default=str), ID_SHOWN)
-            self._example = f"{name} on {self._unit} {self._places[first]:,} and {place:,}"
+            self._example = f"{name} on {self._unit}s {self._places[first]:,} and {place:,}"
+
+    @property
+    def _unit(self) -> str:
+        """What a place counts."""
+        form = self._dataset.form
+        has_lines = form is not None and form.kind in ("lines", "csv")
+        return "line" if has_lines and not self._dataset.path.is_dir() else "row"
 
     def __str__(self) -> str:
         """Empty where no id comes twice."""
         if not self._count:
             return ""
         return (
-            f"{self._count:>9,}  with the id of an earlier row, as {self._example}; "
-            f"tell them apart by their {self._unit}"
+            f"{self._count:>9,}  with the id of an earlier row, as {self._example}; tell them "
+            f"apart by their {self._unit}"
         )
 
 
@@ -483,7 +495,7 @@ class _Summary:
             for path, count in sorted(self._by_references.items())
         ]
         if self.bad_rows:
-            lines.append(f"{self.bad_rows:>9,}  left out besides: no rows that can be read")
+            lines.append(f"{self.bad_rows:>9,}  bad rows besides, left out; --decisions names all")
         if told := str(self.ids):
             lines.append(told)
         if self._empty and not self.drops_empty:

@@ -228,6 +228,9 @@ def test_ids_that_come_again_are_told_with_their_lines(tmp_path: Path) -> None:
         (tmp_path / "two" / name).write_bytes(content.splitlines()[0])
     said = dedup(tmp_path / "two", "-o", tmp_path / "both.jsonl").output
     assert '1  with the id of an earlier row, as "a" on rows 1 and 2; tell them apart by' in said
+    (tmp_path / "in.json").write_text("[\n\n" + content.decode().replace("\n", ",") + "]")
+    said = dedup(tmp_path / "in.json", "-o", tmp_path / "out.json").output
+    assert 'earlier row, as "a" on rows 1 and 10; tell them apart by their row\n' in said
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(content.splitlines()[:9]))
     said = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--overwrite").output
     assert "earlier row" not in said
@@ -373,7 +376,7 @@ def test_bad_rows_are_left_out_where_asked_and_named_everywhere(
     out, why = tmp_path / "out.jsonl", tmp_path / "why.jsonl"
     result = dedup(tmp_path / name, "-o", out, "--decisions", why, "--on-bad-row", "skip")
     assert lines(out) == kept
-    assert f"{len(named)}  left out besides: no rows that can be read" in result.stdout
+    assert f"{len(named)}  bad rows besides, left out; --decisions names all\n" in result.stdout
     refused = [decision for decision in lines(why) if decision["reason"] == "bad_row"]
     bad = [decision["error"] for decision in refused]
     assert len(bad) == len(named)
@@ -383,6 +386,17 @@ def test_bad_rows_are_left_out_where_asked_and_named_everywhere(
         assert message in error
         assert f"woolmill: left out: {error}\n" in result.stderr
     assert dedup(tmp_path / name, "--explain", "--on-bad-row", "skip").exit_code == 0
+
+
+def test_a_field_that_no_row_has_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
+    """Also where bad rows are left out: a dataset of none would look like a success."""
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"instruction": "Sing.", "id": 1}\n' * 12)
+    with pytest.raises(InputError, match=r"no field 'txt'; there are: 'instruction', 'id'; see"):
+        dedup(path, "-o", out, "--field", "txt")
+    with pytest.raises(InputError, match=r"none of its 12 rows can be compared.*check.* --field"):
+        dedup(path, "-o", out, "--field", "txt", "--on-bad-row", "skip")
+    assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_language_is_that_of_rows_all_over_the_dataset(
