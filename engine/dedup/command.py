@@ -36,6 +36,8 @@ EXAMPLES = 3
 it by."""
 ID_SHOWN = 40
 """Characters of an id that are shown."""
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+"""Endings of files in which all rows have the same fields."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
 EMPTY = "empty"
@@ -96,7 +98,7 @@ class _Measures:
               "not found.")  # fmt: skip
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
-              "from all over the dataset; a few of another script go by that.")  # fmt: skip
+              "from all over the dataset; those of a mixed one go by their script.")  # fmt: skip
 @click.option("--rouge-threshold", type=THRESHOLD,
               help="Refuse above this ROUGE-L F, in floats as Alpaca has it: a tie may fall either "
               "way.  [default: 0.7; 0.75 by characters]")  # fmt: skip
@@ -154,6 +156,11 @@ def dedup(
         raise UsageError("--explain decides nothing: leave out -o, --decisions and --against")
     if output is None and decisions is None and not explain:
         raise UsageError("nothing to write: give -o, --decisions, or --explain")
+    if decisions is not None and decisions.name.lower().removesuffix(".gz").endswith(TABLES):
+        raise UsageError(
+            f"{decisions}: decisions are JSON Lines, as they differ in their fields; give "
+            "--decisions a name that ends in .jsonl"
+        )
     written = [path for path in (output, decisions) if path is not None]
     for path in written:
         check_output(path, overwrite=overwrite, inputs=(dataset, *against))

@@ -438,6 +438,13 @@ def test_decisions_are_written_in_one_way_whatever_they_hold(tmp_path: Path) -> 
         assert f'"id":"q","text":"描述一下秋天。","accepted":{accepted},' in line
 
 
+@pytest.mark.parametrize("name", ["why.csv", "why.TSV.gz", "why.parquet", "why.arrow"])
+def test_decisions_do_not_go_into_a_table(dataset: Path, tmp_path: Path, name: str) -> None:
+    """It would be said of a row far on, after the work."""
+    with pytest.raises(UsageError, match=f"{name}: .*give --decisions a name that ends in .jsonl"):
+        dedup(dataset, "--decisions", tmp_path / name)
+
+
 def test_a_row_that_stops_it_names_the_way_on_and_rows_of_references_are_counted(
     dataset: Path, tmp_path: Path
 ) -> None:
