@@ -58,6 +58,11 @@ class Verdict:
     """The fields of the request that the message complains of, where it lists them."""
     error: WoolmillError | None = None
     """Of ``settings`` and ``fatal``: what the run stops with."""
+    taken: int | None = None
+    """Where ``billed``: the tokens of one prompt and of what came for it before the attempt failed;
+    None: nothing came, and a server may have written all that it was allowed to. A connection that
+    is reset before the first byte says no more: a proxy hangs up on an engine that goes on.
+    """
 
     @property
     def billed(self) -> bool:

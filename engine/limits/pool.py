@@ -383,9 +383,7 @@ class Pool:
             self._down_since_s = asyncio.get_running_loop().time()
 
     def _book(self, tokens: int, results: Sequence[Completion | Verdict]) -> int:
-        """Settle a call's reservation; whatever may have been billed counts in full, and is
-        returned.
-        """
+        """Settle a call's reservation; what may have been billed without an answer is returned."""
         lost = 0
         share, rest = divmod(tokens, max(len(results), 1))
         for i, result in enumerate(results):
@@ -393,8 +391,7 @@ class Pool:
             if isinstance(result, Completion):
                 self._spending.settle(reserved, result.usage)
             elif result.billed:
-                self._spending.lose(reserved)
-                lost += reserved
+                lost += self._spending.lose(reserved, result.taken)
             else:
                 self._spending.settle(reserved)
         if not results:

@@ -158,7 +158,11 @@ class Spending:
         if used is not None:
             self._spent.add(used)
 
-    def lose(self, tokens: int) -> None:
-        """Nobody knows what a reservation of ``tokens`` used: book the most it can have been."""
+    def lose(self, tokens: int, taken: int | None = None) -> int:
+        """Book for a reservation of ``tokens`` what was ``taken`` of it without an answer, or all
+        of it where nobody knows; returns that.
+        """
         self._reserved -= tokens
-        self._spent.lost_tokens += tokens
+        lost = tokens if taken is None else min(taken, tokens)
+        self._spent.lost_tokens += lost
+        return lost

@@ -102,6 +102,24 @@ async def test_a_cost_is_bounded_likewise(tmp_path: Path, host: Host) -> None:
         assert told["cost"] + told["cost_without_answer"] <= 0.3
 
 
+@pytest.mark.parametrize(("fault", "most"), [("cut", 900), ("reset", 10**9)])
+async def test_a_cut_off_answer_is_booked_by_what_came_of_it(
+    tmp_path: Path, fault: str, most: int
+) -> None:
+    """And not by all that it was allowed; of one that was reset before it began, nobody knows."""
+    behaviour = Behaviour(fault_rate=0.3, faults=(fault,), records=1)
+    async with Server(behaviour) as server:
+        settings: dict[str, Any] = {"backend": "http", "base_url": server.url, "target": 12}
+        settings["max_tokens"] = 2000
+        result = await started(tmp_path, **settings)
+        assert result.stop.reached
+        failed = server.ledger.faults[fault]
+    _, lost = booked(tmp_path)
+    assert failed > 0
+    assert 0 < lost / failed < most
+    assert fault == "cut" or lost / failed > 2000
+
+
 async def test_what_a_stop_does_not_wait_for_stays_booked(tmp_path: Path, host: Host) -> None:
     """Calls on the wire may have been billed; what is still to be sent again is not."""
     host._fault = None

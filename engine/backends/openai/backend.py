@@ -310,7 +310,7 @@ class HttpBackend:
         wants_stream = self._streaming.wanted(len(self._listening.calls))
         for _ in range(MOST_LESSONS):
             api, body = self._spoken(prompts, wants_stream)
-            answer = await self._answer(body, api, len(prompts), began)
+            answer = await self._answer(body, api, prompts, began)
             if isinstance(answer, Reply):
                 told, self._untold = [*self._untold, *lessons], []
                 for lesson in told:
@@ -378,7 +378,7 @@ class HttpBackend:
         return [replace(o, api=api) if isinstance(o, Completion) else o for o in outcomes]
 
     async def _answer(
-        self, body: Mapping[str, Any], api: Api, count: int, began: float
+        self, body: Mapping[str, Any], api: Api, prompts: Sequence[Prompt], began: float
     ) -> Reply | tuple[Verdict, str]:
         """Send one request: the answer, or the verdict on a refusal and the host's words.
 
@@ -399,23 +399,22 @@ class HttpBackend:
                     if response.status_code != 200:
                         raw = await exchange.whole(response)
                         return exchange.classified(response, raw), read_error(raw).text
-                    answer = await self._read(response, count, streamed, began, call)
+                    answer = await self._read(response, len(prompts), streamed, began, call)
                 finally:
                     await response.aclose()
         except Exception as exc:  # whatever fails while a server is read is a verdict
             if streamed and streamed[0].finished:
                 return streamed[0]  # what went wrong came after it
-            if isinstance(exc, Failure):
-                raise
             if isinstance(exc, TimeoutError):
                 self._streaming.timed_out()
-            raise exchange.failure(exc, "generate") from exc
+            verdict = exchange.failure(exc, "generate").verdict
+            raise Failure(_booked(verdict, streamed[0] if streamed else None, prompts)) from exc
         finally:
             calls.drop(call)
         if answer.error is None:
             return answer
         verdict = classify(status=200, headers=response.headers, body=answer.error, where=self.name)
-        return verdict, read_error(answer.error).text
+        return _booked(verdict, answer, prompts), read_error(answer.error).text
 
     # Reading what comes
 
@@ -462,3 +461,12 @@ class HttpBackend:
                 return "(another)"
             self._names.add(model)
         return model
+
+
+def _booked(verdict: Verdict, answer: Reply | None, prompts: Sequence[Prompt]) -> Verdict:
+    """The verdict on a call that failed, with what each of its prompts has taken."""
+    taken = answer.taken(prompts) if answer is not None and verdict.billed else [None]
+    known = [tokens for tokens in taken if tokens is not None]
+    if len(known) < len(taken):
+        return verdict
+    return replace(verdict, taken=-(-sum(known) // len(known)))

@@ -11,6 +11,7 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -186,10 +187,29 @@ class Reply:
         self, prompts: Sequence[Prompt], latency_s: float
     ) -> list[Completion | BaseException]:
         usages = self._usages(prompts)
-        return [
+        outcomes: list[Completion | BaseException] = [
             self._completion(i, usage, prompts[i].sampling.max_tokens, latency_s)
             for i, usage in zip(range(len(prompts)), usages, strict=True)
         ]
+        for i, outcome in enumerate(outcomes):
+            if isinstance(outcome, Failure):
+                outcomes[i] = Failure(replace(outcome.verdict, taken=self.taken(prompts)[i]))
+        return outcomes
+
+    def taken(self, prompts: Sequence[Prompt]) -> list[int | None]:
+        """Tokens that each prompt has taken, whose answer is of no use: by the host's last count or
+        by what came, whichever is more, as a count in the midst of a stream is not the last. None
+        where nothing says so. Thoughts that the host keeps to itself are not seen.
+        """
+        found: list[int | None] = []
+        for i, (told, seen) in enumerate(
+            zip(self._usages(prompts), self._estimates(prompts), strict=True)
+        ):
+            ended = self.whole or self.done or self.finish[i] is not None
+            known = any(self.texts[i]) or any(self.thoughts[i]) or (ended and not told.estimated)
+            tokens = (use.prompt_tokens + use.completion_tokens for use in (told, seen))
+            found.append(max(tokens) if known else None)
+        return found
 
     def _completion(
         self, i: int, usage: Usage, max_tokens: int, latency_s: float
@@ -231,17 +251,27 @@ class Reply:
         cost = _cost(usage.get("cost"))
         if p is not None and c is not None and len(prompts) == 1:
             return [_usage(usage, p, c, cost)]
-        read = [q.tokens or max(q.size_bytes // 4, 1) for q in prompts]
-        written = [
-            max(sum(map(len, parts)) // 4, 1) if parts else 0
-            for parts in (a + b for a, b in zip(self.texts, self.thoughts, strict=True))
-        ]
+        usages = self._estimates(prompts)
         if p is not None and c is not None:
-            read, written = _shares(p, read), _shares(c, written)
-        costs = [None if cost is None else cost / len(prompts)] * len(prompts)
+            read = _shares(p, [each.prompt_tokens for each in usages])
+            written = _shares(c, [each.completion_tokens for each in usages])
+            usages = [
+                Usage(prompt_tokens=r, completion_tokens=w, estimated=True)
+                for r, w in zip(read, written, strict=True)
+            ]
+        share = None if cost is None else cost / len(prompts)
+        return [replace(each, cost=share) for each in usages]
+
+    def _estimates(self, prompts: Sequence[Prompt]) -> list[Usage]:
+        """What each prompt took as far as can be seen here, at four characters a token."""
+        came = (a + b for a, b in zip(self.texts, self.thoughts, strict=True))
         return [
-            Usage(prompt_tokens=r, completion_tokens=w, estimated=True, cost=share)
-            for r, w, share in zip(read, written, costs, strict=True)
+            Usage(
+                prompt_tokens=prompt.tokens or max(prompt.size_bytes // 4, 1),
+                completion_tokens=max(sum(map(len, parts)) // 4, 1) if parts else 0,
+                estimated=True,
+            )
+            for prompt, parts in zip(prompts, came, strict=True)
         ]
 
 

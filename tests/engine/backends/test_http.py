@@ -82,6 +82,8 @@ def text(words: str, finish: str | None = None) -> dict[str, Any]:
 
 
 DONE = b"data: [DONE]"
+COUNTED = {"prompt_tokens": 20, "completion_tokens": 50, "total_tokens": 70}
+NOTHING = {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -266,6 +268,41 @@ async def test_streams_that_are_not_answers(events: list[Any], reason: str) -> N
     outcome = await ask(canned(*events), stream=True)
     assert isinstance(outcome, Failure)
     assert (outcome.verdict.kind, outcome.verdict.reason) == ("ambiguous", reason)
+
+
+TAKEN = [
+    ("by what came", [text("a" * 400)], 7 + 100),
+    ("thoughts too", [{"choices": [{"index": 0, "delta": {"reasoning": "a" * 40}}]}], 7 + 10),
+    ("or the last count", [text("a" * 40), {"usage": COUNTED}], 70),
+    ("which is not that of all", [{"usage": COUNTED}, text("a" * 4000)], 7 + 1000),
+    ("an error after it", [text("a" * 400), {"error": {"message": "died"}}, DONE], 7 + 100),
+    ("a text of no use", [text("a" * 400, "abort"), DONE], 7 + 100),
+    ("no text, and counted", [text("", "stop"), {"usage": NOTHING}, DONE], 9),
+    ("nothing", [], None),
+    ("nothing but a role", [text("")], None),
+    ("nothing but a count of the prompt", [{"usage": NOTHING}], None),
+    ("an error at once", [{"error": {"message": "died"}}, DONE], None),
+]
+
+
+@pytest.mark.parametrize(("events", "taken"), [pytest.param(*row[1:], id=row[0]) for row in TAKEN])
+async def test_a_cut_stream_is_booked_by_what_came(events: list[Any], taken: int | None) -> None:
+    """Where something came; else the server may have written all that it was allowed to."""
+    outcome = await ask(canned(*events), stream=True)
+    assert isinstance(outcome, Failure)
+    assert outcome.verdict.billed
+    assert outcome.verdict.taken == taken
+
+
+async def test_each_prompt_of_a_cut_call_has_its_share() -> None:
+    """What came is known for all of them or for none."""
+    both = [{"choices": [{"index": i, "text": "a" * 400 * (i + 1)}]} for i in range(2)]
+    for events, taken in ((both, 7 + 150), (both[:1], None)):
+        backend = HttpBackend("http://localhost", transport=canned(*events), stream=True)
+        await backend.start()
+        with pytest.raises(Failure) as failed:
+            await backend.complete([prompt(0), prompt(1)])
+        assert failed.value.verdict.taken == taken
 
 
 AFTERWARDS = {

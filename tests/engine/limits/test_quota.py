@@ -71,24 +71,29 @@ def test_quota_headers(headers: dict[str, str], found: tuple[float, float] | Non
 
 @given(
     cap=st.integers(0, 50_000),
-    calls=st.lists(st.tuples(st.integers(1, 4000), st.floats(0, 1), st.booleans()), max_size=200),
+    calls=st.lists(
+        st.tuples(st.integers(1, 4000), st.floats(0, 1), st.sampled_from("used lost cut".split())),
+        max_size=200,
+    ),
     at_once=st.integers(1, 50),
 )
 def test_fault_115_the_budget_is_never_passed(
-    cap: int, calls: list[tuple[int, float, bool]], at_once: int
+    cap: int, calls: list[tuple[int, float, str]], at_once: int
 ) -> None:
     """Whatever is used of what was reserved, and however many look together."""
     spending = Spending(max_tokens=cap, max_cost=cap * 2e-6, prices=Prices(prompt=1, completion=2))
-    open_calls: list[tuple[int, float, bool]] = []
+    open_calls: list[tuple[int, float, str]] = []
     for call in calls:
         if spending.fits(call[0]):
             spending.reserve(call[0])
             open_calls.append(call)
         if len(open_calls) >= at_once or not spending.fits(call[0]):
-            for tokens, share, lost in open_calls:
+            for tokens, share, became in open_calls:
                 used = int(tokens * share)
-                if lost:
-                    spending.lose(tokens)
+                if became == "lost":
+                    assert spending.lose(tokens) == tokens
+                elif became == "cut":
+                    assert spending.lose(tokens, 2 * used) == min(2 * used, tokens)
                 else:
                     half = used // 2
                     usage = Usage(prompt_tokens=half, completion_tokens=used - half)
