@@ -14,12 +14,24 @@ from typing import Literal, Protocol, runtime_checkable
 from engine.errors import BackendError, WoolmillError
 from engine.records import Completion, Prompt
 
-__all__ = ["GIVEN_UP", "Backend", "Failure", "GivesUp", "Making", "Tells", "Verdict"]
+__all__ = [
+    "EMPTY_ANSWERS",
+    "GIVEN_UP",
+    "Backend",
+    "Failure",
+    "GivesUp",
+    "Making",
+    "Tells",
+    "Verdict",
+]
 
 GIVEN_UP = "given_up"
 """The reason of answers that a backend gave up when the run stopped; see ``GivesUp``."""
 ANSWERS_OF_NO_USE = frozenset({"too_large", "encoding"})
 """Reasons of requests that were answered, and paid for, in vain."""
+EMPTY_ANSWERS = frozenset({"no_choices", "empty_answer"})
+"""Reasons of whole answers with nothing in them, as Gemini's to a prompt that it blocks: no better
+time is worth waiting for."""
 
 Kind = Literal["unavailable", "throttled", "ambiguous", "overflow", "settings", "dead", "fatal"]
 

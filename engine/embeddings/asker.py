@@ -42,9 +42,9 @@ BATCH = 32
 """Texts in one request; text-embeddings-inference takes no more, if nobody tells it to."""
 MOST_S = 120.0
 """The longest time of one request: a slow CPU needs seconds, and a text waits behind others."""
-FIRST = RetryPolicy()
+FIRST = RetryPolicy(last_wait_s=2.0)
 """At the first contact the person waits."""
-BRIEF = RetryPolicy(max_attempts=2)
+BRIEF = RetryPolicy(max_attempts=2, last_wait_s=0.5)
 """For texts: a fault that goes on may be theirs."""
 PATIENT = RetryPolicy(max_attempts=10**9, max_backoff_s=2.0)
 """Until the server answers, or the pool gives up."""

@@ -46,11 +46,13 @@ RETRY_SHARE = 0.1
 class Lease:
     """The right to have one call in flight on ``backend``, until ``release``."""
 
-    __slots__ = ("_endpoint", "_pool", "_ticket", "backend", "tokens")
+    __slots__ = ("_endpoint", "_pool", "_ticket", "backend", "probes", "tokens")
 
     def __init__(self, pool: Pool, endpoint: Endpoint, ticket: Ticket, tokens: int) -> None:
         self.backend = endpoint.backend
         self.tokens = tokens
+        self.probes = endpoint.state == "probing"
+        """The call finds out whether the endpoint is back from an outage."""
         self._pool: Pool | None = pool
         self._endpoint = endpoint
         self._ticket = ticket

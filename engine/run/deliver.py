@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import tenacity
 
-from engine.backends.base import GIVEN_UP, Backend, Failure, Verdict
+from engine.backends.base import EMPTY_ANSWERS, GIVEN_UP, Failure, Verdict
 from engine.errors import WoolmillError
 from engine.limits import OF_THE_PROMPT, Lease, Pool
 from engine.recipes.base import Ask
@@ -32,6 +32,9 @@ class RetryPolicy:
     max_attempts: int = 4
     """Attempts that may have been paid, or that blamed the settings. The pool's outage time bounds
     the free ones."""
+    max_probes: int = 20
+    """Attempts besides by which a server that is out was tried, so that a longer outage fails no
+    request; bounded, since a prompt may be what the server dies of."""
     max_refits: int = 10
     """Times that one prompt is shrunk to fit the context."""
     backoff_s: float = 0.5
@@ -39,6 +42,10 @@ class RetryPolicy:
     fault of the request, but no more often than its server has failed since it last answered:
     where others are answered, waiting longer spares nobody."""
     max_backoff_s: float = 30.0
+    last_wait_s: float = 40.0
+    """The most, and half of it the least, that is waited before the last attempt after faults that
+    may pass: bad times are often longer than the waits before it take together. It holds no slot.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +131,7 @@ async def deliver(
     async def delivery(prompt: Prompt, outcome: Completion | Failure) -> Delivery:
         if isinstance(outcome, Completion):
             return Delivery(prompt=prompt, outcome=outcome, attempts=1, backend=backend.name)
-        return await _Retrial(prompt, outcome, backend, pool, policy, refit, books).run()
+        return await _Retrial(prompt, outcome, lease, pool, policy, refit, books).run()
 
     if len(prompts) == 1:
         return [await delivery(prompts[0], outcomes[0])]
@@ -189,7 +196,7 @@ class _Retrial:
         self,
         prompt: Prompt,
         failure: Failure,
-        backend: Backend,
+        lease: Lease,
         pool: Pool,
         policy: RetryPolicy,
         refit: Refit,
@@ -197,7 +204,9 @@ class _Retrial:
     ) -> None:
         self._prompt = prompt
         self._outcome: Completion | Failure = failure
-        self._backend = backend
+        self._backend = lease.backend
+        self._probed = lease.probes
+        """The attempt before tried a server that was out."""
         self._pool = pool
         self._policy = policy
         self._refit = refit
@@ -205,6 +214,8 @@ class _Retrial:
         self._attempts = 0
         self._counted = 0
         """Attempts that ``max_attempts`` bounds."""
+        self._probes = 0
+        """Attempts that ``max_probes`` bounds."""
         self._refits = 0
         self._refused_as = ""
         """The reason of the attempt before, where it lay in the prompt."""
@@ -231,10 +242,19 @@ class _Retrial:
             lease = await self._pool.acquire(
                 tokens=most_tokens(self._prompt), retry=True, avoid=self._backend
             )
-            self._backend = lease.backend
+            self._backend, self._probed = lease.backend, lease.probes
             (self._outcome,) = await _attempt([self._prompt], self._pool, lease, self._books)
         self._attempts += 1
+        if isinstance(self._outcome, Failure):
+            self._count(self._outcome.verdict)
         return self._outcome
+
+    def _count(self, verdict: Verdict) -> None:
+        # Here, since tenacity asks how long to wait before it asks whether to stop.
+        if verdict.kind == "ambiguous" and self._probed and self._probes < self._policy.max_probes:
+            self._probes += 1
+        else:
+            self._counted += verdict.kind in ("ambiguous", "settings")
 
     def _is_used_up(self, state: tenacity.RetryCallState) -> bool:
         assert isinstance(self._outcome, Failure)
@@ -248,7 +268,6 @@ class _Retrial:
         again = verdict.reason in OF_THE_PROMPT and verdict.reason == self._refused_as
         again = again and not self._pool.doubts.ever_answered  # others must say what is wrong
         self._refused_as = verdict.reason
-        self._counted += verdict.kind in ("ambiguous", "settings")
         return again or self._counted >= self._policy.max_attempts
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
@@ -264,9 +283,12 @@ class _Retrial:
             asked_s = 0.0
         if verdict.kind not in ("ambiguous", "settings"):
             return asked_s
-        doublings = min(self._counted - 1, self._pool.faults_in_a_row(self._backend), 16)
-        most_s = self._policy.backoff_s * 2.0**doublings
-        return max(random.uniform(0.0, min(most_s, self._policy.max_backoff_s)), asked_s)
+        policy, left = self._policy, self._policy.max_attempts - self._counted
+        if verdict.kind == "ambiguous" and left == 1 and verdict.reason not in EMPTY_ANSWERS:
+            return max(random.uniform(0.5, 1.0) * policy.last_wait_s, asked_s)
+        doublings = min(max(self._counted - 1, 0), self._pool.faults_in_a_row(self._backend), 16)
+        most_s = policy.backoff_s * 2.0**doublings
+        return max(random.uniform(0.0, min(most_s, policy.max_backoff_s)), asked_s)
 
 
 def _is_worth_another(outcome: Completion | Failure) -> bool:

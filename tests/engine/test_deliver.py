@@ -51,6 +51,16 @@ async def run(
     return await deliver(prompts, pool, policy or RetryPolicy(), lease, refit)
 
 
+async def run_one_by_one(count: int, pool: Pool) -> list[Delivery]:
+    """So many prompts, of which no more than one waits for its first slot, as in a run."""
+    calls = []
+    for index in range(count):
+        lease = await pool.acquire(tokens=100)
+        call = deliver([prompt(index)], pool, RetryPolicy(), lease, no_refit)
+        calls.append(asyncio.ensure_future(call))
+    return [delivery for (delivery,) in await asyncio.gather(*calls)]
+
+
 def now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -72,6 +82,13 @@ class TestPolicy:
         assert isinstance(done.outcome, Failure)
         assert done.outcome.verdict.reason == "a_ambiguous"
         assert (done.attempts, backend.calls[0]) == (4, 4)
+        assert 20 < now() < 0.5 + 1 + 40
+
+    async def test_an_empty_answer_is_no_outage(self) -> None:
+        """A blocked prompt does not hold back the decisions behind it."""
+        backend = failing(99, replace(verdict("ambiguous"), reason="no_choices"))
+        (done,) = await run([prompt()], Pool([backend]))
+        assert (done.attempts, backend.calls[0]) == (4, 4)
         assert 0 < now() < 0.5 + 1 + 2
 
     async def test_back_off_grows_no_further_than_the_server_fails(self) -> None:
@@ -82,7 +99,7 @@ class TestPolicy:
         def unlucky(prompt: Prompt, attempt: int) -> Verdict | None:
             return verdict("ambiguous") if prompt.index == 0 and attempt <= 11 else None
 
-        policy = RetryPolicy(max_attempts=12)
+        policy = RetryPolicy(max_attempts=13)
         waits = []
         for busy in (False, True):
             backend = ScriptedBackend(max_in_flight=8, delay_s=0.01, fault=unlucky)
@@ -99,6 +116,49 @@ class TestPolicy:
             waits.append(now() - began)
         # Its own fault may be the only one in a row, which doubles half a second once.
         assert waits[1] < 11 * 2 * 0.5 + 1 < waits[0]
+
+    @pytest.mark.parametrize("in_flight", [1, 4, 16])
+    @pytest.mark.parametrize("out_s", [10.0, 180.0])
+    async def test_an_outage_fails_no_request(self, in_flight: int, out_s: float) -> None:
+        """Nor where each attempt may have been paid, as where a gateway resets connections."""
+
+        def fault(prompt: Prompt, attempt: int) -> Verdict | None:
+            return verdict("ambiguous") if 5 < now() < 5 + out_s else None
+
+        backend = ScriptedBackend(max_in_flight=in_flight, delay_s=0.2, fault=fault)
+        pool = Pool([backend])
+        done = await run_one_by_one(60 * in_flight, pool)
+        assert all(isinstance(each.outcome, Completion) for each in done)
+        assert backend.calls.total() < 60 * in_flight + 80
+        assert 5 + out_s < now() < 5 + out_s + 60
+
+    async def test_bad_minutes_are_waited_for_before_the_last_attempt(self) -> None:
+        """Half the connections are reset, so that the server never seems to be out."""
+
+        def fault(prompt: Prompt, attempt: int) -> Verdict | None:
+            return verdict("ambiguous") if prompt.index % 2 and now() < 15 else None
+
+        pool = Pool([ScriptedBackend(max_in_flight=8, delay_s=0.2, fault=fault)])
+        done = await run_one_by_one(1200, pool)
+        assert all(isinstance(each.outcome, Completion) for each in done)
+        assert max(each.attempts for each in done) == 4
+
+    async def test_a_prompt_that_a_server_dies_of_is_given_up(self) -> None:
+        """However often it is the one that tries whether the server is back."""
+        down_s = 0.0
+
+        def fault(asked: Prompt, attempt: int) -> Verdict | None:
+            nonlocal down_s
+            down_s = now() + 3 if asked.index == 0 else down_s
+            return verdict("ambiguous") if now() < down_s else None
+
+        backend = ScriptedBackend(max_in_flight=1, delay_s=0.01, fault=fault)
+        pool = Pool([backend])
+        done = await run_one_by_one(100, pool)
+        failed = [each.prompt.index for each in done if isinstance(each.outcome, Failure)]
+        assert failed[0] == 0
+        assert len(failed) < 4, "those that it took with it each time"
+        assert 4 <= done[0].attempts <= 4 + 20
 
     async def test_fault_052_free_failures_burn_no_attempts(self) -> None:
         """Refused connections, however many, are not attempts that were paid."""
