@@ -31,6 +31,10 @@ class Doubts:
         self._refusals = 0
         self._prompts.clear()
 
+    def only(self, index: int) -> bool:
+        """No other request than ``index`` has been refused since the last answer."""
+        return self._prompts <= {index}
+
     def believed(self, index: int, reason: str) -> bool:
         """Take in that request ``index`` was refused for ``reason``; True: the settings are
         wrong.

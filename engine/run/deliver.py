@@ -266,7 +266,10 @@ class _Retrial:
             self._prompt = smaller or self._prompt
             return smaller is None
         again = verdict.reason in OF_THE_PROMPT and verdict.reason == self._refused_as
-        again = again and not self._pool.doubts.ever_answered  # others must say what is wrong
+        # Before any answer others must say what is wrong. Later it is the prompt, where no other is
+        # refused, and else perhaps a gateway that starts anew.
+        doubts = self._pool.doubts
+        again = again and (not doubts.ever_answered or doubts.only(self._prompt.index))
         self._refused_as = verdict.reason
         return again or self._counted >= self._policy.max_attempts
 

@@ -189,6 +189,22 @@ class TestPolicy:
         assert backend.calls[0] == 1
         assert pool.in_flight == 0
 
+    @pytest.mark.parametrize("reason", ["http_400", "http_403", "http_422"])
+    async def test_a_prompt_that_alone_is_refused_is_sent_twice(self, reason: str) -> None:
+        """Once there were answers, as before them: the host has said all that it has to say. Where
+        it refuses others too, it may be a gateway that starts anew.
+        """
+        refused = replace(verdict("settings", error=ConfigError("no")), reason=reason)
+        backend = ScriptedBackend(fault=lambda p, _: refused if p.index else None)
+        pool = Pool([backend])
+        await run([prompt(0)], pool)
+        (done,) = await run([prompt(1)], pool)
+        assert isinstance(done.outcome, Failure)
+        assert (done.attempts, backend.calls[1]) == (2, 2)
+        await run([prompt(0)], pool)
+        both = await asyncio.gather(*[run([prompt(index)], pool) for index in (2, 3)])
+        assert [each.attempts for (each,) in both] == [4, 4]
+
     async def test_back_off_holds_no_slot(self) -> None:
         """With one slot, a hundred others finish while one waits to be tried again."""
         backend = ScriptedBackend(

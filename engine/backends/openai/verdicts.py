@@ -261,7 +261,9 @@ def _of_error(status: int, headers: Mapping[str, str], said: ErrorBody, where: s
             f"{where}: refuses the request ({message}); check --model, --api and the sampling "
             "settings, or leave a field out with --without NAME"
         )
-        return replace(wrong(f"http_{status}", refused), parameters=said.parameters)
+        told = f"the host refuses this request: {message or 'it does not say why'}"
+        found = wrong(f"http_{status}", refused)  # its error is about the run, its words the row's
+        return replace(found, message=told, parameters=said.parameters)
     return verdict("dead", f"http_{status}")
 
 

@@ -97,6 +97,14 @@ def caused(exc: Exception, cause: BaseException) -> Exception:
     return exc
 
 
+@pytest.mark.parametrize("said", ["bad prompt", ""])
+def test_a_refused_request_is_told_apart_from_refused_settings(said: str) -> None:
+    """Its row has the host's words; what to change is said where the run ends of it."""
+    verdict = classify(status=400, headers={}, body=body(said) if said else b"", where="h")
+    assert verdict.message == f"the host refuses this request: {said or 'it does not say why'}"
+    assert f"h: refuses the request ({said}); check --model" in str(verdict.error)
+
+
 EXCEPTIONS = [
     ("fault_001 at start", caused(httpx.ConnectError("x"), socket.gaierror(-2, "unknown")),
      "start", "fatal", "dns"),
