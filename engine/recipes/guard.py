@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from types import FrameType
 from typing import Any, get_args
 
@@ -163,7 +164,16 @@ _watchdog = _Watchdog()
 
 
 def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
-    """What ``recipe.prompt`` gives. Raises RecipeFault."""
+    """What ``recipe.prompt`` gives. Raises RecipeFault; NotAsked where that asks nothing about a
+    row, which a model would answer with words about anything.
+    """
+    parts = _parts_of(recipe, ask)
+    if ask.row is not None and _is_blank(parts):
+        raise NotAsked("the prompt is blank: the row has nothing where the recipe asks about it")
+    return parts
+
+
+def _parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
     try:
         if recipe.builtin:
             return _sendable(list(recipe.prompt(ask)))
@@ -178,6 +188,14 @@ def parts_of(recipe: Recipe, ask: Ask) -> list[Part]:
         of = f"a list of {_kind(wrong)}" if parts else "an empty list"
         raise RecipeFault(f"prompt() gave {of} where a list of Part is meant")
     return _sendable(parts)
+
+
+def _is_blank(parts: list[Part]) -> bool:
+    """The last turn of the user, which is what is asked, has no words."""
+    for role, turn in groupby(reversed(parts), key=lambda part: part.role):
+        if role == "user":
+            return all(isinstance(part.text, str) and not part.text.strip() for part in turn)
+    return False
 
 
 def _given(what: Any, method: str, of: str) -> Iterable[Any]:

@@ -556,6 +556,25 @@ def test_a_row_without_a_question_is_no_failed_request(tmp_path: Path) -> None:
     assert refused_of(tmp_path) == [("b", "not_asked"), ("c", "not_asked")]
 
 
+@pytest.mark.parametrize("user", ["{{ question }}", " {{ question }}\\n"])
+@pytest.mark.parametrize("system", ["", 'system = "Be brief."\n'])
+def test_a_blank_prompt_about_a_row_is_not_asked(tmp_path: Path, user: str, system: str) -> None:
+    """Also where a template makes it: what a model says to nothing is paid, and no row."""
+    path = tmp_path / "own.toml"
+    path.write_text(
+        f'[recipe]\nname = "own"\n[rows]\n[stage]\n{system}user = "{user}"\n'
+        'give = { answer = "{{ text }}" }\n'
+    )
+    rows = tmp_path / "questions.jsonl"
+    rows.write_text('{"id": "a", "question": "Why?"}\n{"id": "b", "question": " \\n "}\n')
+    words = ["generate", "--recipe", path, "--rows", rows, "--backend", "scripted"]
+    words += ["--no-semantic", "--carry", "id", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == 0
+    assert "not_asked 1" in done.output
+    assert refused_of(tmp_path) == [("b", "not_asked")]
+
+
 def test_requests_without_a_prompt_are_told_apart_from_failed_ones(tmp_path: Path) -> None:
     """A template needs what a row does not have."""
     path = tmp_path / "own.toml"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from engine.errors import ConfigError
 from engine.prompts.fit import Prompts
 from engine.recipes import guard
 from engine.recipes.base import Ask, Part, Piece
-from engine.recipes.guard import RecipeFault, parsed, parts_of
+from engine.recipes.guard import NotAsked, RecipeFault, parsed, parts_of
 from engine.recipes.template import Template, load_template
 from engine.records import Completion, Usage
 
@@ -191,6 +191,25 @@ def test_an_absent_name_is_told_with_the_nearest(tmp_path: Path) -> None:
     field = stage("user = '{{ a if a is defined else row.b }}'\ngive = { a = \"b\" }")
     with pytest.raises(RecipeFault, match=r"stage\.user: the object has no attribute 'b'"):
         parts_of(recipe(tmp_path, field), Ask(index=0, row={}))
+
+
+@pytest.mark.parametrize(
+    ("user", "row", "asks"),
+    [
+        ("{{ q }}", {"q": " \n"}, False),
+        ("{{ q }}", {"q": "x"}, True),
+        ("About: {{ q }}", {"q": ""}, True),
+        ("{{ '' }}", None, True),  # a base model may be asked to begin by itself
+    ],
+)
+def test_a_blank_prompt_asks_nothing_about_a_row(
+    tmp_path: Path, user: str, row: dict[str, Any] | None, asks: bool
+) -> None:
+    made = recipe(
+        tmp_path, stage(f'system = "s"\nuser = "{user}"\ngive = {{ a = "{{{{ text }}}}" }}')
+    )
+    with nullcontext() if asks else pytest.raises(NotAsked, match="the prompt is blank"):
+        assert parts_of(made, Ask(index=0, row=row))
 
 
 def test_what_an_answer_s_templates_need_is_missed_before_anything_is_paid(tmp_path: Path) -> None:
