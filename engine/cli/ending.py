@@ -22,6 +22,7 @@ import click
 
 from engine.cli.main import say_error, status_of
 from engine.datasets import BAD_ROWS
+from engine.datasets.bad_rows import BadRowError
 from engine.errors import (
     DONE_WITH_DEAD_LETTERS,
     InternalError,
@@ -161,7 +162,13 @@ class Ended:
         stop = self.result.stop
         if isinstance(stop.error, SpentError) or (stop.reached and self.failed is None):
             return None
-        return _command()
+        return None if self.bad_row is not None else _command()
+
+    @property
+    def bad_row(self) -> BadRowError | None:
+        """The input row that ended the run, which would end it again."""
+        cause = self.result.stop.error and self.result.stop.error.__cause__
+        return cause if isinstance(cause, BadRowError) else None
 
 
 def finish(result: Result, config: RunConfig) -> Ended:
@@ -220,6 +227,9 @@ def say(ended: Ended, *, as_json: bool) -> None:
     if ended.resume is not None:
         verb = "go on" if ended.result.stop.reached else "resume"
         click.echo(f"{verb} with: {ended.resume}", err=True)
+    if (bad := ended.bad_row) is not None:
+        click.echo(f"mend {bad.path}:{bad.line}, then resume with: {_command()}", err=True)
+        click.echo(f"or leave such rows out with: {_command()} --on-bad-row skip", err=True)
 
 
 def stopped_by(signum: int | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -244,6 +245,35 @@ def test_settings_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path:
     config = tmp_path / "run.toml"
     config.write_text(f'target = 7\nbackend = "scripted"\nsemantic = false\nout = "{tmp_path}/r"')
     assert "accepted 7 of 7" in woolmill(capsys, "generate", "--config", config)[1]
+
+
+def test_a_bad_row_names_both_ways_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole commands, and never the same one alone, which would only stop there again."""
+    rows, good = tmp_path / "rows.jsonl", [json.dumps({"question": f"Why {n}?"}) for n in range(9)]
+    rows.write_text("\n".join([*good[:6], "{broken", *good[6:]]))
+    words = scripted(tmp_path / "run", "--recipe", "respond", "--rows", str(rows))
+
+    def said(*more: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["woolmill", *words, *more])
+        status, _, err = woolmill(capsys, *words, *more)
+        return status, err.splitlines()
+
+    same = f"woolmill {shlex.join(words)}"
+    status, lines = said()
+    assert status == 65
+    assert lines[-2:] == [
+        f"mend {rows}:7, then resume with: {same}",
+        f"or leave such rows out with: {same} --on-bad-row skip",
+    ]
+    status, lines = said("--log-format", "json")
+    assert json.loads(lines[-1])["resume"] is None
+    assert said("--on-bad-row", "skip")[0] == 0
+    shutil.rmtree(tmp_path / "run")
+    assert said()[0] == 65
+    rows.write_text("\n".join([*good[:6], '{"question": "mended"}', *good[6:]]))
+    assert said()[0] == 0
 
 
 def test_going_on_is_the_same_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
