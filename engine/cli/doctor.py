@@ -24,7 +24,7 @@ from engine.backends.fleet import FileFleet
 from engine.backends.settings import ray_address
 from engine.decide.decider import uses_semantic
 from engine.embeddings.asker import backend_of
-from engine.errors import WoolmillError
+from engine.errors import ConfigError, WoolmillError
 from engine.run.servers import LOCAL_IS_MISSING
 from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig, load_config
@@ -116,7 +116,10 @@ def _memory_gib() -> float | None:
 
 
 def _would_run(config_file: Path | None) -> dict[str, Any]:
-    """What ``woolmill generate`` would do with these settings, or why it would not."""
+    """What ``woolmill generate`` would do with these settings; or the ``error`` and the ``status``
+    that it would end with.
+    """
+    chosen: dict[str, Any] = {}
     try:
         config = load_config(config_file, {})
         endpoints = _endpoints(config)
@@ -130,7 +133,7 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             or ("the model served" if config.chosen_backend == "http" else EMBEDDED_MODEL),
             "endpoints": [endpoint.url for endpoint in endpoints],
             "keys": {endpoint.key_env: endpoint.key_env in os.environ for endpoint in endpoints},
-            "semantic": uses_semantic(config),
+            "semantic": _compares(config) and uses_semantic(config),
             "embeddings": backend_of(config, None).name if config.semantic_url else None,
             "target": config.target
             if "target" in config.model_fields_set or not config.rows
@@ -149,10 +152,16 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             )
         if config.endpoints_file is not None and not endpoints:
             chosen["model_at"] = f"{config.endpoints_file}, which lists no server yet"
-        chosen |= {"error": lack} if (lack := _lack(config)) else {}
+        if lack := _lack(config):
+            raise ConfigError(lack)
     except WoolmillError as exc:
-        return {"error": str(exc)}
+        return {**chosen, "error": str(exc), "status": exc.exit_code}
     return chosen
+
+
+def _compares(config: RunConfig) -> bool:
+    """Whether any stage of the recipe looks for near-duplicates at all."""
+    return any(stage.compares for stage in config.make_recipe([]).stages)
 
 
 def _endpoints(config: RunConfig) -> Sequence[EndpointConfig]:
@@ -223,7 +232,8 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text",
               show_default=True)  # fmt: skip
 def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
-    """Say what is installed, what would run, and what the limits are. Ends with 1 on a problem.
+    """Say what is installed, what would run, and what the limits are. Ends with the status of a run
+    that could not begin (78: settings), or with 1 on another problem.
 
     \b
     woolmill doctor
@@ -236,7 +246,7 @@ def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
         for line in _lines(found):
             click.echo(line)
     if found["problems"]:
-        click.get_current_context().exit(1)
+        click.get_current_context().exit(found["run"].get("status", 1))
 
 
 def _files(most: int) -> str:

@@ -398,7 +398,7 @@ def test_a_problem_that_doctor_finds_is_no_closed_pipe(
     settings = tmp_path / "run.toml"
     settings.write_text('[[endpoint]]\nurl = "http://127.0.0.1:9/v1"\nkey_env = "NOT_SET"\n')
     status, out, _ = woolmill(capsys, "doctor", "--config", settings)
-    assert status == 1
+    assert status == 78
     assert "NOT_SET is not set" in out
 
 

@@ -44,11 +44,33 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else object())
     found, done = told(tmp_path, "target = 3\n")
     assert "pip install 'woolmill[local]'" in found["run"]["error"]
-    assert done.exit_code == 1
+    assert done.exit_code == 78
     assert "would make" not in done.stdout
     found, done = told(tmp_path, 'base_url = ["http://127.0.0.1:9/v1"]\n')
     assert "error" not in found["run"]
     assert "rows with the model served by http (http://127.0.0.1:9/v1)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "says"),
+    [
+        ("targt = 3\n", 78, "targt"),
+        ("target = \n", 78, "not TOML"),
+        ('recipe = "no-such"\n', 78, "no-such"),
+    ],
+)
+def test_it_ends_as_the_run_would(tmp_path: Path, settings: str, status: int, says: str) -> None:
+    """A wrong setting has the status that ``generate`` has for it; all else that is wrong has 1."""
+    found, done = told(tmp_path, settings)
+    assert (done.exit_code, found["run"]["status"]) == (status, status)
+    assert says in found["problems"][0]
+
+
+def test_what_a_recipe_compares(tmp_path: Path) -> None:
+    """Answers to questions are not compared, whatever is installed."""
+    for recipe, looks in (("respond", "not looked for"), ("alpaca", "refused")):
+        _, done = told(tmp_path, f'recipe = "{recipe}"\nbase_url = ["http://127.0.0.1:9/v1"]\n')
+        assert f"near-duplicates by meaning are {looks}" in done.stdout
 
 
 def test_embeddings_elsewhere(tmp_path: Path) -> None:
@@ -90,7 +112,7 @@ def test_a_key_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "the key is set (MISTRAL)" in done.stdout
     assert "0123456789" not in done.stdout
     _, done = told(tmp_path, endpoint.format("a0f9e8d7c6b5a49382716"))
-    assert done.exit_code == 1
+    assert done.exit_code == 78
     assert "a0f9e8d7c6b5a49382716" not in done.output
 
 

@@ -64,7 +64,7 @@ def test_init_writes_a_file_that_loads(tmp_path: Path) -> None:
 
 
 def test_the_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
-    """An unknown setting is a problem and ends with 1; a good file shows what would run."""
+    """An unknown setting ends it with 78, as the run; a good file shows what would run."""
     path = tmp_path / "woolmill.toml"
     path.write_text('base_url = ["http://127.0.0.1:9/v1"]\nkey_env = "NO_SUCH_KEY_HERE"\n')
     told = json.loads(
@@ -75,6 +75,6 @@ def test_the_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
     assert told["extras"]["view"]["starlette"]
     path.write_text("targett = 5\n")
     done = CliRunner().invoke(cli, ["doctor", "--config", str(path)])
-    assert done.exit_code == 1
+    assert done.exit_code == 78
     assert "problem: " in done.stdout
     assert "did you mean 'target'" in done.stdout

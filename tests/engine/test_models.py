@@ -88,7 +88,7 @@ def test_the_doctor_looks_for_vllm(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "woolmill.toml"
     path.write_text('backend = "vllm"\nvllm_python = "no/such/python"\n')
     done = CliRunner().invoke(cli, ["doctor", "--config", str(path)])
-    assert done.exit_code == 1
+    assert done.exit_code == 78
     assert "vllm is not installed here" in done.stdout
 
 
