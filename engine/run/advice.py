@@ -22,7 +22,7 @@ from engine.run.settings import ShowSection
 from engine.run.settle import answered_by, settle, stages_of
 from engine.sections import Flag, flag_of
 from engine.settings import RunConfig, flag_name
-from engine.stages import BELOW, stages_of_run
+from engine.stages import BELOW, root_of, stages_of_run
 from engine.store import Manifest, RunReader
 from engine.text import as_word
 
@@ -55,7 +55,7 @@ def refuse_other_settings(folder: Path, was: Manifest, now: Manifest) -> None:
 
 def generate_again(folder: Path) -> str:
     """The command by which the run in ``folder``, or in that of one of its stages, goes on."""
-    root = folder.parent.parent if folder.parent.name == BELOW else folder
+    root = root_of(folder)
     end = f"--out {as_word(root)}"
     with RunReader(root) as run:
         last = run.manifest
