@@ -9,13 +9,12 @@ The same run and the same options give the same bytes, on any machine with the s
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -24,12 +23,12 @@ from engine.datasets import BAD_ROWS
 from engine.errors import OutputError, UsageError
 from engine.export import formats, ledger
 from engine.export.best import best_of
-from engine.export.card import card
-from engine.export.choice import Choice, choose
+from engine.export.choice import choose
 from engine.export.formats import Format
 from engine.export.layout import ALPACA_FIELDS, Layout, layout_of, typed
 from engine.export.options import Options
 from engine.export.outcomes import Outcomes
+from engine.export.parts import Part, Parts, name_of
 from engine.export.preference import Pairs
 from engine.export.refused import refused_lines
 from engine.export.rows import Row, rows
@@ -54,7 +53,6 @@ __all__ = [
     "own_files",
 ]
 
-Part = Literal["train", "validation"]
 OWN_FILES = (
     *("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.lock", "run.reserve"),
     *(SNAPSHOT, "exports.json", KEPT, "recipe.py", "recipe.toml", BAD_ROWS),
@@ -192,7 +190,7 @@ def export_dataset(
         if as_folder:
             folder = stack.enter_context(files.new_folder(path, placing))
             write = stack.enter_context(
-                _Parts(run, format, folder, layout, choice, parts, options.shard_rows)
+                Parts(run, format, folder, layout, choice, parts, options.shard_rows)
             )
         else:
             file = stack.enter_context(files.new_file(path, placing))
@@ -279,7 +277,7 @@ def _split_pairs(pairs: Pairs, parts: Split, path: Path, placing: Callable[[Path
     count = 0
     with files.new_folder(path, placing) as folder, ExitStack() as stack:
         train, validation = (
-            stack.enter_context((folder / _name_of(part, 0, 1, "preference")).open("xb"))
+            stack.enter_context((folder / name_of(part, 0, 1, "preference")).open("xb"))
             for part in get_args(Part)
         )
         for count, pair in enumerate(pairs, 1):  # noqa: B007 - it is the number of all
@@ -289,11 +287,6 @@ def _split_pairs(pairs: Pairs, parts: Split, path: Path, placing: Callable[[Path
         failpoint("export.renamed")
     ledger.remember(pairs.run.folder, path)
     return count
-
-
-def _name_of(part: Part, place: int, count: int, format: Format) -> str:
-    """Of one file of a part, of ``count`` files from 0 on, as Hugging Face ``datasets`` has it."""
-    return f"{part}-{place:05}-of-{count:05}{formats.SUFFIX[format]}"
 
 
 def _outcomes(run: RunReader, path: Path, placing: Callable[[Path], None]) -> Export:
@@ -328,63 +321,6 @@ def _left_out(format: Format, layout: Layout) -> tuple[str, ...]:
     if format != "alpaca":
         return ()
     return tuple(name for name in layout.fields if name not in ALPACA_FIELDS)
-
-
-class _Parts:
-    """A folder with the files of a dataset's parts."""
-
-    def __init__(
-        self,
-        run: RunReader,
-        format: Format,
-        folder: Path,
-        layout: Layout,
-        choice: Choice,
-        split: Split | None,
-        shard_rows: int | None,
-    ) -> None:
-        self._split = split
-        self._stack = ExitStack()
-        validating = choice.of(split.mask) if split is not None else 0
-        sizes: dict[Part, int] = {"train": choice.count - validating, "validation": validating}
-        data = folder / "data" if format == "datasets" else folder
-        data.mkdir(exist_ok=True)
-        self._shards = {
-            part: _Shards(format, data, part, size, shard_rows, layout)
-            for part, size in sizes.items()
-            if size or part == "train"
-        }
-        self._card: Callable[[], None] = lambda: None
-        if format == "datasets":
-
-            def describe() -> None:
-                text = card(run, sizes, split, layout, digest=_digest_of(data))
-                (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
-
-            self._card = describe
-
-    def __enter__(self) -> Callable[[Row], None]:
-        for shards in self._shards.values():
-            self._stack.enter_context(shards)
-        return self._write
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._stack.close()
-        if kind is None:
-            self._card()
-
-    def _write(self, row: Row) -> None:
-        validates = self._split is not None and self._split.validates(row.number)
-        self._shards["validation" if validates else "train"].write(row)
-
-
-def _digest_of(folder: Path) -> str:
-    """SHA-256 of the files in a folder."""
-    sum_ = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            sum_.update(hashlib.file_digest(file, "sha256").digest())
-    return sum_.hexdigest()
 
 
 def is_earlier(run: RunReader, path: Path, format: Format) -> bool:
@@ -422,47 +358,3 @@ def _begins_with(run: RunReader, path: Path, format: Format, layout: Layout) -> 
                 return False
             left -= size
         return file.read() == end and whole.read(1) in (b",", b"\n")
-
-
-class _Shards:
-    """One part of a dataset, ``rows`` long: file after file of ``shard_rows`` rows."""
-
-    def __init__(
-        self,
-        format: Format,
-        folder: Path,
-        part: Part,
-        rows: int,
-        shard_rows: int | None,
-        layout: Layout,
-    ) -> None:
-        self._format: Format = format
-        self._folder = folder
-        self._part = part
-        self._shard_rows = shard_rows or max(rows, 1)
-        self._shards = -(-rows // self._shard_rows) or 1
-        self._layout = layout
-        self._written = self._opened = 0
-        self._stack = ExitStack()
-        self._write: Callable[[Row], None]
-
-    def __enter__(self) -> _Shards:
-        self._open()  # a dataset without rows is a file too
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
-
-    def write(self, row: Row) -> None:
-        if self._written == self._shard_rows:
-            self._open()
-        self._write(row)
-        self._written += 1
-
-    def _open(self) -> None:
-        self._stack.close()
-        name = _name_of(self._part, self._opened, self._shards, self._format)
-        file = self._stack.enter_context((self._folder / name).open("xb"))
-        self._write = self._stack.enter_context(formats.writer(self._format, file, self._layout))
-        self._opened += 1
-        self._written = 0
