@@ -2,7 +2,8 @@
 
 A wrong key, model or address is refused from the first request on. After thousands of good answers
 the same words come from a gateway that restarts, or are about one prompt; then the run goes on, and
-only many different prompts in a row, without a good answer between them, are believed.
+only many different prompts in a row, without a good answer between them, are believed. A prompt
+that is refused again says nothing new: at the end of a run none but such are left.
 """
 
 from __future__ import annotations
@@ -22,14 +23,23 @@ class Doubts:
         self._most = most
         self.ever_answered = False
         """Whether any request of this session was answered."""
+        self.answered_before = False
+        """Whether one was in an earlier session, with the same model and sampling: what can lie in
+        a prompt does so then, while the key and the address may be others now."""
         self._refusals = 0
         self._prompts: set[int] = set()
+        self._refused: set[int] = set()
+        """All that were refused for what can lie in a prompt."""
 
     def answered(self) -> None:
         """A request was answered: the settings are right."""
         self.ever_answered = True
         self._refusals = 0
         self._prompts.clear()
+
+    def has_answered(self, reason: str) -> bool:
+        """Whether there was an answer that speaks against ``reason``."""
+        return self.ever_answered or (self.answered_before and reason in OF_THE_PROMPT)
 
     def only(self, index: int) -> bool:
         """No other request than ``index`` has been refused since the last answer."""
@@ -39,10 +49,12 @@ class Doubts:
         """Take in that request ``index`` was refused for ``reason``; True: the settings are
         wrong.
         """
-        if index in self._prompts and reason in OF_THE_PROMPT:
-            return False
+        if reason in OF_THE_PROMPT:
+            if index in self._refused:
+                return False
+            self._refused.add(index)
         self._prompts.add(index)
         self._refusals += 1
-        if not self.ever_answered:
+        if not self.has_answered(reason):
             return self._refusals >= CONFIRMED
         return len(self._prompts) >= self._most

@@ -180,6 +180,13 @@ def _ends_the_run(
         return None  # another account goes on
     if verdict.kind == "settings" and not pool.doubts.believed(prompt.index, verdict.reason):
         return None
+    if verdict.error is not None and pool.doubts.has_answered(verdict.reason):
+        most = pool.settings.max_refusals_in_a_row
+        return type(verdict.error)(
+            f"{verdict.error}. {most} different requests were refused so without an answer between "
+            "them, and others were answered; where it lies in these prompts, resume with a higher "
+            "--max-refusals-in-a-row"
+        )
     return verdict.error
 
 
@@ -269,7 +276,8 @@ class _Retrial:
         # Before any answer others must say what is wrong. Later it is the prompt, where no other is
         # refused, and else perhaps a gateway that starts anew.
         doubts = self._pool.doubts
-        again = again and (not doubts.ever_answered or doubts.only(self._prompt.index))
+        answered = doubts.has_answered(verdict.reason)
+        again = again and (not answered or doubts.only(self._prompt.index))
         self._refused_as = verdict.reason
         return again or self._counted >= self._policy.max_attempts
 

@@ -238,6 +238,8 @@ async def _opened(
     servers.teach(settled, Lessons(store, display, any_api=settled.any_api))
     samples = config.samples or 1
     resume = store.resume()
+    counts = resume.counts
+    pool.doubts.answered_before |= counts.answered > counts.failed + counts.not_asked
     rows: InputRows | Following | None = settled.rows
     if settled.rows is not None:
         settled.rows.name_bad_rows(display.note, root_of(config.out) / BAD_ROWS)

@@ -49,3 +49,26 @@ def test_reasons_add_up() -> None:
 
 def test_a_wrong_key_is_found_though_the_first_prompt_was_flagged() -> None:
     assert believed(Doubts(20), (0, "http_403"), (1, "http_401")) == [False, True]
+
+
+def test_a_prompt_that_is_refused_again_is_no_news() -> None:
+    """When the good ones are done, none but the refused are left to be posted again."""
+    doubts = Doubts(3)
+    doubts.answered()
+    for index in range(9):
+        assert not doubts.believed(index, "http_400")
+        doubts.answered()
+    assert believed(doubts, *((index, "http_400") for index in range(9))) == [False] * 9
+    assert believed(doubts, *((index, "http_400") for index in (10, 11, 12))) == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("reason", ["http_400", "http_401"])
+def test_answers_of_an_earlier_session_speak_for_the_model_and_not_for_the_key(reason: str) -> None:
+    doubts = Doubts(3)
+    doubts.answered_before = True
+    found = believed(doubts, (0, reason), (1, reason), (2, reason))
+    assert found.index(True) == (2 if reason in OF_THE_PROMPT else 1)
