@@ -42,6 +42,7 @@ __all__ = [
     "stage_named",
     "stages_of_run",
     "stale_answers",
+    "stale_lines",
 ]
 
 BELOW = "stages"
@@ -270,6 +271,19 @@ def stale_answers(
             if answer.completion is not None:
                 found.spent.add(answer.completion.usage)
     return found
+
+
+def stale_lines(stages: Sequence[Stage], runs: Sequence[RunReader]) -> Iterator[str]:
+    """A line for each stage whose answers are not about the rows that the one before gives."""
+    for place in range(1, len(runs)):
+        run, before = runs[place], stages[place - 1]
+        stale = len(stale_answers(runs[place - 1], run, samples_of(run) or 1).requests)
+        if stale:
+            yield (
+                f"stage {stages[place].name}: {stale:,} of its answers are about rows that stage "
+                f"{before.name} no longer gives, as after deciding again; drop them with: "
+                f"{remedy(before.folder)}"
+            )
 
 
 def carried_anew(

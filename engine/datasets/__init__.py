@@ -4,7 +4,14 @@ forms (what a file holds, and text of any encoding) ─▶ read (rows) ─▶ co
                                                             write (rows, in the form they had)
 """
 
-from engine.datasets.bad_rows import BAD_ROWS, BadRowError, BadRows, OnBadRow, Skip
+from engine.datasets.bad_rows import (
+    BAD_ROWS,
+    BadRowError,
+    BadRows,
+    OnBadRow,
+    Skip,
+    count_bad_rows,
+)
 from engine.datasets.compared import Compared, choose
 from engine.datasets.forms import Form, Row
 from engine.datasets.read import Dataset, read_rows
@@ -21,6 +28,7 @@ __all__ = [
     "Row",
     "Skip",
     "choose",
+    "count_bad_rows",
     "inert",
     "read_rows",
     "writer",

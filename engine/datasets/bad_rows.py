@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from engine.errors import InputError
 
-__all__ = ["BAD_ROWS", "BadRowError", "BadRows", "OnBadRow", "Skip"]
+__all__ = ["BAD_ROWS", "BadRowError", "BadRows", "OnBadRow", "Skip", "count_bad_rows"]
 
 BAD_ROWS = "bad_rows.jsonl"
 """The file in a run's folder that names the rows of its input that were left out."""
@@ -20,6 +20,15 @@ NAMED = 10
 """Rows that are named to the person; the others are only counted."""
 MOST_RAW = 2_000
 """Characters of a row that are kept of it."""
+
+
+def count_bad_rows(folder: Path) -> int:
+    """How many rows of its input the run in ``folder`` has left out."""
+    try:
+        with (folder / BAD_ROWS).open("rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
 
 
 class BadRowError(InputError):

@@ -10,7 +10,7 @@ The same run and the same options give the same bytes, on any machine with the s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any, get_args
 import numpy as np
 
 from engine import files
-from engine.datasets import BAD_ROWS
-from engine.errors import OutputError, UsageError
+from engine.datasets import BAD_ROWS, count_bad_rows
+from engine.errors import ConfigError, OutputError, UsageError
 from engine.export import formats, ledger
 from engine.export.best import best_of
 from engine.export.choice import choose
@@ -38,7 +38,15 @@ from engine.files import cannot_write, check_output
 from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
-from engine.stages import Lineage, folders_below, open_stages, place_in_chain, root_of
+from engine.stages import (
+    Lineage,
+    Stage,
+    folders_below,
+    open_stages,
+    place_in_chain,
+    root_of,
+    stale_lines,
+)
 from engine.store import SNAPSHOT, Manifest, RunReader
 
 __all__ = [
@@ -95,6 +103,10 @@ class Export:
     """Input rows that gave no preference pair: why, and how many."""
     outcomes: tuple[tuple[str, int], ...] = ()
     """Of ``Options.outcomes``: what input rows came to, and how many."""
+    unread: int = 0
+    """Of ``Options.outcomes``: input rows that could not be read, and have no line."""
+    unlisted: str = ""
+    """Of ``Options.outcomes``: why rows that nobody was asked about have no line."""
 
 
 def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool = False) -> int:
@@ -230,7 +242,17 @@ def _lineage_of(run: RunReader, *, needed: bool) -> Lineage:
             " stage or is the first"
         )
     with open_stages(stages[:place]) as before:
-        return Lineage(stages[: place + 1], [*before, run])
+        runs = [*before, run]
+        _refuse_stale(stages[: place + 1], runs)
+        return Lineage(stages[: place + 1], runs)
+
+
+def _refuse_stale(stages: Sequence[Stage], runs: Sequence[RunReader]) -> None:
+    """Raises ConfigError where a stage was decided again and a later one not yet: rows are told
+    apart by their rank, so those of others would be named.
+    """
+    for line in stale_lines(stages, runs):
+        raise ConfigError(line)
 
 
 def _preference(
@@ -292,7 +314,9 @@ def _split_pairs(pairs: Pairs, parts: Split, path: Path, placing: Callable[[Path
 def _outcomes(run: RunReader, path: Path, placing: Callable[[Path], None]) -> Export:
     stages, place = place_in_chain(run.folder)
     with open_stages(stages[:place]) as before:
-        outcomes = Outcomes(stages[: place + 1], [*before, run])
+        runs = [*before, run]
+        _refuse_stale(stages[: place + 1], runs)
+        outcomes = Outcomes(stages[: place + 1], runs)
         records = _lines(run, path, outcomes, placing)
     return Export(
         path=path,
@@ -300,6 +324,8 @@ def _outcomes(run: RunReader, path: Path, placing: Callable[[Path], None]) -> Ex
         records=records,
         split=None,
         outcomes=tuple(outcomes.counts.most_common()),
+        unread=count_bad_rows(root_of(run.folder)),
+        unlisted=outcomes.unlisted,
     )
 
 

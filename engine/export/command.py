@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from engine.datasets import BAD_ROWS
 from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
 from engine.store import RunStore
@@ -92,6 +93,11 @@ def export(
         )
     if written.outcomes:
         click.echo(", ".join(f"{count:,} {outcome}" for outcome, count in written.outcomes))
+    if written.unread:
+        unread = counted(written.unread, "row")
+        click.echo(f"{unread} besides cannot be read, named in {folder / BAD_ROWS}")
+    if written.unlisted:
+        click.echo(f"rows that nobody was asked about have no line: {written.unlisted}")
     for why, count in written.unpaired:
         click.echo(f"input rows without a pair, {why}: {count}")
     if written.unscored:

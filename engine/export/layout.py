@@ -6,7 +6,7 @@ field has that name already: ``woolmill_id``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "Layout",
     "check_alpaca",
     "layout_of",
+    "own_name",
     "typed",
 ]
 
@@ -60,9 +61,7 @@ class Layout:
 
     def own(self, name: str) -> str:
         """The name of a column of ours."""
-        while name in self.fields:
-            name = f"woolmill_{name}"
-        return name
+        return own_name(name, self.fields)
 
     def record(self, row: Row) -> Record:
         """The row's fields, in the order of all. Raises InputError for a row of others."""
@@ -109,6 +108,13 @@ class Layout:
         if self.reasoning:
             line[own("reasoning")] = row.reasoning or None
         return line
+
+
+def own_name(name: str, taken: Collection[str]) -> str:
+    """The name of a column of ours beside fields of the names that are taken."""
+    while name in taken:
+        name = f"woolmill_{name}"
+    return name
 
 
 ANY_ALPACA = Layout()

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
-from engine.errors import UsageError
+import orjson
+
+from engine.datasets import Dataset, Row
+from engine.errors import InputError, UsageError
+from engine.export.layout import own_name
 from engine.records import SAMPLE, Decision, Record
 from engine.stages import Stage, samples_of
 from engine.store import RunReader
@@ -24,33 +29,41 @@ class Outcomes:
     Args:
         stages, runs: all stages of a run, in order.
 
-    Raises UsageError where the run has no input rows.
+    Raises UsageError where the run has no input rows, or is merged of others.
     """
 
     def __init__(self, stages: Sequence[Stage], runs: Sequence[RunReader]) -> None:
         if samples_of(runs[0]) is None:
             raise UsageError("--outcomes needs a run with input rows (woolmill generate --rows)")
+        if runs[0].manifest.fixed.get("merged"):
+            raise UsageError(
+                "--outcomes: this run is merged of others, each with input rows of its own; give "
+                "the folder of one of those"
+            )
         self._walks = [_Walk(stage.name, run) for stage, run in zip(stages, runs, strict=True)]
         self._carried: Sequence[str] = runs[-1].manifest.decision.get("carry") or ()
-        first = self._walks[0]
-        requests = runs[0].size()
-        self._size = None if requests is None else requests // first.samples
-        self._inputs = _Inputs(runs[0], first.samples)
+        self._inputs = _Inputs(runs[0], self._walks[0].samples)
         self.counts: Counter[str] = Counter()
         """How many rows came to each outcome, among the lines given so far."""
+
+    @property
+    def unlisted(self) -> str:
+        """Why rows that nobody was asked about have no line; empty where they have."""
+        return self._inputs.missing
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """``row`` (counted from 0), the fields that rows carry over, ``outcome``, ``accepted`` (ids
         of the dataset's rows that were made of it), ``refused`` (``stage``, ``id``, ``reason`` and
         ``detail`` of each piece that was refused on the way), ``open`` (requests about it without a
-        decision yet) and ``input``, the row itself, null where nobody was asked about it.
+        decision yet) and ``input``, the row itself. Where a field that rows carry over has such a
+        name, ours is called ``woolmill_row`` and so on.
 
         The outcome is ``accepted`` where one row came of it; else ``open`` where one may still
         come; else ``failed`` where nothing but permanent failures came, and ``refused``.
         """
         for number in count():
-            seen = self._walks[0].is_more
-            if not seen and (self._size is None or number >= self._size):
+            row = self._inputs.of(number)
+            if row is None and not self._walks[0].is_more and not self._inputs.is_more:
                 return
             rows, open_ = 1, 0
             refused: list[dict[str, Any]] = []
@@ -61,17 +74,21 @@ class Outcomes:
                 accepted = [each for each in decisions if each.accepted]
                 refused += [walk.told(each) for each in decisions if _is_refused(each)]
                 rows = len(accepted)
-            row = self._inputs.of(number)
             outcome = _outcome(accepted, refused, open_)
             self.counts[outcome] += 1
-            yield {
-                "row": number,
-                **{name: (row or {}).get(name) for name in self._carried},
+            ids = [f"{each.index}.{each.position}" for each in accepted]
+            told: dict[str, Any] = {
                 "outcome": outcome,
-                "accepted": [f"{each.index}.{each.position}" for each in accepted],
+                "accepted": ids,
                 "refused": refused,
                 "open": open_,
-                "input": row,
+            }
+            told["input"] = row
+            carried = self._carried
+            yield {
+                own_name("row", carried): number,
+                **{name: (row or {}).get(name) for name in carried},
+                **{own_name(name, carried): value for name, value in told.items()},
             }
 
 
@@ -127,18 +144,42 @@ class _Walk:
 
 
 class _Inputs:
-    """The input rows of a run, by number from 0 on."""
+    """The input rows of a run by number, from 0 on: as it asked about them, and where it has not
+    asked (yet), as they stand in its input.
+    """
 
     def __init__(self, run: RunReader, samples: int) -> None:
         self._samples = samples
         self._answers = (answer for answer, _ in run.all_answers())
         self._next = next(self._answers, None)
+        path = str(run.manifest.free.get("rows") or "")
+        self.missing = "" if path else "the run keeps no name of its input"
+        """Why the input cannot be read; empty as long as it can."""
+        rows = Dataset(Path(path), skip=lambda _: None) if path else ()
+        self._file: Iterator[tuple[int, Row]] = enumerate(rows)
+
+    @property
+    def is_more(self) -> bool:
+        """The run has asked about rows behind the last one."""
+        return self._next is not None
 
     def of(self, number: int) -> Record | None:
-        """That of ``number``, which must be larger than at the call before."""
+        """That of ``number``, which must be larger than at the call before; None: there is none, or
+        nobody knows it.
+        """
         row = None
         while self._next is not None and self._next.index // self._samples <= number:
             if self._next.index // self._samples == number:
                 row = self._next.row
             self._next = next(self._answers, None)
-        return row
+        return self._in_the_file(number) if row is None else row
+
+    def _in_the_file(self, number: int) -> Record | None:
+        try:
+            for place, found in self._file:
+                if place == number:
+                    return orjson.loads(orjson.dumps(found.values, default=str))  # type: ignore[no-any-return]
+        except (InputError, TypeError) as error:
+            self.missing = str(error)
+            self._file = enumerate(())
+        return None

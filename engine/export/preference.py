@@ -18,6 +18,7 @@ from engine.export.best import group_of, score_of
 from engine.export.chat import turns_of
 from engine.export.layout import Layout
 from engine.export.rows import Row, rows
+from engine.records import Record
 from engine.stages import Lineage
 from engine.store import RunReader
 
@@ -50,11 +51,13 @@ class Pairs:
     """Input rows whose best and worst sample do not answer the same turns."""
     chosen: list[int] = field(default_factory=list)
     """Number of each pair's best row among all accepted ones, of the pairs given so far."""
+    _best: Record = field(default_factory=dict)
+    """The best row of the latest pair."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """``prompt``, ``chosen``, ``rejected`` (lists of turns), the score and the id of both, the
         number of the input row that they are samples of, and the fields that both carry over from
-        it; in plan order.
+        it, as ``carried_NAME`` where ours has their name; in plan order.
 
         Raises ConfigError where rows have no such field or number, where no stage has several
         samples, and where a row makes no chat.
@@ -69,7 +72,10 @@ class Pairs:
         for number, group in groupby(candidates, self._group):
             pair = self._pair([*self._scored(group)])
             if pair is not None:
-                yield {**pair, "row": number}
+                pair["row"] = number
+                carried = self.run.manifest.decision.get("carry") or ()
+                taken = {f"carried_{name}" if name in pair else name: name for name in carried}
+                yield {**{new: self._best.get(name) for new, name in taken.items()}, **pair}
 
     def _group(self, row: Row) -> int:
         return group_of(self.lineage, row, "--format preference")
@@ -98,9 +104,8 @@ class Pairs:
             self.ties += 1
             return None
         self.chosen.append(best.row.number)
-        carried = self.run.manifest.decision.get("carry") or ()
+        self._best = best.row.record
         return {
-            **{name: best.row.record.get(name) for name in carried},
             "prompt": asked,
             "chosen": chosen,
             "rejected": rejected,

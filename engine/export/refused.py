@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.errors import InputError
+from engine.export.layout import own_name
 from engine.records import SAMPLE
 from engine.stages import samples_of
 from engine.store import RunReader
@@ -35,9 +36,7 @@ def refused_lines(run: RunReader, id_: str = "id") -> Iterator[dict[str, Any]]:
             if answer is None:
                 raise InputError(f"{run.path}: answer {decision.index} is missing")
         said, nearest = answer.completion, decision.nearest
-        line: dict[str, Any] = {
-            id_: f"{decision.index}.{decision.position}",
-            **{name: (answer.row or {}).get(name) for name in carried},
+        told: dict[str, Any] = {
             "reason": decision.reason,
             "detail": decision.detail,
             "record": decision.record,
@@ -46,6 +45,10 @@ def refused_lines(run: RunReader, id_: str = "id") -> Iterator[dict[str, Any]]:
             "answer": None if said is None else thoughts_apart(said).text,
         }
         if samples is not None:
-            line["row"], line["sample"] = divmod(decision.index, samples)
-            line["input"] = answer.row
-        yield line
+            told["row"], told["sample"] = divmod(decision.index, samples)
+            told["input"] = answer.row
+        yield {
+            id_: f"{decision.index}.{decision.position}",
+            **{name: (answer.row or {}).get(name) for name in carried},
+            **{own_name(name, carried): value for name, value in told.items()},
+        }

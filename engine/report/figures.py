@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.datasets import BAD_ROWS
+from engine.datasets import count_bad_rows
 from engine.money import Prices
 from engine.recipes.load import ALPACA
 from engine.stages import root_of
@@ -81,20 +81,11 @@ def figures(run: RunReader, *, exact: bool = True) -> dict[str, Any]:
         "cost": None if cost is None else round(cost, 6),
         "tokens_without_answer": counts.lost_tokens,
         "cost_without_answer": round(prices.cost_of_lost(counts), 6) if prices.known else None,
-        "input_rows_left_out": _left_out(run),
+        "input_rows_left_out": count_bad_rows(root_of(run.folder)),
         "sessions": len(sessions),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(counts.completion_tokens / seconds, 2) if seconds else None,
     }
-
-
-def _left_out(run: RunReader) -> int:
-    """Input rows that could not be read, by the file in the run's folder that names them."""
-    try:
-        with (root_of(run.folder) / BAD_ROWS).open("rb") as file:
-            return sum(1 for _ in file)
-    except OSError:
-        return 0
 
 
 def _parsed(run: RunReader, counts: Counts, *, exact: bool) -> int | None:

@@ -25,10 +25,8 @@ from engine.stages import (
     holds_run,
     missing_stages,
     open_stages,
-    remedy,
-    samples_of,
     stages_of_run,
-    stale_answers,
+    stale_lines,
 )
 from engine.store import Counts, RunReader
 from engine.store.database import check_header, connect, disk_errors, read_run_id
@@ -101,16 +99,7 @@ def _of(stage: Stage, line: str) -> str:
 def _stale(stages: Sequence[Stage]) -> Iterator[str]:
     """What a person should know before the run goes on; no store is less sound for it."""
     with open_stages(stages) as runs:
-        for before, (stage, run) in zip(
-            zip(stages, runs, strict=True), zip(stages[1:], runs[1:], strict=True), strict=False
-        ):
-            stale = len(stale_answers(before[1], run, samples_of(run) or 1).requests)
-            if stale:
-                yield (
-                    f"stage {stage.name}: {stale:,} of its answers are about rows that stage "
-                    f"{before[0].name} no longer gives, as after deciding again; drop them with: "
-                    f"{remedy(before[0].folder)}"
-                )
+        yield from stale_lines(stages, runs)
 
 
 def _count(problems: int) -> str:

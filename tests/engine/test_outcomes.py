@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from click.testing import CliRunner
 from pyarrow import parquet
 
 from engine.cli.main import cli
-from engine.errors import UsageError
+from engine.errors import ConfigError, UsageError
 from engine.records import Answer, Completion, Decision, Usage
 from engine.stages import Lineage, open_stages, stages_of_run
 from engine.store import Manifest, RunStore
@@ -44,9 +47,8 @@ def manifest(stage: str, **free: Any) -> Manifest:
 async def stage(
     folder: Path,
     manifest: Manifest,
-    answers: list[tuple[dict[str, Any], str | None]],
-    reasons: list[str | None],
-    size: int | None = None,
+    answers: Sequence[tuple[dict[str, Any], str | None]],
+    reasons: Sequence[str | None],
 ) -> None:
     """Answers as (input row, model; None: it failed), and what was decided on the first of them."""
     store = RunStore.open(folder, manifest)
@@ -73,8 +75,6 @@ async def stage(
         for i, reason in enumerate(reasons)
     ]
     await store.decided(decisions, [None] * len(decisions))
-    if size is not None:
-        await store.keep_size(size)
     await store.aclose()
 
 
@@ -91,7 +91,12 @@ def judged(tmp_path: Path) -> Path:
 
     async def make() -> None:
         answers = list(zip(asked, written, strict=False))
-        await stage(below, manifest("own/write", rows="rows.jsonl"), answers, reasons, size=6)
+        rows = tmp_path / "rows.jsonl"
+        lines = [json.dumps(row) for row in asked]
+        rows.write_text("\n".join([*lines[:2], "no JSON", *lines[2:]]))
+        run.mkdir()
+        (run / "bad_rows.jsonl").write_text('{"line": 3}\n')
+        await stage(below, manifest("own/write", rows=str(rows)), answers, reasons)
         parents = [{**asked[n], "by": str(n)} for n in (0, 2, 4)]
         judged = manifest("own/judge", rows_identity=[1, 2, 3])
         await stage(run, judged, [(row, "judge") for row in parents], ["low", None])
@@ -109,7 +114,7 @@ def test_every_input_row_has_its_outcome(judged: Path, tmp_path: Path) -> None:
         (2, "q2", "accepted", 0),
         (3, "q3", "failed", 0),
         (4, "q4", "open", 1),
-        (5, None, "open", 1),
+        (5, "q5", "open", 1),
     ]
     assert [line["accepted"] for line in found] == [[], [], ["1.0"], [], [], []]
     assert found[0]["refused"] == [
@@ -118,12 +123,49 @@ def test_every_input_row_has_its_outcome(judged: Path, tmp_path: Path) -> None:
     assert found[1]["refused"] == [
         {"stage": "1-write", "id": "1.0", "reason": "short", "detail": "so"}
     ]
-    assert [line["input"] and line["input"]["id"] for line in found] == [
-        *("q0", "q1", "q2", "q3", "q4"),
-        None,
-    ]
+    assert [line["input"] for line in found] == [{"id": f"q{n}", "text": "why"} for n in range(6)]
     assert told.startswith("6 input rows")
     assert told.splitlines()[1] == "2 refused, 2 open, 1 accepted, 1 failed"
+    assert told.splitlines()[2].startswith("1 row besides cannot be read, named in ")
+    (tmp_path / "rows.jsonl").unlink()
+    told = invoke("export", judged, "--outcomes", "-o", tmp_path / "out.jsonl")
+    assert lines(tmp_path / "out.jsonl") == found[:5]
+    assert "rows that nobody was asked about have no line: " in told
+
+
+@pytest.mark.parametrize("asked", ["--outcomes", "--refused"])
+def test_a_field_that_is_carried_keeps_its_name(asked: str, tmp_path: Path) -> None:
+    """And ours gets another, as in other exports."""
+    own = {"row": 900, "outcome": "mine", "reason": "its own", "input": "in"}
+    settings = manifest("", rows=str(tmp_path / "rows.jsonl"))
+    settings = replace(settings, decision={**settings.decision, "carry": [*own]})
+    run = tmp_path / "run"
+    anyio.run(stage, run, settings, [(own, "m")], ["short"])
+    invoke("export", run, asked, "-o", tmp_path / "out.jsonl")
+    (line,) = lines(tmp_path / "out.jsonl")
+    assert own.items() <= line.items()
+    assert line["woolmill_row"] == 0
+    assert line["woolmill_input"] == own
+    told = "outcome" if asked == "--outcomes" else "reason"
+    assert line[f"woolmill_{told}"] == ("refused" if asked == "--outcomes" else "short")
+
+
+def test_a_stage_that_was_decided_again_is_refused(judged: Path, tmp_path: Path) -> None:
+    """Rows are told apart by their rank, so that those of others would be named."""
+    below = judged / "stages" / "1-write"
+    shutil.rmtree(below)
+
+    async def again() -> None:
+        rows = [({"id": f"q{n}", "text": "why"}, "large") for n in range(5)]
+        reasons = ["short", None, None, None, None]
+        await stage(below, manifest("own/write", rows="rows.jsonl"), rows, reasons)
+
+    anyio.run(again)
+    for asked in ("--outcomes", "--lineage"):
+        words = ["export", str(judged), asked, "-o", str(tmp_path / "out.jsonl")]
+        error = CliRunner().invoke(cli, words).exception
+        assert isinstance(error, ConfigError), asked
+        assert "no longer gives" in str(error)
 
 
 def test_a_row_names_the_models_of_all_stages(judged: Path, tmp_path: Path) -> None:
