@@ -3,7 +3,8 @@
 A wrong key, model or address is refused from the first request on. After thousands of good answers
 the same words come from a gateway that restarts, or are about one prompt; then the run goes on, and
 only many different prompts in a row, without a good answer between them, are believed. A prompt
-that is refused again says nothing new: at the end of a run none but such are left.
+that is refused again after as many answers says nothing new: it is refused for itself, and at the
+end of a run none but such are left.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ class Doubts:
         a prompt does so then, while the key and the address may be others now."""
         self._refusals = 0
         self._prompts: set[int] = set()
-        self._refused: set[int] = set()
-        """All that were refused for what can lie in a prompt."""
+        self._answers = 0
+        self._refused: dict[int, int] = {}
+        """How many answers there were when a prompt was refused first, for what can lie in it."""
 
     def answered(self) -> None:
         """A request was answered: the settings are right."""
         self.ever_answered = True
+        self._answers += 1
         self._refusals = 0
         self._prompts.clear()
 
@@ -50,9 +53,9 @@ class Doubts:
         wrong.
         """
         if reason in OF_THE_PROMPT:
-            if index in self._refused:
+            since = self._answers - self._refused.setdefault(index, self._answers)
+            if index in self._prompts or since >= self._most:
                 return False
-            self._refused.add(index)
         self._prompts.add(index)
         self._refusals += 1
         if not self.has_answered(reason):

@@ -59,6 +59,7 @@ def test_a_prompt_that_is_refused_again_is_no_news() -> None:
         assert not doubts.believed(index, "http_400")
         doubts.answered()
     assert believed(doubts, *((index, "http_400") for index in range(9))) == [False] * 9
+    doubts.answered()
     assert believed(doubts, *((index, "http_400") for index in (10, 11, 12))) == [
         False,
         False,
