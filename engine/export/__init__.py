@@ -271,7 +271,10 @@ def _preference(
     unpaired = (
         ("a tie of best and worst", pairs.ties),
         ("fewer than two samples with a score", pairs.alone),
-        ("best and worst answer different prompts", pairs.other_prompts),
+        (
+            "best and worst answer different prompts (let the question come from the input row)",
+            pairs.other_prompts,
+        ),
     )
     return Export(
         path=path,

@@ -123,20 +123,21 @@ class Spending:
         do about it.
         """
         most_tokens, most_cost, needs = self._max_tokens, self._max_cost, tokens or 0
-        lost: float = self._spent.lost_tokens
+        lost = f"{self._spent.lost_tokens:,}" if self._spent.lost_tokens else ""
         if most_tokens is not None and (most_cost is None or self.tokens + needs > most_tokens):
             spent, flag = f"{self.tokens:,} of {most_tokens:,} tokens", "--max-tokens-total"
             next_takes = f"{needs:,} tokens"
         else:
             spent, flag = f"{self.cost:.4g} of {most_cost:g}", "--max-cost"
-            lost = self._prices.cost_of_lost(self._spent)
+            cost = self._prices.cost_of_lost(self._spent)
+            lost = f"{cost:.4g}" if cost else ""
             next_takes = f"{needs * self._prices.dearest:.4g}"
         what, may_take = "batch", ""
         if tokens is not None:
             what, may_take = "request", f", and the next may take {next_takes}"
         besides = ""
         if lost:  # which looks like a wrong sum to whoever knows what the answers cost
-            besides = f" ({lost:.4g} of it set aside for attempts that may have been billed)"
+            besides = f" ({lost} of it set aside for attempts that may have been billed)"
         return (
             f"the budget has no room for another {what}: {spent} are spent{besides}{may_take}; "
             f"raise {flag}, then resume"

@@ -115,6 +115,7 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "calls": progress.calls,
         "calls_at_disk": progress.calls_at_disk,
         "undecided": progress.answered - progress.decided_answers,
+        "to_decide": progress.to_decide,
         "deciding_s": round(progress.deciding_s, 1),
         "tokens_in_the_making": progress.tokens_in_the_making,
         "answers_per_s": round(answers, 2),

@@ -39,8 +39,10 @@ def binds(state: dict[str, Any]) -> str:
         return f"limit ({'; '.join([awaited, *_limited(state)])})"
     if awaited:
         return awaited
-    if state["undecided"]:
-        return f"deciding ({state['undecided']:,} answers)"
+    if state["to_decide"]:
+        return f"deciding ({state['to_decide']:,} answers)"
+    if state["undecided"]:  # decisions fall in the order of the plan
+        return f"waiting to ask again; {counted(state['undecided'], 'answer')} behind it"
     return _disk(state) if state["calls_at_disk"] else ""
 
 
@@ -51,9 +53,9 @@ def _held_back_here(state: dict[str, Any]) -> list[str]:
     begins = state["first_answers"] and _oldest_s(state) < LATE_S
     if not begins and state["calls_at_disk"] > max(state["calls"] * AT_DISK, FEW):
         found.append(_disk(state))
-    if state["undecided"] > BACKLOG or state["deciding_s"] >= STUCK_S:
+    if state["to_decide"] > BACKLOG or state["deciding_s"] >= STUCK_S:
         since = f", for {state['deciding_s']:.0f} s" if state["deciding_s"] >= STUCK_S else ""
-        found.append(f"deciding ({state['undecided']:,} answers wait{since})")
+        found.append(f"deciding ({state['to_decide']:,} answers wait{since})")
     return found
 
 

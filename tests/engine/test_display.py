@@ -56,6 +56,7 @@ def progress(answers: int = 100) -> Progress:
         sent=answers + 8,
         answered=answers,
         decided_answers=answers - 3,
+        to_decide=3,
         failed=2,
         prompt_tokens=10 * answers,
         completion_tokens=20 * answers,
@@ -156,7 +157,7 @@ async def test_security_14_a_servers_text_has_no_terminal_codes() -> None:
 
 async def test_a_backlog_of_decisions_is_named() -> None:
     slow = progress(2000)
-    slow.decided_answers = 100
+    slow.decided_answers, slow.to_decide = 100, 1900
     stream = io.StringIO()
     display = JsonDisplay(stream, every_s=0)
     display.refresh(slow, pool())
@@ -257,10 +258,15 @@ HELD_BACK = {
         "held back by outage (all servers have left)",
     ),
     "one long decision": (
-        {"undecided": 1, "deciding_s": 12.0, "server": {"in_flight": 1}},
+        {"undecided": 1, "to_decide": 1, "deciding_s": 12.0, "server": {"in_flight": 1}},
         "held back by deciding (1 answers wait, for 12 s)",
     ),
-    "few decisions": ({"undecided": 3}, "held back by deciding (3 answers)"),
+    "few decisions": ({"undecided": 3, "to_decide": 3}, "held back by deciding (3 answers)"),
+    "an answer in between": ({"undecided": 3}, "waiting to ask again; 3 answers behind it"),
+    "many behind one": (
+        {"undecided": 3000, "server": {"in_flight": 1}},
+        "waiting for 1 answer from http://127.0.0.1:8000",
+    ),
     "a stop": (
         {"draining": True, "drain_left_s": 73.4, "calls": 4, "server": {"in_flight": 4}},
         "draining (waiting for 4 answers from http://127.0.0.1:8000, 73 s left)",
