@@ -102,9 +102,13 @@ class Progress(Spent):
         return seen / (self.decided_answers + PRIOR_ANSWERS)
 
 
+BEYOND_ALL = EVERY // 2**20
+"""From here on a target stands for all rows there are, or a stage's share of that."""
+
+
 def of_target(target: int) -> str:
     """For a line that names how many were accepted: of how many."""
-    return "" if target == EVERY else f" of {target:,}"
+    return "" if target >= BEYOND_ALL else f" of {target:,}"
 
 
 class Display(Protocol):

@@ -97,6 +97,8 @@ class Reply:
         """A finish reason that stands in no list here."""
         self.refused = [False] * count
         self.usage: Any = None
+        self._counted = 0
+        """Pieces that were there when the latest usage came."""
         self.model = ""
         self.error: bytes | None = None
         self.strange = False
@@ -148,7 +150,7 @@ class Reply:
         """Keep the latest count: of the answer, or where Groq and Moonshot put it in streams."""
         beside = data.get("x_groq")
         if usage := data.get("usage") or (isinstance(beside, dict) and beside.get("usage")):
-            self.usage = usage
+            self.usage, self._counted = usage, self.pieces
 
     def _add_choice(self, choice: Any, part: str) -> None:
         index = choice.get("index") if isinstance(choice, dict) else "?"
@@ -187,6 +189,14 @@ class Reply:
         self, prompts: Sequence[Prompt], latency_s: float
     ) -> list[Completion | BaseException]:
         usages = self._usages(prompts)
+        if not self.whole and self.pieces > self._counted + len(prompts):
+            # The count is of the midst of the stream, and what came behind it was paid too.
+            usages = [
+                replace(told, completion_tokens=seen.completion_tokens, estimated=True)
+                if seen.completion_tokens > told.completion_tokens
+                else told
+                for told, seen in zip(usages, self._estimates(prompts), strict=True)
+            ]
         outcomes: list[Completion | BaseException] = [
             self._completion(i, usage, prompts[i].sampling.max_tokens, latency_s)
             for i, usage in zip(range(len(prompts)), usages, strict=True)
@@ -263,12 +273,19 @@ class Reply:
         return [replace(each, cost=share) for each in usages]
 
     def _estimates(self, prompts: Sequence[Prompt]) -> list[Usage]:
-        """What each prompt took as far as can be seen here, at four characters a token."""
-        came = (a + b for a, b in zip(self.texts, self.thoughts, strict=True))
+        """What each prompt took as far as can be seen here, at four characters a token, or one a
+        piece of a stream where that is more, as in Chinese.
+        """
+        came = [
+            [piece for piece in (*texts, *thoughts) if piece]
+            for texts, thoughts in zip(self.texts, self.thoughts, strict=True)
+        ]
         return [
             Usage(
                 prompt_tokens=prompt.tokens or max(prompt.size_bytes // 4, 1),
-                completion_tokens=max(sum(map(len, parts)) // 4, 1) if parts else 0,
+                completion_tokens=max(sum(map(len, parts)) // 4, 1 if self.whole else len(parts))
+                if parts
+                else 0,
                 estimated=True,
             )
             for prompt, parts in zip(prompts, came, strict=True)

@@ -153,6 +153,30 @@ def test_a_refusal_is_an_answer() -> None:
     assert completed(whole(choice(None, refusal="I cannot"))).finish_reason == "refusal"
 
 
+@pytest.mark.parametrize(
+    ("at", "text", "tokens"),
+    [
+        (1, "so ", 50),
+        (1, "字", 50),
+        (None, "字", 50),
+        (None, "longer words ", 162),
+        (50, "字", 7),
+    ],
+)
+def test_a_count_in_the_midst_of_a_stream_is_not_the_last(
+    at: int | None, text: str, tokens: int
+) -> None:
+    """Fifty pieces, and the usage behind one of them: what came later was paid too."""
+    reply = Reply(1)
+    for number in range(1, 51):
+        finish = "stop" if number == 50 else None
+        reply.add({"choices": [{"delta": {"content": text}, "finish_reason": finish}]}, "delta")
+        if number == at:
+            reply.add({"usage": {"prompt_tokens": 9, "completion_tokens": 7}}, "delta")
+    usage = completed(reply).usage
+    assert (usage.completion_tokens, usage.estimated) == (tokens, at != 50)
+
+
 def test_a_choice_without_an_index_is_the_first() -> None:
     answer = completed(whole({"message": {"content": "yes"}, "finish_reason": "stop"}))
     assert answer.text == "yes"
