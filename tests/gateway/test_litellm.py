@@ -29,7 +29,7 @@ from engine.store import RunStore
 from tests.engine.hosts.double import KEY, Answer, Double, Refusal, openai_error
 from tests.engine.wire import prompt
 
-pytestmark = [pytest.mark.gateway, pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.gateway, pytest.mark.anyio, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 GATEWAY_KEY = "sk-gateway-77d1c0a95b3e42f8"

@@ -33,7 +33,7 @@ from tests.ray.rig import (
     until,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 IN_FLIGHT = 8
 

@@ -19,7 +19,7 @@ from engine.records import Completion, Message, Prompt, Sampling
 from tests.vllm.conftest import ARGUMENTS
 from tests.vllm.test_real_vllm import text_of
 
-pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(900)]
 
 SCHEMA = {
     "type": "object",

@@ -19,7 +19,7 @@ from engine.embeddings.served import with_served
 from engine.settings import RunConfig
 from engine.store import RunReader
 
-pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 
 

@@ -27,7 +27,7 @@ from engine.records import Completion, Prompt, Sampling
 from engine.store import RunStore
 from tests.engine.backends.test_vllm import child_pid, holders, wait_for_end
 
-pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm, pytest.mark.anyio, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,7 @@ def test_generate_over_http(server: Server, tmp_path: Path, api: str) -> None:
     run = tmp_path / "run"
     woolmill = [sys.executable, "-m", "engine"]
     generate = [*woolmill, "generate", "--base-url", server.base_url, "--api", api]
-    requests = "12" if api == "chat" else "60"
+    requests = "8" if api == "chat" else "60"
     generate += ["--target", "4", "--max-tokens", "256", "--max-requests", requests]
     generate += ["--no-semantic"]
     generate += ["--temperature", "0.7", "--out", str(run), "--no-progress"]
