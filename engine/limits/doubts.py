@@ -27,6 +27,9 @@ class Doubts:
         self.answered_before = False
         """Whether one was in an earlier session, with the same model and sampling: what can lie in
         a prompt does so then, while the key and the address may be others now."""
+        self.took_back = False
+        """Whether a prompt was answered that had been refused for what can lie in a prompt: the
+        host, or a gateway before it, refuses at random."""
         self._refusals = 0
         self._prompts: set[int] = set()
         self._answers = 0
@@ -44,9 +47,16 @@ class Doubts:
         """Whether there was an answer that speaks against ``reason``."""
         return self.ever_answered or (self.answered_before and reason in OF_THE_PROMPT)
 
-    def only(self, index: int) -> bool:
-        """No other request than ``index`` has been refused since the last answer."""
-        return self._prompts <= {index}
+    def settled(self, index: int, reason: str) -> bool:
+        """Whether a second refusal of request ``index`` for ``reason`` is the host's last word.
+
+        Before any answer it is: other requests must say what is wrong. Later it is about the
+        prompt where no other has been refused since the last answer; else it may come from a
+        gateway that starts anew, or from one that refuses at random.
+        """
+        if not self.has_answered(reason):
+            return True
+        return not self.took_back and self._prompts <= {index}
 
     def believed(self, index: int, reason: str) -> bool:
         """Take in that request ``index`` was refused for ``reason``; True: the settings are

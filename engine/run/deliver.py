@@ -254,6 +254,8 @@ class _Retrial:
         self._attempts += 1
         if isinstance(self._outcome, Failure):
             self._count(self._outcome.verdict)
+        elif self._refused_as in OF_THE_PROMPT:
+            self._pool.doubts.took_back = True
         return self._outcome
 
     def _count(self, verdict: Verdict) -> None:
@@ -273,13 +275,9 @@ class _Retrial:
             self._prompt = smaller or self._prompt
             return smaller is None
         again = verdict.reason in OF_THE_PROMPT and verdict.reason == self._refused_as
-        # Before any answer others must say what is wrong. Later it is the prompt, where no other is
-        # refused, and else perhaps a gateway that starts anew.
-        doubts = self._pool.doubts
-        answered = doubts.has_answered(verdict.reason)
-        again = again and (not answered or doubts.only(self._prompt.index))
+        settled = again and self._pool.doubts.settled(self._prompt.index, verdict.reason)
         self._refused_as = verdict.reason
-        return again or self._counted >= self._policy.max_attempts
+        return settled or self._counted >= self._policy.max_attempts
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         """Outages and the pauses of an endpoint are the pool's; this wait is the request's own.

@@ -205,6 +205,19 @@ class TestPolicy:
         both = await asyncio.gather(*[run([prompt(index)], pool) for index in (2, 3)])
         assert [each.attempts for (each,) in both] == [4, 4]
 
+    async def test_a_host_that_refuses_at_random_is_asked_as_often_as_any(self) -> None:
+        """A prompt was answered that had been refused: two refusals settle nothing after it."""
+        refused = replace(verdict("settings", error=ConfigError("no")), reason="http_403")
+        refusals = {1: 1, 2: 3}
+        backend = ScriptedBackend(
+            fault=lambda p, nth: refused if nth <= refusals[p.index] else None
+        )
+        pool = Pool([backend])
+        pool.doubts.answered()
+        for index, attempts in ((1, 2), (2, 4)):
+            (done,) = await run([prompt(index)], pool)
+            assert (done.attempts, type(done.outcome)) == (attempts, Completion)
+
     async def test_back_off_holds_no_slot(self) -> None:
         """With one slot, a hundred others finish while one waits to be tried again."""
         backend = ScriptedBackend(
