@@ -82,6 +82,7 @@ class Prompts:
         context_length: tokens of prompt and completion together; None until known.
         rows: the input; ``samples`` requests are made for each row.
         pool: the accepted rows that a request may show, for recipes that show some.
+        reseeds: how often answers were dropped to be asked anew with other seeds.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Prompts:
         rows: Rows | None = None,
         samples: int = 1,
         pool: Callable[[int], Sequence[Record]] | None = None,
+        reseeds: int = 0,
     ) -> None:
         self._recipe = recipe
         self._seed = seed
@@ -110,6 +112,7 @@ class Prompts:
         self._rows = rows
         self._samples = samples
         self._pool = pool
+        self._seed_keys = (-1, reseeds) if reseeds else (-1,)
         self._counted: dict[str, int] = {}
         self._scale = 1.0
         self._largest_fitted = 0
@@ -286,7 +289,7 @@ class Prompts:
                 top_p=sampling["top_p"],
                 stop=tuple(sampling.get("stop", ())),
                 # Each request its own, so that two prompts alike do not get the same answer.
-                seed=ask.draw(-1) >> 33 if self._send_seed else None,
+                seed=ask.draw(*self._seed_keys) >> 33 if self._send_seed else None,
                 forbid_eos=sampling.get("forbid_eos", False),
                 extra={name: sampling[name] for name in sampling.keys() - OWN_FIELDS},
             ),

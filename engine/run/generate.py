@@ -259,7 +259,7 @@ async def _opened(
         store=store,
         resume=resume,
         pool=pool,
-        prompts=make_prompts(settled, rows, pooled),
+        prompts=make_prompts(settled, rows, pooled, counts.reseeds),
         deciding=deciding,
         rows=rows,
         before=before,
@@ -348,7 +348,7 @@ def _try_out(prompts: Prompts, recipe: Recipe) -> None:
 
 
 def make_prompts(
-    settled: Settled, rows: Rows | None = None, pooled: Pooled | None = None
+    settled: Settled, rows: Rows | None = None, pooled: Pooled | None = None, reseeds: int = 0
 ) -> Prompts:
     """What makes the prompts of a run with these settings, over ``rows`` or its own input."""
     config = settled.config
@@ -364,4 +364,5 @@ def make_prompts(
         rows=rows or settled.rows,
         pool=pooled.seen_by if pooled is not None else None,
         samples=config.samples or 1,
+        reseeds=reseeds,
     )

@@ -269,12 +269,16 @@ class RunStore(RunReader):
             (body, self._checksum("answer", b"%d %d" % (index, at), body), index),
         )
 
-    def drop_answers(self, requests: Sequence[int], *, group: int = 1) -> None:
+    def drop_answers(
+        self, requests: Sequence[int], *, group: int = 1, reseed: bool = False
+    ) -> None:
         """Drop the answers to ``requests`` (in order) in one transaction, to be asked anew, with
         all decisions from the first of them on, which are taken again when they are there.
 
         Those that were no failures count as wasted, with what they cost. Requests are decided in
-        groups of ``group``. Before anything is written in this session.
+        groups of ``group``. ``reseed``: what is sent from now on has other seeds, since a server
+        that obeys them says the same again to the same prompt. Before anything is written in this
+        session.
         """
         if not requests:
             return
@@ -291,7 +295,7 @@ class RunStore(RunReader):
             if decision.index >= first:
                 break
             counts.add_decision((decision.index, decision.position), decision.reason)
-        counts.commits = was.commits + 1
+        counts.commits, counts.reseeds = was.commits + 1, was.reseeds + reseed
         counts.embeddings = was.embeddings
         counts.first_at_s, counts.last_at_s = was.first_at_s, was.last_at_s
         counts.answered_below = min(was.answered_below, requests[0])

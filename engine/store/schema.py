@@ -120,6 +120,8 @@ class Counts(Spent):
     """Of ``answered``: those about which there was nothing to ask."""
     wasted: int = 0
     """Answers paid and not used: their requests had one already, or were asked anew."""
+    reseeds: int = 0
+    """How often answers were dropped for what they said, to be asked anew with other seeds."""
     attempts: int = 0
     truncated: int = 0
     estimated: int = 0

@@ -204,7 +204,8 @@ def _drop_fruitless(folder: Path, failed: bool, reasons: frozenset[str], *, dry_
             }
     if not dry_run and dropped:
         with closing(RunStore.open(folder, manifest)) as store:
-            store.drop_answers(sorted(dropped), group=samples_of(store) or 1)
+            group = samples_of(store) or 1
+            store.drop_answers(sorted(dropped), group=group, reseed=bool(reasons))
     return len(dropped)
 
 

@@ -206,9 +206,10 @@ class _Walk:
             return
         while counted.answered_below in self._answered:
             counted.answered_below += 1
-        # Kept nowhere else: how often was committed, what came too late to be kept, and what may
-        # have been billed without an answer.
-        counted.commits, counted.wasted = stored.commits, stored.wasted
+        # Kept nowhere else: how often was committed and reseeded, what came too late to be kept,
+        # and what may have been billed without an answer.
+        counted.commits, counted.reseeds = stored.commits, stored.reseeds
+        counted.wasted = stored.wasted
         counted.lost_tokens = stored.lost_tokens
         for name in (field.name for field in fields(Counts) if field.name not in TIMES):
             was, now = getattr(stored, name), getattr(counted, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from engine.cli.main import cli
 from engine.errors import UsageError
 from tests.engine.answers import Answers
 from tests.engine.api_runs import QUICK, Loopback, nothing_is_left, numbers, questions, server
-from tests.engine.hosts.double import KEY
-from tests.engine.hosts.doubles import Azure
+from tests.engine.hosts.double import KEY, Answer, Refusal
+from tests.engine.hosts.doubles import Azure, Vllm
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +135,34 @@ def test_answers_that_only_gave_refusals_are_asked_anew_by_reason(
     assert [line["row"] for line in refused(run)] == [4]
     with pytest.raises(UsageError, match=r"nothing was refused as no_record; .*: unwanted$"):
         say("redecide", str(run), "--drop-refused", "no_record")
+
+
+class Recording(Vllm):
+    """Notes the seeds that came with each prompt."""
+
+    model = "toy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: dict[str, list[int]] = {}
+
+    def refusal(self, body: Answer, query: Mapping[str, str]) -> tuple[str, Refusal] | None:
+        self.seeds.setdefault(str(body.get("messages") or body["prompt"]), []).append(body["seed"])
+        return super().refusal(body, query)
+
+
+def test_what_is_asked_anew_has_another_seed_each_time(tmp_path: Path) -> None:
+    """A server that obeys seeds would say the same again; what was not dropped is not asked."""
+    run = tmp_path / "run"
+    with Recording() as host:
+        made(run, host.url, 7)
+        for _ in range(2):
+            say("redecide", str(run), "--drop-refused", "unwanted")
+            assert made(run, host.url, 7) == [0, 1, 2, 3, 5, 6]
+    asked = list(host.seeds.values())
+    assert sorted(len(seeds) for seeds in asked) == [1] * 6 + [3]
+    assert all(len(set(seeds)) == len(seeds) for seeds in asked)
+    assert "sound (7 answers" in say("verify", str(run))
 
 
 def test_dropping_goes_alone(tmp_path: Path, server: Loopback) -> None:
