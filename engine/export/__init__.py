@@ -188,7 +188,9 @@ def export_dataset(
         return _preference(run, layout, path, options, placing)
     parts = None
     if options.validation:
-        parts = split(run, options.validation, choice, _lineage_of(run, needed=False))
+        whole = options.best is not None and options.take is None and options.top is None
+        lineage = _lineage_of(run, needed=False)
+        parts = split(run, options.validation, choice, lineage, among_all=whole)
     records = 0
     provenance = format in formats.WITH_PROVENANCE or options.reasoning
     chosen = rows(
@@ -201,9 +203,7 @@ def export_dataset(
         write: Callable[[Row], None]
         if as_folder:
             folder = stack.enter_context(files.new_folder(path, placing))
-            write = stack.enter_context(
-                Parts(run, format, folder, layout, choice, parts, options.shard_rows)
-            )
+            write = stack.enter_context(Parts(run, format, folder, layout, choice, parts, options))
         else:
             file = stack.enter_context(files.new_file(path, placing))
             write = stack.enter_context(formats.writer(format, file, layout))
@@ -294,7 +294,7 @@ def _split_of(pairs: Pairs, share: float) -> Split:
     for _ in pairs:
         pass
     chosen = choose(pairs.run, among=np.array(pairs.chosen, np.int64))
-    return split(pairs.run, share, chosen, pairs.lineage)
+    return split(pairs.run, share, chosen, pairs.lineage, among_all=True)
 
 
 def _split_pairs(pairs: Pairs, parts: Split, path: Path, placing: Callable[[Path], None]) -> int:

@@ -26,8 +26,11 @@ def card(
     layout: Layout = ANY_ALPACA,
     *,
     digest: str = "",
+    choosing: str = "",
 ) -> str:
     """Markdown with the metadata that the Hugging Face Hub reads.
+
+    ``choosing``: the flags that chose these rows among the accepted ones, if any did.
 
     ``digest`` is that of the data. ``datasets.load_dataset`` keeps what it has read in a cache, by
     the folder's last name and this metadata alone: without it, another export to a folder of the
@@ -96,6 +99,7 @@ dataset_info:
 | Near-duplicates by meaning | {semantic} |
 {_asked(stages)}
 | Accepted | {counts.accepted:,} of {counts.decided:,} pieces |
+| Written | {f"{rows:,} of these, chosen by {plain(choosing)}" if choosing else "all of these"} |
 
 {_splits(sizes, split)}
 

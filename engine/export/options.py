@@ -48,6 +48,12 @@ class Options:
         """Whether a folder is written."""
         return format == "datasets" or self.validation > 0 or self.shard_rows is not None
 
+    @property
+    def choosing(self) -> str:
+        """The flags that choose among the rows; empty: all are written."""
+        flags = {"best": self.best, "take": self.take, "sort": self.sort, "top": self.top}
+        return " ".join(f"--{name}={value}" for name, value in flags.items() if value is not None)
+
     def check(self, format: Format, layout: Layout) -> None:
         """Raises UsageError or ConfigError for what cannot be had of these rows in this format."""
         if self.refused or self.outcomes:

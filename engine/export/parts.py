@@ -13,6 +13,7 @@ from engine.export.card import card
 from engine.export.choice import Choice
 from engine.export.formats import Format
 from engine.export.layout import Layout
+from engine.export.options import Options
 from engine.export.rows import Row
 from engine.export.split import Split
 from engine.store import RunReader
@@ -38,7 +39,7 @@ class Parts:
         layout: Layout,
         choice: Choice,
         split: Split | None,
-        shard_rows: int | None,
+        options: Options,
     ) -> None:
         self._split = split
         self._stack = ExitStack()
@@ -47,7 +48,7 @@ class Parts:
         data = folder / "data" if format == "datasets" else folder
         data.mkdir(exist_ok=True)
         self._shards = {
-            part: _Shards(format, data, part, size, shard_rows, layout)
+            part: _Shards(format, data, part, size, options.shard_rows, layout)
             for part, size in sizes.items()
             if size or part == "train"
         }
@@ -55,7 +56,8 @@ class Parts:
         if format == "datasets":
 
             def describe() -> None:
-                text = card(run, sizes, split, layout, digest=_digest_of(data))
+                digest = _digest_of(data)
+                text = card(run, sizes, split, layout, digest=digest, choosing=options.choosing)
                 (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
 
             self._card = describe

@@ -69,9 +69,14 @@ class Split:
         return bool(self.mask[number])
 
 
-def split(run: RunReader, share: float, choice: Choice, lineage: Lineage) -> Split:
+def split(
+    run: RunReader, share: float, choice: Choice, lineage: Lineage, *, among_all: bool = False
+) -> Split:
     """About ``share`` of the chosen rows, one at least and at most 10,000, for validation. A
     function of the rows alone.
+
+    ``among_all``: which rows validate follows from all rows of the run, so that all exports with
+    the same share hold out the same input rows.
 
     Raises ConfigError where no row can validate, or ``share`` is no share.
     """
@@ -82,7 +87,7 @@ def split(run: RunReader, share: float, choice: Choice, lineage: Lineage) -> Spl
     chosen[: choice.count] = choice.sorted is None
     if choice.sorted is not None:
         chosen[choice.sorted.order] = True
-    read = _read(run, chosen, lineage)
+    read = _read(run, np.ones(count, np.bool_) if among_all else chosen, lineage)
     wanted = min(max(round(len(read.numbers) * share), 1), MAX_ROWS)
     near = _near(read, _language(run))
     candidates: list[list[int]] = []
@@ -99,14 +104,15 @@ def split(run: RunReader, share: float, choice: Choice, lineage: Lineage) -> Spl
         if (taken + len(members) <= wanted or not taken) and close.isdisjoint(members):
             mask[read.numbers[members]] = True
             taken += len(members)
-    if not taken:
-        total = len(read.numbers)
+    mask &= chosen
+    total = int(chosen.sum())
+    if not mask.any():
         raise ConfigError(
             f"--validation {share}: no row can be held out of these {total:,}: each resembles"
             f" another one (a ROUGE-L F of {ROUGE_LINK} or more, a cosine of {COSINE_LINK} or more,"
             " or the same question); validate with other rows"
         )
-    return Split(mask=mask, wanted=wanted, by_meaning=by_meaning)
+    return Split(mask=mask, wanted=round(wanted * total / len(read.numbers)), by_meaning=by_meaning)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -253,6 +253,9 @@ def test_a_datasets_folder_loads(mapped: Path, tmp_path: Path) -> None:
 
 def test_the_best_of_each_input_row_are_split(mapped: Path, tmp_path: Path) -> None:
     whole = lines(exported(mapped, tmp_path / "best.jsonl", "--best", "score"))
+    table = exported(mapped, tmp_path / "table", "--best", "score", "--format", "datasets")
+    card = (table / "README.md").read_text()
+    assert f"| Written | {len(whole)} of these, chosen by --best=score |" in card
     folder = exported(mapped, tmp_path / "d", "--best", "score", "--validation", 0.25)
     parts = [lines(part) for part in sorted(folder.glob("*.jsonl"))]
     assert [bool(part) for part in parts] == [True, True]

@@ -188,10 +188,17 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
             lines(parts / f"{part}-00000-of-00001.jsonl") for part in ("train", "validation")
         )
         assert sorted([*train, *validation], key=lambda pair: pair["row"]) == lines(out)
-        assert 0 < len(validation) <= round(len(wanted) * 0.2)
+        assert 0 < len(validation) < len(train)
         assert f"{len(wanted)} pairs, {len(validation)} of them validation" in told
         turns = {json.dumps(pair["prompt"]) for pair in train}
         assert not any(json.dumps(pair["prompt"]) in turns for pair in validation)
+        # What another export of the run trains on, no pair validates, and the other way round.
+        for flags in ((), ("--best", "score")):
+            other = tmp_path / f"rows{len(flags)}"
+            invoke("export", run, "-o", other, "--format", "jsonl", "--validation", "0.2", *flags)
+            for part, pairs in (("train", train), ("validation", validation)):
+                theirs = {row["id"] for row in lines(other / f"{part}-00000-of-00001.jsonl")}
+                assert {pair["id_chosen"] for pair in pairs} <= theirs
     for more, error in (
         ((), UsageError),
         (("--by", "score", "--sort", "score"), UsageError),
