@@ -111,10 +111,8 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             done = Progress(target=last.target, accepted=accepted)
             seconds = time.monotonic() - began
             return Result(stop=Stop(), progress=done, folder=last.out, seconds=seconds)
-        if kept := sum(stage.resume.counts.answered for stage in stages):
-            display.note(
-                f"going on with {counted(kept, 'answer')}, {counted(accepted, 'row')} accepted"
-            )
+        for stage in stages:
+            _say_kept(stage, display, named=len(stages) > 1)
         for line in about_carried(chain):
             display.note(line)
         for stage in stages:
@@ -300,15 +298,32 @@ async def _ready(stage: OpenStage) -> None:
     await stage.deciding.ready()
 
 
+def _say_kept(stage: OpenStage, display: Display, *, named: bool) -> None:
+    """What earlier sessions left: all of their answers, so that none looks lost."""
+    counts = stage.resume.counts
+    if not counts.answered:
+        return
+    of = f"stage {stage.settled.recipe.name.rpartition('/')[2]}, " if named else ""
+    last = counts.last_decided
+    waiting = counts.answered - (last[0] + 1 if last is not None else 0)
+    rows = counted(counts.accepted, "row")
+    display.note(
+        f"going on with {of}{counted(counts.answered, 'answer')}: {rows} accepted, "
+        f"{counts.decided - counts.accepted:,} refused"
+        + (f", {counted(waiting, 'answer')} not decided yet" if waiting > 0 else "")
+    )
+
+
 def _say_resent(stage: OpenStage, display: Display) -> None:
     if waiting := stage.sent_again:
-        keys = ", ".join(request.key[:12] for request in waiting[:8])
+        numbers = ", ".join(str(request.index) for request in waiting[:8])
         by_session = Counter(request.session for request in waiting)
         sessions = stage.store.sessions()
         billed = sum(each.perhaps_billed(by_session[each.number]) for each in sessions)
         perhaps = f", of which {billed:,} may have been billed" if billed else ""
         display.note(
-            f"sending again {counted(len(waiting), 'request')} without an answer{perhaps}: {keys}"
+            f"sending again {counted(len(waiting), 'request')} without an answer{perhaps}: "
+            f"{'numbers' if len(waiting) > 1 else 'number'} {numbers}"
             f"{' …' if len(waiting) > 8 else ''}"
         )
 

@@ -135,7 +135,19 @@ async def test_what_a_stop_does_not_wait_for_stays_booked(tmp_path: Path, host: 
     host._delay_s = 0.0
     lost = booked(tmp_path)[1]
     assert 12 * 1024 < lost < 12 * 4096
-    await started(tmp_path, target=40)
+    with RunReader(tmp_path) as run:
+        counts = run.counts()
+    watcher = Watcher()
+    await started(tmp_path, watcher, target=40)
+    refused = counts.decided - counts.accepted
+    assert watcher.notes[0] == (
+        f"going on with 10 answers: {counts.accepted} rows accepted, {refused} refused"
+    )
+    assert re.fullmatch(
+        r"sending again 12 requests without an answer, of which 12 may have been billed: numbers "
+        r"10, 11, (\d+, ){5}\d+ …",
+        watcher.notes[1],
+    )
     assert booked(tmp_path)[1] == lost  # answered now, and billed twice for all that is known
 
 
