@@ -129,8 +129,11 @@ def preview(
     previews = anyio.run(run)
     for each in previews:
         _show(each)
-    if previews and previews[0].stage and not any(each.answer for each in previews):
-        click.echo(f"the stages behind {previews[0].stage} ask about its rows: name a --backend")
+    first = previews[0].stage if previews else ""
+    if first and all(each.stage == first for each in previews):
+        asked = any(each.answer or each.fault for each in previews)
+        why = "and none came of these requests" if asked else "name a --backend"
+        click.echo(f"the stages behind {first} ask about its rows: {why}")
 
 
 def _text_of(answer: str | None) -> str | None:

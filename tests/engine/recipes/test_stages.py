@@ -453,6 +453,10 @@ def test_a_preview_goes_through_the_stages(
     heads = [line for line in out.splitlines() if line.startswith("━━")]
     assert heads == ["━━ ask: request 0", "━━ answer: request 0", "━━ judge: request 0"]
     assert "score: " in out
+    status, out, _ = woolmill(capsys, "preview", spec, "-n", "1", "--answer", "no list")
+    assert status == 0
+    assert out.count("━━") == 1
+    assert "the stages behind ask ask about its rows: and none came of these requests" in out
 
 
 def test_every_stage_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
