@@ -125,6 +125,9 @@ class _Measures:
 @click.option("--on-empty", type=click.Choice(get_args(OnEmpty)), default="keep",
               show_default=True, help="What becomes of a row whose compared text is empty; drop "
               "leaves it out of the output and counts it.")  # fmt: skip
+@click.option("--require", multiple=True, metavar="FIELD",
+              help="Leave out rows with nothing in this field, before they are compared: a row "
+              "without an output keeps none out. May be given several times.")  # fmt: skip
 @click.option("--explain", is_flag=True,
               help="Decide nothing; show what pairs look like, by score.")  # fmt: skip
 def dedup(
@@ -137,6 +140,7 @@ def dedup(
     language: str,
     on_bad_row: OnBadRow,
     on_empty: OnEmpty,
+    require: tuple[str, ...],
     explain: bool,
     **measures: Any,
 ) -> None:
@@ -199,7 +203,7 @@ def dedup(
     summary.drops_empty = on_empty == "drop"
     for path in against:
         summary.against.append((path, add_references(cascade, path, fields)))
-    _decide(cascade, rows, fields, output, decisions, summary, bad)
+    _decide(cascade, rows, fields, output, decisions, summary, bad, require)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
     summary.bad_rows = bad.count
@@ -235,9 +239,10 @@ def _decide(
     decisions: Path | None,
     summary: _Summary,
     bad: BadRows,
+    require: tuple[str, ...],
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
-    index, told_at = 0, time.monotonic()
+    index, told_at, unseen = 0, time.monotonic(), set(require)
     places = _Places()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
@@ -247,16 +252,18 @@ def _decide(
             summary.compared = compared
             if keep is None and output is not None:
                 keep = stack.enter_context(writer(output, dataset.form, dataset.path))
+            lacking = [_lacking(row, require) for row in rows]
             candidates = [
                 Candidate(text=text, source=f"row:{index + i}")
-                for i, text in enumerate(texts)
-                if text
+                for i, (text, field) in enumerate(zip(texts, lacking, strict=True))
+                if text and field is None
             ]
             judgements = iter(cascade.judge(candidates))
-            for row, text in zip(rows, texts, strict=True):
+            for row, text, field in zip(rows, texts, lacking, strict=True):
+                unseen -= row.values.keys()
                 summary.ids.note(row)
-                judgement = next(judgements) if text else None
-                reason = summary.add(text, judgement)
+                judgement = next(judgements) if text and field is None else None
+                reason = summary.add(text, judgement, field)
                 if keep is not None and reason is None:
                     keep(row)
                 if log is not None:
@@ -272,8 +279,22 @@ def _decide(
                 f"{dataset.path}: none of its {bad.count:,} rows can be compared, the first for "
                 "the reasons above; check the file and --field"
             )
+        if index and unseen:
+            raise InputError(
+                f"{dataset.path}: no row has the field {min(unseen)!r} of --require; the last row "
+                f"has {', '.join(row.values) or 'none'}"
+            )
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
+
+
+def _lacking(row: Row, require: tuple[str, ...]) -> str | None:
+    """The first field of ``require`` in which nothing stands."""
+    for name in require:
+        value = row.values.get(name)
+        if value is None or value in ("", [], {}) or (isinstance(value, str) and value.isspace()):
+            return name
+    return None
 
 
 def _say(message: str) -> None:
@@ -442,9 +463,11 @@ class _Summary:
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
         self._turned: Counter[tuple[str, bool]] = Counter()
 
-    def add(self, text: str, judgement: Judgement | None) -> str | None:
-        """Count a row; returns why it is refused, None where it is kept."""
-        reason = self._count(text, judgement)
+    def add(self, text: str, judgement: Judgement | None, lacking: str | None = None) -> str | None:
+        """Count a row, in whose field ``lacking`` nothing stands; returns why it is refused, None
+        where it is kept.
+        """
+        reason = f"{EMPTY}:{lacking}" if lacking is not None else self._count(text, judgement)
         self._reasons[reason or "accepted"] += 1
         return reason
 

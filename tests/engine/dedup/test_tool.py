@@ -251,6 +251,31 @@ def test_rows_with_nothing_to_compare_are_left_out_where_asked(name: str, tmp_pa
     assert told == [("r0", True, None, True), *empty, ("r3", True, None, True)]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_a_row_without_what_is_required_keeps_none_out(name: str, tmp_path: Path) -> None:
+    path, out, why = tmp_path / name, tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    rows = [("Sing a song.", " "), ("Sing a song.", "La."), ("Sing a song.", "Lo."), ("", "")]
+    with datasets.writer(path) as write:
+        for number, (instruction, output) in enumerate(rows):
+            values = {"instruction": instruction, "output": output, "id": f"r{number}"}
+            write(datasets.Row(path, 1, values))
+    words = (path, "-o", out, "--decisions", why, "--field", "instruction")
+    summary = dedup(*words, "--require", "output").output
+    assert [row["id"] for row in lines(out)] == ["r1"]
+    assert "4 rows, 1 accepted\n        2  empty:output\n        1  duplicate_" in summary
+    told = [(d["id"], d["reason"], d.get("compared", True), d["nearest_id"]) for d in lines(why)]
+    assert told == [
+        ("r0", "empty:output", False, None),
+        ("r1", None, True, None),
+        ("r2", told[2][1], True, "r1"),
+        ("r3", "empty:output", False, None),
+    ]
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"no row has the field 'outptu' .* has instruction, out"):
+        dedup(*words, "--require", "outptu", "--overwrite")
+    assert out.read_bytes() == before
+
+
 def test_a_set_to_stay_clear_of_may_have_other_columns(tmp_path: Path) -> None:
     """Each is compared by what it has; one with nothing to compare is refused, not ignored."""
     (tmp_path / "in.csv").write_text("prompt,n\nName three primary colours.,1\nSing a song,2\n")
