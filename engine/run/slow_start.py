@@ -13,8 +13,9 @@ LONG_S = 60.0
 
 
 class SlowStart:
-    """A display that names ``--max-tokens`` once where the first answers take longer than a
-    minute: a model that cannot stop writes up to that many, and a person sees nothing of it.
+    """A display that says once what it may be where the first answers take longer than a minute: a
+    model that cannot stop writes up to ``--max-tokens``, or a server took the requests and hangs.
+    A person sees nothing of either.
     """
 
     def __init__(self, display: Display, config: RunConfig) -> None:
@@ -31,8 +32,9 @@ class SlowStart:
                 self._said = True
                 tokens = self._config.sampling()["max_tokens"]
                 self.note(
-                    f"no answer in the first minute: one may take up to {tokens:,} tokens; with a"
-                    " lower --max-tokens, in a new --out, answers come sooner and may be cut off"
+                    f"no answer in the first minute. One may take up to {tokens:,} tokens: with a "
+                    "lower --max-tokens, in a new --out, answers come sooner and may be cut off. "
+                    "Or the server hangs or still loads its model: its own log says so"
                 )
         self._display.refresh(progress, pool)
 

@@ -319,7 +319,8 @@ async def test_slow_first_answers_are_explained_once() -> None:
     for oldest_s in (1.0, 59.0, 61.0, 90.0):
         display.refresh(Progress(target=10), cast(Pool, Waiting(oldest_s)))
         assert len(notes) == (oldest_s > 60)
-    assert "3,072 tokens; with a lower --max-tokens" in notes[0]
+    assert "3,072 tokens: with a lower --max-tokens" in notes[0]
+    assert "the server hangs or still loads its model" in notes[0]
     display = SlowStart(Notes(), config)
     display.refresh(Progress(target=10, session_answered=1), cast(Pool, Waiting(1.0)))
     display.refresh(Progress(target=10, session_answered=1), cast(Pool, Waiting(90.0)))

@@ -408,6 +408,10 @@ class HttpBackend:
             if isinstance(exc, TimeoutError):
                 self._streaming.timed_out()
             verdict = exchange.failure(exc, "generate").verdict
+            if verdict.reason == "timeout":
+                verdict = replace(
+                    verdict, message=_waited(streamed, asyncio.get_running_loop().time() - began)
+                )
             raise Failure(_booked(verdict, streamed[0] if streamed else None, prompts)) from exc
         finally:
             calls.drop(call)
@@ -461,6 +465,13 @@ class HttpBackend:
                 return "(another)"
             self._names.add(model)
         return model
+
+
+def _waited(streamed: Sequence[Reply], seconds: float) -> str:
+    """What was there of an answer when its time was over, ``seconds`` after it was asked for."""
+    if not streamed or streamed[0].ttft_s is None:
+        return f"no answer after {seconds:.0f} s"
+    return f"the answer broke off: silent or without an end after {seconds:.0f} s"
 
 
 def _booked(verdict: Verdict, answer: Reply | None, prompts: Sequence[Prompt]) -> Verdict:

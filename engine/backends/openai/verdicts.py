@@ -164,7 +164,7 @@ def _of_exception(exc: BaseException, phase: Phase, where: str) -> Verdict:
     if isinstance(exc, WoolmillError):
         return Verdict(kind="fatal", reason="refused", message=str(exc), error=exc)
     causes = list(_chain(exc))
-    message = clean(str(exc) or type(exc).__name__)
+    message = clean(str(exc)) or _unsaid(exc)
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
             error = AuthError(
@@ -201,6 +201,17 @@ def _of_exception(exc: BaseException, phase: Phase, where: str) -> Verdict:
         return Verdict(kind="ambiguous", reason="cut_body", message=message)
     # Whatever else fails while a server's bytes are read: they can be such as nobody thought of.
     return Verdict(kind="ambiguous", reason="unreadable", message=message)
+
+
+def _unsaid(exc: BaseException) -> str:
+    """What an exception without words means."""
+    if isinstance(exc, httpx.TimeoutException | TimeoutError):
+        what = "no answer in time"
+    elif isinstance(exc, httpx.TransportError | OSError):
+        what = "the connection broke off"
+    else:
+        what = "the answer cannot be read"
+    return f"{what} ({type(exc).__name__})"
 
 
 def _chain(exc: BaseException) -> list[BaseException]:

@@ -212,6 +212,7 @@ FAULT_NUMBERS = {
     "truncated_json": "042", "nan": "042", "bad_utf8": "042", "done_only": "006",
     "no_finish": "006", "abort": "048", "error_event": "049", "garbage": "042",
 }  # fmt: skip
+SILENT = ("hang", "stall")
 UNPAID = {"429": "throttled", "429_bare": "throttled"} | dict.fromkeys(
     ("502", "503", "529"), "unavailable"
 )
@@ -236,6 +237,8 @@ async def test_no_fault_passes_for_an_answer(fault: str, stream: bool) -> None:
     async with talking(behaviour, stream=stream, timeouts=QUICK) as (server, backend):
         verdict = await verdict_of(backend)
         assert verdict.kind == UNPAID.get(fault, "ambiguous")
+        assert " " in verdict.message, "words, and no bare name of a class"
+        assert (fault in SILENT) == verdict.message.startswith("no answer after")
         await asyncio.sleep(0.01)
         assert server.ledger.live == 0
         server.behaviour = Behaviour()
@@ -338,6 +341,25 @@ async def test_what_goes_wrong_after_all_choices_are_finished_costs_no_answer(
         (answer,) = await backend.complete([prompt()])
         assert isinstance(answer, Completion)
         assert (answer.text, answer.finish_reason) == ("whole", "stop")
+        await backend.aclose()
+
+
+async def test_fault_009_a_stream_that_falls_silent_is_told_as_one() -> None:
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        if b"/models" in request:
+            writer.write(http_bytes(b'{"data":[{"id":"m"}]}'))
+            return
+        body = b"data: " + orjson.dumps(text("half", None)) + b"\n\n"
+        head = "content-type: text/event-stream\r\n"
+        writer.write(http_bytes(body, headers=head, length=len(body) + 9))
+        await writer.drain()
+        await asyncio.sleep(5)
+
+    async with raw_server(serve) as url:
+        backend = HttpBackend(url, stream=True, timeouts=QUICK)
+        await backend.start()
+        verdict = await verdict_of(backend)
+        assert verdict.message.startswith("the answer broke off: silent or without an end after ")
         await backend.aclose()
 
 
