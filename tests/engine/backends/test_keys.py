@@ -12,7 +12,7 @@ from engine.backends.openai.address import read_address
 from engine.backends.openai.backend import HttpBackend
 from engine.errors import AuthError, ConfigError, UnavailableError
 from engine.secrets import Secret
-from tests.engine.backends.test_http import verdict_of
+from tests.engine.backends.talk import verdict_of
 
 pytestmark = pytest.mark.anyio
 
