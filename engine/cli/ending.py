@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ended", "finish", "say", "say_failure"]
 
+END = (
+    "status", "reason", "accepted", "target", "refused", "failed", "unsent", "bad_rows", "dropped",
+    "unused", "prompt_tokens", "completion_tokens", "cost", "tokens_without_answer",
+    "cost_without_answer", "seconds", "dataset", "without_dataset", "resume", "traceback",
+)  # fmt: skip
+"""The fields of the event that ends the JSON logs, in every ending."""
 REASONS = 6
 """Reasons of refusal that are named; the others are counted."""
 
@@ -247,7 +253,6 @@ def say_failure(error: BaseException) -> int:
         fields["reason"] = stopped_by(status - 128)
     elif known is None:
         fields["traceback"] = "".join(traceback.format_exception(error))
-    fields |= dict.fromkeys(("accepted", "target", "cost", "dataset"))
     _say_event({**fields, "resume": _command() if status in MAY_PASS else None})
     return status
 
@@ -312,7 +317,6 @@ def _event_of(ended: Ended) -> dict[str, Any]:
     prompt, completion = ended.tokens
     bug = stop.error if isinstance(stop.error, InternalError) else ended.failed
     cause = bug.__cause__ if bug is not None else None
-    more = {"traceback": "".join(traceback.format_exception(cause))} if cause is not None else {}
     return {
         "status": ended.status,
         "reason": ended.reason,
@@ -333,15 +337,16 @@ def _event_of(ended: Ended) -> dict[str, Any]:
         "dataset": None if ended.dataset is None else str(ended.dataset),
         "without_dataset": None if ended.failed is None else str(ended.failed),
         "resume": ended.resume,
-        **more,
+        "traceback": None if cause is None else "".join(traceback.format_exception(cause)),
     }
 
 
 def _say_event(fields: dict[str, Any]) -> None:
+    """Write the event ``end``: with all of its fields, null where a run did not begin."""
     from engine.run.display import event
 
     drain()
-    click.echo(event("end", **fields), err=True)
+    click.echo(event("end", **{**dict.fromkeys(END), **fields}), err=True)
 
 
 def _came_to(ended: Ended) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from engine.money import Prices
 from engine.stages import open_stages, stages_of_run
 from engine.store import Counts, RunReader
+from engine.store.lock import is_held
 
 __all__ = ["metrics"]
 
@@ -42,12 +43,13 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
         """What only the stage has that gives the dataset."""
         own = (("stage", last.name),) if last.name else ()
         lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} gauge"))
-        lines.append(f"woolmill_{name}{_labels(own)} {value}")
+        lines.append(f"woolmill_{name}{_labels(own)} {int(value)}")
 
     metric("accepted_records_total", "counter", "Accepted records.", lambda c: {(): c.accepted})
     target = run.manifest.free.get("target")
     if target is not None:
         of_last("target_records", "Accepted records wanted.", target)
+    of_last("running", "Whether a process writes the run.", is_held(run.folder / "run.lock"))
     metric("refused_pieces_total", "counter", "Refused pieces by reason.",
            lambda c: {(("reason", reason),): n for reason, n in c.reasons.items()})  # fmt: skip
     metric("requests_sent_total", "counter", "Requests sent.", lambda c: {(): c.sent})

@@ -18,6 +18,7 @@ import anyio
 import pytest
 
 from benchmarks.server import Behaviour, Server
+from engine.cli.ending import END
 from engine.cli.main import main
 from engine.errors import DiskError, StoppedError, WoolmillError
 from engine.report.figures import figures
@@ -166,6 +167,7 @@ def test_json_logs_have_no_bare_line_and_end_in_an_event(
     end = events(err)[-1]
     assert end["status"] == status
     assert said in end["reason"]
+    assert list(end) == ["time", "event", *END], "null where a run did not begin"
     if status in (0, 75):
         dataset = json.loads(Path(end["dataset"]).read_text())
         assert len(dataset) == end["accepted"]

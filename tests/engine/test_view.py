@@ -27,7 +27,7 @@ from engine.kept import recipe_of
 from engine.recipes.seeds import KEPT, bundled_seeds, fingerprint, keep, kept_seeds, read_seeds
 from engine.records import Prompt
 from engine.stages import stages_of_run
-from engine.store import RunReader
+from engine.store import RunReader, RunStore
 from engine.store.database import connect, put_meta, read_run_id
 from engine.store.schema import Checksum
 from engine.view import app as app_module
@@ -349,6 +349,9 @@ def test_the_run_keeps_a_metrics_file(tmp_path: Path) -> None:
         assert f"woolmill_accepted_records_total {target}\n" in path.read_text()
     with RunReader(run) as reader:
         assert path.read_text() == metrics(reader)
+    assert "woolmill_running 0\n" in path.read_text()
+    with closing(RunStore.open(run, reader.manifest)) as store:
+        assert "woolmill_running 1\n" in metrics(store)
     assert path.stat().st_mode & 0o777 == 0o644  # node-exporter is another user
 
 
