@@ -190,7 +190,14 @@ def export_dataset(
     if options.validation:
         whole = options.best is not None and options.take is None and options.top is None
         lineage = _lineage_of(run, needed=False)
-        parts = split(run, options.validation, choice, lineage, among_all=whole)
+        parts = split(
+            run,
+            options.validation,
+            choice,
+            lineage,
+            threshold=options.validation_threshold,
+            among_all=whole,
+        )
     records = 0
     provenance = format in formats.WITH_PROVENANCE or options.reasoning
     chosen = rows(
@@ -263,7 +270,7 @@ def _preference(
     pairs = Pairs(run=run, layout=layout, lineage=layout.lineage, by=options.by)
     parts = None
     if options.validation:
-        parts = _split_of(pairs, options.validation)
+        parts = _split_of(pairs, options)
         pairs = replace(pairs, ties=0, alone=0, other_prompts=0, chosen=[])
         records = _split_pairs(pairs, parts, path, placing)
     else:
@@ -285,7 +292,7 @@ def _preference(
     )
 
 
-def _split_of(pairs: Pairs, share: float) -> Split:
+def _split_of(pairs: Pairs, options: Options) -> Split:
     """Which pairs validate, as their better rows are held out of each other."""
     if pairs.lineage.pairs_samples:
         raise UsageError(
@@ -294,7 +301,14 @@ def _split_of(pairs: Pairs, share: float) -> Split:
     for _ in pairs:
         pass
     chosen = choose(pairs.run, among=np.array(pairs.chosen, np.int64))
-    return split(pairs.run, share, chosen, pairs.lineage, among_all=True)
+    return split(
+        pairs.run,
+        options.validation,
+        chosen,
+        pairs.lineage,
+        threshold=options.validation_threshold,
+        among_all=True,
+    )
 
 
 def _split_pairs(pairs: Pairs, parts: Split, path: Path, placing: Callable[[Path], None]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.export.layout import ANY_ALPACA, Layout
-from engine.export.split import COSINE_LINK, ROUGE_LINK, Split
+from engine.export.split import COSINE_LINK, Split
 from engine.languages import ENGLISH, MIXED
 from engine.stages import open_stages, place_in_chain
 from engine.store import Counts, Manifest, RunReader
@@ -191,7 +191,7 @@ def _splits(sizes: Mapping[Any, int], split: Split | None) -> str:
     if split is None:
         return f"{parts or 'No rows'}."
     meaning = f" or a cosine of {COSINE_LINK}" if split.by_meaning else ""
-    alike = f"a ROUGE-L F of {ROUGE_LINK}{meaning} or more"
+    alike = f"a ROUGE-L F of {split.threshold}{meaning} or more"
     return (
         f"{parts}. No row of validation is a near-duplicate ({alike}) of a row of\n"
         "train, nor asks the same; all rows of one input row are on the same side."

@@ -10,6 +10,7 @@ import click
 from engine.datasets import BAD_ROWS
 from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
+from engine.export.split import ROUGE_LINK
 from engine.store import RunStore
 from engine.text import counted
 
@@ -51,6 +52,10 @@ SHORT = 0.9
               help="Only the first N rows in the order of --sort.")  # fmt: skip
 @click.option("--validation", type=float, default=0.0, metavar="SHARE",
               help="Share of rows to validate with; no near-duplicate straddles.")  # fmt: skip
+@click.option("--validation-threshold", type=click.FloatRange(0, 1, min_open=True),
+              default=ROUGE_LINK, show_default=True, metavar="F",
+              help="From this ROUGE-L F on, two rows are near-duplicates for --validation.",
+              )  # fmt: skip
 @click.option("--shard-rows", type=click.IntRange(min=1), help="Rows in a file at most.")
 @click.option("--recipe", default="",
               help="The run's recipe, where it is code: FILE.py:CLASS.")  # fmt: skip

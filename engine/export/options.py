@@ -8,6 +8,7 @@ from engine.errors import UsageError
 from engine.export import formats
 from engine.export.formats import Format
 from engine.export.layout import Layout, check_alpaca
+from engine.export.split import ROUGE_LINK
 
 __all__ = ["Options"]
 
@@ -41,6 +42,8 @@ class Options:
     top: int | None = None
     validation: float = 0.0
     """Share of the rows for a validation part that no near-duplicate straddles."""
+    validation_threshold: float = ROUGE_LINK
+    """The ROUGE-L F from which two rows may not straddle; see ``engine.export.split``."""
     shard_rows: int | None = None
     """Rows in a file at most; None: all in one."""
 
@@ -61,6 +64,8 @@ class Options:
                 flag = "--refused" if self.refused else "--outcomes"
                 raise UsageError(f"{flag} goes alone, with --format jsonl")
             return
+        if self.validation_threshold != ROUGE_LINK and not self.validation:
+            raise UsageError("--validation-threshold goes with --validation")
         if format == "alpaca":
             check_alpaca(layout)
         if self.reasoning and format not in formats.WITH_REASONING:

@@ -4,7 +4,7 @@ A random split of generated instructions measures memory: of two rows that nearl
 is trained on and the other is asked. Here rows that go back to the same input row stay together,
 and a group of them may validate only if, of all rows of the dataset outside the group,
 
-* none has a ROUGE-L F of ``ROUGE_LINK`` or more with one of its rows,
+* none has a ROUGE-L F of ``ROUGE_LINK``, or what is given, or more with one of its rows,
 * none asks the same in the same words, and
 * none has a cosine of ``COSINE_LINK`` or more, where the run has embeddings.
 
@@ -58,6 +58,8 @@ class Split:
     mask: NDArray[np.bool_]  # (N,)
     wanted: int
     """Rows that the share is."""
+    threshold: float
+    """The ROUGE-L F from which rows resemble each other."""
     by_meaning: bool
     """Whether embeddings were compared as well."""
 
@@ -70,7 +72,13 @@ class Split:
 
 
 def split(
-    run: RunReader, share: float, choice: Choice, lineage: Lineage, *, among_all: bool = False
+    run: RunReader,
+    share: float,
+    choice: Choice,
+    lineage: Lineage,
+    *,
+    threshold: float = ROUGE_LINK,
+    among_all: bool = False,
 ) -> Split:
     """About ``share`` of the chosen rows, one at least and at most 10,000, for validation. A
     function of the rows alone.
@@ -89,7 +97,7 @@ def split(
         chosen[choice.sorted.order] = True
     read = _read(run, np.ones(count, np.bool_) if among_all else chosen, lineage)
     wanted = min(max(round(len(read.numbers) * share), 1), MAX_ROWS)
-    near = _near(read, _language(run))
+    near = _near(read, _language(run), threshold)
     candidates: list[list[int]] = []
     looked_at: list[int] = []
     for members in _in_an_order_of_chance(read):
@@ -109,10 +117,16 @@ def split(
     if not mask.any():
         raise ConfigError(
             f"--validation {share}: no row can be held out of these {total:,}: each resembles"
-            f" another one (a ROUGE-L F of {ROUGE_LINK} or more, a cosine of {COSINE_LINK} or more,"
-            " or the same question); validate with other rows"
+            f" another one (a ROUGE-L F of {threshold} or more, a cosine of {COSINE_LINK} or more,"
+            " or the same question); validate with other rows, or where all follow one pattern, "
+            "with a higher --validation-threshold"
         )
-    return Split(mask=mask, wanted=round(wanted * total / len(read.numbers)), by_meaning=by_meaning)
+    return Split(
+        mask=mask,
+        wanted=round(wanted * total / len(read.numbers)),
+        threshold=threshold,
+        by_meaning=by_meaning,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,14 +208,14 @@ def _in_an_order_of_chance(read: _Read) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _near(read: _Read, language: str) -> NDArray[np.bool_]:
+def _near(read: _Read, language: str, threshold: float) -> NDArray[np.bool_]:
     """Rows that a row of another group resembles by ROUGE-L, or asks the same as."""
     near = read.asks_again.copy()
     forwards = [list(members) for _, members in groupby(range(len(near)), read.group.__getitem__)]
     # Of two that resemble each other one comes behind the other, so each is found in one of the
     # two passes; the index says only which earlier one is nearest.
     for groups in (forwards, forwards[::-1]):
-        index = RougeIndex(float(np.nextafter(ROUGE_LINK, 0)), language)  # F may be the link itself
+        index = RougeIndex(float(np.nextafter(threshold, 0)), language)  # F may be the threshold
         for members in groups:
             texts = [read.texts[row] for row in members]
             if not near[members].any():  # one is enough to bar a group

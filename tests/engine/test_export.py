@@ -255,6 +255,14 @@ def test_rows_that_all_resemble_each_other_cannot_be_split(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="each resembles another one"):
         exported(folder, "jsonl", tmp_path / "split", validation=0.2)
     assert not (tmp_path / "split").exists()
+    # F is 6/7 for any two, so they may straddle from a threshold above that on, and not at it.
+    with pytest.raises(ConfigError, match="with a higher --validation-threshold"):
+        exported(folder, "jsonl", tmp_path / "split", validation=0.2, validation_threshold=6 / 7)
+    path = exported(folder, "datasets", tmp_path / "split", validation=0.2,
+                    validation_threshold=0.86)  # fmt: skip
+    assert "a near-duplicate (a ROUGE-L F of 0.86 or more)" in (path / "README.md").read_text()
+    with pytest.raises(UsageError, match="goes with --validation"):
+        exported(folder, "jsonl", tmp_path / "one.jsonl", validation_threshold=0.86)
 
 
 @pytest.mark.parametrize("more", [("--take", "200"), ("--sort=-length(output)", "--top", "150")])
