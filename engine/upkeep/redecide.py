@@ -129,7 +129,9 @@ def redecide(
         if behind:
             raise UsageError(
                 "--drop-failed and --drop-refused are for the last stage: a row more in the middle "
-                "of a stage before it would be another row for all that later stages asked about"
+                "of a stage before it would be another row for all that later stages asked about. "
+                "Ask about input rows that came to nothing in a new run: woolmill export "
+                f"{as_word(folder)} --outcomes names them"
             )
         reasons = frozenset(filter(None, map(str.strip, drop_refused.split(","))))
         count = _drop_fruitless(chosen, drop_failed, reasons, dry_run=dry_run)
