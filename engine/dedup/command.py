@@ -7,6 +7,7 @@ import json
 import random
 import time
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -303,7 +304,7 @@ def _say(message: str) -> None:
 
 def _bad_row(wrong: BadRowError) -> dict[str, Any]:
     values = wrong.values or {}
-    text = {"line": wrong.line, "id": values.get("id"), "text": wrong.raw}
+    text = {"file": str(wrong.path), "line": wrong.line, "id": values.get("id"), "text": wrong.raw}
     return {"index": None, **text, "accepted": False, "reason": "bad_row", "error": str(wrong)}
 
 
@@ -355,23 +356,33 @@ class _Ids:
 
 
 class _Places:
-    """Line and id of each row so far, for those that a later one resembles."""
+    """File, line and id of each row so far, for those that a later one resembles."""
 
     def __init__(self) -> None:
+        self._files, self._firsts = list[Path](), array("q")
+        """Files follow one another: each with the index of its first row."""
         self._lines, self._ids = array("q"), Texts()
 
     def append(self, row: Row) -> None:
+        if not self._files or self._files[-1] != row.path:
+            self._files.append(row.path)
+            self._firsts.append(len(self._lines))
         self._lines.append(row.line)
         self._ids.append(json.dumps(row.values.get("id"), default=str))
 
     def of(self, index: int) -> dict[str, Any]:
-        return {"nearest_line": self._lines[index], "nearest_id": json.loads(self._ids[index])}
+        return {
+            "nearest_file": str(self._files[bisect_right(self._firsts, index) - 1]),
+            "nearest_line": self._lines[index],
+            "nearest_id": json.loads(self._ids[index]),
+        }
 
 
 def _row(index: int, row: Row, text: str, reason: str | None) -> dict[str, Any]:
     """A row, and what became of it."""
     return {
         "index": index,
+        "file": str(row.path),
         "line": row.line,
         "id": row.values.get("id"),
         "text": text,
@@ -385,6 +396,7 @@ def _nearest(judgement: Judgement | None, places: _Places) -> dict[str, Any]:
     nearest = None if judgement is None else judgement.nearest
     decision: dict[str, Any] = {
         "nearest_index": None,
+        "nearest_file": None,
         "nearest_line": None,
         "nearest_id": None,
         "nearest_text": None if nearest is None else nearest.text,

@@ -63,17 +63,19 @@ def test_decisions_and_accepted_rows(dataset: Path, tmp_path: Path) -> None:
     assert [row["id"] for row in lines(tmp_path / "out.jsonl")] == ["1", str(2**70), "None"]
     decisions = lines(tmp_path / "why.jsonl")
     assert [" ".join(decision) for decision in decisions] == [
-        "index line id text accepted reason nearest_index nearest_line nearest_id nearest_text"
-        " score nearest_cosine"
+        "index file line id text accepted reason nearest_index nearest_file nearest_line"
+        " nearest_id nearest_text score nearest_cosine"
     ] * 5
     assert decisions[1] == {
         "index": 1,
+        "file": str(dataset),
         "line": 2,
         "id": str(ROWS[1]["id"]),
         "text": "name three primary colours\nx",
         "accepted": False,
         "reason": "duplicate_rouge",
         "nearest_index": 0,
+        "nearest_file": str(dataset),
         "nearest_line": 1,
         "nearest_id": str(ROWS[0]["id"]),
         "nearest_text": "Name three primary colours.",
@@ -226,7 +228,11 @@ def test_ids_that_come_again_are_told_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     for name in ("1.jsonl", "2.jsonl"):
         (tmp_path / "two" / name).write_bytes(content.splitlines()[0])
-    said = dedup(tmp_path / "two", "-o", tmp_path / "both.jsonl").output
+    why = tmp_path / "why.jsonl"
+    said = dedup(tmp_path / "two", "-o", tmp_path / "both.jsonl", "--decisions", why).output
+    one, two = (str(tmp_path / "two" / name) for name in ("1.jsonl", "2.jsonl"))
+    named = [(d["file"], d["line"], d["nearest_file"], d["nearest_line"]) for d in lines(why)]
+    assert named == [(one, 1, None, None), (two, 1, one, 1)]
     assert '1  with the id of an earlier row, as "a" on rows 1 and 2; tell them apart by' in said
     (tmp_path / "in.json").write_text("[\n\n" + content.decode().replace("\n", ",") + "]")
     said = dedup(tmp_path / "in.json", "-o", tmp_path / "out.json").output
