@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.backends.base import Backend, Verdict
 from engine.limits.controller import Controller, Fixed, Ticket
+from engine.limits.doubts import Doubts
 from engine.limits.history import History
 from engine.limits.quota import Bucket, told
 from engine.money import Prices
@@ -30,6 +31,9 @@ UNAVAILABLE_IN_A_ROW = 3
 FAULTS_IN_A_ROW = 10
 """Failures with no answer between them that open a breaker: not there; or there, but broken.
 More with many in flight."""
+SILENCES_IN_A_ROW = 3
+"""The same for time-outs of a server that has answered nothing yet: what hangs from the start takes
+minutes for each, and they are all that its first request has."""
 REFUSALS_IN_A_ROW = 20
 """Refusals that blame the settings, after which one of several endpoints gets no more work."""
 OPEN_S, MAX_OPEN_S = 0.5, 5.0
@@ -131,6 +135,7 @@ class Endpoint:
         settings: LimitSettings,
         own: EndpointLimits,
         controller: Callable[[], Controller],
+        doubts: Doubts,
     ) -> None:
         fixed = own.max_in_flight or backend.max_in_flight
         if fixed is None and settings.max_in_flight != "auto":
@@ -149,6 +154,7 @@ class Endpoint:
         """How long the server last asked to wait, in its own words."""
         self._said_retired = False
         self._weight = own.weight
+        self._doubts = doubts
         self._requests = _bucket(own.requests_per_min or settings.requests_per_min)
         self._tokens = _bucket(own.tokens_per_min or settings.tokens_per_min)
         self.alone = False
@@ -158,7 +164,7 @@ class Endpoint:
         self._open_until_s = 0.0
         self._busy_since_s = 0.0
         self._longest_s = 0.0
-        self._answered_s = 0.0  # when the latest request that was answered had been sent
+        self._answered_s = float("-inf")  # when the latest request that was answered had been sent
 
     def limit(self, now_s: float) -> int:
         return max(int(self.controller.limit(now_s)), 1)
@@ -259,11 +265,15 @@ class Endpoint:
                 self._in_a_row[verdict.kind] += 1
                 others = self.in_flight  # a burst that fails while these are answered is no outage
                 in_a_row = self._in_a_row
+                # A prompt that hangs by itself is no silence: others were answered before it.
+                unproven = self._answered_s < 0 and not self._doubts.answered_before
+                silent = unproven and verdict.reason == "timeout"
+                faults = SILENCES_IN_A_ROW if silent else FAULTS_IN_A_ROW
                 refuses = in_a_row["settings"] >= max(REFUSALS_IN_A_ROW, others)
                 if (
                     self.state == "probing"
                     or in_a_row["unavailable"] >= max(UNAVAILABLE_IN_A_ROW, others / 2)
-                    or in_a_row["ambiguous"] >= max(FAULTS_IN_A_ROW, others)
+                    or in_a_row["ambiguous"] >= max(faults, others)
                     or (refuses and not self.alone)
                 ):
                     self.open(now_s, f"{verdict.reason}: {verdict.message}")

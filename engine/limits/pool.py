@@ -91,6 +91,7 @@ class Pool:
         self.settings = settings = settings or LimitSettings()
         own = list(own) or [EndpointLimits()] * len(backends)
         self._controller = controller
+        self.doubts = Doubts(settings.max_refusals_in_a_row)
         self._endpoints: dict[Backend, Endpoint] = {}
         self._leaving: dict[Endpoint, asyncio.Event] = {}
         """Those that get no more work, until their last call has ended."""
@@ -99,7 +100,6 @@ class Pool:
         """What the servers serve: the model's name, and what it really is."""
         for backend, limits in zip(backends, own, strict=True):
             self._add(backend, limits)
-        self.doubts = Doubts(settings.max_refusals_in_a_row)
         self.calls_on_the_wire = 0
         """Attempts that wait for a backend now. Each holds a slot; no slot is held otherwise."""
         self._spending = Spending(
@@ -115,6 +115,8 @@ class Pool:
         self._retry_credit = 10.0
         self._timer: asyncio.TimerHandle | None = None
         self._down_since_s: float | None = None
+        self._tried_for_s = 0.0
+        """How long no endpoint had been at work when one was last tried in vain."""
         self._refused_since_s: float | None = None
         self._last_failure = ""
         self._stopping = asyncio.Event()
@@ -154,7 +156,7 @@ class Pool:
             await backend.aclose()
             raise
         self._add(backend, EndpointLimits())
-        self._down_since_s = None
+        self._down_since_s, self._tried_for_s = None, 0.0
         self._wake()
 
     async def leave(self, backend: Backend) -> None:
@@ -176,7 +178,7 @@ class Pool:
         await backend.aclose()
 
     def _add(self, backend: Backend, own: EndpointLimits) -> None:
-        endpoint = Endpoint(backend, self.settings, own, self._controller)
+        endpoint = Endpoint(backend, self.settings, own, self._controller, self.doubts)
         self._endpoints[backend] = endpoint
         self._candidates.add(endpoint)
         self._alone()
@@ -334,7 +336,8 @@ class Pool:
     # Who goes next
 
     def _grant(self, now_s: float, tokens: int, avoid: Backend | None) -> Lease | None:
-        if not self._spending.fits(tokens):
+        # A call that goes alone never waits here, as it finds room for its next attempt each time.
+        if not self._spending.fits(tokens) or self._tried_for_s >= self.settings.max_outage_s:
             return None
         best = self._candidates.next(now_s, tokens, avoid)
         if best is None:
@@ -367,7 +370,7 @@ class Pool:
         now_s = asyncio.get_running_loop().time()
         if answers:
             self._retry_credit = min(self._retry_credit + RETRY_SHARE * answers, 100.0)
-            self._down_since_s = self._refused_since_s = None
+            self._refused_since_s = None
             self.doubts.answered()
         for result in results:
             if isinstance(result, Verdict):
@@ -375,14 +378,17 @@ class Pool:
                 if result.kind == "throttled" and self._refused_since_s is None:
                     self._refused_since_s = now_s
         self._candidates.add(endpoint)
-        if endpoint.state != "closed":
-            self._note_outage()
+        self._note_outage()
 
     def _note_outage(self) -> None:
         """Since when no endpoint is at work, where that is so."""
-        at_work = any(e.state == "closed" for e in self._endpoints.values())
-        if self._down_since_s is None and not at_work:
-            self._down_since_s = asyncio.get_running_loop().time()
+        if any(e.state == "closed" for e in self._endpoints.values()):
+            self._down_since_s, self._tried_for_s = None, 0.0
+            return
+        now_s = asyncio.get_running_loop().time()
+        if self._down_since_s is None:
+            self._down_since_s = now_s
+        self._tried_for_s = now_s - self._down_since_s
 
     def _book(self, tokens: int, results: Sequence[Completion | Verdict]) -> int:
         """Settle a call's reservation; what may have been billed without an answer is returned."""
@@ -431,9 +437,9 @@ class Pool:
 
     def _hopeless(self, now_s: float, tokens: int) -> WoolmillError | None:
         """Why waiting longer is of no use, if it is not."""
-        settings = self.settings
         if not self._spending.fits(tokens) and self.in_flight == 0:
             return SpentError(self._spending.short_of(tokens))
+        settings = self.settings
         if self._down_since_s is not None and now_s - self._down_since_s >= settings.max_outage_s:
             return UnavailableError(
                 f"no endpoint has answered for {settings.max_outage_s:g} s "

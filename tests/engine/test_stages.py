@@ -87,8 +87,8 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(chain: Path, base:
     for wrong in (("--stage", "none"), ("--stage", "1-ask", "--target", "5")):
         result = CliRunner().invoke(cli, ["redecide", str(chain), *wrong])
         assert isinstance(result.exception, UsageError)
-    words = ["redecide", str(chain), "--stage", "ask", "--drop-refused", "unwanted"]
-    said = str(CliRunner().invoke(cli, words).exception)
+    dropping = ["redecide", str(chain), "--stage", "ask", "--drop-refused", "unwanted"]
+    said = str(CliRunner().invoke(cli, dropping).exception)
     assert f"in a new run: woolmill export {chain} --outcomes names them" in said
 
 

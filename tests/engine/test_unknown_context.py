@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from benchmarks import virtual_time
-from engine.errors import InternalError, StoppedError
+from engine.errors import InternalError, StoppedError, UnavailableError
 from engine.limits import Pool
 from engine.prompts.fit import Prompts
 from engine.records import Prompt
@@ -252,6 +252,19 @@ def test_settings_that_become_wrong_end_the_run_by_and_by(fault: str, exit_code:
     assert stop.error.exit_code == exit_code
     assert pipeline.progress.answered == 29
     assert pipeline.progress.failed == 0, "what the settings lost is asked again after a resume"
+
+
+@pytest.mark.parametrize("in_flight", ["auto", 1, 16])
+def test_a_server_that_is_silent_from_the_start_costs_no_request(in_flight: Any) -> None:
+    """It is out after three time-outs to the first token, and the run ends when it has been so for
+    too long; what it then says is asked for by the same command again.
+    """
+    wire = Wire(dict.fromkeys(range(1, 999), never))
+    stop, pipeline, store = run(wire, in_flight=in_flight)
+    assert isinstance(stop.error, UnavailableError)
+    assert "timeout: no answer after 120 s" in str(stop.error)
+    assert (pipeline.progress.failed, store.answers) == (0, {})
+    assert wire.calls <= 2 * 3 * 16
 
 
 def test_one_bad_answer_in_ten_ends_nothing() -> None:
