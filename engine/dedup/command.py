@@ -569,6 +569,11 @@ class _Summary:
             for path, compared in self.against
             if self.compared is not None and compared.fields != self.compared.fields
         ]
+        if self.against:
+            lines.append(
+                "--against compares whole texts: a question inside a longer row, or a run of words "
+                "in common, is not looked for"
+            )
         for (name, accepted), count in sorted(self._turned.items()):
             threshold = self._thresholds[name]
             turned = max(0.0, threshold - self._band) if accepted else threshold + self._band

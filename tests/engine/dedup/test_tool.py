@@ -108,7 +108,10 @@ def test_against_files_are_compared_with_and_never_written(dataset: Path, tmp_pa
     for name, text in (("a.jsonl", "unrelated"), ("b.jsonl", "Name three primary colours!")):
         (tmp_path / name).write_bytes(b"\n" + orjson.dumps({"instruction": text}))
     against = [f"--against={tmp_path / name}" for name in ("a.jsonl", "b.jsonl")]
-    dedup(dataset, "-o", tmp_path / "o.json", "--decisions", tmp_path / "why.jsonl", *against)
+    said = dedup(
+        dataset, "-o", tmp_path / "o.json", "--decisions", tmp_path / "why.jsonl", *against
+    ).output
+    assert "--against compares whole texts: a question inside a longer row" in said
     first = lines(tmp_path / "why.jsonl")[0]
     assert first["reason"] == "duplicate_rouge"
     assert first["nearest_index"] is None
