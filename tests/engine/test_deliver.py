@@ -413,7 +413,9 @@ class TestAgainstTheServer:
             await one.stop()
             done = [delivery for (delivery,) in await asyncio.gather(*calls)]
             assert all(isinstance(d.outcome, Completion) for d in done)
-            assert sum(d.attempts > 1 for d in done) <= 24
+            # Not those of the whole run: the breaker spares them, though a server that is slow to
+            # die closes it again and again with a last answer.
+            assert sum(d.attempts > 1 for d in done) < 100
             await pool.aclose()
 
 
