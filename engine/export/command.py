@@ -17,7 +17,7 @@ from engine.text import counted
 __all__ = ["export"]
 
 SHORT = 0.9
-"""Of the rows wanted for validation; where there are fewer, that is said."""
+"""Of the groups wanted for validation; where there are fewer, that is said."""
 
 
 @click.command()
@@ -91,10 +91,10 @@ def export(
     noun = "pair" if written.format == "preference" else "record"
     noun = "refused piece" if wanted.refused else "input row" if wanted.outcomes else noun
     click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
-    if parts is not None and parts.rows < SHORT * parts.wanted:
+    if parts is not None and parts.groups < SHORT * parts.wanted:
         click.echo(
-            f"{parts.wanted} were wanted for validation: the others resemble rows outside their"
-            " group, or ask the same"
+            f"{parts.wanted:,} were wanted for validation, and {parts.groups:,} can be held out: "
+            "the others resemble rows outside their group, or ask the same"
         )
     if written.outcomes:
         click.echo(", ".join(f"{count:,} {outcome}" for outcome, count in written.outcomes))

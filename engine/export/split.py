@@ -44,10 +44,10 @@ __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]
 
 ROUGE_LINK = 0.6
 COSINE_LINK = 0.8
-MAX_ROWS = 10_000
+MAX_GROUPS = 10_000
 """A validation part beyond this tells nothing more."""
 SPARE = 3
-"""Rows looked at by their meaning for each row wanted: that costs their number times all rows."""
+"""Groups looked at by their meaning for each one wanted: that costs their rows times all rows."""
 BLOCK = 2000
 
 
@@ -56,8 +56,10 @@ class Split:
     """Which of the rows validate, by their number among the accepted ones, from 0 in plan order."""
 
     mask: NDArray[np.bool_]  # (N,)
+    groups: int
+    """Of rows that go back to the same input row: how many validate."""
     wanted: int
-    """Rows that the share is."""
+    """How many the share is."""
     threshold: float
     """The ROUGE-L F from which rows resemble each other."""
     by_meaning: bool
@@ -80,8 +82,8 @@ def split(
     threshold: float = ROUGE_LINK,
     among_all: bool = False,
 ) -> Split:
-    """About ``share`` of the chosen rows, one at least and at most 10,000, for validation. A
-    function of the rows alone.
+    """About ``share`` of the chosen rows for validation: of the groups that go back to the same
+    input row, one at least and at most 10,000. A function of the rows alone.
 
     ``among_all``: which rows validate follows from all rows of the run, so that all exports with
     the same share hold out the same input rows.
@@ -96,12 +98,13 @@ def split(
     if choice.sorted is not None:
         chosen[choice.sorted.order] = True
     read = _read(run, np.ones(count, np.bool_) if among_all else chosen, lineage)
-    wanted = min(max(round(len(read.numbers) * share), 1), MAX_ROWS)
+    groups = list(_in_an_order_of_chance(read))
+    wanted = min(max(round(len(groups) * share), 1), MAX_GROUPS)
     near = _near(read, _language(run), threshold)
     candidates: list[list[int]] = []
     looked_at: list[int] = []
-    for members in _in_an_order_of_chance(read):
-        if len(looked_at) >= wanted * SPARE:
+    for members in groups:
+        if len(candidates) >= wanted * SPARE:
             break
         if not near[members].any():
             candidates.append(members)
@@ -109,12 +112,12 @@ def split(
     close, by_meaning = _close_by_meaning(run, read, looked_at)
     mask, taken = np.zeros(count, np.bool_), 0
     for members in candidates:
-        if (taken + len(members) <= wanted or not taken) and close.isdisjoint(members):
+        if taken < wanted and close.isdisjoint(members):
             mask[read.numbers[members]] = True
-            taken += len(members)
+            taken += 1
     mask &= chosen
-    total = int(chosen.sum())
     if not mask.any():
+        total = int(chosen.sum())
         raise ConfigError(
             f"--validation {share}: no row can be held out of these {total:,}: each resembles"
             f" another one (a ROUGE-L F of {threshold} or more, a cosine of {COSINE_LINK} or more,"
@@ -123,7 +126,8 @@ def split(
         )
     return Split(
         mask=mask,
-        wanted=round(wanted * total / len(read.numbers)),
+        groups=taken,
+        wanted=wanted,
         threshold=threshold,
         by_meaning=by_meaning,
     )

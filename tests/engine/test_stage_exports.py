@@ -195,7 +195,10 @@ def test_pairs_are_the_best_and_the_worst_of_an_input_row(
         # What another export of the run trains on, no pair validates, and the other way round.
         for flags in ((), ("--best", "score")):
             other = tmp_path / f"rows{len(flags)}"
-            invoke("export", run, "-o", other, "--format", "jsonl", "--validation", "0.2", *flags)
+            said = invoke(
+                "export", run, "-o", other, "--format", "jsonl", "--validation", "0.2", *flags
+            )
+            assert "were wanted" not in said
             for part, pairs in (("train", train), ("validation", validation)):
                 theirs = {row["id"] for row in lines(other / f"{part}-00000-of-00001.jsonl")}
                 assert {pair["id_chosen"] for pair in pairs} <= theirs
