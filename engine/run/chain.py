@@ -285,6 +285,8 @@ async def _run_stages(pipelines: Sequence[Pipeline]) -> Stop:
             pipeline.stopping.leave()
 
     last.stopping.on_leave = leave
+    own = [pipeline.stopping.in_flight for pipeline in pipelines]
+    last.stopping.in_flight = lambda: sum(in_flight() for in_flight in own)
     async with anyio.create_task_group() as feeding:
         for place in range(len(pipelines) - 1):
             feeding.start_soon(feed, place)

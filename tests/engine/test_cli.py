@@ -27,6 +27,7 @@ from engine.run.generate import Result
 from engine.run.generate import generate as run_to_its_end
 from engine.run.progress import Display, Progress, Stop
 from engine.settings import RunConfig
+from engine.stages import stages_of_run
 from engine.store import RunStore
 
 pytestmark = pytest.mark.slow
@@ -411,9 +412,10 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.anyio
-async def test_a_stop_says_what_it_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["alpaca", "self-instruct"])
+async def test_a_stop_says_what_it_dropped(recipe: str, tmp_path: Path) -> None:
     """Requests that a slow server had not answered within the drain time are named at the end, in
-    the report, and while they are waited for.
+    the report, and while they are waited for; also those of a first stage.
     """
     config = tmp_path / "run.toml"
     config.write_text("drain_timeout_s = 1.0\nmax_in_flight = 8\n")
@@ -421,6 +423,7 @@ async def test_a_stop_says_what_it_dropped(tmp_path: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             *[sys.executable, "-m", "engine", "generate", "--config", str(config)],
             *["--base-url", server.url, "--no-semantic", "--out", str(tmp_path / "run")],
+            *["--recipe", recipe],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         while server.ledger.asked.total() < 8:  # noqa: ASYNC110 - another process brings them
@@ -431,7 +434,8 @@ async def test_a_stop_says_what_it_dropped(tmp_path: Path) -> None:
     assert "SIGINT: sending nothing more, waiting up to 1 s for 8 calls in flight" in err.decode()
     dropped = "dropped  8 requests, perhaps billed, whose answers were not waited for"
     assert f"{dropped}; the same command sends them again" in out.decode()
-    with RunStore.read(tmp_path / "run") as run:
+    first = next(iter(stages_of_run(tmp_path / "run")))
+    with RunStore.read(first.folder) as run:
         told = figures(run)
     assert told["dropped_at_a_stop"] == told["requests"] == 8
 

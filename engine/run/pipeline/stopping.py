@@ -41,6 +41,8 @@ class Stopping:
         self.sending = anyio.CancelScope()
         """Whoever sends is in it, and waits for a slot no longer than there is something to send.
         The pool does not see to that where other stages go on with it."""
+        self.in_flight: Callable[[], int] = lambda: state.in_flight
+        """Calls under way, as a person is told; of all stages where this one leads."""
         self.on_halt: Callable[[Stop], None] = lambda _stop: None
         """Called when nothing more is sent, with the cause."""
         self.on_leave: Callable[[], None] = lambda: None
@@ -99,7 +101,7 @@ class Stopping:
         elif not any(isinstance(backend, GivesUp) for backend in self._pool.backends):
             how += (
                 f", waiting up to {self._state.pace.drain_timeout_s:g} s for"
-                f" {counted(self._state.in_flight, 'call')} in flight"
+                f" {counted(self.in_flight(), 'call')} in flight"
             )
         # Also where something else has stopped the run: a person who waits wants an answer.
         self._display.note(f"{signum.name}: {how} (once more to leave at once)")
@@ -109,7 +111,7 @@ class Stopping:
         progress = self._state.progress
         self._display.note(
             f"{cause}: going on; accepted {progress.accepted:,}{of_target(progress.target)},"
-            f" {counted(self._state.in_flight, 'call')} in flight"
+            f" {counted(self.in_flight(), 'call')} in flight"
         )
 
     # What is under way comes home
