@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.datasets import BadRowError, Compared, Dataset, Row, Skip, choose
 from engine.dedup.cascade import Cascade
+from engine.dedup.shared import SharedRuns
 from engine.errors import InputError
 
 __all__ = ["add_references", "batches"]
@@ -17,11 +18,17 @@ BATCH = 256
 dataset."""
 
 
-def add_references(cascade: Cascade, path: Path, fields: tuple[str, ...] = ()) -> Compared:
+def add_references(
+    cascade: Cascade,
+    path: Path,
+    fields: tuple[str, ...] = (),
+    shared: SharedRuns | None = None,
+) -> Compared:
     """Compare with the rows of a dataset from now on; those with nothing to compare are left out.
 
     ``fields`` are compared where the dataset has them all, else what its first row suggests: a set
-    to stay clear of may well have other columns. Returns what is compared.
+    to stay clear of may well have other columns. ``shared`` takes their runs of words. Returns what
+    is compared.
 
     Raises InputError where there are no such rows: a comparison with nothing would go unnoticed.
     """
@@ -30,9 +37,11 @@ def add_references(cascade: Cascade, path: Path, fields: tuple[str, ...] = ()) -
         known = compared
         found = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
         added += len(found)
-        cascade.add_reference(
-            [text for _, text in found], [f"against:{row.path}:{row.line}" for row, _ in found]
-        )
+        sources = [f"against:{row.path}:{row.line}" for row, _ in found]
+        cascade.add_reference([text for _, text in found], sources)
+        if shared is not None:
+            for (_, text), source in zip(found, sources, strict=True):
+                shared.add(text, source)
     if known is None or not added:
         raise InputError(f"{path}: holds nothing to compare with; check --against")
     return known

@@ -19,11 +19,13 @@ import click
 
 from engine.datasets import BadRowError, BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
 from engine.dedup.against import add_references, batches
+from engine.dedup.beforehand import EMPTY, Checks, Refusal
 from engine.dedup.by_script import ByScript
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
 from engine.dedup.exact import ExactIndex
 from engine.dedup.explain import explain_bands, one_line
+from engine.dedup.shared import SharedRuns
 from engine.dedup.texts import Texts
 from engine.errors import InputError, UsageError
 from engine.files import check_output
@@ -41,8 +43,6 @@ TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 """Endings of files in which all rows have the same fields."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
-EMPTY = "empty"
-"""The reason for leaving out a row with nothing to compare."""
 FILE = click.Path(path_type=Path, dir_okay=False)
 """An option that names a file to write; one for a folder would only fail at the end."""
 THRESHOLD = click.FloatRange(0, 1, min_open=True)
@@ -67,6 +67,7 @@ class _Measures:
     insecure_http: bool
     semantic_precision: Precision
     borderline: float
+    against_words: int | None
 
     def encoder(self) -> Encoder:
         """What embeds: a model here, or a server's."""
@@ -96,7 +97,11 @@ class _Measures:
 @click.option("--against", type=click.Path(path_type=Path), multiple=True,
               help="Rows to compare with, never written; may be given several times. Whole texts "
               "are compared: a question inside a longer prompt, or in a later turn of a chat, is "
-              "not found.")  # fmt: skip
+              "found by --against-words alone.")  # fmt: skip
+@click.option("--against-words", type=click.IntRange(min=2), metavar="N",
+              help="Refuse also a row of which any text, of whatever field or turn, has a run of N "
+              "words in common with a row of --against; characters count as words where a script "
+              "sets no spaces. 13 is usual, 8 is strict.")  # fmt: skip
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
               "from all over the dataset; those of a mixed one go by their script.")  # fmt: skip
@@ -166,6 +171,9 @@ def dedup(
             f"{decisions}: decisions are JSON Lines, as they differ in their fields; give "
             "--decisions a name that ends in .jsonl"
         )
+    how = _Measures(**measures)
+    if how.against_words is not None and not against:
+        raise UsageError("--against-words looks for runs of words of rows; name these by --against")
     written = [path for path in (output, decisions) if path is not None]
     for path in written:
         check_output(path, overwrite=overwrite, inputs=(dataset, *against))
@@ -176,7 +184,6 @@ def dedup(
         chosen = language_of_rows(dataset, fields, bad.beforehand)
     else:
         chosen = _known(language)
-    how = _Measures(**measures)
     threshold = how.rouge_threshold or language_of(chosen).rouge_threshold
     cuts = ByScript.alike(chosen, threshold)
     if language == "auto" and chosen in (ENGLISH, MIXED):
@@ -202,9 +209,16 @@ def dedup(
     summary = _Summary(cuts, how.semantic_threshold, how.borderline, _Ids(rows))
     summary.tells_cut = language == "auto" and not how.no_rouge
     summary.drops_empty = on_empty == "drop"
+    shared = None if how.against_words is None else SharedRuns(how.against_words)
     for path in against:
-        summary.against.append((path, add_references(cascade, path, fields)))
-    _decide(cascade, rows, fields, output, decisions, summary, bad, require)
+        summary.against.append((path, add_references(cascade, path, fields, shared)))
+    if shared is not None and not len(shared):
+        raise InputError(
+            f"--against: no row there has {shared.words} words; give --against-words a lower number"
+        )
+    summary.shared = shared
+    checks = Checks(require, shared)
+    _decide(cascade, rows, fields, output, decisions, summary, bad, checks)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
     summary.bad_rows = bad.count
@@ -240,10 +254,10 @@ def _decide(
     decisions: Path | None,
     summary: _Summary,
     bad: BadRows,
-    require: tuple[str, ...],
+    checks: Checks,
 ) -> None:
     """Judge the rows in their order, and write those accepted, and what became of each."""
-    index, told_at, unseen = 0, time.monotonic(), set(require)
+    index, told_at = 0, time.monotonic()
     places = _Places()
     with ExitStack() as stack:
         log = stack.enter_context(writer(decisions)) if decisions else None
@@ -253,23 +267,23 @@ def _decide(
             summary.compared = compared
             if keep is None and output is not None:
                 keep = stack.enter_context(writer(output, dataset.form, dataset.path))
-            lacking = [_lacking(row, require) for row in rows]
+            refusals = [checks(row) for row in rows]
             candidates = [
                 Candidate(text=text, source=f"row:{index + i}")
-                for i, (text, field) in enumerate(zip(texts, lacking, strict=True))
-                if text and field is None
+                for i, (text, refusal) in enumerate(zip(texts, refusals, strict=True))
+                if text and refusal is None
             ]
             judgements = iter(cascade.judge(candidates))
-            for row, text, field in zip(rows, texts, lacking, strict=True):
-                unseen -= row.values.keys()
+            for row, text, refusal in zip(rows, texts, refusals, strict=True):
                 summary.ids.note(row)
-                judgement = next(judgements) if text and field is None else None
-                reason = summary.add(text, judgement, field)
+                judgement = next(judgements) if text and refusal is None else None
+                reason = summary.add(text, judgement, refusal)
                 if keep is not None and reason is None:
                     keep(row)
                 if log is not None:
                     places.append(row)
-                    told = {**_row(index, row, text, reason), **_nearest(judgement, places)}
+                    resembled = _nearest(judgement, refusal, places)
+                    told = {**_row(index, row, text, reason), **resembled}
                     log(Row(dataset.path, row.line, told))
                 index += 1
             if time.monotonic() - told_at >= TOLD_EVERY_S:
@@ -280,22 +294,13 @@ def _decide(
                 f"{dataset.path}: none of its {bad.count:,} rows can be compared, the first for "
                 "the reasons above; check the file and --field"
             )
-        if index and unseen:
+        if index and checks.unseen:
             raise InputError(
-                f"{dataset.path}: no row has the field {min(unseen)!r} of --require; the last row "
-                f"has {', '.join(row.values) or 'none'}"
+                f"{dataset.path}: no row has the field {min(checks.unseen)!r} of --require; the "
+                f"last row has {', '.join(row.values) or 'none'}"
             )
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
-
-
-def _lacking(row: Row, require: tuple[str, ...]) -> str | None:
-    """The first field of ``require`` in which nothing stands."""
-    for name in require:
-        value = row.values.get(name)
-        if value is None or value in ("", [], {}) or (isinstance(value, str) and value.isspace()):
-            return name
-    return None
 
 
 def _say(message: str) -> None:
@@ -391,16 +396,21 @@ def _row(index: int, row: Row, text: str, reason: str | None) -> dict[str, Any]:
     }
 
 
-def _nearest(judgement: Judgement | None, places: _Places) -> dict[str, Any]:
-    """What it resembles; None: it was not compared, since there was nothing to compare."""
-    nearest = None if judgement is None else judgement.nearest
+def _nearest(
+    judgement: Judgement | None, refusal: Refusal | None, places: _Places
+) -> dict[str, Any]:
+    """What a row resembles, or is refused for beforehand. None of both: there was nothing to
+    compare.
+    """
+    compared = None if judgement is None else judgement.nearest
+    nearest = compared or refusal
     decision: dict[str, Any] = {
         "nearest_index": None,
         "nearest_file": None,
         "nearest_line": None,
         "nearest_id": None,
         "nearest_text": None if nearest is None else nearest.text,
-        "score": None if nearest is None else nearest.score,
+        "score": None if compared is None else compared.score,
         "nearest_cosine": None,
     }
     meaning = None if judgement is None else judgement.nearest_meaning
@@ -408,7 +418,9 @@ def _nearest(judgement: Judgement | None, places: _Places) -> dict[str, Any]:
         decision["nearest_cosine"] = meaning.score
     if judgement is None:
         decision["compared"] = False
-    if nearest is not None:
+    if refusal is not None and refusal.shared is not None:
+        decision["shared"] = refusal.shared
+    if nearest is not None and nearest.source:
         kind, _, place = nearest.source.partition(":")
         if kind == "row":
             decision |= {"nearest_index": int(place), **places.of(int(place))}
@@ -456,6 +468,8 @@ class _Summary:
         self._band = band
         self.compared: Compared | None = None
         self.against: list[tuple[Path, Compared]] = []
+        self.shared: SharedRuns | None = None
+        """Their runs of words, where these are looked for."""
         self._reasons: Counter[str] = Counter()
         self.tells_cut = False
         """Whether to say what ``--language auto`` took, where that is not plain."""
@@ -475,22 +489,23 @@ class _Summary:
         """The closest to the threshold, as a heap: (-distance, score, text, its nearest)."""
         self._turned: Counter[tuple[str, bool]] = Counter()
 
-    def add(self, text: str, judgement: Judgement | None, lacking: str | None = None) -> str | None:
-        """Count a row, in whose field ``lacking`` nothing stands; returns why it is refused, None
+    def add(self, text: str, judgement: Judgement | None, refusal: Refusal | None) -> str | None:
+        """Count a row, which was refused beforehand or else judged; returns why it is refused, None
         where it is kept.
         """
-        reason = f"{EMPTY}:{lacking}" if lacking is not None else self._count(text, judgement)
+        reason = self._count(text, judgement) if refusal is None else refusal.reason
         self._reasons[reason or "accepted"] += 1
+        nearest = refusal or (None if judgement is None else judgement.nearest)
+        if reason is not None and nearest is not None:
+            kind, _, place = nearest.source.partition(":")
+            if kind == "against":
+                self._by_references[place.rpartition(":")[0]] += 1
         return reason
 
     def _count(self, text: str, judgement: Judgement | None) -> str | None:
         if judgement is None:
             self._empty += 1
             return EMPTY if self.drops_empty else None
-        if not judgement.accepted and judgement.nearest is not None:
-            kind, _, place = judgement.nearest.source.partition(":")
-            if kind == "against":
-                self._by_references[place.rpartition(":")[0]] += 1
         cut = self._cuts.of(text)
         self._wordless += not has_tokens(text, cut.language)
         is_alone = cut != self._cuts.latin and cut == self._cuts.characters
@@ -569,10 +584,15 @@ class _Summary:
             for path, compared in self.against
             if self.compared is not None and compared.fields != self.compared.fields
         ]
-        if self.against:
+        if self.against and self.shared is None:
             lines.append(
                 "--against compares whole texts: a question inside a longer row, or a run of words "
-                "in common, is not looked for"
+                "in common, is not looked for; --against-words 13 does"
+            )
+        elif self.shared is not None and self.shared.short:
+            lines.append(
+                f"{self.shared.short:>9,}  of the rows of --against have fewer than "
+                f"{self.shared.words} words: compared as whole texts alone"
             )
         for (name, accepted), count in sorted(self._turned.items()):
             threshold = self._thresholds[name]

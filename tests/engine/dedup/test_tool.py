@@ -120,8 +120,54 @@ def test_against_files_are_compared_with_and_never_written(dataset: Path, tmp_pa
     assert [row["instruction"] for row in kept] == ["写一首诗", "写一首歌"]
 
 
-@pytest.mark.parametrize("source", ["jsonl", "json", "parquet"])
+def test_rows_with_a_run_of_words_of_a_benchmark_are_left_out(tmp_path: Path) -> None:
+    path, out, why = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    question = "How many apples does Ann have if she buys six and eats two?"
+    turns = [("user", "Hello!"), ("assistant", "Hi."), ("user", f"Now tell me: {question}")]
+    rows: list[list[dict[str, Any]]] = [
+        [{"role": role, "content": content} for role, content in turns],
+        [{"role": "user", "content": "Hello!"}],
+        [{"role": "user", "content": [{"type": "text", "text": f"{question} Think first."}]}],
+        [{"role": "user", "content": "How many apples does Bob have?"}],
+        [{"role": "system", "content": question}],
+    ]
+    path.write_bytes(b"\n".join(orjson.dumps({"messages": row}) for row in rows))
+    bench = tmp_path / "bench.csv"
+    bench.write_text(f"question,answer\nWhat is it?,7\n{question},4\n")
+    words = (path, "-o", out, "--decisions", why, "--against", bench)
+    said = dedup(*words).output
+    assert rows[0] in [row["messages"] for row in lines(out)]
+    assert "--against-words 13 does" in said
+    said = dedup(*words, "--against-words", 8, "--overwrite").output
+    assert [row["messages"] for row in lines(out)] == [rows[1], rows[3]]
+    assert "5 rows, 2 accepted\n        3  shared_words\n" in said
+    assert f"        3  of these for a row of {bench}\n" in said
+    assert "        1  of the rows of --against have fewer than 8 words: compared as" in said
+    assert "is not looked for" not in said
+    assert "nothing stands" not in said
+    told = lines(why)
+    assert [decision["reason"] for decision in told] == [
+        "shared_words", None, "shared_words", None, "shared_words"
+    ]  # fmt: skip
+    assert (
+        told[0]
+        | {
+            "nearest_file": str(bench),
+            "nearest_line": 3,
+            "nearest_text": question,
+            "shared": "how many apples does ann have if she",
+            "compared": False,
+        }
+        == told[0]
+    )
+    with pytest.raises(InputError, match=r"no row there has 20 words; give --against-words a low"):
+        dedup(*words, "--against-words", 20, "--overwrite")
+    with pytest.raises(UsageError, match="name these by --against"):
+        dedup(path, "-o", out, "--against-words", 8, "--overwrite")
+
+
 @pytest.mark.parametrize("target", ["ndjson", "json", "parquet"])
+@pytest.mark.parametrize("source", ["jsonl", "json", "parquet"])
 def test_every_format_in_and_out(source: str, target: str, tmp_path: Path) -> None:
     """Rows come out as they went in, whatever the format, over several batches of Parquet."""
     rows = [{"instruction": f"word{i} other{i}", "n": i, "tags": ["a", "b"]} for i in range(2_100)]
