@@ -51,10 +51,10 @@ CONVERT = "convert it to UTF-8 from what it is: iconv -f LATIN1 -t UTF-8, or -f 
 class Dataset:
     """The rows of a file or folder, in its order; iterating reads it.
 
-    ``form`` is how they are held, and None until the first row, or the end, has been read. A JSON
-    document of more than ``max_whole_bytes`` is refused. ``skip`` is told of each line of JSON
-    Lines or CSV, and each item of a JSON list, that is no row, and the next is read; without it the
-    first of them is an error.
+    ``form`` is how the first file holds them, and None until its first row, or the end, has been
+    read. A JSON document of more than ``max_whole_bytes`` is refused. ``skip`` is told of each line
+    of JSON Lines or CSV, and each item of a JSON list, that is no row, and the next is read;
+    without it the first of them is an error.
 
     Raises InputError while rows are read, naming path and line. UsageError where a package is
     missing.
@@ -82,7 +82,8 @@ class Dataset:
         with opened(path) as source:
             if source is None:
                 raise InputError(f"{path}: is empty; there are no rows to read")
-            form = self.form = source.form
+            form = source.form
+            self.form = self.form or form
             if form.kind == "lines":
                 yield from _lines(source, self._max_whole_bytes, self._skip)
             elif form.kind == "document":
@@ -343,7 +344,7 @@ def _parquet(path: Path, form: Form) -> Iterator[Row]:
     pa, pq = pyarrow_of(path)
     try:
         with pq.ParquetFile(path) as file:
-            form.schema = file.schema_arrow
+            form.schema, form.schema_of = file.schema_arrow, path
             yield from _batches(path, file.iter_batches(BATCH))
     except (pa.ArrowException, OSError, ValueError) as exc:
         raise InputError(f"{path}: not a Parquet file that can be read: {_line(exc)}") from exc
@@ -360,7 +361,7 @@ def _arrow(path: Path, form: Form) -> Iterator[Row]:
             else:
                 file.seek(0)
                 batches = reader = pa.ipc.open_stream(file)
-            form.schema = reader.schema
+            form.schema, form.schema_of = reader.schema, path
             yield from _batches(path, batches)
     except (pa.ArrowException, OSError, ValueError) as exc:
         raise InputError(f"{path}: not an Arrow file that can be read: {_line(exc)}") from exc

@@ -223,11 +223,15 @@ def _table(file: BinaryIO, path: Path, form: Form, same: bool) -> Iterator[Write
                 f"{path}: the rows do not fit one table ({' '.join(str(exc).split())[:200]}); "
                 "give -o a name that ends in .jsonl"
             ) from exc
-        for row, values in zip(rows, [] if same else table.to_pylist(), strict=not same):
+        first = "those before" if same else f"the first {BATCH:,} rows"
+        # Those of the file that has the schema fit it.
+        doubtful = [i for i, row in enumerate(rows) if not same or row.path != form.schema_of]
+        held = table.to_pylist() if doubtful else []
+        for row, values in ((rows[i], held[i]) for i in doubtful):
             if not _holds(values, row.values):
                 raise OutputError(
-                    f"{path}: row {row.line} of {row.path} has other fields than the first "
-                    f"{BATCH:,} rows; give -o a name that ends in .jsonl"
+                    f"{path}: row {row.line} of {row.path} has other fields than {first}; give -o "
+                    "a name that ends in .jsonl"
                 )
         schema = table.schema
         if table_writer is None:

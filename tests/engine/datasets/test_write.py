@@ -116,6 +116,26 @@ def test_a_table_takes_all_of_a_row_or_refuses_it(
     assert not (tmp_path / "out.parquet").exists()
 
 
+@pytest.mark.parametrize("column", ["more", "o"])
+def test_a_folder_of_tables_loses_no_column_in_silence(column: str, tmp_path: Path) -> None:
+    """Wherever in the folder the file is that has it."""
+    plain = pa.table({"instruction": ["a"], "o": [{"p": 1}]})
+    other = pa.table({"instruction": ["b"], column: [{"p": 1, "q": 2}]})
+    for folder, tables in (("last", (plain, other)), ("first", (other, plain))):
+        (tmp_path / folder).mkdir()
+        for number, table in enumerate(tables):
+            pq.write_table(table, tmp_path / folder / f"{number}.parquet")
+        out = tmp_path / f"{folder}.parquet"
+        if folder == "first" and column == "o":
+            copied(tmp_path / folder, out)
+            values = pq.read_table(out).column("o").to_pylist()
+            assert values == [{"p": 1, "q": 2}, {"p": 1, "q": None}]
+            continue
+        with pytest.raises(OutputError, match=r"row 1 of .*/1.parquet has other fields than those"):
+            copied(tmp_path / folder, out)
+        assert not out.exists()
+
+
 def test_a_table_has_the_columns_of_all_its_first_rows(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('{"instruction": "a"}\n{"instruction": "b", "more": 1}')
