@@ -44,12 +44,17 @@ ROWS_OF_FOLDERS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", "
 """Endings of data files, with or without ``.gz``; whatever else lies in a folder is passed over."""
 
 
+FORMS = {
+    "lines": "JSON", "document": "JSON", "csv": "CSV", "parquet": "a table", "arrow": "a table",
+}  # fmt: skip
+"""What a person calls the kinds of forms. Rows of one can be written as rows of another one of the
+same name, with nothing changed."""
 CONVERT = "convert it to UTF-8 from what it is: iconv -f LATIN1 -t UTF-8, or -f GB18030 for Chinese"
 """What to do with a text of another encoding."""
 
 
 class Dataset:
-    """The rows of a file or folder, in its order; iterating reads it.
+    """The rows of a file or folder, or of several one after another; iterating reads them.
 
     ``form`` is how the first file holds them, and None until its first row, or the end, has been
     read. A JSON document of more than ``max_whole_bytes`` is refused. ``skip`` is told of each line
@@ -61,29 +66,53 @@ class Dataset:
     """
 
     def __init__(
-        self, path: Path, max_whole_bytes: int = MAX_WHOLE_BYTES, *, skip: Skip | None = None
+        self,
+        path: Path,
+        *more: Path,
+        max_whole_bytes: int = MAX_WHOLE_BYTES,
+        skip: Skip | None = None,
     ) -> None:
         self.path = path
+        self._paths = (path, *more)
         self._max_whole_bytes = max_whole_bytes
         self._skip = skip
         self.form: Form | None = None
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._paths))
+
+    @property
+    def has_several_files(self) -> bool:
+        """Whether lines may be those of different files."""
+        return len(self._paths) > 1 or self.path.is_dir()
+
     def __iter__(self) -> Iterator[Row]:
-        if not self.path.is_dir():
-            yield from self._file(self.path)
-        elif (self.path / RUN_STORE).exists():
-            self.form = Form(kind="lines")
-            yield from _run(self.path)
-        else:
-            for path in _data_files(self.path):
-                yield from self._file(path)
+        for given in self._paths:
+            if not given.is_dir():
+                yield from self._file(given)
+            elif (given / RUN_STORE).exists():
+                self._take(Form(kind="lines"), given)
+                yield from _run(given)
+            else:
+                for path in _data_files(given):
+                    yield from self._file(path)
+
+    def _take(self, form: Form, path: Path) -> None:
+        """Note how the first file holds its rows; the others do likewise."""
+        self.form = self.form or form
+        one, other = FORMS[self.form.kind], FORMS[form.kind]
+        if one != other:
+            raise InputError(
+                f"{path}: is {other}, and what comes before it {one}; give files of one form "
+                "together, or one after another, the second with --against the first"
+            )
 
     def _file(self, path: Path) -> Iterator[Row]:
         with opened(path) as source:
             if source is None:
                 raise InputError(f"{path}: is empty; there are no rows to read")
             form = source.form
-            self.form = self.form or form
+            self._take(form, path)
             if form.kind == "lines":
                 yield from _lines(source, self._max_whole_bytes, self._skip)
             elif form.kind == "document":

@@ -87,7 +87,7 @@ class _Measures:
 
 
 @click.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("datasets", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, help="Where the accepted rows go.")
 @click.option("--decisions", type=FILE, help="JSON Lines: what became of each row, and why.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there.")
@@ -137,7 +137,7 @@ class _Measures:
 @click.option("--explain", is_flag=True,
               help="Decide nothing; show what pairs look like, by score.")  # fmt: skip
 def dedup(
-    dataset: Path,
+    datasets: tuple[Path, ...],
     output: Path | None,
     decisions: Path | None,
     overwrite: bool,
@@ -150,15 +150,16 @@ def dedup(
     explain: bool,
     **measures: Any,
 ) -> None:
-    """Leave out the near-duplicates of a dataset.
+    """Leave out the near-duplicates of a dataset, or of several put together in their order.
 
     It may be JSON Lines, JSON, CSV, Parquet, gzip of these, a run's folder or a folder of data
-    files; its content tells. Each row is compared with all rows kept before it: the same text, then
-    ROUGE-L, then meaning. ROUGE-L compares words, and characters where a script sets no spaces
-    between words.
+    files; its content tells. Several are all of one form, and have the same fields. Each row is
+    compared with all rows kept before it: the same text, then ROUGE-L, then meaning. ROUGE-L
+    compares words, and characters where a script sets no spaces between words.
 
     \b
     woolmill dedup data.jsonl -o unique.jsonl --decisions why.jsonl
+    woolmill dedup one.jsonl two.jsonl -o both.jsonl
     woolmill dedup data.parquet -o clean.parquet --against benchmark.jsonl --no-semantic
     woolmill dedup data.jsonl --explain
     """
@@ -176,12 +177,12 @@ def dedup(
         raise UsageError("--against-words looks for runs of words of rows; name these by --against")
     written = [path for path in (output, decisions) if path is not None]
     for path in written:
-        check_output(path, overwrite=overwrite, inputs=(dataset, *against))
+        check_output(path, overwrite=overwrite, inputs=(*datasets, *against))
     if len(written) == 2 and written[0].absolute() == written[1].absolute():
         raise UsageError(f"{written[0]}: -o and --decisions are the same file; give two names")
     bad = BadRows(on_bad_row)
     if language == "auto":
-        chosen = language_of_rows(dataset, fields, bad.beforehand)
+        chosen = language_of_rows(Dataset(*datasets, skip=bad.beforehand), fields, bad.beforehand)
     else:
         chosen = _known(language)
     threshold = how.rouge_threshold or language_of(chosen).rouge_threshold
@@ -191,9 +192,10 @@ def dedup(
     encoder: Encoder | None = None
     if not how.no_semantic:
         encoder = how.encoder()
+    rows = Dataset(*datasets, skip=bad)
     if explain:
         bad.tell(_say)
-        explain_bands(dataset, fields, None if how.no_rouge else cuts, encoder, skip=bad)
+        explain_bands(rows, fields, None if how.no_rouge else cuts, encoder, skip=bad)
         return
     cascade = Cascade(
         rouge_threshold=None if how.no_rouge else threshold,
@@ -205,7 +207,6 @@ def dedup(
         threads=cores(),
         by_script=None if how.no_rouge else cuts,
     )
-    rows = Dataset(dataset, skip=bad)
     summary = _Summary(cuts, how.semantic_threshold, how.borderline, _Ids(rows))
     summary.tells_cut = language == "auto" and not how.no_rouge
     summary.drops_empty = on_empty == "drop"
@@ -225,12 +226,12 @@ def dedup(
     click.echo(summary)
 
 
-def language_of_rows(path: Path, fields: tuple[str, ...], skip: Skip) -> str:
+def language_of_rows(dataset: Dataset, fields: tuple[str, ...], skip: Skip) -> str:
     """What a dataset is written in, by an even draw of its rows (Vitter's algorithm R): the first
     ones may be of another language than the rest.
     """
     rng, drawn = random.Random(0), list[str]()
-    rows = batches(Dataset(path, skip=skip), fields, skip=skip)
+    rows = batches(dataset, fields, skip=skip)
     for number, text in enumerate(chain.from_iterable(texts for _, texts, _ in rows)):
         if number < LOOKED_AT:
             drawn.append(text)
@@ -291,12 +292,12 @@ def _decide(
                 _say(summary.so_far)
         if not index and bad.count:
             raise InputError(
-                f"{dataset.path}: none of its {bad.count:,} rows can be compared, the first for "
+                f"{dataset}: none of its {bad.count:,} rows can be compared, the first for "
                 "the reasons above; check the file and --field"
             )
         if index and checks.unseen:
             raise InputError(
-                f"{dataset.path}: no row has the field {min(checks.unseen)!r} of --require; the "
+                f"{dataset}: no row has the field {min(checks.unseen)!r} of --require; the "
                 f"last row has {', '.join(row.values) or 'none'}"
             )
         if keep is None and output is not None:  # no rows at all
@@ -330,7 +331,7 @@ class _Ids:
         value = row.values.get("id")
         if value is None or value == "":
             return
-        place = self._rows if self._dataset.path.is_dir() else row.line
+        place = self._rows if self._dataset.has_several_files else row.line
         # In digits, as the index takes no notice of case.
         key = ascii(value).encode().hex()
         first = self._known.find(key)
@@ -348,7 +349,7 @@ class _Ids:
         """What a place counts."""
         form = self._dataset.form
         has_lines = form is not None and form.kind in ("lines", "csv")
-        return "line" if has_lines and not self._dataset.path.is_dir() else "row"
+        return "line" if has_lines and not self._dataset.has_several_files else "row"
 
     def __str__(self) -> str:
         """Empty where no id comes twice."""

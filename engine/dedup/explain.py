@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from engine.datasets import Dataset, Skip
@@ -27,7 +25,7 @@ Pairs = list[tuple[float, str, str]]
 
 
 def explain_bands(
-    path: Path,
+    dataset: Dataset,
     fields: tuple[str, ...],
     cuts: ByScript | None,
     encoder: Encoder | None,
@@ -35,13 +33,13 @@ def explain_bands(
 ) -> None:
     """Print, for each band of scores, how many rows have their nearest there, and examples."""
     compared, found = None, list[str]()
-    for _, batch, compared in batches(Dataset(path, skip=skip), fields, skip=skip):  # noqa: B007
+    for _, batch, compared in batches(dataset, fields, skip=skip):  # noqa: B007
         found += batch
         if len(found) >= ROWS:
             break
     count, texts = len(found[:ROWS]), list(filter(None, found[:ROWS]))
     click.echo(
-        f"the first {count:,} rows of {path}, each with the nearest row before it by {compared}"
+        f"the first {count:,} rows of {dataset}, each with the nearest row before it by {compared}"
     )
     if cuts is not None:
         _show(f"ROUGE-L of {_units(cuts, texts)}", _by_rouge(texts, cuts))

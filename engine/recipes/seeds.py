@@ -138,7 +138,7 @@ def read_seeds(path: Path, *, at_least: int = 1) -> list[SeedTask]:
         raise InputError(f"{path}: cannot be read: there is no such file; see --seeds")
     tasks: list[SeedTask] = []
     line_of_id: dict[str, int] = {}
-    for row in Dataset(path, MAX_WHOLE_BYTES):
+    for row in Dataset(path, max_whole_bytes=MAX_WHOLE_BYTES):
         task = _task(row.values, row.line, path)
         if task.id in line_of_id:
             raise InputError(

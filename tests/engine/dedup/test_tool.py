@@ -166,6 +166,33 @@ def test_rows_with_a_run_of_words_of_a_benchmark_are_left_out(tmp_path: Path) ->
         dedup(path, "-o", out, "--against-words", 8, "--overwrite")
 
 
+def test_several_datasets_are_one(dataset: Path, tmp_path: Path) -> None:
+    """In the order of their arguments; what is said of a row names its file."""
+    other, out, why = tmp_path / "a.json", tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    rows = [
+        {"instruction": "Sing a song.", "id": "9"},
+        {"instruction": "Name three primary colours!", "id": "1"},
+    ]
+    other.write_bytes(orjson.dumps(rows))
+    said = dedup(dataset, other, "-o", out, "--decisions", why).output
+    assert [row["id"] for row in lines(out)] == ["1", str(2**70), "None", "9"]
+    assert 'as "1" on rows 1 and 7; tell them apart by their row' in said
+    last = lines(why)[-1]
+    assert (last["index"], last["file"], last["line"]) == (6, str(other), 2)
+    assert (last["nearest_file"], last["nearest_line"]) == (str(dataset), 1)
+    said = dedup(dataset, other, "--explain").output
+    assert said.startswith(f"the first 7 rows of {dataset}, {other}, each with")
+    other.write_bytes(orjson.dumps([*rows, {"prompt": "Sing."}]))
+    with pytest.raises(InputError, match=r"a\.json:3: there is no field 'instruction'"):
+        dedup(dataset, other, "-o", out, "--overwrite")
+    with pytest.raises(OutputError, match="is read by this command"):
+        dedup(dataset, other, "-o", other, "--overwrite")
+    table = tmp_path / "b.csv"
+    table.write_text("instruction\nSing\n")
+    with pytest.raises(InputError, match=r"b\.csv: is CSV, and what comes before it JSON; give"):
+        dedup(dataset, table, "-o", out, "--overwrite")
+
+
 @pytest.mark.parametrize("target", ["ndjson", "json", "parquet"])
 @pytest.mark.parametrize("source", ["jsonl", "json", "parquet"])
 def test_every_format_in_and_out(source: str, target: str, tmp_path: Path) -> None:
@@ -487,7 +514,7 @@ def test_language_is_that_of_rows_all_over_the_dataset(
     texts = ["Name a colour."] * 60 + ["说出一种颜色。"] * 600
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join(orjson.dumps({"instruction": text}) for text in texts))
-    assert tool.language_of_rows(path, (), print) == "zh"
+    assert tool.language_of_rows(datasets.Dataset(path), (), print) == "zh"
 
 
 def test_what_an_instruction_is_about_counts_where_rows_say_it(tmp_path: Path) -> None:
