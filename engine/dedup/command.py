@@ -19,11 +19,10 @@ import click
 
 from engine.datasets import BadRowError, BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
 from engine.dedup.against import add_references, batches
-from engine.dedup.beforehand import EMPTY, Checks, Refusal
+from engine.dedup.beforehand import EMPTY, Checks, FirstPlaces, Refusal
 from engine.dedup.by_script import ByScript
 from engine.dedup.cascade import COMPARED_WITH_ALL, Candidate, Cascade, Judgement
 from engine.dedup.encoder import MULTILINGUAL, Encoder, Precision, SentenceEncoder
-from engine.dedup.exact import ExactIndex
 from engine.dedup.explain import explain_bands, one_line
 from engine.dedup.shared import SharedRuns
 from engine.dedup.texts import Texts
@@ -55,7 +54,7 @@ OnEmpty: TypeAlias = Literal["keep", "drop"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measures:
-    """What rows are compared by; the options of the same names."""
+    """What rows are compared by, and must pass beforehand; the options of the same names."""
 
     rouge_threshold: float | None
     no_rouge: bool
@@ -67,6 +66,8 @@ class _Measures:
     insecure_http: bool
     semantic_precision: Precision
     borderline: float
+    require: tuple[str, ...]
+    unique_id: str | None
     against_words: int | None
 
     def encoder(self) -> Encoder:
@@ -134,6 +135,9 @@ class _Measures:
 @click.option("--require", multiple=True, metavar="FIELD",
               help="Leave out rows with nothing in this field, before they are compared: a row "
               "without an output keeps none out. May be given several times.")  # fmt: skip
+@click.option("--unique-id", metavar="FIELD",
+              help="Leave out rows with the same value in this field as an earlier row, before "
+              "they are compared.")  # fmt: skip
 @click.option("--explain", is_flag=True,
               help="Decide nothing; show what pairs look like, by score.")  # fmt: skip
 def dedup(
@@ -146,7 +150,6 @@ def dedup(
     language: str,
     on_bad_row: OnBadRow,
     on_empty: OnEmpty,
-    require: tuple[str, ...],
     explain: bool,
     **measures: Any,
 ) -> None:
@@ -218,7 +221,7 @@ def dedup(
             f"--against: no row there has {shared.words} words; give --against-words a lower number"
         )
     summary.shared = shared
-    checks = Checks(require, shared)
+    checks = Checks(how.require, shared, how.unique_id)
     _decide(cascade, rows, fields, output, decisions, summary, bad, checks)
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
@@ -276,7 +279,8 @@ def _decide(
             ]
             judgements = iter(cascade.judge(candidates))
             for row, text, refusal in zip(rows, texts, refusals, strict=True):
-                summary.ids.note(row)
+                if refusal is None:
+                    summary.ids.note(row, index + 1)
                 judgement = next(judgements) if text and refusal is None else None
                 reason = summary.add(text, judgement, refusal)
                 if keep is not None and reason is None:
@@ -296,9 +300,10 @@ def _decide(
                 "the reasons above; check the file and --field"
             )
         if index and checks.unseen:
+            name, option = min(checks.unseen.items())
             raise InputError(
-                f"{dataset}: no row has the field {min(checks.unseen)!r} of --require; the "
-                f"last row has {', '.join(row.values) or 'none'}"
+                f"{dataset}: no row has the field {name!r} of {option}; the last row has "
+                f"{', '.join(row.values) or 'none'}"
             )
         if keep is None and output is not None:  # no rows at all
             stack.enter_context(writer(output, dataset.form, dataset.path))
@@ -319,30 +324,22 @@ class _Ids:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._known = ExactIndex()
-        self._places = array("q")
-        """Line of each different id; its row, counted from 1, where there are several files."""
-        self._count = self._rows = 0
+        self._places = FirstPlaces()
+        """Lines; rows, where there are several files."""
+        self._count = 0
         self._example = ""
 
-    def note(self, row: Row) -> None:
-        """Look at the next row."""
-        self._rows += 1
+    def note(self, row: Row, number: int) -> None:
+        """Look at the next row; ``number`` is counted from 1."""
         value = row.values.get("id")
-        if value is None or value == "":
-            return
-        place = self._rows if self._dataset.has_several_files else row.line
-        # In digits, as the index takes no notice of case.
-        key = ascii(value).encode().hex()
-        first = self._known.find(key)
+        place = number if self._dataset.has_several_files else row.line
+        first = self._places.before(value, place)
         if first is None:
-            self._known.add(key)
-            self._places.append(place)
             return
         self._count += 1
         if not self._example:
             name = one_line(json.dumps(value, ensure_ascii=False, default=str), ID_SHOWN)
-            self._example = f"{name} on {self._unit}s {self._places[first]:,} and {place:,}"
+            self._example = f"{name} on {self._unit}s {first:,} and {place:,}"
 
     @property
     def _unit(self) -> str:
@@ -357,7 +354,7 @@ class _Ids:
             return ""
         return (
             f"{self._count:>9,}  with the id of an earlier row, as {self._example}; tell them "
-            f"apart by their {self._unit}"
+            f"apart by their {self._unit}, or leave them out: --unique-id id"
         )
 
 

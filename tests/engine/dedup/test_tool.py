@@ -312,7 +312,7 @@ def test_ids_that_come_again_are_told_with_their_lines(tmp_path: Path) -> None:
     assert '1  with the id of an earlier row, as "a" on rows 1 and 2; tell them apart by' in said
     (tmp_path / "in.json").write_text("[\n\n" + content.decode().replace("\n", ",") + "]")
     said = dedup(tmp_path / "in.json", "-o", tmp_path / "out.json").output
-    assert 'earlier row, as "a" on rows 1 and 10; tell them apart by their row\n' in said
+    assert 'earlier row, as "a" on rows 1 and 10; tell them apart by their row, or ' in said
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(content.splitlines()[:9]))
     said = dedup(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--overwrite").output
     assert "earlier row" not in said
@@ -356,6 +356,30 @@ def test_a_row_without_what_is_required_keeps_none_out(name: str, tmp_path: Path
     with pytest.raises(InputError, match=r"no row has the field 'outptu' .* has instruction, out"):
         dedup(*words, "--require", "outptu", "--overwrite")
     assert out.read_bytes() == before
+
+
+def test_rows_with_the_id_of_an_earlier_one_are_left_out_where_asked(tmp_path: Path) -> None:
+    """But for those that are left out for other reasons before."""
+    path, out, why = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    texts = "Sing a song.", "Name a colour.", "Why is the sky blue?", "Count to ten.", "Hop!", "Hi"
+    outputs, ids = ("", "a", "b", "c", "d", "e"), (7, 7, 7, "7", None, None)
+    rows = [
+        {"instruction": text, "output": output, "id": number}
+        for text, output, number in zip(texts, outputs, ids, strict=True)
+    ]
+    path.write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    words = (path, "-o", out, "--decisions", why, "--require", "output")
+    said = dedup(*words).output
+    assert "        1  with the id of an earlier row, as 7 on lines 2 and 3; tell them" in said
+    assert "apart by their line, or leave them out: --unique-id id\n" in said
+    said = dedup(*words, "--unique-id", "id", "--overwrite").output
+    assert lines(out) == [rows[1], *rows[3:]]
+    assert "6 rows, 4 accepted\n        1  empty:output\n        1  duplicate:id\ncompared" in said
+    told = lines(why)[2]
+    assert (told["reason"], told["nearest_index"], told["nearest_line"]) == ("duplicate:id", 1, 2)
+    assert (told["nearest_id"], told["nearest_text"], told["compared"]) == (7, None, False)
+    with pytest.raises(InputError, match=r"no row has the field 'name' of --unique-id; the last"):
+        dedup(*words, "--unique-id", "name", "--overwrite")
 
 
 def test_a_set_to_stay_clear_of_may_have_other_columns(tmp_path: Path) -> None:
