@@ -1,6 +1,7 @@
 """``woolmill doctor``: what is installed, what would run, and what the machine's limits are.
 
-It asks nothing over the network and loads no model; versions come from the packages' metadata.
+It reads the run's input and asks its servers which models they serve, as the run does at its start;
+it generates nothing and loads no model. Versions come from the packages' metadata.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import anyio
 import click
 import orjson
 
@@ -60,6 +63,7 @@ def diagnose(config_file: Path | None = None, ray: str | None = None) -> dict[st
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     extras = {name: {p: _version(p) for p in packages} for name, packages in EXTRAS.items()}
     run = _would_run(config_file)
+    start = {} if "error" in run else _could_start(config_file)
     out = Path(run["out"]) if "out" in run else Path()
     where = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(where).free
@@ -75,6 +79,7 @@ def diagnose(config_file: Path | None = None, ray: str | None = None) -> dict[st
         "extras": extras,
         "models": {name: _state(name) for name in models.NAMES},
         "run": run,
+        "start": start,
     }
     if address := ray or run.get("ray"):
         found["cluster"] = _cluster(address)
@@ -159,6 +164,25 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
     return chosen
 
 
+def _could_start(config_file: Path | None) -> dict[str, Any]:
+    """What the start of the run comes to as far as it is free: what its input holds and its servers
+    say; and the ``error`` and the ``status`` where it ends with one.
+    """
+    from engine.run.rehearsal import ask_servers, read_input, settled_stages
+
+    came: dict[str, Any] = {}
+    try:
+        chain = settled_stages(load_config(config_file, {}))
+        came["seeds"] = len(chain[0].tasks)
+        came["rows"] = read_input(chain[0])
+        if (rows := chain[0].rows) is not None:
+            came |= {"more_rows": rows.count is None, "bad_rows": rows.bad.count}
+        came["servers"] = [asdict(served) for served in anyio.run(ask_servers, chain)]
+    except WoolmillError as exc:
+        came |= {"error": str(exc), "status": exc.exit_code}
+    return came
+
+
 def _compares(config: RunConfig) -> bool:
     """Whether any stage of the recipe looks for near-duplicates at all."""
     return any(stage.compares for stage in config.make_recipe([]).stages)
@@ -194,8 +218,12 @@ def _lacks_vllm(python: Path | None) -> bool:
 
 
 def _problems(found: Mapping[str, Any], free: int, where: Path) -> Iterator[str]:
-    if "error" in found["run"]:
-        yield str(found["run"]["error"])
+    for part in (found["run"], found["start"]):
+        if "error" in part:
+            yield str(part["error"])
+    for served in found["start"].get("servers", ()):
+        if served["failure"]:
+            yield served["failure"]  # it names the server
     for name, state in found["models"].items():
         if state == "damaged":
             yield f"the model {name} is damaged; get it again with: woolmill models fetch {name}"
@@ -232,8 +260,10 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text",
               show_default=True)  # fmt: skip
 def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
-    """Say what is installed, what would run, and what the limits are. Ends with the status of a run
-    that could not begin (78: settings), or with 1 on another problem.
+    """Say what is installed, what would run, and what the limits are. The input's first rows are
+    read, and servers are asked which models they serve; nothing is generated. Ends with the status
+    of a run that could not begin (78: settings, 65: input, 69: no server, 77: key), or with 1 on
+    another problem.
 
     \b
     woolmill doctor
@@ -246,7 +276,26 @@ def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
         for line in _lines(found):
             click.echo(line)
     if found["problems"]:
-        click.get_current_context().exit(found["run"].get("status", 1))
+        status = found["run"].get("status") or found["start"].get("status", 1)
+        click.get_current_context().exit(status)
+
+
+def _start_lines(start: Mapping[str, Any]) -> Iterator[str]:
+    if start.get("seeds"):
+        yield f"  {counted(start['seeds'], 'seed task')} read"
+    if start.get("rows") is not None:
+        which = f"the first {start['rows']:,}" if start["more_rows"] else f"all {start['rows']:,}"
+        bad = f", {start['bad_rows']:,} are left out that cannot" if start["bad_rows"] else ""
+        yield f"  {which} input rows can be read{bad}"
+    for served in start.get("servers", ()):
+        if served["failure"]:
+            continue
+        context = served["context_length"]
+        what = f"serves {served['model']}" + (f", context {context:,} tokens" if context else "")
+        unlisted = (
+            f"answers, and does not list {served['model']}: only a request tells if it is there"
+        )
+        yield f"  {served['server']} {what if served['listed'] else unlisted}"
 
 
 def _files(most: int) -> str:
@@ -285,5 +334,6 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         elsewhere = run["semantic"] and run["embeddings"]
         where = f", by embeddings of {run['embeddings']}" if elsewhere else ""
         yield f"  near-duplicates by meaning are {refused}{where}"
+        yield from _start_lines(found["start"])
     for problem in found["problems"]:
         yield f"problem: {problem}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 
+from engine.backends.base import Backend
 from engine.backends.batch.nobody import Nobody
 from engine.datasets import BAD_ROWS
 from engine.decide.decider import fetch_encoder, uses_semantic
@@ -56,7 +57,7 @@ from engine.store import Manifest, RunStore
 from engine.surroundings import allow_open_files
 from engine.text import counted
 
-__all__ = ["Result", "generate", "make_backends", "make_prompts"]
+__all__ = ["Result", "generate", "learn_lengths", "make_backends", "make_prompts", "try_out"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ async def generate(config: RunConfig, display: Display, owner: Owner | None = No
             for line in about_language(stage.settled.config, stage.settled.tasks):
                 display.note(line)
             if stage.before is None:
-                _try_out(stage.prompts, stage.settled.recipe)
+                try_out(stage.prompts, stage.settled.recipe)
             await stage.deciding.start()
         await servers.start()
         servers.spent(stages)
@@ -287,15 +288,19 @@ def _check_input(settled: Settled, before: OpenStage | None, manifest: Manifest)
 
 async def _ready(stage: OpenStage) -> None:
     """Learn how long prompts are and may be, and wait until models are loaded."""
-    config, backends = stage.settled.config, stage.pool.backends
+    await learn_lengths(stage.prompts, stage.settled.config, stage.pool.backends)
+    if stage.before is None:
+        try_out(stage.prompts, stage.settled.recipe)
+    await stage.deciding.ready()
+
+
+async def learn_lengths(prompts: Prompts, config: RunConfig, backends: Sequence[Backend]) -> None:
+    """Learn from ``backends``, which have started, how long prompts are and may be."""
     known = [b.context_length for b in backends if b.context_length is not None]
-    stage.prompts.context_length = config.context_length or min(known, default=None)
+    prompts.context_length = config.context_length or min(known, default=None)
     counter = tokenizer_counter(config.tokenizer) if config.tokenizer else None
     asked = next(iter(backends), None) or Nobody("", "")  # of a fleet all may have gone by now
-    await stage.prompts.count(counter or asked.count_tokens)
-    if stage.before is None:
-        _try_out(stage.prompts, stage.settled.recipe)
-    await stage.deciding.ready()
+    await prompts.count(counter or asked.count_tokens)
 
 
 def _say_kept(stage: OpenStage, display: Display, *, named: bool) -> None:
@@ -338,7 +343,7 @@ TRIED = 3
 """Requests that are made before anything is paid, to see whether the recipe can make one."""
 
 
-def _try_out(prompts: Prompts, recipe: Recipe) -> None:
+def try_out(prompts: Prompts, recipe: Recipe) -> None:
     """Raises ConfigError where none of the first requests can be made, or fits the context as far
     as it is known; InputError where the input has no rows.
     """

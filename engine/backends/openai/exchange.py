@@ -5,6 +5,7 @@ whole and bounded, and a verdict on what goes wrong.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -80,6 +81,9 @@ class Exchange:
                     return response, await self.whole(response)
                 finally:
                     await response.aclose()
+        except TimeoutError as exc:
+            silent = f"no answer to {method} {url.path} after {limit_s:.0f} s"
+            raise Failure(replace(self.failure(exc, phase).verdict, message=silent)) from exc
         except Exception as exc:  # whatever fails while a server is read is a verdict
             raise self.failure(exc, phase) from exc
 

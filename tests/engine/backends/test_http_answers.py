@@ -14,7 +14,7 @@ from benchmarks.server import FAULTS, Behaviour
 from engine.backends.base import Failure
 from engine.backends.openai.backend import HttpBackend
 from engine.backends.openai.listening import Timeouts
-from engine.errors import ConfigError
+from engine.errors import ConfigError, UnavailableError
 from engine.records import Completion
 from tests.engine.backends.talk import (
     COUNTED,
@@ -188,6 +188,19 @@ async def test_fault_009_a_stream_that_falls_silent_is_told_as_one() -> None:
         await backend.start()
         verdict = await verdict_of(backend)
         assert verdict.message.startswith("the answer broke off: silent or without an end after ")
+        await backend.aclose()
+
+
+async def test_a_list_of_models_that_does_not_come_is_told_as_one() -> None:
+    """A server may take the question and be silent, as one that still loads its model."""
+
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(5)
+
+    async with raw_server(serve) as url:
+        backend = HttpBackend(url, timeouts=QUICK)
+        with pytest.raises(UnavailableError, match=r"no answer to GET /v1/models after \d+ s"):
+            await backend.start()
         await backend.aclose()
 
 
