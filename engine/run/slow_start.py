@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.limits import Pool
 from engine.run.progress import Display, Progress
 from engine.settings import RunConfig
+from engine.text import counted
 
 __all__ = ["SlowStart"]
 
@@ -30,13 +31,25 @@ class SlowStart:
             oldest_s = max((endpoint.oldest_s for endpoint in pool.snapshot()), default=0.0)
             if oldest_s >= LONG_S:
                 self._said = True
-                tokens = self._config.sampling()["max_tokens"]
-                self.note(
-                    f"no answer in the first minute. One may take up to {tokens:,} tokens: with a "
-                    "lower --max-tokens, in a new --out, answers come sooner and may be cut off. "
-                    "Or the server hangs or still loads its model: its own log says so"
-                )
+                self.note(self._seen(progress, pool, oldest_s))
         self._display.refresh(progress, pool)
+
+    def _seen(self, progress: Progress, pool: Pool, oldest_s: float) -> str:
+        tokens = self._config.sampling()["max_tokens"]
+        longer = (
+            f"an answer may take up to {tokens:,} tokens: with a lower --max-tokens, in a new "
+            "--out, answers come sooner and may be cut off"
+        )
+        if progress.tokens_in_the_making:
+            return (
+                f"no answer is at its end yet, after {oldest_s:.0f} s; "
+                f"{progress.tokens_in_the_making:,} tokens have come: {longer}"
+            )
+        return (
+            f"nothing has come for {oldest_s:.0f} s of {counted(pool.in_flight, 'request')} that "
+            "went out. The server may hang, or still load its model: its own log says so, and "
+            f"--first-token-s ends the wait for each. Or it sends only whole answers, and {longer}"
+        )
 
     def note(self, message: str) -> None:
         self._display.note(message)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from engine.money import Prices
+from engine.recipes.load import ALPACA
 from engine.stages import open_stages, stages_of_run
 from engine.store import Counts, RunReader
 from engine.store.lock import is_held
@@ -45,13 +46,19 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
         lines.extend((f"# HELP woolmill_{name} {help_}", f"# TYPE woolmill_{name} gauge"))
         lines.append(f"woolmill_{name}{_labels(own)} {int(value)}")
 
+    free, fixed = run.manifest.free, run.manifest.fixed
+    named = (("folder", str(run.folder.resolve())), ("recipe", fixed.get("recipe", ALPACA)))
+    lines += ["# HELP woolmill_run_info Which run it is.", "# TYPE woolmill_run_info gauge"]
+    lines.append(f"woolmill_run_info{_labels(named)} 1")
     metric("accepted_records_total", "counter", "Accepted records.", lambda c: {(): c.accepted})
-    target = run.manifest.free.get("target")
+    target = free.get("target")
     if target is not None:
         of_last("target_records", "Accepted records wanted.", target)
     of_last("running", "Whether a process writes the run.", is_held(run.folder / "run.lock"))
     metric("refused_pieces_total", "counter", "Refused pieces by reason.",
            lambda c: {(("reason", reason),): n for reason, n in c.reasons.items()})  # fmt: skip
+    metric("decided_requests_total", "counter", "Requests up to the last decision.",
+           lambda c: {(): c.last_decided[0] + 1 if c.last_decided else 0})  # fmt: skip
     metric("requests_sent_total", "counter", "Requests sent.", lambda c: {(): c.sent})
     metric("answers_total", "counter", "Requests that came to an end, by backend.",
            lambda c: {(("backend", name),): n for name, n in c.backends.items() if name},

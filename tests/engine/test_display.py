@@ -300,7 +300,9 @@ async def test_nothing_is_said_where_nothing_holds_the_run_back() -> None:
 
 
 async def test_slow_first_answers_are_explained_once() -> None:
-    """After a minute without any, a line names the flag that shortens them."""
+    """After a minute without any, a line says what was seen and what to look at: the server where
+    nothing came at all, the length of answers where they are under way.
+    """
     notes: list[str] = []
 
     class Notes(SilentDisplay):
@@ -308,6 +310,8 @@ async def test_slow_first_answers_are_explained_once() -> None:
             notes.append(message)
 
     class Waiting:
+        in_flight = 16
+
         def __init__(self, oldest_s: float) -> None:
             self._oldest_s = oldest_s
 
@@ -319,8 +323,14 @@ async def test_slow_first_answers_are_explained_once() -> None:
     for oldest_s in (1.0, 59.0, 61.0, 90.0):
         display.refresh(Progress(target=10), cast(Pool, Waiting(oldest_s)))
         assert len(notes) == (oldest_s > 60)
-    assert "3,072 tokens: with a lower --max-tokens" in notes[0]
-    assert "the server hangs or still loads its model" in notes[0]
+    assert notes[0].startswith("nothing has come for 61 s of 16 requests that went out. The server")
+    assert "its own log says so, and --first-token-s ends the wait" in notes[0]
+    assert "3,072 tokens: with a lower --max-tokens" in notes.pop()
+    display = SlowStart(Notes(), config)
+    making = Progress(target=10, tokens_in_the_making=1200)
+    display.refresh(making, cast(Pool, Waiting(61.0)))
+    assert notes[0].startswith("no answer is at its end yet, after 61 s; 1,200 tokens have come: ")
+    assert "server" not in notes[0]
     display = SlowStart(Notes(), config)
     display.refresh(Progress(target=10, session_answered=1), cast(Pool, Waiting(1.0)))
     display.refresh(Progress(target=10, session_answered=1), cast(Pool, Waiting(90.0)))

@@ -349,6 +349,10 @@ def test_the_run_keeps_a_metrics_file(tmp_path: Path) -> None:
         assert f"woolmill_accepted_records_total {target}\n" in path.read_text()
     with RunReader(run) as reader:
         assert path.read_text() == metrics(reader)
+        decided = reader.counts().last_decided
+    assert decided is not None
+    assert f"woolmill_decided_requests_total {decided[0] + 1}\n" in path.read_text()
+    assert f'woolmill_run_info{{folder="{run}",recipe="alpaca"}} 1\n' in path.read_text()
     assert "woolmill_running 0\n" in path.read_text()
     with closing(RunStore.open(run, reader.manifest)) as store:
         assert "woolmill_running 1\n" in metrics(store)
