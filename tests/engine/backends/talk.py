@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,9 +16,21 @@ from engine.backends.base import Failure, Verdict
 from engine.backends.openai.backend import HttpBackend
 from engine.backends.openai.listening import Timeouts
 from engine.records import Completion
-from tests.engine.wire import prompt
+from tests.engine.wire import http as http_bytes
+from tests.engine.wire import prompt, raw_server
 
-__all__ = ["COUNTED", "DONE", "NOTHING", "QUICK", "ask", "canned", "talking", "text", "verdict_of"]
+__all__ = [
+    "COUNTED",
+    "DONE",
+    "NOTHING",
+    "QUICK",
+    "ask",
+    "canned",
+    "packed_answers",
+    "talking",
+    "text",
+    "verdict_of",
+]
 
 QUICK = Timeouts(connect_s=1.0, first_token_s=0.3, idle_s=0.2, total_s=1.0)
 
@@ -30,6 +44,20 @@ async def talking(
         await backend.start()
         yield server, backend
         await backend.aclose()
+
+
+@asynccontextmanager
+async def packed_answers(body: bytes) -> AsyncIterator[str]:
+    """A server that answers each request, but for the list of models, with ``body`` as gzip."""
+
+    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
+        if b"/models" in request:
+            writer.write(http_bytes(b'{"data":[{"id":"m"}]}'))
+        else:
+            writer.write(http_bytes(gzip.compress(body), headers="content-encoding: gzip\r\n"))
+
+    async with raw_server(serve) as url:
+        yield url
 
 
 async def verdict_of(backend: HttpBackend, index: int = 0) -> Verdict:

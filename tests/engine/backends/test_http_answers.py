@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 from typing import Any
 
@@ -23,6 +22,7 @@ from tests.engine.backends.talk import (
     QUICK,
     ask,
     canned,
+    packed_answers,
     talking,
     text,
     verdict_of,
@@ -336,15 +336,7 @@ async def test_fault_010_a_drip_ends_with_the_total_time() -> None:
 
 async def test_fault_020_answers_without_bounds_are_cut_off() -> None:
     """A zip bomb and an endless body end at the limit, for that request alone."""
-    bomb = gzip.compress(b" " * 50_000_000)
-
-    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
-        if b"/models" in request:
-            writer.write(http_bytes(b'{"data":[{"id":"m"}]}'))
-        else:
-            writer.write(http_bytes(bomb, headers="content-encoding: gzip\r\n"))
-
-    async with raw_server(serve) as url:
+    async with packed_answers(b" " * 50_000_000) as url:
         backend = HttpBackend(url, stream=False, max_response_bytes=100_000)
         await backend.start()
         verdict = await verdict_of(backend)
@@ -354,15 +346,7 @@ async def test_fault_020_answers_without_bounds_are_cut_off() -> None:
 
 async def test_packed_answers_are_unpacked() -> None:
     """Some proxies pack what nobody asked to be packed."""
-    packed = gzip.compress(json.dumps(message("words")).encode())
-
-    async def serve(request: bytes, writer: asyncio.StreamWriter) -> None:
-        if b"/models" in request:
-            writer.write(http_bytes(b'{"data":[{"id":"m"}]}'))
-        else:
-            writer.write(http_bytes(packed, headers="content-encoding: gzip\r\n"))
-
-    async with raw_server(serve) as url:
+    async with packed_answers(json.dumps(message("words")).encode()) as url:
         backend = HttpBackend(url, stream=False)
         await backend.start()
         (answer,) = await backend.complete([prompt()])
