@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["as_word", "counted", "nearest", "shorten", "visible"]
+__all__ = ["as_word", "counted", "in_money", "nearest", "shorten", "visible"]
 
 _KEPT = "\n\t"
 """Control characters that text may have: they move the cursor where a reader expects it."""
@@ -37,6 +37,11 @@ def as_word(value: object) -> str:
 def counted(count: int, noun: str) -> str:
     """``1 record``, ``2,000 records``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def in_money(cost: float) -> str:
+    """``cost`` for a person: with two decimals, or two digits where those would show nothing."""
+    return f"{cost:,.2f}" if cost >= 0.1 or not cost else f"{cost:.2g}"
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:

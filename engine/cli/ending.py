@@ -35,7 +35,7 @@ from engine.recipes.base import RECIPE_ERROR
 from engine.records import EVERY, SAMPLE
 from engine.screen import drain
 from engine.stages import BELOW
-from engine.text import as_word, counted
+from engine.text import as_word, counted, in_money
 
 if TYPE_CHECKING:
     from engine.run.generate import Result
@@ -46,7 +46,7 @@ __all__ = ["Ended", "finish", "say", "say_failure"]
 
 END = (
     "status", "reason", "accepted", "target", "refused", "failed", "unsent", "bad_rows", "dropped",
-    "unused", "prompt_tokens", "completion_tokens", "cost", "tokens_without_answer",
+    "undecided", "unused", "prompt_tokens", "completion_tokens", "cost", "tokens_without_answer",
     "cost_without_answer", "seconds", "dataset", "without_dataset", "resume", "traceback",
 )  # fmt: skip
 """The fields of the event that ends the JSON logs, in every ending."""
@@ -153,12 +153,18 @@ class Ended:
         return progress.dropped + sum(before.dropped for before in progress.before.values())
 
     @property
+    def undecided(self) -> int:
+        """Answers behind a request that has none yet, or behind the target."""
+        progress = self.result.progress
+        return max(0, progress.answered - progress.decided_answers)
+
+    @property
     def unused(self) -> int:
         """Answers behind the one that reached the target; a higher one uses them."""
         progress = self.result.progress
         if not self.result.stop.reached or not progress.paid or progress.target == EVERY:
             return 0
-        return max(0, progress.answered - progress.decided_answers)
+        return self.undecided
 
     @property
     def resume(self) -> str | None:
@@ -283,7 +289,12 @@ def _lines(ended: Ended) -> Iterator[str]:
         yield f"failed   {counted(failed, 'request')}, permanently; the report says why"
     if progress.failed:
         mended = "once mended: " if ended.unsent == ended.failed_requests else ""
+        if progress.failed < ended.failed_requests:
+            mended = f"{mended}those of stage {ended.stages[-1][0]}: "
         yield f"again    {mended}woolmill redecide {folder} --drop-failed   and the same command"
+    if ended.undecided and not result.stop.reached:
+        waiting = counted(ended.undecided, "answer")
+        yield f"waiting  {waiting}, kept and to be decided once the requests before have theirs"
     if ended.unused:
         unused = counted(ended.unused, "answer")
         yield f"unused   {unused}, paid and not needed; a higher target goes on with them"
@@ -327,6 +338,7 @@ def _event_of(ended: Ended) -> dict[str, Any]:
         "unsent": ended.unsent,
         "bad_rows": ended.result.bad_rows,
         "dropped": ended.dropped,
+        "undecided": ended.undecided,
         "unused": ended.unused,
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -377,18 +389,14 @@ def _cost(ended: Ended) -> str:
     """What the tokens cost, and what attempts without an answer may have taken besides."""
     lost, cost, besides = ended.tokens_without_answer, "", f"{ended.tokens_without_answer:,} tokens"
     if ended.cost is not None:
-        cost = f"; cost {_money(ended.cost)}"
+        cost = f"; cost {in_money(ended.cost)}"
     if ended.cost_without_answer:
-        besides = _money(ended.cost_without_answer)
-    return f"{cost}, and up to {besides} for attempts without an answer" if lost else cost
+        besides = in_money(ended.cost_without_answer)
+    return f"{cost}, and up to {besides} for attempts of which no answer is kept" if lost else cost
 
 
 def _rounded(cost: float | None) -> float | None:
     return None if cost is None else round(cost, 6)
-
-
-def _money(cost: float) -> str:
-    return f"{cost:,.2f}" if cost >= 0.1 or not cost else f"{cost:.2g}"
 
 
 def _command() -> str:

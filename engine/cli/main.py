@@ -19,7 +19,7 @@ import click
 from engine.errors import InternalError, Terminated, UsageError, WoolmillError, first_known
 from engine.screen import sturdy_streams
 
-__all__ = ["cli", "main", "say_error", "status_of"]
+__all__ = ["ForPeople", "cli", "main", "say_error", "status_of"]
 
 BUG = 70
 ELSEWHERE = {
@@ -71,14 +71,22 @@ def cli(debug: bool) -> None:
     woolmill export runs/alpaca --format messages -o chat.jsonl
     """
     logging.raiseExceptions = False  # a log line that cannot be written is no reason for others
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="woolmill: %(name)s: %(message)s",
-        handlers=[_ToStandardError()],
-    )
+    handler = _ToStandardError()
+    named = logging.Formatter("woolmill: %(name)s: %(message)s")
+    handler.setFormatter(named if debug else ForPeople("woolmill: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
     # To download a model, or to compile, takes up to a minute: a person should know what is on.
     for slow in ("engine.models", "engine.dedup.code_cache"):
         logging.getLogger(slow).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+class ForPeople(logging.Formatter):
+    """Names where a line comes from only where that is another package."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        ours = record.name.startswith("engine.")
+        return line if ours else line.replace("woolmill: ", f"woolmill: {record.name}: ", 1)
 
 
 class _ToStandardError(logging.Handler):

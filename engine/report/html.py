@@ -26,7 +26,7 @@ from engine.report.charts import charts
 from engine.report.pictures import NEEDED, rows_map, verbs
 from engine.report.stages import COLUMNS, costs, lines, models
 from engine.store import RunReader
-from engine.text import counted, shorten, visible
+from engine.text import counted, in_money, shorten, visible
 
 __all__ = ["document", "html", "policy", "style", "table_of", "vega"]
 
@@ -124,9 +124,11 @@ def _sections(
     records = counted(figures["accepted"], "record")
     yield f"<h1>{records} <small>{_shown(figures['run'])}</small></h1>"
     yield _tiles(analysis)
-    yield f"<p>{_requests(figures)}</p>\n"
+    stage = "".join(f"Stage {_shown(told['stage'])}. " for told in analysis["stages"][-1:])
+    yield f"<p>{stage}{_requests(figures)}</p>\n"
     if stages := lines(analysis):
-        yield _section("Stages", _stages(stages), "Figures below are those of the last stage.")
+        note = "Figures above, but for a cost of all stages, and below are those of the last one."
+        yield _section("Stages", _stages(stages), note)
     yield _section(
         "Rows at random",
         _accepted(analysis["accepted_examples"]),
@@ -212,7 +214,7 @@ def _tiles(analysis: Mapping[str, Any]) -> str:
         tiles.append(("input rows left out, which cannot be read", f"{left_out:,}"))
     for name, cost in costs(analysis):
         if cost is not None:
-            tiles.append((name, f"{cost:,.2f}"))
+            tiles.append((name, in_money(cost)))
     if analysis["latency_s"]:
         tiles.append(("seconds an answer, median", f"{analysis['latency_s']['p50']:,.2f}"))
     cells = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles)

@@ -28,7 +28,8 @@ def _parts(analysis: Mapping[str, Any]) -> Iterable[str]:
         "accepted", "not_compared_by_meaning", "input_rows_left_out",
         "tokens_per_accepted", "tokens_per_s", "seconds", "sessions",
     )  # fmt: skip
-    told = [(name, figures[name]) for name in names]
+    stage = [("stage", told["stage"]) for told in analysis["stages"][-1:]]
+    told = [*stage, *((name, figures[name]) for name in names)]
     yield table(("figure", "value"), [*told, *costs(analysis)])
     if stages := lines(analysis):
         yield "## Stages"

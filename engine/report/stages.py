@@ -62,7 +62,7 @@ def _sum(costs: Sequence[float | None]) -> float | None:
 
 def costs(analysis: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     """What a run cost, under a name each: of several stages, this one and all. What attempts
-    without an answer may have cost stands there where it is anything.
+    of which no answer is kept may have cost stands there where it is anything.
     """
     told = [("", analysis["figures"])]
     if analysis["stages"]:
@@ -71,7 +71,7 @@ def costs(analysis: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     for of, sums in told:
         named.append((f"cost{of}", sums["cost"]))
         if besides := sums["cost_without_answer"]:
-            named.append((f"at most, for attempts without an answer{of}", besides))
+            named.append((f"at most, for attempts of which no answer is kept{of}", besides))
     return named
 
 

@@ -16,7 +16,7 @@ from engine.limits import Pool
 from engine.run.progress import Progress
 from engine.run.status import Speed, told
 from engine.run.wording import WAITING, binds, clock, reached, stage_line, tokens_line
-from engine.text import visible
+from engine.text import in_money, visible
 
 __all__ = ["LiveDisplay"]
 
@@ -78,8 +78,8 @@ def block(state: dict[str, Any]) -> RenderableType:
     body.add_row("tokens/s", tokens_line(state))
     if state["cost"] is not None:
         at_end = state["cost_at_end"]
-        estimate = "" if at_end is None else f" · about {at_end:,.2f} at the end"
-        body.add_row("cost", f"{state['cost']:,.2f}{estimate}")
+        estimate = "" if at_end is None else f" · about {in_money(at_end)} at the end"
+        body.add_row("cost", in_money(state["cost"]) + estimate)
     if held := binds(state):
         waits = held.startswith(WAITING)
         body.add_row("now" if waits else "held back by", Text(held))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.text import counted, shorten, visible
+from engine.text import counted, in_money, shorten, visible
 
 __all__ = ["WAITING", "binds", "clock", "reached", "stage_line", "summary", "tokens_line"]
 
@@ -178,7 +178,7 @@ def summary(state: dict[str, Any]) -> str:
     if unread := state["not_compared_by_meaning"]:
         parts.append(f"not compared by meaning {unread:,}")
     if state["cost"] is not None:
-        parts.append(f"cost {state['cost']:,.2f}")
+        parts.append(f"cost {in_money(state['cost'])}")
     if state["left_s"] is not None and not state["draining"]:
         parts.append(f"{clock(state['left_s'])} left")
     return " · ".join(parts)

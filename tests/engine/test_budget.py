@@ -197,7 +197,9 @@ async def test_a_kill_forgets_no_request_under_way(tmp_path: Path) -> None:
         assert again.returncode == 75
         assert "raise --max-cost" in err.decode()
         assert server.ledger.asked.total() == 8
-    figure = re.search(r"cost 0\.00, and up to (\S+) for attempts without an answer", out.decode())
+    figure = re.search(
+        r"cost 0\.00, and up to (\S+) for attempts of which no answer is kept", out.decode()
+    )
     assert figure is not None
     assert float(figure[1]) == pytest.approx(most, abs=0.01)
     assert booked(folder) == (0, lost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -19,7 +20,7 @@ import pytest
 
 from benchmarks.server import Behaviour, Server
 from engine.cli.ending import END
-from engine.cli.main import main
+from engine.cli.main import ForPeople, main
 from engine.errors import DiskError, StoppedError, WoolmillError
 from engine.report.figures import figures
 from engine.run.display import SilentDisplay
@@ -403,6 +404,18 @@ def test_a_problem_that_doctor_finds_is_no_closed_pipe(
     status, out, _ = woolmill(capsys, "doctor", "--config", settings)
     assert status == 78
     assert "NOT_SET is not set" in out
+
+
+@pytest.mark.parametrize(
+    ("logger", "line"),
+    [
+        ("engine.limits.endpoint", "woolmill: it is out of service"),
+        ("transformers", "woolmill: transformers: it is out of service"),
+    ],
+)
+def test_a_line_of_the_log_names_other_packages_alone(logger: str, line: str) -> None:
+    told = logging.makeLogRecord({"name": logger, "msg": "it is %s", "args": ("out of service",)})
+    assert ForPeople("woolmill: %(message)s").format(told) == line
 
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:

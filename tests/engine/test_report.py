@@ -25,7 +25,7 @@ from engine.report.markdown import markdown
 from engine.report.pictures import _groups, rows_map, verbs
 from engine.store import RunReader, RunStore
 from engine.store.lock import RunLock
-from engine.text import shorten, visible
+from engine.text import in_money, shorten, visible
 from engine.view.rows import Rows
 from tests.engine.browser import Chromium, canary
 from tests.engine.hostile import MARK, hostile_strings
@@ -329,6 +329,14 @@ def test_compare_tells_two_runs_apart(run_folder: Path, tmp_path: Path) -> None:
 )
 def test_what_hides_is_shown(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"),
+    [(0.0, "0.00"), (0.00123, "0.0012"), (0.099, "0.099"), (0.1, "0.10"), (1234.5, "1,234.50")],
+)
+def test_a_small_cost_is_not_rounded_away(cost: float, shown: str) -> None:
+    assert in_money(cost) == shown
 
 
 def test_shorten_keeps_one_line() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import anyio.to_thread
 import pytest
 from click.testing import CliRunner
 
-from engine.cli.ending import Ended
+from engine.cli.ending import Ended, say
 from engine.cli.main import cli
 from engine.errors import (
     DONE_WITH_DEAD_LETTERS,
@@ -31,7 +32,7 @@ from engine.report.stages import costs
 from engine.run.generate import Result
 from engine.run.progress import Progress, Stop
 from engine.stages import Lineage, open_stages, stages_of_run
-from engine.store import RunReader, RunStore
+from engine.store import Counts, RunReader, RunStore
 from engine.upkeep.verify import problems
 from tests.engine.browser import Chromium
 from tests.engine.run.test_chain import accepted, dump, ran, spec, stage_folders
@@ -277,9 +278,11 @@ def test_a_report_has_a_line_for_each_stage_and_their_sums(chain: Path, base: Pa
         assert told["all_stages"]["tokens"][kind] == sum(tokens) > 0
     text = invoke("report", chain, "--format", "md", *code(base))
     assert "## Stages" in text
+    assert "| stage | 3-judge |" in text, "the figures are those of the last one"
     assert "all stages" in text
     page = invoke("report", chain, "--format", "html", *code(base))
     assert "<h2>Stages</h2>" in page
+    assert re.search(r"<p>Stage (<[^>]+>)*3-judge(</[^>]+>)*\. Of ", page)
     alone = json.loads(invoke("report", chain / "stages" / "1-ask", *code(base)))
     assert alone["accepted"] == told["stages"][0]["accepted"]
     assert alone["stages"] == []
@@ -295,7 +298,7 @@ def test_what_a_run_of_several_stages_cost_is_told_of_the_stage_and_of_all() -> 
     assert costs(several) == [
         ("cost of this stage", 1.5),
         ("cost of all stages", 2.75),
-        ("at most, for attempts without an answer of all stages", 0.5),
+        ("at most, for attempts of which no answer is kept of all stages", 0.5),
     ]
     alone = {"figures": {"cost": 1.5, "cost_without_answer": None}, "stages": []}
     assert costs(alone) == [("cost", 1.5)]
@@ -391,6 +394,14 @@ async def test_a_run_killed_while_its_store_was_made_starts_over(kind: str, tmp_
     assert result.stop.reached
 
 
+def told_at_the_end(result: Result) -> str:
+    """What a run of two stages says that came to this."""
+    stages = [("ask", Counts()), ("judge", Counts())]
+    with redirect_stdout(io.StringIO()) as said:
+        say(Ended(result=result, stages=stages), as_json=False)
+    return said.getvalue()
+
+
 def test_rows_that_an_early_stage_lost_are_told(tmp_path: Path) -> None:
     """Requests that failed in any stage, and not those about which there was nothing to ask."""
     progress = Progress(target=5, accepted=5)
@@ -399,6 +410,9 @@ def test_rows_that_an_early_stage_lost_are_told(tmp_path: Path) -> None:
     assert Ended(result=result).failed_requests == 2
     assert Ended(result=result).status == DONE_WITH_DEAD_LETTERS
     assert Ended(result=result).reason == "done; 2 requests failed permanently"
+    assert "again" not in told_at_the_end(result), "only the last stage's are asked again"
+    progress.failed = 1
+    assert "again    those of stage judge: woolmill redecide" in told_at_the_end(result)
     kept: dict[str, Any] = {"index": 0, "demonstrations": (), "completion": None}
     assert Answer(**kept, failure="bad_request").failed
     assert not Answer(**kept, failure="not_asked").failed

@@ -409,9 +409,8 @@ class HttpBackend:
                 self._streaming.timed_out()
             verdict = exchange.failure(exc, "generate").verdict
             if verdict.reason == "timeout":
-                verdict = replace(
-                    verdict, message=_waited(streamed, asyncio.get_running_loop().time() - began)
-                )
+                seconds = asyncio.get_running_loop().time() - began
+                verdict = replace(verdict, message=_waited(streamed, seconds, timeouts))
             raise Failure(_booked(verdict, streamed[0] if streamed else None, prompts)) from exc
         finally:
             calls.drop(call)
@@ -467,11 +466,19 @@ class HttpBackend:
         return model
 
 
-def _waited(streamed: Sequence[Reply], seconds: float) -> str:
-    """What was there of an answer when its time was over, ``seconds`` after it was asked for."""
+def _waited(streamed: Sequence[Reply], seconds: float, timeouts: Timeouts) -> str:
+    """What was there of an answer when its time was over, ``seconds`` after it was asked for, and
+    the setting that says so.
+    """
+    setting = "--attempt-s" if seconds >= timeouts.total_s else None
     if not streamed or streamed[0].ttft_s is None:
-        return f"no answer after {seconds:.0f} s"
-    return f"the answer broke off: silent or without an end after {seconds:.0f} s"
+        what = "no answer"
+        if setting is None and seconds >= timeouts.first_token_s:
+            setting = "--first-token-s"
+    else:
+        what = "the answer broke off: silent or without an end"
+        setting = setting or "--idle-s"
+    return f"{what} after {seconds:.0f} s{f' ({setting})' if setting else ''}"
 
 
 def _booked(verdict: Verdict, answer: Reply | None, prompts: Sequence[Prompt]) -> Verdict:

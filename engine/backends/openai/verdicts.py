@@ -205,7 +205,9 @@ def _of_exception(exc: BaseException, phase: Phase, where: str) -> Verdict:
 
 def _unsaid(exc: BaseException) -> str:
     """What an exception without words means."""
-    if isinstance(exc, httpx.TimeoutException | TimeoutError):
+    if isinstance(exc, httpx.ConnectTimeout):
+        what = "no connection in time"
+    elif isinstance(exc, httpx.TimeoutException | TimeoutError):
         what = "no answer in time"
     elif isinstance(exc, httpx.TransportError | OSError):
         what = "the connection broke off"

@@ -27,6 +27,8 @@ function shown(text, className = "block") {
 
 const number = (value, digits = 0) => value === null || value === undefined
   ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
+// With two decimals, or two digits where those would show nothing.
+const money = (cost) => cost >= 0.1 || !cost ? number(cost, 2) : String(Number(cost.toPrecision(2)));
 
 async function ask(path) {
   const response = await fetch(path, { credentials: "same-origin" });
@@ -103,8 +105,9 @@ function showState(state) {
   const answers = state.responses;
   if (speed.at && now > speed.at) speed.perSecond = (answers - speed.answers) / (now - speed.at);
   Object.assign(speed, { at: now, answers });
+  const several = state.stages.length > 1;
   const tiles = [
-    ["accepted", state.target ? `${number(state.accepted)} / ${number(state.target)}` : number(state.accepted)],
+    [several ? "accepted in this stage" : "accepted", state.target ? `${number(state.accepted)} / ${number(state.target)}` : number(state.accepted)],
     ["of all pieces", state.pieces ? `${number(100 * state.accepted / state.pieces, 1)} %` : "–"],
     ["answers", number(answers)], ["answers/s now", number(speed.perSecond, 1)],
     ["failed", number(state.failed)], ["in flight", number(state.in_flight)],
@@ -114,9 +117,8 @@ function showState(state) {
   const unread = state.not_compared_by_meaning;
   if (unread) tiles.push(["not compared by meaning", number(unread)]);
   if (state.input_rows_left_out) tiles.push(["input rows cannot be read", number(state.input_rows_left_out)]);
-  const several = state.stages.length > 1;
-  if (state.cost !== null) tiles.push([several ? "cost of this stage" : "cost", number(state.cost, 2)]);
-  if (several && state.cost_of_all_stages !== null) tiles.push(["cost of all stages", number(state.cost_of_all_stages, 2)]);
+  if (state.cost !== null) tiles.push([several ? "cost of this stage" : "cost", money(state.cost)]);
+  if (several && state.cost_of_all_stages !== null) tiles.push(["cost of all stages", money(state.cost_of_all_stages)]);
   at("tiles").replaceChildren(...tiles.map(([name, value]) => {
     const pair = element("div");
     pair.append(element("dt", "", name), element("dd", "", value));

@@ -67,6 +67,8 @@ async def test_no_fault_passes_for_an_answer(fault: str, stream: bool) -> None:
         assert verdict.kind == UNPAID.get(fault, "ambiguous")
         assert " " in verdict.message, "words, and no bare name of a class"
         assert (fault in SILENT) == verdict.message.startswith("no answer after")
+        setting = "--first-token-s" if stream else "--attempt-s"
+        assert (fault in SILENT) == verdict.message.endswith(f"({setting})")
         await asyncio.sleep(0.01)
         assert server.ledger.live == 0
         server.behaviour = Behaviour()
@@ -188,6 +190,7 @@ async def test_fault_009_a_stream_that_falls_silent_is_told_as_one() -> None:
         await backend.start()
         verdict = await verdict_of(backend)
         assert verdict.message.startswith("the answer broke off: silent or without an end after ")
+        assert verdict.message.endswith("(--idle-s)")
         await backend.aclose()
 
 
