@@ -1,6 +1,7 @@
 """Datasets of any everyday form in and out, told by their content and not by their names.
 
 forms (what a file holds, and text of any encoding) ─▶ read (rows) ─▶ compared (what of a row)
+                                       tables (Parquet and Arrow, in and out)
                                                             write (rows, in the form they had)
 """
 

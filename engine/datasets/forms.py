@@ -92,10 +92,6 @@ class Form:
     """CSV: as the header names them."""
     around: tuple[dict[str, Any], str] | None = None
     """A document that is an object: what stands in it besides the rows, and their key."""
-    schema: Any = None
-    """Parquet and Arrow: the types of the columns."""
-    schema_of: Path | None = None
-    """The file that has them; others of a folder may have other ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

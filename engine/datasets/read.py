@@ -29,13 +29,12 @@ from engine.datasets.forms import (
     opened,
     whole,
 )
-from engine.errors import InputError, UsageError
+from engine.datasets.tables import Schema, common_schema, read_table
+from engine.errors import InputError
 from engine.json_values import has_large_float
 
-__all__ = ["Dataset", "pyarrow_of", "read_rows"]
+__all__ = ["Dataset", "read_rows"]
 
-BATCH = 1_000
-"""Rows of Parquet that are held at once."""
 RUN_STORE = "run.sqlite"
 """The file by which a folder is known to be a run of ours."""
 FIELDS_OF_ROWS = {*USUAL, "output", "response", "completion", "answer", "chosen"}
@@ -77,6 +76,8 @@ class Dataset:
         self._max_whole_bytes = max_whole_bytes
         self._skip = skip
         self.form: Form | None = None
+        self.schemas: dict[Path, Any] = {}
+        """Of the files that are tables, as far as rows were read."""
 
     def __str__(self) -> str:
         return ", ".join(map(str, self._paths))
@@ -96,6 +97,11 @@ class Dataset:
             else:
                 for path in _data_files(given):
                     yield from self._file(path)
+
+    def schema_for(self, path: Path) -> Schema:
+        """What a table at ``path`` needs to hold all rows; it takes a pass over them."""
+        rows = Dataset(*self._paths, max_whole_bytes=self._max_whole_bytes, skip=lambda wrong: None)
+        return common_schema(rows, rows.schemas, path)
 
     def _take(self, form: Form, path: Path) -> None:
         """Note how the first file holds its rows; the others do likewise."""
@@ -120,7 +126,7 @@ class Dataset:
             elif form.kind == "csv":
                 yield from _csv(source, self._skip)
             else:
-                yield from _parquet(path, form) if form.kind == "parquet" else _arrow(path, form)
+                yield from read_table(path, form.kind, self.schemas)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -369,59 +375,6 @@ def _csv_rows(table: Any, path: Path, form: Form, skip: Skip | None) -> Iterator
         yield Row(path, first, dict(zip(header, cells, strict=True)))
 
 
-def _parquet(path: Path, form: Form) -> Iterator[Row]:
-    pa, pq = pyarrow_of(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            form.schema, form.schema_of = file.schema_arrow, path
-            yield from _batches(path, file.iter_batches(BATCH))
-    except (pa.ArrowException, OSError, ValueError) as exc:
-        raise InputError(f"{path}: not a Parquet file that can be read: {_line(exc)}") from exc
-
-
-def _arrow(path: Path, form: Form) -> Iterator[Row]:
-    """A stream, as ``datasets`` writes it, or a file of Arrow's own."""
-    pa, _ = pyarrow_of(path)
-    try:
-        with pa.OSFile(str(path)) as file:
-            if file.read(6) == b"ARROW1":
-                reader = pa.ipc.open_file(file)
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            else:
-                file.seek(0)
-                batches = reader = pa.ipc.open_stream(file)
-            form.schema, form.schema_of = reader.schema, path
-            yield from _batches(path, batches)
-    except (pa.ArrowException, OSError, ValueError) as exc:
-        raise InputError(f"{path}: not an Arrow file that can be read: {_line(exc)}") from exc
-
-
-def _batches(path: Path, batches: Any) -> Iterator[Row]:
-    number = 0
-    for batch in batches:
-        batch.validate(full=True)
-        names = batch.schema.names
-        if len(set(names)) < len(names):
-            twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
-            raise InputError(f"{path}: its columns name a column twice: {twice}; rename one")
-        for start in range(0, batch.num_rows, BATCH):
-            for values in batch.slice(start, BATCH).to_pylist():
-                number += 1
-                yield Row(path, number, values)
-
-
-def pyarrow_of(path: Path) -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.ipc
-        import pyarrow.parquet as pq
-    except ImportError as exc:
-        raise UsageError(
-            f"{path}: Parquet and Arrow need pyarrow: pip install 'woolmill[parquet]'"
-        ) from exc
-    return pa, pq
-
-
 # -- folders --------------------------------------------------------------------------------------
 
 
@@ -472,7 +425,3 @@ def _saved(folder: Path) -> list[Path]:
 def _some(names: Any) -> str:
     shown = list(names)[:4]
     return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
-
-
-def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:200]

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 import orjson
 
 from engine.datasets.forms import Form, Kind, Row
-from engine.datasets.read import BATCH, pyarrow_of
+from engine.datasets.read import Dataset
+from engine.datasets.tables import write_table
 from engine.errors import OutputError, UsageError
 from engine.files import new_file
 
@@ -39,14 +40,15 @@ Write = Callable[[Row], None]
 
 
 @contextmanager
-def writer(path: Path, like: Form | None = None, source: Path | None = None) -> Iterator[Write]:
+def writer(path: Path, dataset: Dataset | None = None) -> Iterator[Write]:
     """Gives a function that writes one row; the file appears when the context ends well.
 
     Args:
-        like: the form of the rows' own dataset.
-        source: the path of that dataset: where the two names end alike, so do their contents.
+        dataset: whose rows they are, read so far that its form is known. What has its form is
+            written as it stands there, and where the two names end alike, so do their contents.
     """
-    form = _form(path, like, source)
+    like = None if dataset is None else dataset.form
+    form = _form(path, like, None if dataset is None else dataset.path)
     if form.packed and form.kind in ("parquet", "arrow"):
         raise UsageError(f"{path}: tables are not packed once more; leave the .gz out")
     with ExitStack() as stack:
@@ -57,13 +59,11 @@ def writer(path: Path, like: Form | None = None, source: Path | None = None) -> 
                     "", "wb", PACKED_LEVEL, file, mtime=0
                 )  # the same rows, the same bytes
             )
-        write = {
-            "lines": _lines,
-            "document": _document,
-            "csv": _csv,
-            "parquet": _table,
-            "arrow": _table,
-        }[form.kind]
+        if form.kind == "parquet" or form.kind == "arrow":
+            schema = None if dataset is None else dataset.schema_for(path)
+            yield stack.enter_context(write_table(file, path, form.kind, schema))
+            return
+        write = {"lines": _lines, "document": _document, "csv": _csv}[form.kind]
         same = like is not None and like.kind == form.kind
         yield stack.enter_context(write(file, path, form, same))
 
@@ -188,8 +188,8 @@ def _csv(file: BinaryIO, path: Path, form: Form, same: bool) -> Iterator[Write]:
 def _cell(row: Row, path: Path, value: Any) -> str:
     if isinstance(value, list | dict | bytes):
         raise OutputError(
-            f"{path}: row {row.line} of {row.path} holds {type(value).__name__}s, and CSV has "
-            "only text; give -o a name that ends in .jsonl"
+            f"{path}: row {row.line} of {row.path} holds a value of type {type(value).__name__}, "
+            "and CSV has only text; give -o a name that ends in .jsonl"
         )
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
@@ -201,67 +201,3 @@ def inert(cell: str) -> str:
     cell = cell.replace("\0", "\ufffd")
     risky = cell.startswith(("\t", "\r", "\n")) or cell.lstrip().startswith(("=", "+", "-", "@"))
     return f"'{cell}" if risky else cell
-
-
-@contextmanager
-def _table(file: BinaryIO, path: Path, form: Form, same: bool) -> Iterator[Write]:
-    pa, pq = pyarrow_of(path)
-    schema = form.schema
-    rows: list[Row] = []
-    table_writer: Any = None
-
-    def flush() -> None:
-        nonlocal schema, table_writer
-        names = dict.fromkeys(name for row in rows for name in row.values)
-        if schema is not None:
-            names = dict.fromkeys(schema.names) | names
-        columns = {name: [row.values.get(name) for row in rows] for name in names}
-        try:
-            table = pa.Table.from_pydict(columns, schema)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as exc:
-            raise OutputError(
-                f"{path}: the rows do not fit one table ({' '.join(str(exc).split())[:200]}); "
-                "give -o a name that ends in .jsonl"
-            ) from exc
-        first = "those before" if same else f"the first {BATCH:,} rows"
-        # Those of the file that has the schema fit it.
-        doubtful = [i for i, row in enumerate(rows) if not same or row.path != form.schema_of]
-        held = table.to_pylist() if doubtful else []
-        for row, values in ((rows[i], held[i]) for i in doubtful):
-            if not _holds(values, row.values):
-                raise OutputError(
-                    f"{path}: row {row.line} of {row.path} has other fields than {first}; give -o "
-                    "a name that ends in .jsonl"
-                )
-        schema = table.schema
-        if table_writer is None:
-            make = pa.ipc.new_stream if form.kind == "arrow" else pq.ParquetWriter
-            table_writer = make(file, schema)
-        table_writer.write_table(table)
-        rows.clear()
-
-    def put(row: Row) -> None:
-        rows.append(row)
-        if len(rows) == BATCH:
-            flush()
-
-    try:
-        yield put
-        if rows or table_writer is None:
-            flush()
-    finally:
-        if table_writer is not None:
-            table_writer.close()
-
-
-def _holds(table: Any, values: Any) -> bool:
-    """Whether a row of a table has all that ``values`` has: Arrow leaves out what it has no column
-    for.
-    """
-    if isinstance(values, dict):
-        if not isinstance(table, dict):
-            return True  # a map
-        return all(v is None or (k in table and _holds(table[k], v)) for k, v in values.items())
-    if isinstance(values, list) and isinstance(table, list):
-        return all(map(_holds, table, values))
-    return True

@@ -270,7 +270,7 @@ def _decide(
         for rows, texts, compared in batches(dataset, fields, skip=bad):
             summary.compared = compared
             if keep is None and output is not None:
-                keep = stack.enter_context(writer(output, dataset.form, dataset.path))
+                keep = stack.enter_context(writer(output, dataset))
             refusals = [checks(row) for row in rows]
             candidates = [
                 Candidate(text=text, source=f"row:{index + i}")
@@ -306,7 +306,7 @@ def _decide(
                 f"{', '.join(row.values) or 'none'}"
             )
         if keep is None and output is not None:  # no rows at all
-            stack.enter_context(writer(output, dataset.form, dataset.path))
+            stack.enter_context(writer(output, dataset))
 
 
 def _say(message: str) -> None:
