@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,12 +23,17 @@ from engine.errors import DiskError, OutputError
 __all__ = [
     "cannot_write",
     "check_output",
+    "is_stream",
     "new_file",
     "new_folder",
     "open_log",
     "replace_file",
     "tail_lines",
 ]
+
+
+STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+"""Where the standard streams have names."""
 
 
 def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
@@ -38,13 +44,25 @@ def check_output(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] 
         inputs: files that the command reads, or folders of them. Never replaced, whatever the name,
             link or hard link they are reached by.
     """
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or is_stream(path):
         return
     for given in inputs:
         if _is_within(path, given):
             raise OutputError(f"{path}: is read by this command ({given}); choose another name")
     if not overwrite:
         raise OutputError(f"{path}: exists; replace it with --overwrite, or choose another name")
+
+
+def is_stream(path: Path) -> bool:
+    """Whether what is written to ``path`` goes on to somewhere else: a pipe, a device, a standard
+    stream. There is nothing to put a file in the place of.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return False
+    # A shell may have opened any file as /dev/stdout.
+    return kind not in (stat.S_IFREG, stat.S_IFDIR) or str(path.parent) in STREAMS
 
 
 def _is_within(path: Path, given: Path) -> bool:
@@ -105,7 +123,8 @@ def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
 def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the context ends, synced; not on an error.
 
-    A link at ``path`` is replaced, and what it points to is left alone.
+    A link at ``path`` is replaced, and what it points to is left alone. What is a stream is
+    written as it is.
 
     Args:
         placing: called with the whole file just before it takes its place.
@@ -116,6 +135,12 @@ def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Itera
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; choose another place")
+    if is_stream(path):
+        with _cannot_create(path):
+            stream = path.open("wb", buffering=1 << 20)
+        with cannot_write(path), stream:
+            yield stream
+        return
     with _cannot_create(path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)

@@ -15,7 +15,7 @@ from engine.recipes.base import Recipe
 from engine.recipes.load import ALPACA, is_code
 from engine.recipes.seeds import KEPT, kept_seeds
 from engine.records import EVERY, SeedTask
-from engine.settings import RunConfig
+from engine.settings import RunConfig, config_of
 from engine.store import Manifest, RunReader
 
 __all__ = ["copy_recipe", "keep_recipe", "recipe_of", "refuse_unnamed_code", "settings_of"]
@@ -87,10 +87,7 @@ def stored_config(folder: Path, stored: Manifest, changes: Mapping[str, Any] = {
         values.pop("semantic_dimension", None)  # of another model, which a server must tell
     if "semantic_url" in changes:
         values.pop("semantic_precision", None)
-    try:
-        return RunConfig.model_validate(values | dict(changes))
-    except ValueError as exc:
-        raise ConfigError(f"the settings do not fit together: {exc}") from exc
+    return config_of(values | dict(changes), changes)
 
 
 def recipe_of(run: RunReader, seeds: Path | None = None) -> Recipe | None:

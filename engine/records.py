@@ -168,7 +168,7 @@ class Completion:
     api: Api | None = None
     """How it was asked, where a host has not the API that the prompt names."""
     model: str = ""
-    """As the server names it in the reply."""
+    """As the server names it in the reply, or else as it was asked for."""
     latency_s: float = 0.0
     ttft_s: float | None = None
     """Time to the first token, where the answer was streamed."""

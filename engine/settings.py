@@ -296,12 +296,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {exc}") from exc
 
 
-def config_of(settings: Mapping[str, Any]) -> RunConfig:
-    """Settings that a program gives by their names. Raises ConfigError as ``load_config`` does."""
+def config_of(settings: Mapping[str, Any], flags: Mapping[str, Any] | None = None) -> RunConfig:
+    """Settings that a program gives by their names; ``flags`` are those of them that a person gave.
+    Raises ConfigError as ``load_config`` does.
+    """
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as exc:
-        raise ConfigError(_explain(exc, None, {})) from exc
+        raise ConfigError(_explain(exc, None, flags or {})) from exc
 
 
 def flag_name(name: str) -> str:
@@ -318,7 +320,7 @@ _TABLES: dict[str, type[BaseModel]] = {
 }
 
 
-def _explain(exc: ValidationError, path: Path | None, flags: dict[str, Any]) -> str:
+def _explain(exc: ValidationError, path: Path | None, flags: Mapping[str, Any]) -> str:
     first = exc.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     name = str(first["loc"][0]) if first["loc"] else ""

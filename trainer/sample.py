@@ -105,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load(name: str) -> tuple[Any, Any]:
     name = located(name)
     if not os.path.isfile(os.path.join(name, "config.json")):
-        raise ConfigError(f"{name}: holds no finished model; check --model")
+        raise ConfigError(
+            f"{name}: holds no finished model; check --model, or end its training: the same "
+            "command with --resume goes on from its last checkpoint"
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

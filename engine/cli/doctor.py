@@ -33,7 +33,7 @@ from engine.secrets import DEFAULT_VARIABLE, keep_from_children
 from engine.settings import EMBEDDED_MODEL, EndpointConfig, RunConfig, load_config
 from engine.store.space import RESERVE_BYTES, unsafe_filesystem
 from engine.surroundings import cache_homes, cores, spelt_out
-from engine.text import counted
+from engine.text import counted, visible
 
 __all__ = ["diagnose", "doctor"]
 
@@ -132,6 +132,7 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             keep_from_children(endpoint.key_env)  # what is no name must not be shown as one
         if config.semantic_key_env is not None:
             keep_from_children(config.semantic_key_env)
+        has_rows = config.rows is not None or config.make_recipe([]).rows_path is not None
         chosen = {
             "backend": config.chosen_backend,
             "model": config.model
@@ -141,7 +142,7 @@ def _would_run(config_file: Path | None) -> dict[str, Any]:
             "semantic": _compares(config) and uses_semantic(config),
             "embeddings": backend_of(config, None).name if config.semantic_url else None,
             "target": config.target
-            if "target" in config.model_fields_set or not config.rows
+            if "target" in config.model_fields_set or not has_rows
             else None,
             "out": str(config.out),
         }
@@ -274,7 +275,7 @@ def doctor(config_file: Path | None, ray: str | None, format_: str) -> None:
         click.echo(orjson.dumps(spelt_out(found), option=orjson.OPT_INDENT_2))
     else:
         for line in _lines(found):
-            click.echo(line)
+            click.echo(visible(" ".join(line.splitlines())))  # servers name their models
     if found["problems"]:
         status = found["run"].get("status") or found["start"].get("status", 1)
         click.get_current_context().exit(status)

@@ -12,17 +12,13 @@ import orjson
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from engine.cli.types import FILE, PLACE, Place
 from engine.sections import Flag, Section, flag_of
 from engine.settings import SECTIONS, flag_name
 
-__all__ = ["FILE", "PATHS", "Pair", "Sectioned", "pairs_of", "run_options", "section_options"]
+__all__ = ["PATHS", "Pair", "Sectioned", "pairs_of", "run_options", "section_options"]
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-PATHS = {
-    "file": FILE,
-    "folder": click.Path(path_type=Path, file_okay=False),
-    "either": click.Path(path_type=Path),
-}
+PATHS = {"file": FILE, "folder": Place(path_type=Path, file_okay=False), "either": PLACE}
 AGAIN = "; again for several."
 
 

@@ -394,7 +394,9 @@ def _data_files(folder: Path) -> list[Path]:
             parts = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
             raise InputError(f"{folder}: holds several parts ({parts}); name one of these folders")
         place = folder / "data" if (folder / "data").is_dir() else folder
-        paths = _saved(folder) or sorted(path for path in place.iterdir() if path.is_file())
+        paths = _saved(folder) or sorted(
+            path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")
+        )
     except OSError as exc:
         raise InputError(f"{folder}: cannot be read: {exc.strerror or exc}") from exc
     found: dict[str, list[Path]] = {}

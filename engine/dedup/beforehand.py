@@ -57,7 +57,7 @@ class Checks:
     Args:
         require: fields in which something must stand.
         shared: rows to stay clear of; no text of a row may have a run of words with them in common.
-        unique: a field in which no two rows that pass all else may have the same value.
+        unique: a field in which no two rows that pass what is before it may have the same value.
     """
 
     def __init__(

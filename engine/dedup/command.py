@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import click
 
+from engine.cli.types import FILE, PLACE, SHARE, Finite
 from engine.datasets import BadRowError, BadRows, Compared, Dataset, OnBadRow, Row, Skip, writer
 from engine.dedup.against import add_references, batches
 from engine.dedup.beforehand import EMPTY, Checks, FirstPlaces, Refusal
@@ -27,7 +28,7 @@ from engine.dedup.explain import explain_bands, one_line
 from engine.dedup.shared import SharedRuns
 from engine.dedup.texts import Texts
 from engine.errors import InputError, UsageError
-from engine.files import check_output
+from engine.files import check_output, is_stream
 from engine.languages import ENGLISH, LOOKED_AT, MIXED, detect, has_tokens, language_of
 from engine.surroundings import cores
 
@@ -42,9 +43,7 @@ TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 """Endings of files in which all rows have the same fields."""
 TOLD_EVERY_S = 10.0
 """How often a person who waits hears how far it is."""
-FILE = click.Path(path_type=Path, dir_okay=False)
 """An option that names a file to write; one for a folder would only fail at the end."""
-THRESHOLD = click.FloatRange(0, 1, min_open=True)
 """A similarity in (0, 1]. At 0 any two texts with a word in common would be duplicates."""
 
 
@@ -88,14 +87,14 @@ class _Measures:
 
 
 @click.command()
-@click.argument("datasets", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("datasets", type=PLACE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, help="Where the accepted rows go.")
 @click.option("--decisions", type=FILE, help="JSON Lines: what became of each row, and why.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there.")
 @click.option("--field", "fields", multiple=True,
               help="What is compared; may be given several times. Of a chat, the user's first turn "
               "is.  [default: instruction, messages, prompt or the like]")  # fmt: skip
-@click.option("--against", type=click.Path(path_type=Path), multiple=True,
+@click.option("--against", type=PLACE, multiple=True,
               help="Rows to compare with, never written; may be given several times. Whole texts "
               "are compared: a question inside a longer prompt, or in a later turn of a chat, is "
               "found by --against-words alone.")  # fmt: skip
@@ -106,11 +105,11 @@ class _Measures:
 @click.option("--language", default="auto", show_default=True, metavar="CODE",
               help="What the texts are written in: en, zh, ja, …; mul: several. auto looks at rows "
               "from all over the dataset; those of a mixed one go by their script.")  # fmt: skip
-@click.option("--rouge-threshold", type=THRESHOLD,
+@click.option("--rouge-threshold", type=SHARE,
               help="Refuse above this ROUGE-L F, in floats as Alpaca has it: a tie may fall either "
               "way.  [default: 0.7; 0.75 by characters]")  # fmt: skip
 @click.option("--no-rouge", is_flag=True, help="Do not compare by ROUGE-L.")
-@click.option("--semantic-threshold", type=THRESHOLD, default=0.9, show_default=True,
+@click.option("--semantic-threshold", type=SHARE, default=0.9, show_default=True,
               help="Refuse above this cosine of the embeddings.")  # fmt: skip
 @click.option("--no-semantic", is_flag=True, help="Do not compare by meaning: needs no model.")
 @click.option("--semantic-model", metavar="MODEL",
@@ -124,7 +123,7 @@ class _Measures:
               help="Send a key over plain http to another machine.")  # fmt: skip
 @click.option("--semantic-precision", type=click.Choice(get_args(Precision)), default="float32",
               show_default=True, help="bfloat16: twice as fast on CPUs with AMX.")  # fmt: skip
-@click.option("--borderline", type=click.FloatRange(0, 0.5), default=0.05, show_default=True,
+@click.option("--borderline", type=Finite(0, 0.5), default=0.05, show_default=True,
               help="Count and show decisions so close to a threshold.")  # fmt: skip
 @click.option("--on-bad-row", type=click.Choice(get_args(OnBadRow)), default="stop",
               show_default=True, help="What a row that cannot be read does; skip leaves it out of "
@@ -226,7 +225,7 @@ def dedup(
     summary.references_unreadable = cascade.unreadable
     summary.is_past_neighbours = cascade.is_past_neighbours
     summary.bad_rows = bad.count
-    click.echo(summary)
+    click.echo(summary, err=any(map(is_stream, written)))
 
 
 def language_of_rows(dataset: Dataset, fields: tuple[str, ...], skip: Skip) -> str:

@@ -187,7 +187,7 @@ def export_dataset(
     if options.by is not None:
         return _preference(run, layout, path, options, placing)
     parts = None
-    if options.validation:
+    if options.validation is not None:
         whole = options.best is not None and options.take is None and options.top is None
         lineage = _lineage_of(run, needed=False)
         parts = split(
@@ -269,8 +269,8 @@ def _preference(
     assert options.by is not None
     pairs = Pairs(run=run, layout=layout, lineage=layout.lineage, by=options.by)
     parts = None
-    if options.validation:
-        parts = _split_of(pairs, options)
+    if options.validation is not None:
+        parts = _split_of(pairs, options, options.validation)
         pairs = replace(pairs, ties=0, alone=0, other_prompts=0, chosen=[])
         records = _split_pairs(pairs, parts, path, placing)
     else:
@@ -292,7 +292,7 @@ def _preference(
     )
 
 
-def _split_of(pairs: Pairs, options: Options) -> Split:
+def _split_of(pairs: Pairs, options: Options, share: float) -> Split:
     """Which pairs validate, as their better rows are held out of each other."""
     if pairs.lineage.pairs_samples:
         raise UsageError(
@@ -303,7 +303,7 @@ def _split_of(pairs: Pairs, options: Options) -> Split:
     chosen = choose(pairs.run, among=np.array(pairs.chosen, np.int64))
     return split(
         pairs.run,
-        options.validation,
+        share,
         chosen,
         pairs.lineage,
         threshold=options.validation_threshold,

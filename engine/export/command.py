@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from engine.cli.types import SHARE, Finite
 from engine.datasets import BAD_ROWS
 from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
 from engine.export.split import ROUGE_LINK
+from engine.files import is_stream
 from engine.store import RunStore
 from engine.text import counted
 
@@ -50,9 +53,9 @@ SHORT = 0.9
               help="Sort by a number or by length(FIELD); -FIELD: from high to low.")  # fmt: skip
 @click.option("--top", type=click.IntRange(min=0), metavar="N",
               help="Only the first N rows in the order of --sort.")  # fmt: skip
-@click.option("--validation", type=float, default=0.0, metavar="SHARE",
+@click.option("--validation", type=Finite(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="Share of rows to validate with; no near-duplicate straddles.")  # fmt: skip
-@click.option("--validation-threshold", type=click.FloatRange(0, 1, min_open=True),
+@click.option("--validation-threshold", type=SHARE,
               default=ROUGE_LINK, show_default=True, metavar="F",
               help="From this ROUGE-L F on, two rows are near-duplicates for --validation.",
               )  # fmt: skip
@@ -90,31 +93,28 @@ def export(
     held_out = f", {parts.rows} of them validation" if parts is not None else ""
     noun = "pair" if written.format == "preference" else "record"
     noun = "refused piece" if wanted.refused else "input row" if wanted.outcomes else noun
-    click.echo(f"{counted(written.records, noun)}{held_out}  {output}")
+    say = partial(click.echo, err=is_stream(output))
+    say(f"{counted(written.records, noun)}{held_out}  {output}")
     if parts is not None and parts.groups < SHORT * parts.wanted:
-        click.echo(
+        say(
             f"{parts.wanted:,} were wanted for validation, and {parts.groups:,} can be held out: "
             "the others resemble rows outside their group, or ask the same"
         )
     if written.outcomes:
-        click.echo(", ".join(f"{count:,} {outcome}" for outcome, count in written.outcomes))
+        say(", ".join(f"{count:,} {outcome}" for outcome, count in written.outcomes))
     if written.unread:
         unread = counted(written.unread, "row")
-        click.echo(f"{unread} besides cannot be read, named in {folder / BAD_ROWS}")
+        say(f"{unread} besides cannot be read, named in {folder / BAD_ROWS}")
     if written.unlisted:
-        click.echo(f"rows that nobody was asked about have no line: {written.unlisted}")
+        say(f"rows that nobody was asked about have no line: {written.unlisted}")
     for why, count in written.unpaired:
-        click.echo(f"input rows without a pair, {why}: {count}")
+        say(f"input rows without a pair, {why}: {count}")
     if written.unscored:
-        click.echo(
-            f"input rows without a row, none of whose samples has a score: {written.unscored}"
-        )
+        say(f"input rows without a row, none of whose samples has a score: {written.unscored}")
     if written.as_json:
-        click.echo(f"columns that hold JSON text: {', '.join(written.as_json)}")
+        say(f"columns that hold JSON text: {', '.join(written.as_json)}")
     if written.left_out:
-        click.echo(
-            f"fields left out, as the format has no place for them: {', '.join(written.left_out)}"
-        )
+        say(f"fields left out, as the format has no place for them: {', '.join(written.left_out)}")
     if written.unsorted:
         unsorted = counted(written.unsorted, "row")
-        click.echo(f"{unsorted} without a value to sort by at the end")
+        say(f"{unsorted} without a value to sort by at the end")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import DiskError, OutputError
-from engine.files import replace_file
+from engine.files import is_stream, replace_file
 
 __all__ = ["CHANGED", "FOREIGN", "expect", "exported", "remember", "touched"]
 
@@ -32,7 +32,7 @@ def touched(run: Path, path: Path) -> str | None:
 
     An export is known by its hash wherever it lies, so that a run's folder can be moved.
     """
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or is_stream(path):
         return None
     if path.is_symlink():
         return FOREIGN
@@ -49,7 +49,9 @@ def expect(run: Path, path: Path, written: Path) -> None:
 
 
 def remember(run: Path, path: Path) -> None:
-    """Note that ``path`` holds an export of ``run`` as it is now."""
+    """Note that ``path`` holds an export of ``run`` as it is now, where it holds anything."""
+    if is_stream(path):
+        return
     _note(run, path, lambda _: [_fingerprint(path)])
 
 

@@ -40,7 +40,7 @@ class Options:
     ``engine.export.choice.choose``."""
     sort: str | None = None
     top: int | None = None
-    validation: float = 0.0
+    validation: float | None = None
     """Share of the rows for a validation part that no near-duplicate straddles."""
     validation_threshold: float = ROUGE_LINK
     """The ROUGE-L F from which two rows may not straddle; see ``engine.export.split``."""
@@ -49,7 +49,7 @@ class Options:
 
     def folder_of(self, format: Format | None) -> bool:
         """Whether a folder is written."""
-        return format == "datasets" or self.validation > 0 or self.shard_rows is not None
+        return format == "datasets" or self.validation is not None or self.shard_rows is not None
 
     @property
     def choosing(self) -> str:
@@ -64,7 +64,7 @@ class Options:
                 flag = "--refused" if self.refused else "--outcomes"
                 raise UsageError(f"{flag} goes alone, with --format jsonl")
             return
-        if self.validation_threshold != ROUGE_LINK and not self.validation:
+        if self.validation_threshold != ROUGE_LINK and self.validation is None:
             raise UsageError("--validation-threshold goes with --validation")
         if format == "alpaca":
             check_alpaca(layout)

@@ -39,6 +39,7 @@ from engine.recipes.guard import RecipeFault, compared_text
 from engine.records import Record
 from engine.stages import Lineage
 from engine.store import RunReader
+from engine.text import counted
 
 __all__ = ["COSINE_LINK", "ROUGE_LINK", "Split", "split"]
 
@@ -97,6 +98,8 @@ def split(
     chosen[: choice.count] = choice.sorted is None
     if choice.sorted is not None:
         chosen[choice.sorted.order] = True
+    if not chosen.any():
+        raise ConfigError(f"--validation {share}: there is no row to hold out; export more")
     read = _read(run, np.ones(count, np.bool_) if among_all else chosen, lineage)
     groups = list(_in_an_order_of_chance(read))
     wanted = min(max(round(len(groups) * share), 1), MAX_GROUPS)
@@ -116,13 +119,23 @@ def split(
             mask[read.numbers[members]] = True
             taken += 1
     mask &= chosen
-    if not mask.any():
-        total = int(chosen.sum())
+    total, held_out = int(chosen.sum()), int(mask.sum())
+    if not held_out and taken:
+        raise ConfigError(
+            f"--validation {share}: none of these {counted(total, 'row')} is of one of the "
+            f"{counted(taken, 'input row')} that this share of the whole run holds out; export more"
+        )
+    if not held_out:
         raise ConfigError(
             f"--validation {share}: no row can be held out of these {total:,}: each resembles"
             f" another one (a ROUGE-L F of {threshold} or more, a cosine of {COSINE_LINK} or more,"
             " or the same question); validate with other rows, or where all follow one pattern, "
             "with a higher --validation-threshold"
+        )
+    if held_out == total:
+        raise ConfigError(
+            f"--validation {share}: all of these {counted(total, 'row')} would be held out, and "
+            "none left to train on; export rows of more input rows"
         )
     return Split(
         mask=mask,

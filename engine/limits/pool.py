@@ -130,16 +130,17 @@ class Pool:
         Raises ConfigError (also where replicas serve different models), AuthError;
         UnavailableError where none answers.
         """
-        errors: list[WoolmillError] = []
+        failed: list[tuple[Endpoint, WoolmillError]] = []
         now_s = asyncio.get_running_loop().time()
         for endpoint in self._endpoints.values():
             try:
                 await endpoint.backend.start()
             except UnavailableError as exc:
-                errors.append(exc)
-                endpoint.open(now_s, str(exc))
-        if errors and len(errors) == len(self._endpoints):
-            raise errors[0]
+                failed.append((endpoint, exc))
+        if failed and len(failed) == len(self._endpoints):
+            raise failed[0][1]
+        for endpoint, error in failed:
+            endpoint.open(now_s, str(error))
         for backend in self._endpoints:
             self._compare(backend)
 
@@ -261,13 +262,20 @@ class Pool:
         return True
 
     async def rest(self, seconds: float) -> None:
-        """Wait between two attempts. Raises StoppedError as soon as there will be no other."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
-        raise StoppedError(DRAINING)
+        """Wait between two attempts. Raises what ``acquire`` raises as soon as there will be no
+        other.
+        """
+        now_s = asyncio.get_running_loop().time()
+        end_s = now_s + seconds
+        while now_s < end_s:
+            try:
+                async with asyncio.timeout_at(min(end_s, max(self._given_up_at_s(), now_s + 1e-3))):
+                    await self._stopping.wait()
+                raise StoppedError(DRAINING)
+            except TimeoutError:
+                now_s = asyncio.get_running_loop().time()
+            if (error := self._hopeless(now_s, 0)) is not None:
+                raise error
 
     def stop(self) -> None:
         """Hand out nothing more: whoever waits, rests or comes gets StoppedError."""
@@ -426,14 +434,17 @@ class Pool:
         if error is not None:
             self._give_up(error)
             return
-        ends_s = [s for s in (self._down_since_s, self._refused_since_s) if s is not None]
-        at_s = [s + self.settings.max_outage_s for s in ends_s]
-        soonest_s = min(at_s, default=math.inf)
+        soonest_s = self._given_up_at_s()
         if self._spending.fits(waiter.tokens):
             soonest_s = min(soonest_s, self._candidates.next_change_s())
         if soonest_s < math.inf:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(max(soonest_s, now_s + 1e-4), self._wake)
+
+    def _given_up_at_s(self) -> float:
+        """When waiting will have taken too long, if all stays as it is."""
+        since_s = [s for s in (self._down_since_s, self._refused_since_s) if s is not None]
+        return min(since_s, default=math.inf) + self.settings.max_outage_s
 
     def _hopeless(self, now_s: float, tokens: int) -> WoolmillError | None:
         """Why waiting longer is of no use, if it is not."""

@@ -188,7 +188,7 @@ class Loop:
     def _export(self, run: RunConfig, data: Path) -> None:
         with RunReader(run.out) as store:
             store.named_recipe = run.recipe
-            options = Options(validation=self._config.validation, shard_rows=ONE_FILE)
+            options = Options(validation=self._config.validation or None, shard_rows=ONE_FILE)
             export_dataset(store, "messages", data, options)
 
     def _train(self, number: int, started_from: int) -> None:

@@ -117,6 +117,11 @@ class OpenStage:
     bulk: Bulk | None = None
 
     @property
+    def paid(self) -> bool:
+        """Its answers cost money, as far as anybody knows."""
+        return self.settled.config.chosen_backend not in ("transformers", "vllm")
+
+    @property
     def sent_again(self) -> list[InFlight]:
         """Requests that were in flight when the last session ended and no batch will answer."""
         if self.bulk is None:
@@ -209,7 +214,6 @@ def _pipeline(
     stage: OpenStage, display: Display, owner: Owner, *, is_last: bool, watches: bool
 ) -> Pipeline:
     config, recipe = stage.settled.config, stage.settled.recipe
-    paid = config.chosen_backend not in ("transformers", "vllm")
     samples_a_row = (config.samples or 1) if recipe.reduces else 1
     return Pipeline(
         store=stage.store,
@@ -224,10 +228,10 @@ def _pipeline(
             max_barren_requests=config.max_barren_requests * samples_a_row,
             max_refusals_in_a_row=config.max_refusals_in_a_row,
             drain_timeout_s=config.drain_timeout_s,
-            at_least=8 if paid else 16,
+            at_least=8 if stage.paid else 16,
             by_meaning=uses_semantic(config),
             most_records=recipe.most,
-            paid=paid,
+            paid=stage.paid,
             feeds=not is_last,
         ),
         display=display,

@@ -325,7 +325,7 @@ def _say_resent(stage: OpenStage, display: Display) -> None:
         by_session = Counter(request.session for request in waiting)
         sessions = stage.store.sessions()
         billed = sum(each.perhaps_billed(by_session[each.number]) for each in sessions)
-        perhaps = f", of which {billed:,} may have been billed" if billed else ""
+        perhaps = f", of which {billed:,} may have been billed" if billed and stage.paid else ""
         display.note(
             f"sending again {counted(len(waiting), 'request')} without an answer{perhaps}: "
             f"{'numbers' if len(waiting) > 1 else 'number'} {numbers}"

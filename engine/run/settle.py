@@ -24,7 +24,7 @@ from engine.recipes.load import ALPACA
 from engine.recipes.seeds import bundled_seeds, read_seeds
 from engine.records import EVERY, Record, SeedTask
 from engine.run.inputs import InputRows, identity
-from engine.settings import AUTO, RunConfig
+from engine.settings import AUTO, RunConfig, config_of
 from engine.stages import folders_below, stages_of_run
 from engine.store import Manifest, RunStore
 
@@ -249,8 +249,8 @@ def _of_stage(config: RunConfig, recipe: Recipe, *, asks: bool) -> RunConfig:
     if not given.keys().isdisjoint((*OTHER_HOST, "model")):
         kept = {name: value for name, value in kept.items() if name not in OF_A_MODEL}
     try:
-        return RunConfig.model_validate({**kept, **given})
-    except ValueError as error:
+        return config_of({**kept, **given})
+    except ConfigError as error:
         raise ConfigError(f"[models.{recipe.model}]: {error}") from error
 
 

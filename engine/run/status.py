@@ -92,8 +92,15 @@ def _way(
         done, goal, per_s = progress.accepted, progress.target, accepted_per_s
     if goal is None:
         return None, None
-    left_s = round(max(0, goal - done) / per_s, 1) if per_s else None
+    left_s = round(max(0, goal - done * _ahead(progress)) / per_s, 1) if per_s else None
     return done / goal if goal else 1.0, left_s
+
+
+def _ahead(progress: Progress) -> float:
+    """Answers there are for each that is decided: those that wait for an earlier one are paid too,
+    and will give as many rows.
+    """
+    return max(1.0, progress.answered / max(1, progress.decided_answers))
 
 
 def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
@@ -102,6 +109,7 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
     share, left_s = _way(progress, *speed.steady_per_s())
     tokens = progress.prompt_tokens + progress.completion_tokens
     cost = _cost(progress, pool)
+    paid_for = None if share is None else min(1.0, share * _ahead(progress))
     return {
         "accepted": progress.accepted,
         "target": None if progress.target == EVERY else progress.target,
@@ -125,7 +133,7 @@ def told(progress: Progress, pool: Pool, speed: Speed) -> dict[str, Any]:
         "completion_tokens_per_s": round(completion_tokens, 1),
         "tokens_per_accepted": round(tokens / progress.accepted, 1) if progress.accepted else None,
         "cost": cost,
-        "cost_at_end": round(cost / share, 4) if cost is not None and share else None,
+        "cost_at_end": round(cost / paid_for, 4) if cost is not None and paid_for else None,
         "not_compared_by_meaning": progress.unread,
         "refused": {visible(reason): n for reason, n in progress.reasons.most_common()},
         "stages": [

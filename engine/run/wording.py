@@ -62,7 +62,7 @@ def _held_back_here(state: dict[str, Any]) -> list[str]:
 def _held_back_there(state: dict[str, Any]) -> list[str]:
     """By what is not known of the servers, by one that is away, by what they may be asked."""
     found = []
-    if state["learning_context"]:
+    if state["learning_context"] and "outage" not in _names(state):
         found.append("learning the context length (one call at a time)")
     for endpoint in state["endpoints"]:
         if endpoint["binds"] == "outage":

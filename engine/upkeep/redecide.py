@@ -88,7 +88,7 @@ def decision_options(command: Any) -> Any:
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @click.option("--drop-failed", is_flag=True,
               help="Drop the requests that failed, to be asked anew.")  # fmt: skip
-@click.option("--drop-refused", metavar="REASON,…", default="",
+@click.option("--drop-refused", metavar="REASON,…",
               help="Drop the answers that gave nothing but refusals for these reasons, to be asked "
               "anew: no_record,cut_off.")  # fmt: skip
 @click.option("--drop-stale", is_flag=True,
@@ -99,7 +99,7 @@ def redecide(
     stage: str | None,
     dry_run: bool,
     drop_failed: bool,
-    drop_refused: str,
+    drop_refused: str | None,
     drop_stale: bool,
     **changes: Any,
 ) -> None:
@@ -123,7 +123,7 @@ def redecide(
             f"woolmill redecide {as_word(stages[-1].folder)} {as_flags(given)}"
         )
     deciding = _deciding(stages[: place + 1], seeds, given)
-    if drop_failed or drop_refused:
+    if drop_failed or drop_refused is not None:
         if drop_stale or given or seeds is not None:
             raise UsageError("--drop-failed and --drop-refused go with nothing but --dry-run")
         if behind:
@@ -133,7 +133,7 @@ def redecide(
                 "Ask about input rows that came to nothing in a new run: woolmill export "
                 f"{as_word(folder)} --outcomes names them"
             )
-        reasons = frozenset(filter(None, map(str.strip, drop_refused.split(","))))
+        reasons = _named_reasons(drop_refused)
         count = _drop_fruitless(chosen, drop_failed, reasons, dry_run=dry_run)
         click.echo(f"{counted(count, 'answer')} would be dropped" if dry_run else _dropped(count))
         return
@@ -184,6 +184,13 @@ def _is_decided(folder: Path) -> bool:
 
 def _drop(folder: Path, behind: Sequence[Stage]) -> None:
     click.echo(_dropped(drop(folder, behind)))
+
+
+def _named_reasons(drop_refused: str | None) -> frozenset[str]:
+    reasons = frozenset(filter(None, map(str.strip, (drop_refused or "").split(","))))
+    if drop_refused is not None and not reasons:
+        raise UsageError("--drop-refused names no reason; woolmill report names those there are")
+    return reasons
 
 
 def _drop_fruitless(folder: Path, failed: bool, reasons: frozenset[str], *, dry_run: bool) -> int:

@@ -67,7 +67,8 @@ def metrics(run: RunReader, *, tokens_in_the_making: int | None = None) -> str:
            lambda c: {(): c.backends.get("", 0)})  # fmt: skip
     metric("failed_requests_total", "counter", "Requests that failed permanently.",
            lambda c: {(): c.failed})  # fmt: skip
-    metric("attempts_total", "counter", "Attempts, retries among them.",
+    metric("attempts_total", "counter",
+           "Attempts, retries among them, at requests that were answered or failed in the end.",
            lambda c: {(): c.attempts})  # fmt: skip
     metric("tokens_total", "counter", "Tokens billed.",
            lambda c: {(("kind", "prompt"),): c.prompt_tokens,

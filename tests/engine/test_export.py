@@ -516,3 +516,30 @@ def test_a_run_that_ends_replaces_no_dataset_that_somebody_changed(
             (run / "exports.json").unlink(missing_ok=True)
             with pytest.raises(OutputError):
                 export(reader, "alpaca", dataset)
+
+
+def test_a_split_leaves_something_for_both_parts(run_folder: Path, tmp_path: Path) -> None:
+    """Where all rows, or none, are those that are held out of the run, the export says which."""
+    with pytest.raises(ConfigError, match="there is no row to hold out"):
+        exported(run_folder, "jsonl", tmp_path / "x", validation=0.5, take=0)
+    with pytest.raises(ConfigError, match=r"all of these 1 row would be held out, and none left"):
+        exported(run_folder, "jsonl", tmp_path / "x", validation=0.5, take=1)
+    done = CliRunner().invoke(cli, ["export", str(run_folder), "-o", "x", "--validation", "0"])
+    assert done.exit_code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_export_goes_through_a_pipe(run_folder: Path, tmp_path: Path) -> None:
+    """Nothing is read from it, and no note says that it holds an export."""
+    place, whole = tmp_path / "fifo", tmp_path / "rows.jsonl"
+    os.mkfifo(place)
+    command = [sys.executable, "-m", "engine", "export", str(run_folder), "--format", "jsonl"]
+    with subprocess.Popen(
+        [*command, "-o", str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        came = place.read_bytes()
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, b"")
+    assert b"400 records" in err
+    exported(run_folder, "jsonl", whole)
+    assert came == whole.read_bytes()

@@ -40,5 +40,6 @@ def test_the_command(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [out.count(part) for part in ("> one", "> two", "[greedy]", "[sampled]")] == [1, 1, 2, 2]
     assert main(["--model", str(tmp_path)]) == 78
     assert capsys.readouterr().err == (
-        f"trainer.sample: {tmp_path}: holds no finished model; check --model\n"
+        f"trainer.sample: {tmp_path}: holds no finished model; check --model, or end its "
+        "training: the same command with --resume goes on from its last checkpoint\n"
     )

@@ -359,7 +359,7 @@ class HttpBackend:
             error = ConfigError(f"{self.name}: answered as {answer.model!r}, not as {self.model!r}")
             raise Failure(Verdict(kind="settings", reason="model", message=str(error), error=error))
         self._streaming.answered()
-        answer.model = self._named(answer.model)
+        answer.model = self._named(answer.model or self.model)
         if answer.unknown and not self._said_unknown:
             self._said_unknown = True
             self.on_lesson(

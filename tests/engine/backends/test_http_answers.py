@@ -356,3 +356,11 @@ async def test_packed_answers_are_unpacked() -> None:
         assert isinstance(answer, Completion)
         assert answer.text == "words"
         await backend.aclose()
+
+
+@pytest.mark.parametrize("named", ["other", ""])
+async def test_an_answer_that_names_no_model_is_of_the_one_asked_for(named: str) -> None:
+    whole = {**text("words", "stop"), "usage": COUNTED, "model": named}
+    answer = await ask(canned(whole=whole), stream=False, model="mine")
+    assert isinstance(answer, Completion)
+    assert answer.model == (named or "mine")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -644,3 +647,49 @@ def test_explain_says_which_rows_it_does_not_show(tmp_path: Path) -> None:
         "\n".join(orjson.dumps({"text": f"{text} {i}"}).decode() for i in range(2))
     )
     assert "2 rows of more than 2,048 tokens" in dedup(tmp_path / "in.jsonl", "--explain").output
+
+
+@pytest.mark.parametrize("target", ["/dev/stdout", "fifo"])
+def test_what_is_no_file_is_written_to_and_not_replaced(target: str, tmp_path: Path) -> None:
+    """Rows go on through it, and the summary stays out of their way."""
+    source, why = tmp_path / "in.jsonl", tmp_path / "why.jsonl"
+    source.write_text('{"instruction": "a b c"}\n{"instruction": "d e f"}\n')
+    place = Path(target) if target.startswith("/") else tmp_path / target
+    if target == "fifo":
+        os.mkfifo(place)
+    command = [sys.executable, "-m", "engine", "dedup", source, "--no-semantic", "-o", place]
+    with subprocess.Popen(
+        [*map(str, command), "--decisions", str(why)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        came = place.read_bytes() if target == "fifo" else b""
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert came + out == source.read_bytes()
+    assert b"accepted" in err
+    assert len(lines(why)) == 2
+    assert place.is_fifo() or place.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--rouge-threshold", "nan"), ("--semantic-threshold", "nan"), ("--borderline", "NaN")],
+)
+def test_what_is_no_number_is_no_threshold(options: tuple[str, str], dataset: Path) -> None:
+    done = dedup(dataset, "--explain", *options)
+    assert done.exit_code == 2
+    assert "is no number" in done.output
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
+    done = dedup("", "-o", tmp_path / "out.jsonl")
+    assert done.exit_code == 2
+    assert "a path is empty" in done.output
+
+
+def test_hidden_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("rows.jsonl", ".rows.jsonl.swp.jsonl"):
+        (tmp_path / "in" / name).write_text('{"instruction": "a b c"}\n')
+    dedup(tmp_path / "in", "-o", tmp_path / "out.jsonl", "--decisions", tmp_path / "why.jsonl")
+    assert len(lines(tmp_path / "why.jsonl")) == 1

@@ -152,6 +152,24 @@ async def test_fault_001_and_fault_002_an_outage_ends_the_run_in_time() -> None:
     assert 100 <= now() < 106
 
 
+@pytest.mark.parametrize("rest_s", [20.0, 1000.0])
+async def test_a_call_that_rests_does_not_outlast_an_outage(rest_s: float) -> None:
+    """The only call there is rests between two attempts, so that none waits for a slot."""
+    pool = pool_of(max_outage_s=100)
+    while pool.snapshot()[0].state == "closed":
+        (await pool.acquire(tokens=1)).release([GONE])
+    began_s = now()
+
+    async def tries() -> None:
+        for _ in range(40):
+            await pool.rest(rest_s)
+            (await pool.acquire(tokens=1)).release([GONE])
+
+    with pytest.raises(UnavailableError, match="no endpoint has answered for 100 s"):
+        await tries()
+    assert 100 <= now() - began_s < 106
+
+
 async def test_fault_052_a_server_that_restarts_is_waited_for() -> None:
     """Three minutes away and back: the next probe closes the breaker and all slots are there."""
     pool = pool_of()
