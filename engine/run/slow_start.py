@@ -40,6 +40,11 @@ class SlowStart:
             f"an answer may take up to {tokens:,} tokens: with a lower --max-tokens, in a new "
             "--out, answers come sooner and may be cut off"
         )
+        if self._config.chosen_backend == "transformers":
+            longer += (
+                ". Where other programs keep the processors busy, it is faster with "
+                "OMP_NUM_THREADS=1 before the command"
+            )
         if progress.tokens_in_the_making:
             return (
                 f"no answer is at its end yet, after {oldest_s:.0f} s; "
