@@ -26,6 +26,7 @@ __all__ = [
     "is_stream",
     "new_file",
     "new_folder",
+    "new_output",
     "open_log",
     "replace_file",
     "tail_lines",
@@ -123,8 +124,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], int]) -> int:
 def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the context ends, synced; not on an error.
 
-    A link at ``path`` is replaced, and what it points to is left alone. What is a stream is
-    written as it is.
+    A link at ``path`` is replaced, and what it points to is left alone.
 
     Args:
         placing: called with the whole file just before it takes its place.
@@ -135,12 +135,6 @@ def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Itera
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; choose another place")
-    if is_stream(path):
-        with _cannot_create(path):
-            stream = path.open("wb", buffering=1 << 20)
-        with cannot_write(path), stream:
-            yield stream
-        return
     with _cannot_create(path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
@@ -157,6 +151,22 @@ def new_file(path: Path, placing: Callable[[Path], None] | None = None) -> Itera
             _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_output(path: Path, placing: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
+    """As ``new_file``, for a place that a person names: what is a stream there is written to.
+
+    No file of a run is written so. In a folder from somebody else a pipe could hold it up for ever.
+    """
+    if not is_stream(path):
+        with new_file(path, placing) as file:
+            yield file
+        return
+    with _cannot_create(path):
+        stream = path.open("wb", buffering=1 << 20)
+    with cannot_write(path), stream:
+        yield stream
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from engine.files import check_output, new_file
+from engine.files import check_output, new_output
 
 __all__ = ["init", "template"]
 
@@ -28,6 +28,6 @@ def init(path: Path, overwrite: bool) -> None:
     woolmill generate --config woolmill.toml
     """
     check_output(path, overwrite=overwrite)
-    with new_file(path) as file:
+    with new_output(path) as file:
         file.write(template().encode())
     click.echo(f"{path}\nuse it with: woolmill generate --config {path}")

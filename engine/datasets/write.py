@@ -23,7 +23,7 @@ from engine.datasets.forms import Form, Kind, Row
 from engine.datasets.read import Dataset
 from engine.datasets.tables import write_table
 from engine.errors import OutputError, UsageError
-from engine.files import new_file
+from engine.files import new_output
 
 __all__ = ["NOT_WRITTEN", "inert", "writer"]
 
@@ -52,7 +52,7 @@ def writer(path: Path, dataset: Dataset | None = None) -> Iterator[Write]:
     if form.packed and form.kind in ("parquet", "arrow"):
         raise UsageError(f"{path}: tables are not packed once more; leave the .gz out")
     with ExitStack() as stack:
-        file: Any = stack.enter_context(new_file(path))
+        file: Any = stack.enter_context(new_output(path))
         if form.packed:
             file = stack.enter_context(
                 gzip.GzipFile(

@@ -34,7 +34,7 @@ from engine.export.refused import refused_lines
 from engine.export.rows import Row, rows
 from engine.export.split import Split, split
 from engine.failpoints import failpoint
-from engine.files import cannot_write, check_output
+from engine.files import cannot_write, check_output, is_stream
 from engine.kept import refuse_unnamed_code
 from engine.recipes.load import ALPACA
 from engine.recipes.seeds import KEPT
@@ -114,7 +114,8 @@ def export(run: RunReader, format: Format, path: Path, *, with_similarity: bool 
 
     Raises as ``export_dataset`` does.
     """
-    if why := _not_to_be_replaced(run, path, format):
+    why = "is no file" if is_stream(path) else _not_to_be_replaced(run, path, format)
+    if why:
         raise OutputError(f"{path}: {why}; move it away, and the same command writes it")
     return export_dataset(run, format, path, Options(with_similarity=with_similarity)).records
 
@@ -212,7 +213,7 @@ def export_dataset(
             folder = stack.enter_context(files.new_folder(path, placing))
             write = stack.enter_context(Parts(run, format, folder, layout, choice, parts, options))
         else:
-            file = stack.enter_context(files.new_file(path, placing))
+            file = stack.enter_context(files.new_output(path, placing))
             write = stack.enter_context(formats.writer(format, file, layout))
         for row in chosen:
             write(row)
@@ -351,7 +352,7 @@ def _lines(
 ) -> int:
     """Write lines of JSON that are not rows in themselves; how many."""
     count = 0
-    with files.new_file(path, placing) as file:
+    with files.new_output(path, placing) as file:
         for count, line in enumerate(lines, 1):  # noqa: B007 - it is the number of all
             file.write(formats.dumps(line) + b"\n")
     with cannot_write(path):

@@ -240,7 +240,9 @@ class _Rows:
         if answer is not None:
             self._answer = answer
             noun = self._shape.noun
-            checks[f"{answer} repeats the {noun}"] += said.strip() == text.strip()
+            # A recipe may tell its rows by the answer itself, which repeats nothing then.
+            others = [shown(value).strip() for name, value in record.items() if name != answer]
+            checks[f"{answer} repeats the {noun}"] += text.strip() == said.strip() in others
             checks[f"{answer} declines the task"] += DECLINED.search(said[:200]) is not None
             checks[f"{answer} may be cut off: ends in a letter or comma"] += bool(
                 self._length(said) > 20 and (said[-1].isalpha() or said[-1] in ",，、")

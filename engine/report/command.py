@@ -9,7 +9,7 @@ import click
 import orjson
 
 from engine.export import own_files
-from engine.files import check_output, new_file
+from engine.files import check_output, new_output
 from engine.loop import page as rounds
 from engine.loop.ledger import LEDGER, Ledger, is_loop
 from engine.report.analysis import analyse
@@ -54,7 +54,7 @@ def report(
     if output is None:
         click.echo(text, nl=False)
         return
-    with new_file(output) as file:
+    with new_output(output) as file:
         file.write(text.encode(errors="replace"))
     click.echo(f"{len(text.encode(errors='replace')):,} bytes  {output}")
 

@@ -306,19 +306,27 @@ class _Report:
             self._lock.release()
 
 
+WAITING = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Woolmill</title>
+<p>The report is being made; this page follows.</p>
+"""
+
+
 async def _report(request: Request, *, views: _Stages) -> Response:
     text = views.report(request.query_params).get()
     if text is None:
-        return PlainTextResponse(
-            "The report is being made; this page follows.", 200, {"refresh": "1"}
-        )
+        return _html(WAITING, refresh="1")
     return _html(text)
 
 
-def _html(text: str) -> Response:
+def _html(text: str, **headers: str) -> Response:
     """A page of a report, which may run its own script and no other."""
-    security = {"content-security-policy": f"{policy()}; frame-ancestors 'none'"}
-    return Response(text, media_type="text/html", headers=security)
+    headers["content-security-policy"] = f"{policy()}; frame-ancestors 'none'"
+    return Response(text, media_type="text/html", headers=headers)
 
 
 async def _metrics(request: Request, *, folder: Path) -> Response:

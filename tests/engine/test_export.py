@@ -543,3 +543,15 @@ def test_an_export_goes_through_a_pipe(run_folder: Path, tmp_path: Path) -> None
     assert b"400 records" in err
     exported(run_folder, "jsonl", whole)
     assert came == whole.read_bytes()
+
+
+def test_a_pipe_in_the_place_of_the_run_s_own_dataset_holds_nothing_up(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    """A folder from somebody else may have one: nobody would ever read from it."""
+    os.mkfifo(tmp_path / "dataset.jsonl")
+    with (
+        RunStore.read(run_folder) as run,
+        pytest.raises(OutputError, match="is no file; move it away"),
+    ):
+        export(run, "jsonl", tmp_path / "dataset.jsonl")

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from engine.cli.main import cli
 from engine.errors import ConfigError, InputError, StoppedError
+from engine.report.analysis import analyse
 from engine.run.display import SilentDisplay
 from engine.run.generate import Result, generate
 from engine.settings import RunConfig
@@ -594,3 +595,26 @@ def test_requests_without_a_prompt_are_told_apart_from_failed_ones(tmp_path: Pat
     assert "woolmill_requests_sent_total 2" in told
     assert 'woolmill_answers_total{backend="scripted"} 2' in told
     assert "woolmill_unsent_requests_total 1" in told
+
+
+@pytest.mark.parametrize(
+    ("compare", "answer", "repeated"),
+    [("{{ answer }}", "{{ text }}", 0), ("{{ question }}", "{{ question }}", 2)],
+)
+def test_an_answer_repeats_what_another_field_says(
+    compare: str, answer: str, repeated: int, tmp_path: Path
+) -> None:
+    """Where rows are told by the answer itself, that is no answer that repeats them."""
+    path, rows = tmp_path / "own.toml", tmp_path / "rows.jsonl"
+    path.write_text(
+        f'[recipe]\nname = "own"\ncompare = "{compare}"\n[rows]\n[stage]\n'
+        f'user = "{{{{ question }}}}"\n'
+        f'give = {{ question = "{{{{ question }}}}", answer = "{answer}" }}\n'
+    )
+    rows.write_text('{"question": "Why is grass green?"}\n{"question": "Who built boats?"}\n')
+    words = ["generate", "--recipe", path, "--rows", rows, "--backend", "scripted"]
+    words += ["--no-semantic", "--rouge-threshold", "1", "--out", tmp_path / "run"]
+    assert CliRunner().invoke(cli, [str(word) for word in words]).exit_code == 0
+    with RunStore.read(tmp_path / "run") as run:
+        assert run.counts().accepted == 2
+        assert analyse(run)["checks"].get("answer repeats the text", 0) == repeated
