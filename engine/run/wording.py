@@ -62,12 +62,12 @@ def _held_back_here(state: dict[str, Any]) -> list[str]:
 def _held_back_there(state: dict[str, Any]) -> list[str]:
     """By what is not known of the servers, by one that is away, by what they may be asked."""
     found = []
-    if state["learning_context"] and "outage" not in _names(state):
+    away = [endpoint for endpoint in state["endpoints"] if endpoint["state"] != "closed"]
+    if state["learning_context"] and not away:
         found.append("learning the context length (one call at a time)")
-    for endpoint in state["endpoints"]:
-        if endpoint["binds"] == "outage":
-            why = f": {shorten(endpoint['failure'], 80)}" if endpoint["failure"] else ""
-            found.append(f"outage ({endpoint['name']}{why})")
+    for endpoint in away:
+        why = f": {shorten(endpoint['failure'], 80)}" if endpoint["failure"] else ""
+        found.append(f"outage ({endpoint['name']}{why})")
     if not state["endpoints"]:
         found.append("outage (all servers have left)")
     return found + sorted(_names(state) - {"nothing", "limit", "outage"})

@@ -250,8 +250,12 @@ HELD_BACK = {
     ),
     "a pause": ({"server": {"in_flight": 1, "binds": "pause"}}, "held back by pause"),
     "an outage": (
-        {"server": {"binds": "outage", "failure": "connect_refused: no"}},
+        {"server": {"state": "open", "binds": "outage", "failure": "connect_refused: no"}},
         "held back by outage (http://127.0.0.1:8000: connect_refused: no)",
+    ),
+    "an outage whose only call rests": (
+        {"server": {"state": "probing", "failure": "timeout: no"}, "learning_context": True},
+        "held back by outage (http://127.0.0.1:8000: timeout: no)",
     ),
     "servers that have left": (
         {"endpoints": []},
