@@ -412,7 +412,9 @@ def _data_files(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder}: holds files of several forms ({', '.join(sorted(found))}); name one file"
         )
-    return next(iter(found.values()))
+    (paths,) = found.values()
+    # What writes many files may leave some without a row; where all are so, reading says it.
+    return [path for path in paths if not path.is_file() or path.stat().st_size] or paths
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -687,9 +687,13 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
     assert "a path is empty" in done.output
 
 
-def test_hidden_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
+def test_hidden_and_empty_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "empty.jsonl").touch()
+    with pytest.raises(InputError, match=r"empty\.jsonl: is empty"):
+        dedup(folder, "-o", tmp_path / "out.jsonl")
     for name in ("rows.jsonl", ".rows.jsonl.swp.jsonl"):
-        (tmp_path / "in" / name).write_text('{"instruction": "a b c"}\n')
-    dedup(tmp_path / "in", "-o", tmp_path / "out.jsonl", "--decisions", tmp_path / "why.jsonl")
+        (folder / name).write_text('{"instruction": "a b c"}\n')
+    dedup(folder, "-o", tmp_path / "out.jsonl", "--decisions", tmp_path / "why.jsonl")
     assert len(lines(tmp_path / "why.jsonl")) == 1
