@@ -25,7 +25,7 @@ class Finite(click.FloatRange):
 
 
 SHARE = Finite(0, 1, min_open=True)
-"""Of thresholds: more than 0, at most 1."""
+"""A similarity in (0, 1]. At 0 any two texts with a word in common would be duplicates."""
 
 
 class Place(click.Path):
@@ -38,5 +38,6 @@ class Place(click.Path):
 
 
 FILE = Place(path_type=Path, dir_okay=False)
+"""A file to write; an option for a folder would only fail at the end."""
 PLACE = Place(path_type=Path)
 """A file or a folder."""

@@ -372,3 +372,26 @@ def test_the_page_names_no_remote_asset(run_folder: Path, pictures: dict[str, An
     assert len(text) < 10_000_000
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text.split("<script>")[0])
     assert "default-src 'none'" in unescape(text[:2000])
+
+
+@pytest.mark.parametrize(
+    ("compare", "answer", "repeated"),
+    [("{{ answer }}", "{{ text }}", 0), ("{{ question }}", "{{ question }}", 2)],
+)
+def test_an_answer_repeats_what_another_field_says(
+    compare: str, answer: str, repeated: int, tmp_path: Path
+) -> None:
+    """Where rows are told by the answer itself, that is no answer that repeats them."""
+    path, rows = tmp_path / "own.toml", tmp_path / "rows.jsonl"
+    path.write_text(
+        f'[recipe]\nname = "own"\ncompare = "{compare}"\n[rows]\n[stage]\n'
+        f'user = "{{{{ question }}}}"\n'
+        f'give = {{ question = "{{{{ question }}}}", answer = "{answer}" }}\n'
+    )
+    rows.write_text('{"question": "Why is grass green?"}\n{"question": "Who built boats?"}\n')
+    words = ["generate", "--recipe", path, "--rows", rows, "--backend", "scripted"]
+    words += ["--no-semantic", "--rouge-threshold", "1", "--out", tmp_path / "run"]
+    assert CliRunner().invoke(cli, [str(word) for word in words]).exit_code == 0
+    with RunStore.read(tmp_path / "run") as run:
+        assert run.counts().accepted == 2
+        assert analyse(run)["checks"].get("answer repeats the text", 0) == repeated
