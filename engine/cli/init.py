@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from engine.files import check_output, new_output
+from engine.cli.types import FILE
+from engine.files import check_output, is_stream, new_output
 
 __all__ = ["init", "template"]
 
@@ -18,7 +19,7 @@ def template() -> str:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="woolmill.toml")
+@click.argument("path", type=FILE, default="woolmill.toml")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def init(path: Path, overwrite: bool) -> None:
     """Write a commented settings file. [PATH: woolmill.toml]
@@ -30,4 +31,4 @@ def init(path: Path, overwrite: bool) -> None:
     check_output(path, overwrite=overwrite)
     with new_output(path) as file:
         file.write(template().encode())
-    click.echo(f"{path}\nuse it with: woolmill generate --config {path}")
+    click.echo(f"{path}\nuse it with: woolmill generate --config {path}", err=is_stream(path))

@@ -29,11 +29,15 @@ SHARE = Finite(0, 1, min_open=True)
 
 
 class Place(click.Path):
-    """A path. The empty one, which a variable without a value gives, is not the current folder."""
+    """A path. The empty one, which a variable without a value gives, is not the current folder, and
+    ``-`` is no file of that name.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):
             self.fail("a path is empty; a variable in it may have no value.", param, ctx)
+        if os.fspath(value) == "-":
+            self.fail("- names no file here; give /dev/stdout, or ./- for one", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -150,7 +150,8 @@ def write_table(
         if table_writer is None:
             known = table.schema
             make = pa.ipc.new_stream if kind == "arrow" else pq.ParquetWriter
-            table_writer = make(file, table.schema)
+            with _fitting(path):  # Parquet has no objects without fields
+                table_writer = make(file, table.schema)
         table_writer.write_table(table)
         rows.clear()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from engine.cli.types import SHARE, Finite
+from engine.cli.types import PLACE, SHARE, Finite
 from engine.datasets import BAD_ROWS
 from engine.export import Options, export_dataset
 from engine.export.formats import FORMATS
@@ -27,7 +27,7 @@ SHORT = 0.9
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--format", "format_", type=click.Choice(FORMATS),
               help="What is written. [as -o ends: .json, .jsonl, .csv or .parquet]")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+@click.option("-o", "--output", type=PLACE, required=True,
               help="A file; a folder for datasets, --validation and --shard-rows.")  # fmt: skip
 @click.option("--with-similarity", is_flag=True,
               help="alpaca: add most_similar_instructions and avg_similarity_score.")  # fmt: skip

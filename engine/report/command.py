@@ -8,8 +8,9 @@ from typing import Any
 import click
 import orjson
 
+from engine.cli.types import FILE
 from engine.export import own_files
-from engine.files import check_output, new_output
+from engine.files import check_output, is_stream, new_output
 from engine.loop import page as rounds
 from engine.loop.ledger import LEDGER, Ledger, is_loop
 from engine.report.analysis import analyse
@@ -28,7 +29,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.argument("folder", type=FOLDER)
 @click.option("--format", "format_", type=click.Choice(["html", "md", "json"]),
               help="[html with -o NAME.html, md with NAME.md, else json]")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("-o", "--output", type=FILE,
               help="Where it goes; without it, to standard output.")  # fmt: skip
 @click.option("--recipe", default="",
               help="The run's recipe, where it is code: FILE.py:CLASS.")  # fmt: skip
@@ -56,7 +57,7 @@ def report(
         return
     with new_output(output) as file:
         file.write(text.encode(errors="replace"))
-    click.echo(f"{len(text.encode(errors='replace')):,} bytes  {output}")
+    click.echo(f"{len(text.encode(errors='replace')):,} bytes  {output}", err=is_stream(output))
 
 
 def _of_run(folder: Path, chosen: str, recipe: str) -> str:

@@ -125,7 +125,7 @@ def test_a_table_holds_what_late_rows_have(
     assert told[-1] == {"instruction": "c", "o": None, "late": 1}
 
 
-@pytest.mark.parametrize("values", [(1, "1"), (2**53 + 1, 0.5), (True, 1), ({"p": 1}, 2)])
+@pytest.mark.parametrize("values", [(1, "1"), (2**53 + 1, 0.5), (True, 1), ({"p": 1}, 2), ({}, {})])
 def test_a_table_that_cannot_hold_a_row_as_it_is_is_refused(
     values: tuple[Any, Any], tmp_path: Path
 ) -> None:

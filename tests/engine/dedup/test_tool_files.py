@@ -257,10 +257,12 @@ def test_what_is_no_file_is_written_to_and_not_replaced(target: str, tmp_path: P
     assert place.is_fifo() or place.is_symlink()
 
 
-def test_an_empty_path_is_not_the_current_folder(tmp_path: Path) -> None:
-    done = dedup("", "-o", tmp_path / "out.jsonl")
-    assert done.exit_code == 2
-    assert "a path is empty" in done.output
+def test_what_is_no_path_is_refused(dataset: Path, tmp_path: Path) -> None:
+    """An empty one would be the current folder, and a dash a file of that name."""
+    for words, said in (("", "a path is empty"), (dataset, "- names no file here")):
+        done = dedup(words, "-o", tmp_path / "out.jsonl" if not words else "-")
+        assert done.exit_code == 2
+        assert said in done.output
 
 
 def test_hidden_and_empty_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
